@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The strict settings under which every test runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What JAX may use when the run is `pytest -m gpu` or `pytest -m tpu`; otherwise the CPU.
+PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the platform before JAX starts, then makes JAX strict.
+
+    Implicit broadcasting across ranks and implicit promotion of dtypes raise. An
+    explicit JAX_PLATFORMS or XLA_FLAGS in the environment is respected.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", PLATFORMS.get(config.option.markexpr, "cpu"))
+    devices = "--xla_force_host_platform_device_count"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if devices not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {devices}=8".strip()
+
+    import jax
+    from absl import flags as absl_flags
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # A size limit also makes JAX lock the cache, so that parallel test processes share it.
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    # Grain reads absl flags, which nobody parses under pytest.
+    absl_flags.FLAGS.mark_as_parsed()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose accelerator is not there, saying how to run it."""
+    for name in PLATFORMS:
+        if item.get_closest_marker(name) is None:
+            continue
+        import jax
+
+        if jax.default_backend() != name:
+            pytest.skip(
+                f"needs a {name.upper()}: run `pytest -m {name}` on a machine with one"
+            )
