@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests: one JSON object per line, a video or image and what it shows.
+
+    {"video": "clips/00000.mp4", "text": "a red circle moves left"}
+    {"image": "stills/00000.png", "text": "a lighthouse at dusk"}
+
+Paths are relative to the manifest's folder. Other keys are ignored.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Kind = Literal["video", "image"]
+
+_REPORTED = 10
+
+
+@dataclass(frozen=True)
+class Record:
+    """One video or image file and its caption."""
+
+    path: Path
+    kind: Kind
+    text: str
+
+
+def read_manifest(path: str | Path) -> tuple[Record, ...]:
+    """The records of a manifest, in order, their paths joined with its folder.
+
+    Raises one ValueError that lists the bad lines, or says that there is no line. Blank
+    lines are skipped; whether the named files exist is found out when they are read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"manifest {path} is not a file; correct the path")
+    records, problems = [], []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"manifest {path} is not text in UTF-8 ({error.reason}); convert it"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_record(line, path.parent))
+        except ValueError as error:
+            problems.append(f"  line {number}: {error}")
+    if problems:
+        more = len(problems) - _REPORTED
+        shown = problems[:_REPORTED] + ([f"  and {more} more"] if more > 0 else [])
+        raise ValueError(
+            f"manifest {path} has {len(problems)} bad lines; correct or remove them:\n"
+            + "\n".join(shown)
+        )
+    if not records:
+        raise ValueError(
+            f"manifest {path} is empty; write lines such as "
+            '{"video": "clip.mp4", "text": "what it shows"}'
+        )
+    return tuple(records)
+
+
+def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
+    """Writes records as a manifest, their paths relative to its folder where possible.
+
+    The file appears complete or not at all.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for record in records:
+        name = _relative(record.path, path.parent)
+        fields = {record.kind: name, "text": record.text}
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _record(line: str, folder: Path) -> Record:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(fields, dict):
+        raise ValueError('expected an object such as {"video": ..., "text": ...}')
+    kinds = [kind for kind in get_args(Kind) if kind in fields]
+    if len(kinds) != 1:
+        found = "both" if kinds else "neither"
+        raise ValueError(f'has {found} of "video" and "image", expected one')
+    for key in (kinds[0], "text"):
+        value = fields.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f'"{key}" is {json.dumps(value)}, expected some text')
+    return Record(folder / fields[kinds[0]], kinds[0], fields["text"])
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder` when inside it, else absolute."""
+    path, folder = path.absolute(), folder.absolute()
+    return (
+        path.relative_to(folder) if path.is_relative_to(folder) else path
+    ).as_posix()

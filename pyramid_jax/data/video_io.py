@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video and image files as arrays of 8-bit pixels, and back.
+
+Two conventions hold in the whole package: files and functions that touch them speak
+uint8 RGB, channels last; models see float32 in [-1, 1] (`to_model`, `to_uint8`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import (
+    ColorRange,
+    Colorspace,
+    Interpolation,
+    VideoReformatter,
+)
+from einops import repeat
+from jaxtyping import Float, UInt8
+
+# Pictures of fewer pixels are encoded faster without threads.
+_SMALL = 256 * 256
+# ITU-T H.273 code point for BT.709 primaries, transfer curve and matrix.
+_BT709 = 1
+# Without these, libswscale darkens every colour by 2 to 3 of 255 on its way to a file.
+_EXACT = (
+    Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+)
+
+
+def read_video(
+    path: str | Path, size: tuple[int, int], frames: int, fps: float
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """The first `frames` frames of a video file, resampled to `fps` and `size`.
+
+    Frame i is the source frame shown nearest to i / fps seconds after the first one
+    (the earlier of two equally near ones). Pictures are scaled until they cover
+    `size`, averaging when they shrink, and cropped at the centre. Rotation stored in
+    the file is applied.
+
+    Args:
+        size: height and width in pixels.
+
+    Raises ValueError for a missing, broken or too short file.
+    """
+    _check_request(size, frames, fps)
+    scaler = VideoReformatter()
+    with _opened(path, "video") as container:
+        chosen = _resampled(container, frames, fps)
+        pictures = [_fit(frame, size, scaler) for frame in chosen]
+    if len(pictures) < frames:
+        raise ValueError(
+            f"{path} has {len(pictures)} frames at {fps:g} frames per second, expected "
+            f"at least {frames}; ask for fewer frames or a higher rate, or leave this "
+            "file out"
+        )
+    return np.stack(pictures)
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file scaled until it covers `size`, cropped at the centre.
+
+    Args:
+        size: height and width in pixels.
+
+    Raises ValueError for a missing or broken file.
+    """
+    _check_request(size, 1, 1)
+    with _opened(path, "image") as container:
+        for frame in container.decode(video=0):
+            return _fit(frame, size, VideoReformatter())
+    raise ValueError(f"{path} holds no picture; replace the file or leave it out")
+
+
+def write_video(
+    path: str | Path,
+    video: UInt8[np.ndarray, "f h w 3"],
+    fps: float,
+    *,
+    crf: int = 18,
+    scale: int = 1,
+) -> None:
+    """Writes an H.264 mp4 file (yuv420p, BT.709) that every player and browser shows.
+
+    Args:
+        crf: quality of x264, 0 (best) to 51; 18 looks like the original.
+        scale: shows every pixel as a block of scale x scale, for tiny videos.
+
+    Raises ValueError for an empty video or an odd height or width.
+    """
+    if not 0 <= crf <= 51 or scale < 1 or fps <= 0:
+        raise ValueError(
+            f"crf {crf}, scale {scale}, fps {fps:g}: expected a crf of 0 to 51, a "
+            "scale of 1 or more and a positive number of frames per second"
+        )
+    video = repeat(video, "f h w c -> f (h i) (w j) c", i=scale, j=scale)
+    count, height, width, _ = video.shape
+    if not count or height % 2 or width % 2 or not height * width:
+        raise ValueError(
+            f"cannot write {count} frames of {height}x{width} pixels to {path}: H.264 "
+            "needs at least one frame, of even height and width; crop to even sizes "
+            "or use scale=2"
+        )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "fast"}
+        _tag_bt709(stream.codec_context)
+        if height * width < _SMALL:
+            stream.codec_context.thread_count = 1
+        scaler = VideoReformatter()
+        for pixels in video:
+            container.mux(stream.encode(_to_yuv(pixels, scaler)))
+        container.mux(stream.encode(None))
+
+
+def to_model(pixels: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """8-bit pixels as float32 in [-1, 1], the range the models work in."""
+    return pixels.astype(np.float32) / 127.5 - 1
+
+
+def to_uint8(pixels: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Pixels in [-1, 1] rounded to 8 bits; values outside the range are clamped."""
+    return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _check_request(size: tuple[int, int], frames: int, fps: float) -> None:
+    if min(size) < 1 or frames < 1 or fps <= 0:
+        raise ValueError(
+            f"size {size}, frames {frames}, fps {fps:g}: expected a positive height "
+            "and width, frame count and rate"
+        )
+
+
+@contextmanager
+def _opened(path: str | Path, kind: str) -> Iterator[av.container.InputContainer]:
+    """An open container with a video stream; its errors name the file and the cure."""
+    if not Path(path).is_file():
+        raise ValueError(f"{kind} {path} is not a file; correct the path")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                found = ", ".join(s.type for s in container.streams) or "nothing"
+                raise ValueError(
+                    f"{path} holds {found} but no {kind}; replace the file or leave it "
+                    "out"
+                )
+            yield container
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{path} can not be decoded as {kind} ({error.strerror}); replace the file "
+            "or leave it out"
+        ) from error
+
+
+def _resampled(
+    container: av.container.InputContainer, count: int, fps: float
+) -> Iterator[VideoFrame]:
+    """Up to `count` decoded frames, each the nearest in time to its place at `fps`."""
+    places = [Fraction(i) / Fraction(fps) for i in range(count)]
+    start, shown, last = None, Fraction(0), None
+    for frame in container.decode(video=0):
+        if frame.pts is None:
+            raise ValueError(
+                f"{container.name} has frames without time; put it into an mp4 file "
+                "first, e.g. with ffmpeg -r RATE -i INPUT OUTPUT.mp4"
+            )
+        time = frame.pts * frame.time_base
+        start = time if start is None else start
+        while places and last and 2 * places[0] <= shown + time - start:
+            places.pop(0)
+            yield last
+        if not places:
+            return
+        shown, last = time - start, frame
+    end = shown + _duration(container.streams.video[0], last)
+    while places and last and places[0] < end:
+        places.pop(0)
+        yield last
+
+
+def _duration(stream: av.VideoStream, frame: VideoFrame | None) -> Fraction:
+    """How long a stream's last frame is shown, in seconds."""
+    if frame is not None and frame.duration:
+        return frame.duration * frame.time_base
+    return 1 / stream.average_rate if stream.average_rate else Fraction(0)
+
+
+def _fit(
+    frame: VideoFrame, size: tuple[int, int], scaler: VideoReformatter
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture upright, scaled to cover `size` and cropped at the centre.
+
+    One `scaler` for all frames of a file keeps its tables: four times faster.
+    """
+    turns = round(frame.rotation / 90)
+    height, width = size if turns % 2 == 0 else size[::-1]
+    scale = max(height / frame.height, width / frame.width)
+    tall = max(height, round(frame.height * scale))
+    wide = max(width, round(frame.width * scale))
+    method = (Interpolation.AREA if scale < 1 else Interpolation.BICUBIC) | _EXACT
+    scaled = scaler.reformat(frame, wide, tall, "rgb24", interpolation=method)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    cropped = scaled.to_ndarray()[top : top + height, left : left + width]
+    return np.ascontiguousarray(np.rot90(cropped, turns))
+
+
+def _tag_bt709(codec: av.VideoCodecContext) -> None:
+    codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
+    codec.color_range = ColorRange.MPEG
+
+
+def _to_yuv(pixels: UInt8[np.ndarray, "h w 3"], scaler: VideoReformatter) -> VideoFrame:
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return scaler.reformat(
+        frame,
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC | _EXACT,
+    )
