@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data set that ships with the project: drawn clips of moving shapes.
 
-Each clip shows one shape of one colour that moves in one direction at constant speed,
-is stored as an H.264 file and described by a caption such as "a red circle moves left".
-There are 6 x 6 x 4 = 144 captions, so a model must combine three attributes, and
-`judge.py` can say which of them a generated clip shows. Models see the clips at a
-quarter of their resolution.
+Each is an H.264 file with a caption such as "a red circle moves left", one of 6 colours
+x 6 shapes x 4 directions. `judge.py` says which of them a generated clip shows.
 """
 
 import functools
-import itertools
 import json
 from dataclasses import asdict, dataclass
+from itertools import cycle, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from einops import reduce
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import write_video
@@ -52,10 +49,10 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """How clips are drawn; lengths in pixels of the file, `step` in pixels per frame.
+    """How clips are drawn; lengths in pixels of the file, `step` per frame.
 
-    Diameters and start positions are multiples of 2 and `grid`. The default grid of 4
-    puts a shape on whole pixels at a quarter of the resolution.
+    Clips are meant to be read at a quarter of their size. Start positions are multiples
+    of `grid`, by default whole pixels at that size; diameters are even.
     """
 
     size: int = 128
@@ -68,19 +65,16 @@ class Settings:
 
     def __post_init__(self):
         room = self.size - self.diameter[1] - self.step * (self.frames - 1)
-        if room < 0:
+        if room < self.grid - 1:
             raise ValueError(
-                f"a shape of {self.diameter[1]} pixels that moves {self.step} pixels "
-                f"{self.frames - 1} times leaves {self.size} pixels; use a smaller "
-                "diameter or step, or fewer frames"
+                f"the largest shape and its way leave {room} of {self.size} pixels, "
+                f"expected grid - 1 = {self.grid - 1}; lower diameter, step or frames"
             )
 
 
 def captions() -> tuple[Caption, ...]:
     """All 144 captions."""
-    return tuple(
-        itertools.starmap(Caption, itertools.product(COLOURS, SHAPES, DIRECTIONS))
-    )
+    return tuple(Caption(*words) for words in product(COLOURS, SHAPES, DIRECTIONS))
 
 
 def parse(text: str) -> Caption:
@@ -89,9 +83,8 @@ def parse(text: str) -> Caption:
         if caption.text == text:
             return caption
     raise ValueError(
-        f"{text!r} is not a caption of the embedded data set; write it like "
-        f"{captions()[0].text!r}, with a colour of {', '.join(COLOURS)}, a shape of "
-        f"{', '.join(SHAPES)} and a direction of {', '.join(DIRECTIONS)}"
+        f"{text!r} is no caption of the embedded data set; write a COLOUR SHAPE moves "
+        f"DIRECTION, with words of {[*COLOURS]}, {[*SHAPES]} and {[*DIRECTIONS]}"
     )
 
 
@@ -100,18 +93,15 @@ def render(
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """A drawn clip of what the caption says; diameter and start are random."""
     s = settings
-    diameter = int(rng.integers(s.diameter[0] // 2, s.diameter[1] // 2 + 1)) * 2
+    diameter = 2 * int(rng.integers(s.diameter[0] // 2, s.diameter[1] // 2 + 1))
     move = np.array(DIRECTIONS[caption.direction]) * s.step
     travel = move * (s.frames - 1)
     low = np.maximum(0, -travel)
     high = s.size - diameter - np.maximum(0, travel)
     start = rng.integers(-(-low // s.grid), high // s.grid + 1) * s.grid
-
-    mask = _mask(caption.shape, diameter)[:, :, None]
-    colour = np.array(COLOURS[caption.colour])
-    patch = np.rint(BACKGROUND + mask * (colour - BACKGROUND)).astype(np.uint8)
-    video = np.empty((s.frames, s.size, s.size, 3), np.uint8)
-    video[:] = BACKGROUND
+    contrast = np.subtract(COLOURS[caption.colour], BACKGROUND)
+    patch = np.rint(BACKGROUND + _mask(caption.shape, diameter)[..., None] * contrast)
+    video = np.full((s.frames, s.size, s.size, 3), BACKGROUND, np.uint8)
     for i, (y, x) in enumerate(start + move * np.arange(s.frames)[:, None]):
         video[i, y : y + diameter, x : x + diameter] = patch
     return video
@@ -120,35 +110,31 @@ def render(
 def write_dataset(
     folder: str | Path, clips: int, seed: int, settings: Settings = Settings()
 ) -> Path:
-    """Draws `clips` clips into a folder and returns the path of their manifest.
+    """Draws clips into a folder and returns the path of their manifest.
 
-    The result depends on the arguments only; every caption is used equally often (up to
-    one). A folder that already holds this very data set is used as it is, one whose
-    writing was interrupted is completed.
-
-    Raises ValueError if the folder holds anything else.
+    The files depend on the other arguments only; all captions are equally frequent. A
+    folder that holds this very data set is used as it is, or completed if its writing
+    was interrupted. Raises ValueError if it holds anything else.
     """
     if clips < 1:
         raise ValueError(f"clips is {clips}, expected 1 or more")
     folder = Path(folder)
     about, manifest = folder / "dataset.json", folder / "manifest.jsonl"
-    wanted = json.dumps({"clips": clips, "seed": seed, **asdict(settings)}, indent=1)
-    if about.is_file() and about.read_text() != wanted:
-        raise ValueError(
-            f"{folder} holds another data set, of\n{about.read_text()}\n"
-            f"expected\n{wanted}\ngive another folder, or delete this one"
-        )
-    if not about.is_file() and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; give a new folder")
+    wanted = json.dumps({"drawing": 1, "clips": clips, "seed": seed} | asdict(settings))
+    if folder.exists() and any(folder.iterdir()):
+        found = about.read_text() if about.is_file() else "files of another kind"
+        if found != wanted:
+            raise ValueError(
+                f"{folder} holds {found}, expected {wanted}; give another folder"
+            )
     if manifest.is_file():
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
     about.write_text(wanted)
-    choices = captions()
-    order = np.random.default_rng(seed).permutation(len(choices))
+    order = list(captions())
+    np.random.default_rng(seed).shuffle(order)
     records = []
-    for i in range(clips):
-        caption = choices[order[i % len(order)]]
+    for i, caption in zip(range(clips), cycle(order), strict=False):
         video = render(caption, np.random.default_rng((seed, i)), settings)
         path = folder / "clips" / f"{i:05}.mp4"
         write_video(path, video, settings.fps, crf=settings.crf)
@@ -159,32 +145,21 @@ def write_dataset(
 
 @functools.cache
 def _mask(shape: str, diameter: int) -> Float[np.ndarray, "d d"]:
-    """How much of each pixel of a square of width `diameter` a shape covers, 0 to 1."""
-    n = diameter * _SAMPLES
-    axis = (np.arange(n) + 0.5) * 2 / n - 1
-    inside = _inside(shape, axis[:, None], axis[None, :])
-    return reduce(inside * 1.0, "(h i) (w j) -> h w", "mean", i=_SAMPLES, j=_SAMPLES)
-
-
-def _inside(
-    shape: str, y: Float[np.ndarray, "n 1"], x: Float[np.ndarray, "1 n"]
-) -> Bool[np.ndarray, "n n"]:
-    """Which points of the square [-1, 1] x [-1, 1], y downwards, belong to a shape."""
+    """How much of each pixel of a square a shape that fills it covers, 0 to 1."""
+    x = (np.arange(diameter * _SAMPLES) + 0.5) * 2 / (diameter * _SAMPLES) - 1
+    y = x[:, None]  # downwards
     radius = np.hypot(x, y)
-    if shape == "circle":
-        return radius < 1
-    if shape == "ring":
-        return (radius < 1) & (radius > 0.58)
-    if shape == "square":
-        return np.maximum(abs(x), abs(y)) < 0.9
-    if shape == "cross":
-        return np.minimum(abs(x), abs(y)) < 0.3
-    if shape == "triangle":
-        return (2 * abs(x) < y + 1) & (y < 0.9)
-    # A five-pointed star, folded into one of its ten mirrored sectors: inside of the
-    # edge from the tip at radius 1 to the notch.
+    # A star is a kite between a tip at radius 1 and a notch, mirrored ten times.
     sector = np.pi / 5
     angle = abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
-    notch = 0.42 * np.cos(sector), 0.42 * np.sin(sector)
     across, along = radius * np.sin(angle), radius * np.cos(angle)
-    return (notch[0] - 1) * across > notch[1] * (along - 1)
+    notch = 0.42 * np.sin(sector), 0.42 * np.cos(sector)
+    inside = {
+        "circle": radius < 1,
+        "square": np.maximum(abs(x), abs(y)) < 0.9,
+        "triangle": (2 * abs(x) < y + 1) & (y < 0.9),
+        "cross": np.minimum(abs(x), abs(y)) < 0.3,
+        "ring": (radius < 1) & (radius > 0.58),
+        "star": (1 - notch[1]) * across < notch[0] * (1 - along),
+    }[shape]
+    return reduce(inside * 1.0, "(h i) (w j) -> h w", "mean", i=_SAMPLES, j=_SAMPLES)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a pyramid of latents to tokens: which frames at which stage, and where they are.
+
+A *unit* is one autoregressive step: the first frame alone, then `frames_per_unit` frames
+each. When a unit is denoised at some stage, it sees its past through the temporal pyramid:
+the previous unit at the same stage, the one before at the next coarser stage and so on,
+everything older at stage 0. The same functions serve training rows (numpy, in the data
+workers) and sampling (jax, with a traced unit inside a scan).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+
+from pyramid_jax import pyramid
+from pyramid_jax.shapes import Array, Tokens
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model cuts latents into tokens and numbers their positions.
+
+    Args:
+        patch: side of the square of latent cells that makes one token.
+        frames_per_unit: latent frames generated together after the first.
+        table: side of the model's position table in cells; positions are then centred in
+            it. None counts from the top left corner.
+        interpolate: coarser history lies on the target stage's grid; False gives every
+            clip the cells of its own, coarser grid (centred), as an ablation.
+    """
+
+    patch: int = 2
+    frames_per_unit: int = 1
+    table: int | None = None
+    interpolate: bool = True
+
+
+class Clip(NamedTuple):
+    """Frames kept at one stage: `frame` holds their indices, -1 where a slot is empty."""
+
+    stage: int
+    frame: Int[Array, "t"]
+
+
+# ------------------------------------------------------------------------ units and clips
+
+
+def units(frames: int, frames_per_unit: int = 1) -> int:
+    """How many units a video of `frames` latent frames has."""
+    if frames < 1 or (frames - 1) % frames_per_unit:
+        fits = 1 + max(0, frames - 1) // frames_per_unit * frames_per_unit
+        raise ValueError(
+            f"{frames} latent frames are not 1 + a multiple of {frames_per_unit} "
+            f"(frames per unit); use {fits} or {fits + frames_per_unit}"
+        )
+    return 1 + (frames - 1) // frames_per_unit
+
+
+def unit_frames(unit: int | Array, frames_per_unit: int = 1) -> Int[Array, "t"]:
+    """The frames of a unit; empty slots where it has fewer (the first) or is negative."""
+    frame = (unit - 1) * frames_per_unit + 1 + np.arange(frames_per_unit)
+    return _present(frame, frame >= 0)
+
+
+def clips(
+    stage: int, unit: int | Array, slots: int, frames_per_unit: int = 1
+) -> tuple[Clip, ...]:
+    """The history of `unit` as `stage` sees it, oldest first, then the unit itself.
+
+    Args:
+        unit: 0 is the first frame alone; may be traced.
+        slots: units that fit, the denoised one included: the sizes of the clips depend on
+            it alone. `unit < slots`.
+
+    Source: paper section 3.3; the reference's history selection in `generate` and training.
+    """
+    old = max(0, slots - 1 - stage)
+    frame = np.arange(1 + (old - 1) * frames_per_unit if old else 0)
+    newest_old = (unit - stage - 1) * frames_per_unit
+    history = [Clip(0, _present(frame, frame <= newest_old))] if old else []
+    for s in range(1, stage + 1):
+        back = stage - s + 1
+        if back < slots:
+            history.append(Clip(s, unit_frames(unit - back, frames_per_unit)))
+    return (*history, Clip(stage, unit_frames(unit, frames_per_unit)))
+
+
+def compact(all_clips: Sequence[Clip]) -> tuple[Clip, ...]:
+    """The clips without their empty slots (unit known, on the host)."""
+    kept = [
+        Clip(c.stage, np.asarray(c.frame)[np.asarray(c.frame) >= 0]) for c in all_clips
+    ]
+    return tuple(c for c in kept if len(c.frame))
+
+
+def balanced_units(turn: int, count: int, available: int) -> tuple[int, int]:
+    """The (finest, coarser) stages' units for training turn `turn`, of `count` in all.
+
+    Successive turns sweep the finest stage through every unit while the coarser stages
+    train the complement, so that a long fine segment meets short coarse ones. A clip with
+    fewer units than that (`available`) trains its last one.
+
+    Source: paper section 3.4; the reference's `sample_stage_length`, as 0-based units.
+    """
+    fine = turn % count
+    last = available - 1
+    return min(fine, last), min(count - 1 - fine, last)
+
+
+def _present(frame: Int[Array, "t"], condition: Bool[Array, "t"]) -> Int[Array, "t"]:
+    return (frame + 1) * condition - 1  # where(condition, frame, -1), numpy or traced
+
+
+# ----------------------------------------------------------------------------- tokens
+
+
+def patchify(x: Float[Array, "*b t h w c"], patch: int) -> Float[Array, "*b n p"]:
+    """Cuts frames into square patches, tokens in (t, y, x) order, values in (y, x, c)."""
+    return rearrange(x, "... t (h i) (w j) c -> ... (t h w) (i j c)", i=patch, j=patch)
+
+
+def unpatchify(
+    tokens: Float[Array, "*b n p"], grid: tuple[int, int], patch: int
+) -> Float[Array, "*b t h w c"]:
+    """The inverse of `patchify` for frames of `grid` = (height, width) tokens."""
+    h, w = grid
+    pattern = "... (t h w) (i j c) -> ... t (h i) (w j) c"
+    return rearrange(tokens, pattern, h=h, w=w, i=patch, j=patch)
+
+
+def grid(latent: Float[Array, "*b t h w c"], patch: int) -> tuple[int, int]:
+    """Height and width of a latent in tokens."""
+    return latent.shape[-3] // patch, latent.shape[-2] // patch
+
+
+def positions(
+    frame: Int[Array, "t"],
+    own: tuple[int, int],
+    target: tuple[int, int],
+    layout: Layout,
+) -> Float[Array, "n 3"]:
+    """(frame, y, x) of the tokens of a clip with grid `own` beside a `target` grid.
+
+    A clip k stages coarser has cells at (i + 1/2)·2^k - 1/2 of the target grid, the centres
+    of the squares that they cover.
+
+    Source: paper section 3.4 (extrapolate over stages, interpolate over history); the
+    reference's position handling in both of its transformers.
+    """
+
+    def axis(cells: int, of: int) -> np.ndarray:
+        if not layout.interpolate:
+            of = cells
+        offset = 0 if layout.table is None else (layout.table - of) // 2
+        return (np.arange(cells) + 0.5) * (of / cells) - 0.5 + offset
+
+    y, x = (axis(cells, of) for cells, of in zip(own, target, strict=True))
+    sizes = {"t": len(frame), "h": own[0], "w": own[1]}
+    return rearrange(
+        [
+            repeat(frame, "t -> (t h w)", **sizes).astype(np.float32),
+            repeat(y, "h -> (t h w)", **sizes).astype(np.float32),
+            repeat(x, "w -> (t h w)", **sizes).astype(np.float32),
+        ],
+        "three n -> n three",
+    )
+
+
+def tokens(
+    x: Float[Array, "b t h w c"],
+    frame: Int[Array, "t"],
+    target: tuple[int, int],
+    layout: Layout,
+) -> Tokens:
+    """The tokens of the clip `x` whose frames have indices `frame` (-1: padding)."""
+    values = patchify(x, layout.patch)
+    own = grid(x, layout.patch)
+    order = repeat(frame, "t -> b (t h w)", b=x.shape[0], h=own[0], w=own[1])
+    position = positions(frame, own, target, layout)
+    return Tokens(
+        values=values,
+        position=repeat(position, "n three -> b n three", b=x.shape[0]),
+        segment=(order >= 0) - 1,  # 0 where there is a frame, else -1
+        frame=order,
+    )
+
+
+def history(
+    levels: Sequence[Float[Array, "b t _ _ c"]],
+    past: Sequence[Clip],
+    stage: int,
+    layout: Layout,
+) -> list[Tokens]:
+    """The tokens of each history clip, cut from the pyramid `levels` of the clean frames."""
+    target = grid(levels[stage], layout.patch)
+    return [
+        tokens(levels[clip.stage][:, clip.frame.clip(0)], clip.frame, target, layout)
+        for clip in past
+    ]
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """Tokens one after the other in one row."""
+    xp = parts[-1].values.__array_namespace__()
+    return Tokens(*(xp.concat(field, axis=1) for field in zip(*parts, strict=True)))
+
+
+# ---------------------------------------------------------------------- training segments
+
+
+class Segment(NamedTuple):
+    """One training example before packing: a unit at a stage, with its history, clean."""
+
+    clean: Float[np.ndarray, "n p"]
+    coarser: Float[np.ndarray, "n p"]
+    position: Float[np.ndarray, "n 3"]
+    frame: Int[np.ndarray, "n"]
+    current: Bool[np.ndarray, "n"]
+
+
+def segment(
+    latent: Float[np.ndarray, "t h w c"],
+    stages: int,
+    chosen: Sequence[Clip],
+    layout: Layout,
+) -> Segment:
+    """The clean tokens of `chosen` clips, the last of which is to be denoised.
+
+    `clips(stage, unit, ...)` chooses one unit and its past; a single clip of all frames
+    trains the whole sequence at once (spatial pyramid only), or an image.
+    """
+    levels = pyramid.levels(latent[None], stages)
+    *past, current = compact(chosen)
+    target = grid(levels[current.stage], layout.patch)
+    clean = levels[current.stage][:, current.frame]
+    coarser = np.zeros_like(clean)
+    if current.stage:
+        coarser = pyramid.up(levels[current.stage - 1][:, current.frame])
+
+    before = history(levels, past, current.stage, layout)
+    row = join([*before, tokens(clean, current.frame, target, layout)])
+    length, new = row.frame.shape[1], clean.size // row.values.shape[-1]
+    up = np.zeros_like(row.values[0])
+    up[length - new :] = patchify(coarser, layout.patch)[0]
+    return Segment(
+        row.values[0],
+        up,
+        row.position[0],
+        row.frame[0],
+        np.arange(length) >= length - new,
+    )

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The diffusion transformer that serves every stage: tokens and conditions to velocities.
+
+Text and video tokens first attend to each other with weights of their own (double blocks),
+then, in the miniFLUX variant, as one sequence with shared weights (single blocks). A row may
+hold several segments, each with its own time and prompt. A variant is a `DiTConfig`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float
+
+from pyramid_jax.kernels.attention import attention
+from pyramid_jax.mask import TokenMask, joint
+from pyramid_jax.models.layers import (
+    Affine,
+    Embedder,
+    Modulation,
+    RMSNorm,
+    dense,
+    interpolate_table,
+    layer_norm,
+    position_table,
+    sinusoid,
+)
+from pyramid_jax.rotary import angles, rotate
+from pyramid_jax.shapes import Text, Tokens
+from pyramid_jax.sharding import constrain
+
+State = tuple[
+    jax.Array, ...
+]  # what flows between blocks: (text, video), or one sequence
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Everything that tells one transformer from another.
+
+    Args:
+        rope_axes: head features rotated by frame, y, x; (head_dim,) rotates by frame alone.
+        table: side of the learned-image position table added to the tokens; None: no table.
+        table_base: side, in cells, of the image model that the table was made for.
+        text_ends_early: in the last double block the text is attended to, but not updated.
+        causal: frames don't see later frames; False is the reference's ablation.
+        dtype: of matrix products and of what flows between blocks; weights are float32.
+        remat: recompute each block in the backward pass instead of storing what is inside.
+        attention: backend name for `kernels.attention`, None for the device's best.
+    """
+
+    width: int = 1536
+    heads: int = 24
+    double_blocks: int = 24
+    single_blocks: int = 0
+    patch_values: int = 64
+    text_width: int = 4096
+    pooled_width: int = 2048
+    rope_axes: tuple[int, ...] = (64,)
+    table: int | None = 192
+    table_base: int = 64
+    qk_eps: float = 1e-5
+    text_ends_early: bool = True
+    causal: bool = True
+    dtype: str = "float32"
+    remat: bool = True
+    attention: str | None = None
+
+    def __post_init__(self):
+        if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads must equal the sum of "
+                f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or (16, 24, 24)"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+class Stream(nn.Module):
+    """The weights of one modality (text or video) inside a `DoubleBlock`."""
+
+    cfg: DiTConfig
+    attends_only: bool = False
+
+    def setup(self):
+        c = self.cfg
+        self.modulation = Modulation(2 if self.attends_only else 6, c.width, c.dtype)
+        self.qkv = dense(
+            (3, c.heads, c.head_dim), ("embed", None, "heads", None), c.dtype
+        )
+        self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
+        if not self.attends_only:
+            self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
+            self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
+            self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
+
+    def condition(self, cond: jax.Array, segment: jax.Array) -> tuple[Affine, Affine]:
+        """What the segment's time and prompt do before attention, and before the MLP."""
+        vectors = self.modulation(cond, segment)
+        if self.attends_only:
+            shift, scale = vectors
+            unused = jnp.zeros_like(shift)
+            return Affine(shift, scale, unused), Affine(unused, unused, unused)
+        return Affine(*vectors[:3]), Affine(*vectors[3:])
+
+    def project(
+        self, x: Float[jax.Array, "b n d"], affine: Affine
+    ) -> tuple[jax.Array, ...]:
+        """Queries, keys and values, `b n heads dim` each."""
+        q, k, v = jnp.moveaxis(self.qkv(affine(layer_norm(x))), 2, 0)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def absorb(
+        self,
+        x: Float[jax.Array, "b n d"],
+        attended: jax.Array,
+        attn: Affine,
+        mlp: Affine,
+    ) -> Float[jax.Array, "b n d"]:
+        """Adds what attention brought, then the MLP's part."""
+        if self.attends_only:
+            return x
+        x = (x + attn.gate * self.out(attended)).astype(x.dtype)
+        hidden = nn.gelu(self.mlp_in(mlp(layer_norm(x))), approximate=True)
+        return (x + mlp.gate * self.mlp_out(hidden)).astype(x.dtype)
+
+
+class DoubleBlock(nn.Module):
+    """Text and video tokens attend to each other, each with weights of its own."""
+
+    cfg: DiTConfig
+    text_attends_only: bool = False
+
+    def setup(self):
+        self.text = Stream(self.cfg, self.text_attends_only)
+        self.video = Stream(self.cfg)
+
+    def __call__(
+        self,
+        text: Float[jax.Array, "b m d"],
+        video: Float[jax.Array, "b n d"],
+        cond: Float[jax.Array, "b s d"],
+        angle: Float[jax.Array, "b l r"],
+        mask: TokenMask,
+    ) -> tuple[Float[jax.Array, "b m d"], Float[jax.Array, "b n d"]]:
+        m = text.shape[1]
+        text_segment, segment = jnp.split(mask.segment, [m], axis=1)
+        text_attn, text_mlp = self.text.condition(cond, text_segment)
+        video_attn, video_mlp = self.video.condition(cond, segment)
+
+        parts = zip(
+            self.text.project(text, text_attn),
+            self.video.project(video, video_attn),
+            strict=True,
+        )
+        q, k, v = (jnp.concatenate(part, axis=1) for part in parts)
+        out = attention(rotate(q, angle), rotate(k, angle), v, mask, self.cfg.attention)
+        to_text, to_video = jnp.split(out, [m], axis=1)
+
+        return (
+            self.text.absorb(text, to_text, text_attn, text_mlp),
+            self.video.absorb(video, to_video, video_attn, video_mlp),
+        )
+
+
+class SingleBlock(nn.Module):
+    """Text and video as one sequence: attention and MLP side by side, one output."""
+
+    cfg: DiTConfig
+
+    def setup(self):
+        c = self.cfg
+        self.modulation = Modulation(3, c.width, c.dtype)
+        self.qkv = dense(
+            (3, c.heads, c.head_dim), ("embed", None, "heads", None), c.dtype
+        )
+        self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
+        self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
+        self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
+        self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype, bias=False)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "b l d"],
+        cond: Float[jax.Array, "b s d"],
+        angle: Float[jax.Array, "b l r"],
+        mask: TokenMask,
+    ) -> Float[jax.Array, "b l d"]:
+        affine = Affine(*self.modulation(cond, mask.segment))
+        y = affine(layer_norm(x))
+        q, k, v = jnp.moveaxis(self.qkv(y), 2, 0)
+        q, k = rotate(self.q_norm(q), angle), rotate(self.k_norm(k), angle)
+        attended = attention(q, k, v, mask, self.cfg.attention)
+        hidden = nn.gelu(self.mlp_in(y), approximate=True)
+        return (x + affine.gate * (self.out(attended) + self.mlp_out(hidden))).astype(
+            x.dtype
+        )
+
+
+class DiT(nn.Module):
+    """Velocities of all video tokens; those of history tokens have no meaning."""
+
+    cfg: DiTConfig
+
+    def setup(self):
+        c = self.cfg
+        small = nn.initializers.normal(0.02)
+        zeros = nn.initializers.zeros
+        self.patch = dense(c.width, (None, "embed"), c.dtype)
+        self.context = dense(c.width, (None, "embed"), c.dtype, init=small)
+        self.time, self.pooled = Embedder(c.width, c.dtype), Embedder(c.width, c.dtype)
+
+        last = int(c.text_ends_early)
+        self.double = self._stack("double", DoubleBlock(c), c.double_blocks - last)
+        self.last_double = DoubleBlock(c, text_attends_only=True) if last else None
+        self.single = self._stack("single", SingleBlock(c), c.single_blocks)
+
+        self.head_modulation = Modulation(2, c.width, c.dtype)
+        self.head = dense(c.patch_values, ("embed", None), c.dtype, init=zeros)
+
+    def __call__(
+        self, tokens: Tokens, time: Float[jax.Array, "b s"], text: Text
+    ) -> Float[jax.Array, "b n p"]:
+        """
+        Args:
+            tokens: patches with positions; of each segment its history and current unit.
+            time: the network's clock of each segment, 0..1000.
+            text: features, and the pooled vector of each segment.
+        """
+        c = self.cfg
+        mask = joint(text.segment, tokens.segment, tokens.frame, c.causal)
+        angle = angles(tokens.position, c.rope_axes)
+        m = text.segment.shape[1]
+        angle = jnp.pad(angle, ((0, 0), (m, 0), (0, 0)))  # text stands at position 0
+
+        words = self.context(text.features)
+        video = self.patch(tokens.values)
+        if c.table is not None:
+            video = video + self._table(tokens.position).astype(video.dtype)
+        cond = self.time(sinusoid(time)) + self.pooled(text.pooled)
+
+        words, video = self.double((words, video), cond, angle, mask)
+        if self.last_double is not None:
+            words, video = self.last_double(words, video, cond, angle, mask)
+        if c.single_blocks:
+            (x,) = self.single((jnp.concatenate([words, video], 1),), cond, angle, mask)
+            video = x[:, m:]
+
+        shift, scale = self.head_modulation(cond, tokens.segment)
+        out = self.head(layer_norm(video) * (1 + scale) + shift)
+        return out.astype(jnp.float32)
+
+    def _table(self, position: Float[jax.Array, "b n 3"]) -> Float[jax.Array, "b n d"]:
+        """The position table, x in the first half of the width and y in the second."""
+        c = self.cfg
+        table = position_table(c.table, c.table_base, c.width)
+        y, x = (interpolate_table(table, position[..., axis]) for axis in (1, 2))
+        return jnp.concatenate([x, y], axis=-1)
+
+    def _stack(self, name: str, block: nn.Module, count: int) -> Callable[..., State]:
+        """`count` equal blocks as one scan over their stacked weights.
+
+        perf: compiling takes the time of one block, whatever the depth.
+        """
+        weights = (
+            self.param(name, lambda key: _stacked(key, block, count)) if count else None
+        )
+
+        def run(state: State, *constants: Any) -> State:
+            def step(state: State, layer: Any) -> tuple[State, None]:
+                state = tuple(constrain(x, ("batch", "tokens", None)) for x in state)
+                out = block.apply({"params": layer}, *state, *constants)
+                return (out if isinstance(out, tuple) else (out,)), None
+
+            step = jax.checkpoint(step) if self.cfg.remat else step
+            return jax.lax.scan(step, state, weights)[0] if count else state
+
+        return run
+
+
+def _stacked(key: jax.Array, block: nn.Module, count: int) -> Any:
+    """Fresh weights of `count` equal blocks, stacked along a leading axis."""
+    c = block.cfg
+    token = jnp.zeros((1, 1, c.width))
+    text_too = isinstance(block, DoubleBlock)
+    state = (token, token) if text_too else (token,)
+    order = jnp.zeros((1, len(state)), jnp.int32)
+    angle = jnp.zeros((1, len(state), c.head_dim // 2))
+
+    def one(key: jax.Array) -> Any:
+        return block.init(key, *state, token, angle, TokenMask(order, order))["params"]
+
+    weights = jax.vmap(one)(jax.random.split(key, count))
+    return nn.meta.add_axis(weights, 0, {nn.PARTITION_NAME: "layers"})

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small layers shared by the models: dense with named axes, norms, modulation, embeddings."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Float, Int
+
+Features = int | tuple[int, ...]
+Axes = tuple[str | None, ...]
+
+
+def dense(
+    features: Features,
+    axes: Axes,
+    dtype: str,
+    *,
+    contract: int = 1,
+    init: nn.initializers.Initializer | None = None,
+    bias: bool = True,
+) -> nn.DenseGeneral:
+    """A linear map of the last `contract` axes to `features`, its weight's `axes` named.
+
+    The bias is laid out like the output. Weights are float32, products in `dtype`. Default
+    initialisation: Xavier uniform, of each part alone where several are fused (3, heads, dim).
+    """
+    shape = (features,) if isinstance(features, int) else tuple(features)
+    fused = shape[0] if len(shape) == 3 else 1
+    init = init or nn.initializers.variance_scaling(
+        (1 + fused) / 2, "fan_avg", "uniform"
+    )
+    return nn.DenseGeneral(
+        shape,
+        axis=tuple(range(-contract, 0)),
+        dtype=jnp.dtype(dtype),
+        use_bias=bias,
+        kernel_init=nn.with_partitioning(init, axes),
+        bias_init=nn.with_partitioning(nn.initializers.zeros, axes[contract:]),
+    )
+
+
+def layer_norm(
+    x: Float[jax.Array, "b n d"], eps: float = 1e-6
+) -> Float[jax.Array, "b n d"]:
+    """Zero mean and unit variance over the width, in float32, without weights."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+
+
+class RMSNorm(nn.Module):
+    """Unit root mean square over the last axis, in float32, times a weight."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "*b dim"]) -> Float[jax.Array, "*b dim"]:
+        init = nn.with_partitioning(nn.initializers.ones, (None,))
+        weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + self.eps)
+        weight = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+        return (y * weight).astype(x.dtype)
+
+
+class Affine(NamedTuple):
+    """What conditioning does to tokens: `affine(x)` shifts and scales, `gate` weighs.
+
+    One vector per token, or a single one where the row has one segment.
+    """
+
+    shift: Float[jax.Array, "b _ d"]
+    scale: Float[jax.Array, "b _ d"]
+    gate: Float[jax.Array, "b _ d"]
+
+    def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
+        return x * (1 + self.scale) + self.shift
+
+
+class Modulation(nn.Module):
+    """Maps the conditioning of every segment to `outputs` vectors per token."""
+
+    outputs: int
+    width: int
+    dtype: str
+
+    def setup(self):
+        axes, zeros = ("embed", "mlp"), nn.initializers.zeros
+        self.linear = dense(self.outputs * self.width, axes, self.dtype, init=zeros)
+
+    def __call__(
+        self, cond: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
+    ) -> list[Float[jax.Array, "b _ d"]]:
+        vectors = self.linear(nn.silu(cond)).astype(jnp.float32)
+        return [
+            per_token(v, segment) for v in jnp.split(vectors, self.outputs, axis=-1)
+        ]
+
+
+def per_token(
+    x: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
+) -> Float[jax.Array, "b _ d"]:
+    """The vector of each token's segment; one vector for all when a row has one segment."""
+    count = x.shape[1]
+    if count == 1:
+        return x
+    if count <= 4:
+        # perf: a chain of selections fuses into the elementwise work that uses it.
+        out = jnp.broadcast_to(x[:, :1], (*segment.shape, x.shape[-1]))
+        for s in range(1, count):
+            out = jnp.where((segment == s)[..., None], x[:, s : s + 1], out)
+        return out
+    one_hot = jax.nn.one_hot(segment, count, dtype=x.dtype)
+    return jnp.einsum("bns,bsd->bnd", one_hot, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def sinusoid(
+    time: Float[jax.Array, "b s"], width: int = 256
+) -> Float[jax.Array, "b s _"]:
+    """Cosines, then sines, of `time` (0..1000) at `width / 2` frequencies from 1 to 1e-4."""
+    half = width // 2
+    frequency = np.exp(-math.log(10_000) * np.arange(half) / half).astype(np.float32)
+    angle = time.astype(jnp.float32)[..., None] * frequency[None, None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class Embedder(nn.Module):
+    """Two linear maps with a SiLU between, for the time and for the pooled text."""
+
+    width: int
+    dtype: str
+
+    def setup(self):
+        init = nn.initializers.normal(0.02)
+        self.hidden = dense(self.width, (None, "embed"), self.dtype, init=init)
+        self.out = dense(self.width, ("embed", None), self.dtype, init=init)
+
+    def __call__(self, x: Float[jax.Array, "b s _"]) -> Float[jax.Array, "b s d"]:
+        return self.out(nn.silu(self.hidden(x)))
+
+
+def position_table(cells: int, base: int, width: int) -> np.ndarray:
+    """Sines and cosines of one coordinate, (cells, width / 2), at `width / 4` frequencies.
+
+    A grid of `base` cells spans the range of the image model that the weights come from;
+    positions are therefore scaled by base / cells.
+    """
+    # parity: rounded to float32 before the products, which are float64.
+    position = (np.arange(cells, dtype=np.float32) / np.float32(cells / base)).astype(
+        np.float64
+    )
+    frequency = 10_000.0 ** (-np.arange(width // 4) / (width / 4))
+    angle = np.outer(position, frequency)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+
+def interpolate_table(
+    table: Float[np.ndarray, "cells half"], position: Float[jax.Array, "b n"]
+) -> Float[jax.Array, "b n half"]:
+    """The table's rows at fractional positions, linearly interpolated."""
+    low = jnp.floor(position)
+    fraction = (position - low)[..., None]
+    index = low.astype(jnp.int32)
+    last = len(table) - 1
+    rows = jnp.asarray(table)
+    below, above = rows[index.clip(0, last)], rows[(index + 1).clip(0, last)]
+    return below * (1 - fraction) + above * fraction

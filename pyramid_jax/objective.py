@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training objective, elementwise on packed clean tokens.
+
+Everything random (time, history corruption, white noise) is drawn here, on the device, from
+a key per row, so that a loss depends on neither the number of hosts nor of devices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from pyramid_jax import pyramid
+from pyramid_jax.pyramid import TIME_SCALE, Stage
+from pyramid_jax.shapes import Rows, Text, Tokens
+
+Velocity = Callable[
+    [Tokens, Float[jax.Array, "b s"], Text], Float[jax.Array, "b n p"]
+]  # (tokens, time, text) -> velocity of every token
+
+
+class Draws(NamedTuple):
+    """All randomness of a training step.
+
+    `level` decides the position in the stage, `corruption` the noise of the history
+    (both uniform in [0, 1), one per segment), `z` is white noise per token value.
+    """
+
+    level: Float[jax.Array, "b s"]
+    corruption: Float[jax.Array, "b s"]
+    z: Float[jax.Array, "b n p"]
+
+
+class Example(NamedTuple):
+    """What the network gets, and the velocity it should answer for the current tokens."""
+
+    tokens: Tokens
+    time: Float[jax.Array, "b s"]
+    target: Float[jax.Array, "b n p"]
+
+
+class Losses(NamedTuple):
+    """The mean loss and, for the metrics, sums and counts of segments per stage."""
+
+    loss: Float[jax.Array, ""]
+    stage_sum: Float[jax.Array, "stages"]
+    stage_count: Float[jax.Array, "stages"]
+
+
+def draw(key: jax.Array, rows: Rows) -> Draws:
+    """Independent draws for every row of a batch, from one key."""
+    (n, p), s = rows.clean.shape[1:], rows.stage.shape[1]
+
+    def one(key: jax.Array) -> Draws:
+        level, corruption, z = jax.random.split(key, 3)
+        return Draws(
+            jax.random.uniform(level, (s,)),
+            jax.random.uniform(corruption, (s,)),
+            jax.random.normal(z, (n, p)),
+        )
+
+    return jax.vmap(one)(jax.random.split(key, rows.clean.shape[0]))
+
+
+def noisy(
+    rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
+) -> Example:
+    """Adds noise: the current unit on its stage's path, the history a little.
+
+        current: x = r·start + (1 - r)·end,  target = start - end    (see `pyramid.endpoints`)
+        history: x = (1 - c)·clean + c·z,    c uniform in [0, corrupt), one per segment
+
+    Source: paper eq. 9 to 11 and section 3.3; the reference's `add_pyramid_noise` functions.
+    """
+    # parity: the position in a stage is one of 1000.
+    index = jnp.clip(jnp.floor(draws.level * TIME_SCALE), 0, TIME_SCALE - 1)
+    sigma = 1 - index / TIME_SCALE
+    of = _Lookup(rows)
+
+    s, e, late, early = (
+        np.asarray(column, np.float32) for column in zip(*stages, strict=True)
+    )
+    start, end = pyramid.endpoints(
+        rows.clean,
+        rows.coarser,
+        draws.z,
+        of.token(of.stage(s)),
+        of.token(of.stage(e)),
+    )
+    x = pyramid.interpolate(start, end, of.token(sigma))
+    c = of.token(corrupt * draws.corruption)
+    past = (1 - c) * rows.clean + c * draws.z
+    clock = of.stage(early) + sigma * (of.stage(late) - of.stage(early))
+
+    values = jnp.where(rows.current[..., None], x, past)
+    tokens = Tokens(values, rows.position, rows.segment, rows.frame)
+    return Example(tokens, clock, pyramid.velocity(start, end))
+
+
+def squared_error(
+    predicted: Float[jax.Array, "b n p"],
+    target: Float[jax.Array, "b n p"],
+    rows: Rows,
+    stages: int,
+) -> Losses:
+    """Mean squared error of each segment's current tokens, then the mean over segments."""
+    error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32))
+    s = rows.stage.shape[1]
+    member = (
+        jax.nn.one_hot(rows.segment, s, dtype=jnp.float32) * rows.current[..., None]
+    )
+    tokens = member.sum(axis=1)
+    per_segment = jnp.einsum("bns,bn->bs", member, error.mean(axis=-1))
+    per_segment = per_segment / jnp.maximum(tokens, 1.0)
+
+    present = (tokens > 0).astype(jnp.float32)
+    by_stage = (
+        jax.nn.one_hot(rows.stage, stages, dtype=jnp.float32) * present[..., None]
+    )
+    return Losses(
+        loss=(per_segment * present).sum() / jnp.maximum(present.sum(), 1.0),
+        stage_sum=jnp.einsum("bsk,bs->k", by_stage, per_segment),
+        stage_count=by_stage.sum(axis=(0, 1)),
+    )
+
+
+def loss(
+    velocity: Velocity,
+    rows: Rows,
+    text: Text,
+    draws: Draws,
+    stages: Sequence[Stage],
+    corrupt: float = 1 / 3,
+) -> Losses:
+    """How far `velocity` is from the path's direction on a batch of packed rows."""
+    example = noisy(rows, draws, stages, corrupt)
+    predicted = velocity(example.tokens, example.time, text)
+    return squared_error(predicted, example.target, rows, len(stages))
+
+
+class _Lookup:
+    """Values of a stage, seen by its segments; values of a segment, seen by its tokens."""
+
+    def __init__(self, rows: Rows):
+        self._stage = jnp.maximum(rows.stage, 0)
+        self._segment = jnp.maximum(rows.segment, 0)
+
+    def stage(self, of_stage: Float[np.ndarray, "k"]) -> Float[jax.Array, "b s"]:
+        return jnp.asarray(of_stage)[self._stage]
+
+    def token(self, of_segment: Float[jax.Array, "b s"]) -> Float[jax.Array, "b n 1"]:
+        return jnp.take_along_axis(of_segment, self._segment, axis=1)[..., None]

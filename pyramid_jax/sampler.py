@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling: units one after the other, each climbing the pyramid with its past in view.
+
+The network comes in as a function, so that the algorithm can be tested with an exact
+velocity. It is traced once per stage, whatever the length of the video: units and Euler
+steps are scans, only stages (whose shapes differ) are a Python loop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from pyramid_jax import layout, pyramid
+from pyramid_jax.layout import Layout
+from pyramid_jax.pyramid import Stage
+from pyramid_jax.shapes import Text, Tokens
+
+Velocity = Callable[
+    [Tokens, Float[jax.Array, "b s"], Text], Float[jax.Array, "b n p"]
+]  # (tokens, time, text) -> velocity of every token
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: v = unconditional + scale · (conditional - unconditional).
+
+    Args:
+        first, video: scale for the first frame and for later units.
+        decay: if given, unit u uses max(first - decay·u, floor) for both instead.
+    """
+
+    first: float = 7.0
+    video: float = 5.0
+    decay: float | None = None
+    floor: float = 2.0
+
+    def scales(self, units: int) -> np.ndarray:
+        """The scale of every unit."""
+        if self.decay is not None:
+            return np.maximum(self.first - self.decay * np.arange(units), self.floor)
+        return np.array([self.first] + [self.video] * (units - 1), np.float64)
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a video is sampled.
+
+    Args:
+        first_steps, video_steps: Euler steps of each stage, for unit 0 and for the others.
+        last_step: False leaves out each stage's last step, 0.001 wide (see `pyramid.sigmas`).
+        scans: the units are divided into so many scans, each with no more history slots
+            than it needs: less padding, for as many more traces.
+    """
+
+    stages: tuple[Stage, ...] = field(default_factory=pyramid.stages)
+    layout: Layout = field(default_factory=Layout)
+    first_steps: tuple[int, ...] = (20, 20, 20)
+    video_steps: tuple[int, ...] = (10, 10, 10)
+    gamma: float = 1 / 3
+    last_step: bool = True
+    scans: int = 1
+
+    def __post_init__(self):
+        for name in ("first_steps", "video_steps"):
+            steps = getattr(self, name)
+            if len(steps) != len(self.stages):
+                raise ValueError(
+                    f"{name}={steps} must have one entry for each of {len(self.stages)} stages"
+                )
+        if self.scans < 1:
+            raise ValueError(f"scans={self.scans} must be 1 or more")
+
+
+class Noise(NamedTuple):
+    """All randomness of one unit: its start at stage 0, then block noise for every jump."""
+
+    start: Float[jax.Array, "b t h w c"]
+    jumps: tuple[Float[jax.Array, "b t _ _ c"], ...]
+
+
+def draw(
+    keys: jax.Array,
+    unit: int | Int[jax.Array, ""],
+    shape: Sequence[int],
+    cfg: SamplerConfig,
+) -> Noise:
+    """The noise of one unit of `shape` = (t, h, w, c) at the finest stage.
+
+    Each video of the batch has its own key and each (unit, stage) its own part of it:
+    neither the batch, nor the number of units, nor that of devices changes a video.
+    """
+    t, h, w, c = shape
+    last = len(cfg.stages) - 1
+
+    def one(key: jax.Array, stage: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(key, unit), stage)
+        return jax.random.normal(key, (t, h >> last - stage, w >> last - stage, c))
+
+    white = [jax.vmap(partial(one, stage=k))(keys) for k in range(last + 1)]
+    return Noise(white[0], tuple(pyramid.block_noise(z, cfg.gamma) for z in white[1:]))
+
+
+def sample(
+    velocity: Velocity,
+    text: Text,
+    noise: Callable[[int | jax.Array, int], Noise],
+    shape: Sequence[int],
+    scales: Float[jax.Array, "units"] | None,
+    cfg: SamplerConfig,
+    first: Float[jax.Array, "b 1 h w c"] | None = None,
+) -> Float[jax.Array, "b t h w c"]:
+    """Latents of `shape` = (t, h, w, c) for every prompt of `text`.
+
+    Args:
+        text: one segment per row; with guidance, the negative prompts' rows come first,
+            then those of the prompts.
+        noise: (unit, frames of the unit) -> its noise, e.g. from `draw`. `unit` is traced.
+        scales: guidance of every unit, None for no guidance.
+        first: the given first frame of image-to-video; None generates it.
+
+    Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
+    """
+    t, h, w, c = shape
+    per_unit = cfg.layout.frames_per_unit
+    count = layout.units(t, per_unit)
+    step = _Unit(velocity, text, cfg)
+    if first is None:
+        scale = None if scales is None else scales[0]
+        nothing = jnp.zeros((noise(0, 1).start.shape[0], 1, h, w, c))
+        first = step(nothing, 0, noise(0, 1), scale, slots=1)
+    first = first.astype(jnp.float32)
+    batch = first.shape[0]
+
+    video = jnp.concatenate([first, jnp.zeros((batch, t - 1, h, w, c))], axis=1)
+    for begin, end in _spans(count, cfg.scans):
+
+        def body(video: jax.Array, unit: jax.Array, slots: int = end):
+            scale = None if scales is None else scales[unit]
+            new = step(video, unit, noise(unit, per_unit), scale, slots)
+            at = (unit - 1) * per_unit + 1
+            return jax.lax.dynamic_update_slice_in_dim(video, new, at, axis=1), None
+
+        video, _ = jax.lax.scan(body, video, jnp.arange(begin, end))
+    return video
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One autoregressive step: noise to the clean frames of a unit, given the past."""
+
+    velocity: Velocity
+    text: Text
+    cfg: SamplerConfig
+
+    def __call__(
+        self,
+        video: Float[jax.Array, "b t h w c"],
+        unit: int | Int[jax.Array, ""],
+        noise: Noise,
+        scale: Float[jax.Array, ""] | None,
+        slots: int,
+    ) -> Float[jax.Array, "b _ h w c"]:
+        cfg = self.cfg
+        levels = pyramid.levels(video, len(cfg.stages))
+        steps = cfg.first_steps if slots == 1 else cfg.video_steps
+        x = noise.start
+        for k, stage in enumerate(cfg.stages):
+            if k:
+                x = pyramid.jump(x, noise.jumps[k - 1], stage.start, cfg.gamma)
+            per_unit = 1 if slots == 1 else cfg.layout.frames_per_unit
+            *past, current = layout.clips(k, unit, slots, per_unit)
+            seen = layout.history(levels, past, k, cfg.layout)
+            sigmas = pyramid.sigmas(steps[k], cfg.last_step)
+
+            def euler(
+                x: jax.Array, at: tuple, stage=stage, seen=seen, frame=current.frame
+            ):
+                sigma, following = at
+                v = self.guided(x, frame, seen, pyramid.time(sigma, stage), scale)
+                return pyramid.euler(x, v, sigma, following), None
+
+            pairs = jnp.asarray(
+                np.stack([sigmas[:-1], sigmas[1:]], axis=1), jnp.float32
+            )
+            x, _ = jax.lax.scan(euler, x, (pairs[:, 0], pairs[:, 1]))
+        return x
+
+    def guided(
+        self,
+        x: Float[jax.Array, "b t h w c"],
+        frame: Int[jax.Array, "t"],
+        seen: list[Tokens],
+        time: Float[jax.Array, ""],
+        scale: Float[jax.Array, ""] | None,
+    ) -> Float[jax.Array, "b t h w c"]:
+        """The velocity of the frames `x`, with classifier-free guidance."""
+        patch = self.cfg.layout.patch
+        grid = layout.grid(x, patch)
+        row = layout.join([*seen, layout.tokens(x, frame, grid, self.cfg.layout)])
+        if scale is not None:
+            row = Tokens(*(jnp.concatenate([part, part]) for part in row))
+        time = jnp.full((row.values.shape[0], 1), time)
+        v = self.velocity(row, time, self.text)
+        v = v[:, -x.shape[1] * grid[0] * grid[1] :]
+        if scale is not None:
+            negative, positive = jnp.split(v, 2)
+            v = negative + scale * (positive - negative)
+        return layout.unpatchify(v, grid, patch)
+
+
+def _spans(units: int, scans: int) -> list[tuple[int, int]]:
+    """Units 1 .. units - 1 in `scans` runs of about equal length."""
+    bounds = np.unique(np.linspace(1, max(units, 1), scans + 1).round().astype(int))
+    return [(int(a), int(b)) for a, b in zip(bounds, bounds[1:], strict=False)]

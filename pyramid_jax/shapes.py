@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary: the few structures that travel between the parts of the package.
+
+One letter has one meaning everywhere: `b` batch rows, `f` pixel frames, `t` latent frames,
+`h w` height and width, `c` channels, `p` values of a patch token, `m` text tokens,
+`n` video tokens, `l = m + n`, `s` segments in a row, `d` model width, `r` rotary pairs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array | np.ndarray  # the method's functions work on both
+
+
+class Text(NamedTuple):
+    """What the network knows of the prompts of a batch of rows.
+
+    `segment` says which example of the row a text token belongs to, -1 for padding;
+    `pooled` holds one vector per segment.
+    """
+
+    features: Float[Array, "b m text"]
+    segment: Int[Array, "b m"]
+    pooled: Float[Array, "b s pooled"]
+
+
+class Tokens(NamedTuple):
+    """Patches of video, flattened into rows; a row holds one or several segments.
+
+    `position` is (frame, y, x), with y and x in cells of the target stage's token grid;
+    `segment` is -1 for padding; `frame` orders the tokens of a segment for the causal mask.
+    """
+
+    values: Float[Array, "b n p"]
+    position: Float[Array, "b n 3"]
+    segment: Int[Array, "b n"]
+    frame: Int[Array, "b n"]
+
+
+class Rows(NamedTuple):
+    """Packed training examples without noise, as the data workers assemble them.
+
+    Each segment is one unit of one clip at one stage, preceded by its history. `clean` are
+    the tokens themselves, `coarser` the same region of the next coarser level copied up
+    (zero at stage 0), `current` marks the tokens of the unit that is being denoised.
+    `text` are token ids (`b m`) or stored features (`b m text`) of the captions, `pooled`
+    their stored pooled vectors (empty last axis if the text encoder makes them).
+    """
+
+    clean: Float[Array, "b n p"]
+    coarser: Float[Array, "b n p"]
+    position: Float[Array, "b n 3"]
+    segment: Int[Array, "b n"]
+    frame: Int[Array, "b n"]
+    current: Bool[Array, "b n"]
+    stage: Int[Array, "b s"]
+    text: Int[Array, "b m"] | Float[Array, "b m text"]
+    text_segment: Int[Array, "b m"]
+    pooled: Float[Array, "b s pooled"]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parallel layout: one table from the axes of arrays to the axes of the device mesh.
+
+Weights name their axes where they are declared; batches and activations name theirs where
+they enter. Nothing outside this file (and the kernels) names a mesh axis.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+
+# Axis of an array -> mesh axis (or axes) that splits it.
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "tokens": "context",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "layers": None,
+}
+
+Axes = tuple[str | None, ...]
+
+
+def mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    context: int = 1,
+    tensor: int = 1,
+    devices: Any = None,
+) -> Mesh:
+    """A mesh with all four axes over `devices` (default: all); one size may be -1, the rest.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, context, tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(
+            f"mesh sizes {sizes}: give positive sizes, and -1 at most once"
+        )
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        given = dict(zip(MESH_AXES, sizes, strict=True))
+        raise ValueError(
+            f"mesh {given} needs {math.prod(sizes)} devices, there are {len(devices)}; "
+            "set one size to -1 to use the rest"
+        )
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
+    """Translates the axes of an array, e.g. ("embed", "mlp"), to P("fsdp", "tensor").
+
+    Raises:
+        ValueError: an axis is not in the rules, or two dimensions get the same mesh axis.
+    """
+    unknown = [a for a in axes if a is not None and a not in rules]
+    if unknown:
+        raise ValueError(f"unknown axes {unknown}; the rules have {sorted(rules)}")
+    mesh_axes = [None if a is None else rules[a] for a in axes]
+    used = [m for entry in mesh_axes for m in _names(entry)]
+    if len(set(used)) < len(used):
+        raise ValueError(f"{axes} maps one mesh axis to two dimensions: {mesh_axes}")
+    return P(*mesh_axes)
+
+
+def place(shape: tuple[int, ...], axes: Axes, over: Mesh) -> NamedSharding:
+    """The sharding of an array of `shape`; a dimension that its axis can't divide is whole."""
+    entries = []
+    for size, entry in zip(shape, spec(axes), strict=True):
+        parts = math.prod(over.shape[name] for name in _names(entry))
+        entries.append(entry if size % parts == 0 else None)
+    return NamedSharding(over, P(*entries))
+
+
+def shardings(abstract: Any, over: Mesh) -> Any:
+    """The sharding of every leaf of `abstract`, whose weights carry their axes in boxes.
+
+    Optimizer moments and averages made from such weights carry the same boxes, so one call
+    places a whole training state. Leaves without axes are replicated.
+    """
+
+    def one(leaf: Any) -> NamedSharding:
+        if isinstance(leaf, nn.Partitioned):
+            return place(leaf.value.shape, leaf.names, over)
+        return NamedSharding(over, P())
+
+    return jax.tree.map(one, abstract, is_leaf=_is_box)
+
+
+def batch_shardings(batch: Any, over: Mesh) -> Any:
+    """The sharding of a batch: first axis "batch", the others whole."""
+    return jax.tree.map(
+        lambda x: place(x.shape, ("batch", *[None] * (x.ndim - 1)), over), batch
+    )
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Pins the layout of an activation; nothing happens where no mesh is set."""
+    current = jax.sharding.get_abstract_mesh()
+    if current.empty or math.prod(current.shape.values()) == 1:
+        return x
+    entries = []
+    for size, entry in zip(x.shape, spec(axes), strict=True):
+        parts = math.prod(current.shape[name] for name in _names(entry))
+        entries.append(entry if size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, P(*entries))
+
+
+def unbox(tree: Any) -> Any:
+    """The plain arrays of a tree whose weights carry their axes."""
+    return nn.unbox(tree)
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Partitioned)
