@@ -31,8 +31,6 @@ COLOURS = {
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 BACKGROUND = (24, 24, 28)
 
-_SAMPLES = 4  # per pixel and axis, for smooth edges
-
 
 class Caption(NamedTuple):
     """What one clip shows."""
@@ -79,13 +77,13 @@ def captions() -> tuple[Caption, ...]:
 
 def parse(text: str) -> Caption:
     """The caption whose sentence is `text`; ValueError if there is none."""
-    for caption in captions():
-        if caption.text == text:
-            return caption
-    raise ValueError(
-        f"{text!r} is no caption of the embedded data set; write a COLOUR SHAPE moves "
-        f"DIRECTION, with words of {[*COLOURS]}, {[*SHAPES]} and {[*DIRECTIONS]}"
-    )
+    known = {caption.text: caption for caption in captions()}
+    if text not in known:
+        raise ValueError(
+            f"{text!r} is no caption of the embedded data set; write a COLOUR SHAPE "
+            f"moves DIRECTION, of {[*COLOURS]}, {[*SHAPES]} and {[*DIRECTIONS]}"
+        )
+    return known[text]
 
 
 def render(
@@ -146,7 +144,8 @@ def write_dataset(
 @functools.cache
 def _mask(shape: str, diameter: int) -> Float[np.ndarray, "d d"]:
     """How much of each pixel of a square a shape that fills it covers, 0 to 1."""
-    x = (np.arange(diameter * _SAMPLES) + 0.5) * 2 / (diameter * _SAMPLES) - 1
+    samples = 4  # per pixel and axis
+    x = (np.arange(diameter * samples) + 0.5) * 2 / (diameter * samples) - 1
     y = x[:, None]  # downwards
     radius = np.hypot(x, y)
     # A star is a kite between a tip at radius 1 and a notch, mirrored ten times.
@@ -162,4 +161,4 @@ def _mask(shape: str, diameter: int) -> Float[np.ndarray, "d d"]:
         "ring": (radius < 1) & (radius > 0.58),
         "star": (1 - notch[1]) * across < notch[0] * (1 - along),
     }[shape]
-    return reduce(inside * 1.0, "(h i) (w j) -> h w", "mean", i=_SAMPLES, j=_SAMPLES)
+    return reduce(inside * 1.0, "(h i) (w j) -> h w", "mean", i=samples, j=samples)
