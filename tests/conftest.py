@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# What JAX may use when the run is `pytest -m gpu` or `pytest -m tpu`; otherwise the CPU.
+# What JAX may use in `pytest -m gpu` and `pytest -m tpu`; otherwise only the CPU.
 PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # A size limit also makes JAX lock the cache, so that parallel test processes share it.
+    # With a size limit JAX locks the cache, so that parallel test processes share it.
     jax.config.update("jax_compilation_cache_max_size", 2**30)
     # Grain reads absl flags, which nobody parses under pytest.
     absl_flags.FLAGS.mark_as_parsed()
