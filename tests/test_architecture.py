@@ -313,5 +313,5 @@ def test_implicit_broadcasts_and_promotions_are_refused_while_testing():
     x = jnp.zeros((2, 3), jnp.float32)
     with pytest.raises(ValueError, match="broadcast"):
         x + jnp.zeros(3, jnp.float32)
-    with pytest.raises(TypeError, match="implicit dtype promotion"):
+    with pytest.raises(ValueError, match="implicit dtype promotion"):
         x + jnp.zeros((2, 3), jnp.bfloat16)

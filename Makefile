@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists the targets. Everything runs in .venv, which `make setup` builds.
+
+PYTHON ?= python3
+# Test processes: 0 runs the tests in this process.
+WORKERS ?= 0
+# A folder of recorded cases for `make parity`.
+CASES ?= tests/golden
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock format lint types test test-slow test-gpu test-tpu check \
+	demo train-demo notebooks bench parity clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+		v >= (3, 11) or sys.exit("$(OLD_PYTHON)".format(*v[:2]))'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps \
+		--no-build-isolation --editable .
+	@touch $@
+
+lock: ## write what .venv holds into requirements.lock
+	sed -n '/^#/p' requirements.lock > requirements.new
+	$(RUN) -m pip freeze --all --exclude pip --exclude pyramid_jax >> requirements.new
+	mv requirements.new requirements.lock
+
+format: setup ## format the code and apply safe fixes
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+lint: setup ## check format and lint
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+types: setup ## check types
+	$(VENV)/bin/basedpyright
+
+test: setup ## run the tests that need only a CPU and a few minutes
+	$(RUN) -m pytest -n $(WORKERS)
+
+test-slow: setup ## run the slow tests
+	$(RUN) -m pytest -n $(WORKERS) -m "slow and not gpu and not tpu"
+
+test-gpu: setup ## run the tests that need a GPU
+	$(RUN) -m pytest -m gpu
+
+test-tpu: setup ## run the tests that need a TPU
+	$(RUN) -m pytest -m tpu
+
+check: lint types test ## everything that CI runs
+
+demo: setup ## make videos with the model that ships with the project
+	$(RUN) -m launch.demo
+
+train-demo: setup ## train that model from nothing
+	$(RUN) -m launch.train --config=configs/tiny.py --workdir=runs/tiny
+
+notebooks: setup ## execute the notebooks
+	$(RUN) -m pytest -m notebook
+
+bench: setup ## measure attention, the training step and sampling
+	$(RUN) -m benchmarks.attention
+	$(RUN) -m benchmarks.train_step
+	$(RUN) -m benchmarks.sample
+
+parity: setup ## compare with recorded values of the original: CASES=folder
+	$(RUN) -m launch.parity --cases=$(CASES)
+
+clean: ## remove caches and builds; .venv and runs stay
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find $(wildcard pyramid_jax configs launch tests benchmarks) -name __pycache__ \
+		-prune -exec rm -rf {} +
