@@ -22,7 +22,7 @@ help: ## list the targets
 setup: $(STAMP) ## build .venv from requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	@test -x $(RUN) || $(PYTHON) -c 'import sys; v = sys.version_info; \
 		v >= (3, 11) or sys.exit("$(OLD_PYTHON)".format(*v[:2]))'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
