@@ -223,33 +223,48 @@ class Segment(NamedTuple):
 
 
 def segment(
-    latent: Float[np.ndarray, "t h w c"],
-    stages: int,
+    levels: Sequence[Float[np.ndarray, "t _ _ c"]],
     chosen: Sequence[Clip],
     layout: Layout,
 ) -> Segment:
     """The clean tokens of `chosen` clips, the last of which is to be denoised.
 
-    `clips(stage, unit, ...)` chooses one unit and its past; a single clip of all frames
-    trains the whole sequence at once (spatial pyramid only), or an image.
+    `compact(clips(stage, unit, ...))` chooses one unit and its past; a single clip of all
+    frames trains the whole sequence at once (spatial pyramid only), or an image.
+
+    Args:
+        levels: the pyramid of one clean latent, coarsest first.
     """
-    levels = pyramid.levels(latent[None], stages)
-    *past, current = compact(chosen)
-    target = grid(levels[current.stage], layout.patch)
-    clean = levels[current.stage][:, current.frame]
+    grids = [grid(level, layout.patch) for level in levels]
+    return Segment(
+        *segment_values(levels, chosen, layout.patch),
+        *segment_places(grids, chosen, layout),
+    )
+
+
+def segment_values(
+    levels: Sequence[Float[np.ndarray, "t _ _ c"]], chosen: Sequence[Clip], patch: int
+) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "n p"]]:
+    """What a segment's tokens hold: `clean` and `coarser` of `Segment`."""
+    current = chosen[-1]
+    parts = [patchify(levels[clip.stage][clip.frame], patch) for clip in chosen]
+    clean = np.concatenate(parts)
     coarser = np.zeros_like(clean)
     if current.stage:
-        coarser = pyramid.up(levels[current.stage - 1][:, current.frame])
+        below = pyramid.up(levels[current.stage - 1][current.frame])
+        coarser[-len(parts[-1]) :] = patchify(below, patch)
+    return clean, coarser
 
-    before = history(levels, past, current.stage, layout)
-    row = join([*before, tokens(clean, current.frame, target, layout)])
-    length, new = row.frame.shape[1], clean.size // row.values.shape[-1]
-    up = np.zeros_like(row.values[0])
-    up[length - new :] = patchify(coarser, layout.patch)[0]
-    return Segment(
-        row.values[0],
-        up,
-        row.position[0],
-        row.frame[0],
-        np.arange(length) >= length - new,
-    )
+
+def segment_places(
+    grids: Sequence[tuple[int, int]], chosen: Sequence[Clip], layout: Layout
+) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Where a segment's tokens are: `position`, `frame` and `current` of `Segment`.
+
+    The same for all latents of one size. `grids` are those of the levels, in tokens.
+    """
+    target = grids[chosen[-1].stage]
+    parts = [positions(c.frame, grids[c.stage], target, layout) for c in chosen]
+    position = np.concatenate(parts)
+    current = np.arange(len(position)) >= len(position) - len(parts[-1])
+    return position, position[:, 0].astype(np.int32), current

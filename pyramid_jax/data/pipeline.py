@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a manifest to an endless, resumable stream of packed training rows.
+
+    records -> shuffle -> repeat -> this host's share          numbers only
+            -> decode, choose stage and unit, cut, tokenise    workers (records.py)
+            -> drop bad files, pack, batch                     here
+
+Workers hand over failures like any other example, so the rows depend on the seed and
+the number of hosts only, not on the number of workers.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import numpy as np
+from absl import flags
+
+from pyramid_jax import layout as layouts
+from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.records import (
+    Clips,
+    Example,
+    Failure,
+    Load,
+    Maker,
+    Pixels,
+    Plan,
+    Size,
+    Tokenize,
+    choose,
+)
+from pyramid_jax.layout import Layout
+from pyramid_jax.shapes import Rows
+
+logger = logging.getLogger(__name__)
+
+_HANDED_OVER = 16  # perf: examples per message of a worker
+_OPEN_ROWS = 8  # rows that are filled at once, at least
+_READY = 2  # batches made ahead
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on, and the shape of a batch. Counts are per host.
+
+    Args:
+        height, width: of the pixels of every video and image.
+        frames: pixel frames of a video.
+        fps: at which they are taken from the file.
+        batch: rows.
+        tokens: video tokens of a row.
+        text_tokens: caption tokens of a row.
+        segments: most segments in a row.
+        stage_shares: how many of a group of successive examples train each stage.
+        temporal: train one unit with its history; False: whole sequences.
+        dropout: probability of an empty caption.
+        sizes: further (height, width); files get the nearest aspect ratio.
+        stride: pixel frames, and pixels, per latent cell.
+        workers: processes that decode; 0 decodes in this one.
+        cache_mib: memory for decoded clips, per worker.
+        max_bad: fraction of the manifest's files that may be unusable.
+    """
+
+    manifest: str
+    height: int
+    width: int
+    frames: int
+    fps: float
+    batch: int
+    tokens: int
+    text_tokens: int
+    segments: int
+    stage_shares: tuple[int, ...] = (1, 2, 1)
+    temporal: bool = True
+    dropout: float = 0.1
+    sizes: tuple[Size, ...] = ()
+    stride: tuple[int, int] = (1, 1)
+    seed: int = 0
+    workers: int = 0
+    cache_mib: int = 512
+    max_bad: float = 0.01
+
+    def __post_init__(self):
+        least_one = "height width frames fps batch tokens text_tokens segments"
+        for name in least_one.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("workers", "cache_mib", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("dropout", "max_bad"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if min(self.stage_shares, default=-1) < 0 or not any(self.stage_shares):
+            raise ValueError(
+                f"stage_shares {self.stage_shares} must be counts, one per stage, not "
+                "all 0, e.g. (1, 2, 1)"
+            )
+
+    @property
+    def all_sizes(self) -> tuple[Size, ...]:
+        """Every (height, width) that can occur."""
+        return ((self.height, self.width), *self.sizes)
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of a video."""
+        return 1 + (self.frames - 1) // self.stride[0]
+
+    @property
+    def pattern(self) -> tuple[int, ...]:
+        """The stages of a group of successive examples."""
+        shares = enumerate(self.stage_shares)
+        return tuple(stage for stage, share in shares for _ in range(share))
+
+
+def batches(
+    cfg: DataConfig,
+    layout: Layout,
+    tokenize: Tokenize,
+    folder: str | Path,
+    shard: tuple[int, int] = (0, 1),
+    load: Load | None = None,
+) -> grain.DatasetIterator[Rows]:
+    """An endless iterator of `Rows` in numpy; it has get_state, set_state and close.
+
+    Args:
+        tokenize: token ids of a caption, also of the empty one; picklable.
+        folder: gets `skipped.jsonl`, a line for each file that could not be used.
+        shard: index and count of the hosts; each has examples of its own.
+        load: the latent "t h w c" of a record at a size, or its 8-bit pixels;
+            picklable. None: the pixels of the record's file.
+
+    Raises ValueError for a bad manifest or a budget that a segment exceeds; the
+    iterator does when more files than `max_bad` are unusable.
+    """
+    if not flags.FLAGS.is_parsed():  # grain reads flags
+        flags.FLAGS.mark_as_parsed()
+    check(cfg, layout)
+    records = read_manifest(cfg.manifest)
+    host, hosts = shard
+    stages = len(cfg.stage_shares)
+    units = None
+    if cfg.temporal:
+        units = layouts.units(cfg.latent_frames, layout.frames_per_unit)
+    load = load or Pixels(cfg.frames, cfg.fps)
+    clips = Clips(load, cfg.all_sizes, stages, cfg.cache_mib * 2**20)
+    plan = Plan(stages, cfg.pattern, units, cfg.dropout, cfg.seed, shard)
+    make = Maker(clips, plan, layout, tokenize, cfg.text_tokens)
+    examples = (
+        grain.MapDataset.source(records)
+        .shuffle(cfg.seed)
+        .repeat()[host::hosts]
+        .map_with_index(make)
+        .batch(_HANDED_OVER, batch_fn=list)
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        .mp_prefetch(grain.MultiprocessingOptions(num_workers=cfg.workers))
+    )
+    sound = grain.experimental.FlatMapIterDataset(
+        examples, _Sound(Path(folder) / "skipped.jsonl", cfg.max_bad, len(records))
+    )
+    rows = _packed(sound, cfg).batch(cfg.batch).map(_rows)
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=_READY)
+    )
+
+
+def check(cfg: DataConfig, layout: Layout) -> int:
+    """The video tokens of the longest segment that can occur.
+
+    Raises ValueError if the sizes or the number of frames do not fit the stages and
+    units, or if the budget is smaller than that.
+    """
+    stages, (every, cell) = len(cfg.stage_shares), cfg.stride
+    multiple = cell * layout.patch * 2 ** (stages - 1)
+    for size in cfg.all_sizes:
+        if any(side % multiple for side in size):
+            fits = [max(1, round(side / multiple)) * multiple for side in size]
+            raise ValueError(
+                f"height and width {size} are not multiples of {multiple} = {cell} "
+                f"(latent cell) x {layout.patch} (patch) x {2 ** (stages - 1)} "
+                f"(pyramid); use {fits[0]} and {fits[1]}"
+            )
+    if (cfg.frames - 1) % every:
+        raise ValueError(
+            f"{cfg.frames} frames are not 1 + a multiple of {every}; "
+            f"use {1 + (cfg.frames - 1) // every * every}"
+        )
+    available: Sequence[int | None] = [None]
+    if cfg.temporal:
+        available = range(layouts.units(cfg.latent_frames, layout.frames_per_unit))
+    needed, size, stage, unit = max(
+        (_length(cfg, layout, size, stage, unit), size, stage, unit)
+        for size in cfg.all_sizes
+        for stage in set(cfg.pattern)
+        for unit in available
+    )
+    if needed > cfg.tokens:
+        what = "all frames" if unit is None else f"unit {unit} with its history"
+        raise ValueError(
+            f"a row has {cfg.tokens} tokens, but {what} at stage {stage} of "
+            f"{size[0]}x{size[1]} pixels needs {needed}; raise tokens to {needed} or "
+            "more, or use fewer frames or a smaller size"
+        )
+    return needed
+
+
+def _length(
+    cfg: DataConfig, layout: Layout, size: Size, stage: int, unit: int | None
+) -> int:
+    """The video tokens of a segment."""
+    side = cfg.stride[1] * layout.patch
+    cells = size[0] // side * (size[1] // side)
+    coarsest = cells // 4 ** (len(cfg.stage_shares) - 1)
+    chosen = choose(cfg.latent_frames, stage, unit, layout.frames_per_unit)
+    return sum(len(clip.frame) * coarsest * 4**clip.stage for clip in chosen)
+
+
+class _Sound(grain.experimental.FlatMapTransform):
+    """Passes examples on; logs, lists and counts failures, and stops if too many."""
+
+    max_fan_out = _HANDED_OVER
+
+    def __init__(self, listed: Path, max_bad: float, files: int):
+        self._listed, self._most, self._files = listed, max_bad * files, files
+        self._bad: set[str] = set()
+
+    def flat_map(self, element: list[Example | Failure]) -> list[dict]:
+        for failure in element:
+            if isinstance(failure, Failure) and failure.path not in self._bad:
+                self._bad.add(failure.path)
+                self._report(failure)
+        return [e._asdict() for e in element if isinstance(e, Example)]
+
+    def _report(self, failure: Failure) -> None:
+        logger.warning("skipped %s: %s", failure.path, failure.reason)
+        self._listed.parent.mkdir(parents=True, exist_ok=True)
+        with self._listed.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(failure._asdict(), ensure_ascii=False) + "\n")
+        if len(self._bad) > self._most or len(self._bad) == self._files:
+            raise ValueError(
+                f"{len(self._bad)} of {self._files} files can not be used, the last is "
+                f"{failure.path} ({failure.reason}); {self._listed} lists them: repair "
+                "or remove them, or raise max_bad"
+            )
+
+
+def _packed(examples: grain.IterDataset, cfg: DataConfig) -> grain.IterDataset:
+    """Rows of the budget, each filled with the examples that still fit."""
+    return grain.experimental.FirstFitPackIterDataset(
+        examples,
+        length_struct={
+            "video": cfg.tokens,
+            "text": cfg.text_tokens,
+            "stage": cfg.segments,
+        },
+        padding_struct={"video": None, "text": None, "stage": -1},
+        num_packing_bins=-(-_OPEN_ROWS // cfg.batch) * cfg.batch,
+        shuffle_bins=False,
+    )
+
+
+def _rows(packed: dict[str, np.ndarray]) -> Rows:
+    """`Rows` of a packed batch. Grain counts segments from 1, 0 is padding."""
+    video, stage = packed["video"], packed["stage"]
+    fields = {name: np.ascontiguousarray(video[name]) for name in video.dtype.names}
+    return Rows(
+        **fields,
+        segment=packed["video_segment_ids"] - 1,
+        stage=stage,
+        text=packed["text"],
+        text_segment=packed["text_segment_ids"] - 1,
+        pooled=np.zeros((*stage.shape, 0), np.float32),
+    )
