@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "pyramid": {"shapes"},
     "mask": {"shapes"},
     "rotary": {"shapes"},
+    "latents": {"shapes"},
     "layout": {"shapes", "pyramid", "mask"},
     "kernels": {"shapes", "sharding", "mask"},
     "models": {"shapes", "sharding", "mask", "rotary", "kernels"},
@@ -49,10 +50,12 @@ MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training", "config", "generate"}
 
 # The files that a newcomer reads as mathematics need nothing else.
-METHOD = {"shapes", "pyramid", "mask", "rotary", "layout"}
+METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}
 METHOD_LIBRARIES = {"jax", "numpy", "einops", "jaxtyping", PACKAGE}
 
 MESH_AXES = {"data", "fsdp", "context", "tensor"}
+# Checkpoints use the same words for items and weights.
+MAY_NAME_MESH_AXES = {"sharding", "config", "kernels", "checkpoint"}
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 60, 6
 
 
@@ -167,7 +170,7 @@ def files_name_their_licence(source: Source) -> Iterator[str]:
 
 
 def few_files_name_mesh_axes(source: Source) -> Iterator[str]:
-    if source.folder != PACKAGE or source.part in {"sharding", "config", "kernels"}:
+    if source.folder != PACKAGE or source.part in MAY_NAME_MESH_AXES:
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Constant) and node.value in MESH_AXES:
