@@ -28,6 +28,23 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 Axes = tuple[str | None, ...]
+Initializer = nn.initializers.Initializer
+
+
+class Named(nn.Partitioned):
+    """A weight with the names of its axes.
+
+    Flax would take the names for mesh axes wherever a mesh is set; here `RULES` translates
+    them, once, when a state is made.
+    """
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        return self.value
+
+
+def named(init: Initializer, axes: Axes) -> Initializer:
+    """An initializer whose weights carry the names of their axes."""
+    return lambda *args: Named(init(*args), axes)
 
 
 def mesh(
@@ -93,7 +110,7 @@ def shardings(abstract: Any, over: Mesh) -> Any:
     """
 
     def one(leaf: Any) -> NamedSharding:
-        if isinstance(leaf, nn.Partitioned):
+        if _is_box(leaf):
             return place(leaf.value.shape, leaf.names, over)
         return NamedSharding(over, P())
 
@@ -129,4 +146,4 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.Partitioned)
+    return isinstance(leaf, Named)

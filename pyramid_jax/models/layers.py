@@ -10,6 +10,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from pyramid_jax.sharding import named
+
 Features = int | tuple[int, ...]
 Axes = tuple[str | None, ...]
 
@@ -38,8 +40,8 @@ def dense(
         axis=tuple(range(-contract, 0)),
         dtype=jnp.dtype(dtype),
         use_bias=bias,
-        kernel_init=nn.with_partitioning(init, axes),
-        bias_init=nn.with_partitioning(nn.initializers.zeros, axes[contract:]),
+        kernel_init=named(init, axes),
+        bias_init=named(nn.initializers.zeros, axes[contract:]),
     )
 
 
@@ -60,7 +62,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "*b dim"]) -> Float[jax.Array, "*b dim"]:
-        init = nn.with_partitioning(nn.initializers.ones, (None,))
+        init = named(nn.initializers.ones, (None,))
         weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + self.eps)

@@ -13,6 +13,7 @@ from pyramid_jax.mask import TokenMask
 from pyramid_jax.models.layers import dense, layer_norm
 from pyramid_jax.rotary import angles, rotate
 from pyramid_jax.shapes import Text
+from pyramid_jax.sharding import named
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TextEncoder(nn.Module):
             segments: how many a row can hold.
         """
         c = self.cfg
-        init = nn.with_partitioning(nn.initializers.normal(0.5), (None, "embed"))
+        init = named(nn.initializers.normal(0.5), (None, "embed"))
         table = self.param("table", init, (c.vocabulary, c.width), jnp.float32)
         x = jnp.take(table, ids, axis=0)
         angle = angles(_order(segment)[..., None], (c.width // c.heads,))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a training run changes, and how it is laid out over the devices."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from pyramid_jax import sharding
+
+Init = Callable[
+    [jax.Array], Any
+]  # key -> fresh weights, in boxes that carry their axes
+
+
+class TrainState(NamedTuple):
+    """Plain arrays. `skipped` of the `step` steps so far did not change the weights.
+
+    `ema` is the float32 exponential moving average of the weights, for sampling.
+    """
+
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    params: Any
+    ema: Any
+    optimizer: Any
+
+
+def create(
+    key: Key[Array, ""], init: Init, optimizer: optax.GradientTransformation, over: Mesh
+) -> TrainState:
+    """A new state over the mesh, weights, average and optimizer moments sharded alike.
+
+    No device ever holds more than its part.
+    """
+    build, placement = _plan(init, optimizer, over)
+    return jax.jit(lambda key: sharding.unbox(build(key)), out_shardings=placement)(key)
+
+
+def abstract(
+    init: Init, optimizer: optax.GradientTransformation, over: Mesh
+) -> TrainState:
+    """Shapes and shardings of a state, to restore into or to compile for."""
+    build, placement = _plan(init, optimizer, over)
+    shapes = sharding.unbox(jax.eval_shape(build, jax.random.key(0)))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        placement,
+    )
+
+
+def _plan(
+    init: Init, optimizer: optax.GradientTransformation, over: Mesh
+) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+    """How to make a state with boxed weights, and where its arrays belong."""
+    build = partial(_boxed, init, optimizer)
+    shapes = jax.eval_shape(build, jax.random.key(0))
+    return build, sharding.shardings(shapes, over)
+
+
+def _boxed(
+    init: Init, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    # The optimizer sees the boxes, so its moments carry the axes of their weights;
+    # moments of plain arrays made inside jit would be replicated on every device.
+    params = init(key)
+    zero = jnp.zeros((), jnp.int32)
+    ema = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    return TrainState(zero, zero, params, ema, optimizer.init(params))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: gradients over microbatches, an update, the moving average."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jaxtyping import Array, Float, Int, Key
+
+from pyramid_jax import sharding
+from pyramid_jax.training.state import TrainState
+
+# (params, batch, key) -> (mean loss, sums for the metrics)
+Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, "Report"]]
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How gradients become a step.
+
+    Args:
+        accumulate: microbatches per step; a batch is cut into so many.
+        ema_decay: of the moving average, per update.
+        ema_warmup: update n uses at most (1 + n) / (10 + n), so that the average soon
+            forgets the initial weights.
+        skip_above: a step whose loss is larger changes nothing; None skips only steps
+            whose loss or gradient is not finite.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    skip_above: float | None = None
+
+    def __post_init__(self):
+        if self.accumulate < 1:
+            raise ValueError(
+                f"accumulate {self.accumulate} must be 1 (no accumulation) or more"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
+
+
+class Report(NamedTuple):
+    """What a step says about itself; still on the device, so reading it waits for it.
+
+    `aux` is the loss function's second result, summed over the microbatches.
+    """
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    skipped: Int[Array, ""]
+    aux: Any
+
+
+def train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    cfg: StepConfig,
+    like: TrainState,
+) -> Step:
+    """A compiled (state, batch, key) -> (state, report), which consumes the old state.
+
+    The key is the same for all steps: the step number is folded in. Steps whose loss or
+    gradient is not finite leave weights, optimizer and average as they were.
+
+    Args:
+        rate: the learning rate, for the report.
+        like: a state, or `state.abstract(...)`, whose layout the new states keep.
+
+    Raises:
+        ValueError: (when called) the rows of the batch can't be cut into microbatches.
+    """
+
+    def step(
+        state: TrainState, batch: Any, key: Key[Array, ""]
+    ) -> tuple[TrainState, Report]:
+        key = jax.random.fold_in(key, state.step)
+        value, aux, gradient = gradients(loss, state.params, batch, key, cfg.accumulate)
+        norm = optax.tree.norm(gradient)
+        keep = jnp.isfinite(value) & jnp.isfinite(norm)
+        if cfg.skip_above is not None:
+            keep &= value <= cfg.skip_above
+
+        updates = state.step - state.skipped
+        skipped = jnp.where(keep, state.skipped, state.skipped + 1)
+        report = Report(value, norm, rate(updates), skipped, aux)
+        new = _updated(state, gradient, optimizer, _decay(cfg, updates))
+        new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, state)
+        return new._replace(step=state.step + 1, skipped=skipped), report
+
+    placement = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+
+
+def gradients(
+    loss: Loss, params: Any, batch: Any, key: Key[Array, ""], parts: int = 1
+) -> tuple[Float[Array, ""], Any, Any]:
+    """The loss and its gradient, means over `parts` microbatches, and the sum of aux.
+
+    Raises:
+        ValueError: the rows of the batch can't be cut into `parts`.
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def one(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, tuple[Any, Any]]:
+        index, rows = part
+        out, gradient = value_and_grad(params, rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, gradient), out
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    microbatches = jax.tree.map(lambda x: _cut(x, parts), batch)
+    total, (values, aux) = jax.lax.scan(one, zeros, (jnp.arange(parts), microbatches))
+    mean = jax.tree.map(lambda g: g / parts, total)
+    return values.mean(), jax.tree.map(lambda x: x.sum(axis=0), aux), mean
+
+
+def _cut(x: Array, parts: int) -> Array:
+    """Microbatches of every parts-th row each, so that no row changes its device."""
+    if x.shape[0] % parts:
+        raise ValueError(
+            f"a batch of {x.shape[0]} rows can't be cut into {parts} microbatches; "
+            "make the batch a multiple of `accumulate`"
+        )
+    x = rearrange(x, "(rows parts) ... -> parts rows ...", parts=parts)
+    return sharding.constrain(x, (None, "batch", *[None] * (x.ndim - 2)))
+
+
+def _decay(cfg: StepConfig, updates: Int[Array, ""]) -> Float[Array, ""]:
+    """The decay of the moving average after `updates` updates."""
+    n = updates.astype(jnp.float32)
+    bound = (1 + n) / (10 + n) if cfg.ema_warmup else jnp.float32(1)
+    return jnp.minimum(jnp.float32(cfg.ema_decay), bound)
+
+
+def _updated(
+    state: TrainState,
+    gradient: Any,
+    optimizer: optax.GradientTransformation,
+    decay: Float[Array, ""],
+) -> TrainState:
+    """The state with new weights, moments and average."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+        change, moments = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, change)
+    ema = jax.tree.map(
+        lambda mean, new: decay * mean + (1 - decay) * new.astype(jnp.float32),
+        state.ema,
+        params,
+    )
+    return state._replace(params=params, ema=ema, optimizer=moments)
