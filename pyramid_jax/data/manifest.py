@@ -55,7 +55,7 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
         more = len(problems) - _REPORTED
         shown = problems[:_REPORTED] + ([f"  and {more} more"] if more > 0 else [])
         raise ValueError(
-            f"manifest {path} has {len(problems)} bad lines; correct or remove them:\n"
+            f"manifest {path} has {len(problems)} bad line(s); correct or remove them:\n"
             + "\n".join(shown)
         )
     if not records:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded clips show what their captions say, and depend on their seed alone."""
+
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pyramid_jax.data import embedded
+from pyramid_jax.data.embedded import BACKGROUND, COLOURS, DIRECTIONS, Settings
+from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.video_io import read_video
+
+# Small pictures keep these tests quick; the laws hold at any size.
+SMALL = Settings(size=32, frames=3, step=2, diameter=(12, 14), grid=1)
+
+
+def contents(folder):
+    """The bytes of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_captions_are_sentences_that_can_be_parsed():
+    captions = embedded.captions()
+    assert len({caption.text for caption in captions}) == len(captions) == 144
+    assert all(embedded.parse(caption.text) == caption for caption in captions)
+    assert embedded.parse("a red circle moves left") == ("red", "circle", "left")
+
+
+def test_an_unknown_sentence_is_refused_with_the_known_words():
+    with pytest.raises(ValueError, match=r"'a pink circle moves left'.*'red'.*'left'"):
+        embedded.parse("a pink circle moves left")
+
+
+@pytest.mark.parametrize("settings", [Settings(), SMALL])
+def test_a_shape_moves_by_its_step_and_stays_inside(settings):
+    """Each frame is the previous one, moved, and nothing leaves the picture."""
+    rng = np.random.default_rng(0)
+    for caption in embedded.captions():
+        video = embedded.render(caption, rng, settings)
+        step = np.array(DIRECTIONS[caption.direction]) * settings.step
+        for before, after in itertools.pairwise(video):
+            np.testing.assert_array_equal(np.roll(before, step, (0, 1)), after)
+            place = np.argwhere((before != BACKGROUND).any(-1)) + step
+            assert place.min() >= 0 and place.max() < settings.size
+
+
+def test_a_shape_has_its_colour_and_a_sensible_size():
+    rng = np.random.default_rng(0)
+    for caption in embedded.captions()[::7]:
+        frame = embedded.render(caption, rng)[0]
+        colours, counts = np.unique(frame.reshape(-1, 3), axis=0, return_counts=True)
+        common = {tuple(colours[i]) for i in np.argsort(counts)[-2:].tolist()}
+        assert common == {BACKGROUND, COLOURS[caption.colour]}
+        y, x = np.nonzero((frame != BACKGROUND).any(-1))
+        assert 42 <= max(np.ptp(y), np.ptp(x)) + 1 <= 56
+
+
+def test_starts_and_sizes_vary_and_starts_lie_on_the_grid():
+    rng, corners, sizes = np.random.default_rng(0), set(), set()
+    caption = embedded.parse("a red cross moves up")
+    for _ in range(100):
+        drawn = np.argwhere((embedded.render(caption, rng)[0] != BACKGROUND).any(-1))
+        corners.add(tuple(drawn.min(0).tolist()))
+        sizes.add(int(np.ptp(drawn[:, 0])) + 1)
+    assert sizes == {48, 50, 52, 54, 56} and len(corners) > 30
+    assert all(y % 4 == x % 4 == 0 for y, x in corners)
+
+
+def test_shapes_differ_clearly_from_each_other():
+    """Any two shapes of one size differ in a tenth of the larger one's area."""
+    masks = [embedded._mask(shape, 48) for shape in embedded.SHAPES]
+    for i, one in enumerate(masks):
+        for other in masks[:i]:
+            assert np.abs(one - other).sum() > 0.1 * max(one.sum(), other.sum())
+
+
+def test_a_data_set_depends_on_its_arguments_only(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        embedded.write_dataset(folder, 3, 0, SMALL)
+    assert contents(one) == contents(other)
+    longer, reseeded = tmp_path / "longer", tmp_path / "reseeded"
+    embedded.write_dataset(longer, 5, 0, SMALL)
+    embedded.write_dataset(reseeded, 3, 1, SMALL)
+    clips = {k: v for k, v in contents(one).items() if k.endswith("mp4")}
+    assert len(clips) == 3 and clips.items() <= contents(longer).items()
+    assert not clips.items() & contents(reseeded).items()
+
+
+def test_files_can_be_read_at_a_quarter_of_their_size_in_their_colours(tmp_path):
+    records = read_manifest(embedded.write_dataset(tmp_path / "set", 12, 0))
+    for record in records:
+        video = read_video(record.path, (32, 32), 8, 8)
+        caption = embedded.parse(record.text)
+        distance = np.abs(video.astype(int) - COLOURS[caption.colour]).max(-1)
+        assert (distance < 25).sum((1, 2)).min() > 15
+        background = np.median(video, (1, 2))
+        assert np.abs(background - BACKGROUND).max() <= 2
+
+
+def test_all_captions_are_equally_frequent(tmp_path):
+    settings = Settings(size=16, frames=1, step=1, diameter=(8, 8), grid=1)
+    records = read_manifest(embedded.write_dataset(tmp_path, 288, 0, settings))
+    assert set(Counter(record.text for record in records).values()) == {2}
+
+
+def test_a_complete_folder_is_used_as_it_is(tmp_path):
+    manifest = embedded.write_dataset(tmp_path / "set", 2, 0, SMALL)
+    marked = tmp_path / "set" / "clips" / "00000.mp4"
+    marked.write_text("left alone")
+    assert embedded.write_dataset(tmp_path / "set", 2, 0, SMALL) == manifest
+    assert marked.read_text() == "left alone"
+
+
+def test_an_interrupted_folder_is_completed(tmp_path):
+    manifest = embedded.write_dataset(tmp_path / "set", 2, 0, SMALL)
+    whole = contents(tmp_path / "set")
+    manifest.unlink()
+    (tmp_path / "set" / "clips" / "00001.mp4").write_text("half a fi")
+    embedded.write_dataset(tmp_path / "set", 2, 0, SMALL)
+    assert contents(tmp_path / "set") == whole
+
+
+def test_another_data_set_in_the_folder_is_refused(tmp_path):
+    embedded.write_dataset(tmp_path, 2, 0, SMALL)
+    with pytest.raises(ValueError, match=r'holds .*"seed": 0.*expected .*"seed": 1'):
+        embedded.write_dataset(tmp_path, 2, 1, SMALL)
+    assert json.loads((tmp_path / "dataset.json").read_text())["seed"] == 0
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="files of another kind"):
+        embedded.write_dataset(tmp_path, 2, 0, SMALL)
+    assert contents(tmp_path) == {"manifest.jsonl": b"mine"}
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="leave 0 of 32 pixels, expected grid - 1 = 3"):
+        Settings(size=32, step=2, diameter=(12, 18))
+    with pytest.raises(ValueError, match="clips is 0"):
+        embedded.write_dataset("unused", 0, 0)
