@@ -35,7 +35,11 @@ def test_an_unknown_sentence_is_refused_with_the_known_words():
         embedded.parse("a pink circle moves left")
 
 
-@pytest.mark.parametrize("settings", [Settings(), SMALL])
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), SMALL, Settings(size=32, frames=3, step=3, diameter=(12, 14))],
+    ids=["default", "small", "way is no multiple of the grid"],
+)
 def test_a_shape_moves_by_its_step_and_stays_inside(settings):
     """Each frame is the previous one, moved, and nothing leaves the picture."""
     rng = np.random.default_rng(0)

@@ -41,6 +41,14 @@ def test_a_reversed_clip_moves_the_other_way(clips):
         assert judge.judge(clip[::-1]).direction == opposite[caption.direction]
 
 
+def test_a_clip_that_moves_askew_has_no_direction():
+    video = np.full((2, 32, 32, 3), embedded.BACKGROUND, np.uint8)
+    video[0, 2:14, 2:14] = video[1, 14:26, 12:24] = embedded.COLOURS["red"]
+    assert judge._direction(*(frame[..., 0] > 100 for frame in video)) is None
+    video[1] = np.roll(video[1], -8, axis=0)
+    assert judge._direction(*(frame[..., 0] > 100 for frame in video)) == "right"
+
+
 def test_a_clip_that_stands_still_has_no_direction(clips):
     caption, clip = next(iter(clips.items()))
     verdict = judge.judge(np.stack([clip[0]] * 8))

@@ -169,15 +169,13 @@ def test_scale_shows_every_pixel_as_a_plain_block(tmp_path):
     assert_colour(read[38:58, 6:26], BLUE)
 
 
-def test_the_same_video_gives_the_same_file(tmp_path):
-    """x264 is repeatable at small sizes too, whatever else the process did before."""
-    video = np.random.default_rng(0).integers(0, 99, (3, 32, 32, 3), np.uint8)
-    files = set()
-    for _ in range(20):
-        video_io.write_video(tmp_path / "a.mp4", video, 8)
-        video_io.read_video(tmp_path / "a.mp4", (16, 16), 3, 8)
-        files.add((tmp_path / "a.mp4").read_bytes())
-    assert len(files) == 1
+def test_small_videos_are_encoded_without_what_varies_between_runs(tmp_path):
+    """x264 notes its settings in the file; the fault itself shows only now and then."""
+    video_io.write_video(tmp_path / "a.mp4", counting(3), 8)
+    first = (tmp_path / "a.mp4").read_bytes()
+    video_io.write_video(tmp_path / "a.mp4", counting(3), 8)
+    assert b" mbtree=0 " in first
+    assert (tmp_path / "a.mp4").read_bytes() == first
 
 
 def test_a_video_without_frames_and_impossible_options_are_refused(tmp_path):

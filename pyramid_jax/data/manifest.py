@@ -55,8 +55,8 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
         more = len(problems) - _REPORTED
         shown = problems[:_REPORTED] + ([f"  and {more} more"] if more > 0 else [])
         raise ValueError(
-            f"manifest {path} has {len(problems)} bad line(s); correct or remove them:\n"
-            + "\n".join(shown)
+            "\n".join([f"manifest {path} has {len(problems)} bad line(s):", *shown])
+            + "\ncorrect or remove them"
         )
     if not records:
         raise ValueError(
