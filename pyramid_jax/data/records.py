@@ -69,10 +69,8 @@ class Plan:
         """The stage of example `index`."""
         return self.pattern[index % len(self.pattern)]
 
-    def unit(self, index: int, available: int) -> int | None:
-        """The unit of example `index` of a clip that has `available`; None is all."""
-        if self.units is None:
-            return None
+    def unit(self, index: int, available: int) -> int:
+        """The unit of example `index`, whose clip has `available`."""
         host, hosts = self.shard
         turn = index // len(self.pattern) * hosts + host
         fine, coarser = layouts.balanced_units(turn, self.units, available)
@@ -134,25 +132,36 @@ class Maker:
     """Makes example `index` of a host from a record; a `Failure` if that can not be.
 
     Args:
-        text_tokens: longest caption.
+        tokens, text_tokens: of the longest video and caption that fit a row.
     """
 
     clips: Clips
     plan: Plan
     layout: Layout
     tokenize: Tokenize
+    tokens: int
     text_tokens: int
 
     def __call__(self, index: int, record: Record) -> Example | Failure:
         try:
-            text = self._text(index, record)
-            levels = self.clips[record]
-            available = layouts.units(len(levels[0]), self.layout.frames_per_unit)
+            return self._example(index, record)
         except (ValueError, OSError) as error:
             return Failure(str(record.path), str(error))
-        stage, unit = self.plan.stage(index), self.plan.unit(index, available)
+
+    def _example(self, index: int, record: Record) -> Example:
+        text = self._text(index, record)
+        levels = self.clips[record]
+        stage, unit = self.plan.stage(index), None
+        if self.plan.units is not None:
+            available = layouts.units(len(levels[0]), self.layout.frames_per_unit)
+            unit = self.plan.unit(index, available)
         shapes = tuple(level.shape for level in levels)
         form = _form(shapes, stage, unit, self.layout)
+        if len(form.places) > self.tokens:
+            raise ValueError(
+                f"a latent of shape {shapes[-1]} makes a segment of {len(form.places)} "
+                f"tokens, but a row has {self.tokens}; raise tokens"
+            )
         video = form.places.copy()
         video["clean"], video["coarser"] = layouts.segment_values(
             levels, form.chosen, self.layout.patch
