@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a training run: written in the background, restored onto any mesh.
+
+Weights, average, optimizer, counters, position in the data and config are separate
+items of a checkpoint, so that sampling reads the average alone.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from grain.checkpoint import CheckpointRestore, CheckpointSave
+from jax.sharding import SingleDeviceSharding
+
+State = TypeVar("State", bound=tuple)  # a NamedTuple of arrays and trees of arrays
+
+COUNTERS, DATA, CONFIG = "counters", "data", "config"
+
+
+class Resumable(Protocol):
+    """An iterator that can tell and take up its position (as grain's do), as JSON."""
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Store:
+    """The newest `keep` checkpoints of one run, in `folder`.
+
+    Args:
+        config: what a checkpoint must agree with to be continued, as JSON values.
+    """
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any], keep: int = 3):
+        self.folder = Path(folder).absolute()
+        self.config = _as_json(config)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def latest(self) -> int | None:
+        """The newest checkpoint's step, None if there is no checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: tuple, data: Resumable | None = None) -> None:
+        """Starts to write a checkpoint; returns once `state` may be overwritten."""
+        items = {
+            name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
+        }
+        if data is not None:
+            items[DATA] = CheckpointSave(_Position(data))
+        items[CONFIG] = ocp.args.JsonSave(self.config)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(
+        self, like: State, data: Resumable | None = None, step: int | None = None
+    ) -> State:
+        """The state of a checkpoint (default: the newest), laid out as `like`.
+
+        Args:
+            like: a state, or its `jax.ShapeDtypeStruct`s with shardings, of any mesh.
+            data: the iterator that is set to where it was when the checkpoint was made.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it is of another config.
+        """
+        self._manager.wait_until_finished()
+        path = _checkpoint(self.folder, step)
+        self._check_config(path)
+        items: dict[str, Any] = {
+            name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+            for name, tree in _items(like).items()
+        }
+        if data is not None:
+            items[DATA] = CheckpointRestore(_Position(data))
+        restored = self._manager.restore(
+            int(path.name), args=ocp.args.Composite(**items)
+        )
+        trees = {name: restored[name] for name in items if name != DATA}
+        return like._replace(**trees.pop(COUNTERS), **trees)
+
+    def close(self) -> None:
+        """Waits until all checkpoints are written."""
+        self._manager.close()
+
+    def _check_config(self, path: Path) -> None:
+        there = restore_config(self.folder, int(path.name))
+        differing = _differences(there, self.config)
+        if differing:
+            raise ValueError(
+                f"checkpoint {path} is of another config: {'; '.join(differing)}. "
+                "Continue with the checkpoint's values, or train in another folder"
+            )
+
+
+def restore_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
+    """The config that a checkpoint (default: the newest) was made with.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(_checkpoint(folder, step) / CONFIG)
+
+
+def restore_params(
+    folder: str | Path, like: Any = None, item: str = "ema", step: int | None = None
+) -> Any:
+    """One item of a checkpoint (default: the average of the newest), for sampling.
+
+    Args:
+        like: the item's shapes with shardings; None: on this host's first device.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    path = _checkpoint(folder, step) / item
+    if like is None:
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+            ocp.StandardCheckpointHandler().metadata(path).tree,
+        )
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(path, jax.tree.map(_abstract, like))
+
+
+class _Position:
+    """A data iterator as grain's checkpoint handler wants it: its state as bytes."""
+
+    def __init__(self, data: Resumable):
+        self._data = data
+
+    def get_state(self) -> bytes:
+        return json.dumps(self._data.get_state()).encode()
+
+    def set_state(self, state: bytes) -> None:
+        self._data.set_state(json.loads(state))
+
+    def start_prefetch(self) -> None:
+        """Nothing to do: reading starts with the next batch."""
+
+
+def _items(state: tuple) -> dict[str, Any]:
+    """A state's trees by field name, its single arrays together as counters."""
+    fields = state._asdict()
+    single = {n: x for n, x in fields.items() if jax.tree_util.all_leaves([x])}
+    trees = {name: tree for name, tree in fields.items() if name not in single}
+    return {**trees, COUNTERS: single}
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _checkpoint(folder: str | Path, step: int | None) -> Path:
+    """The folder of one checkpoint among those in `folder`."""
+    folder = Path(folder).absolute()
+    there = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    if not there:
+        raise ValueError(
+            f"{folder} holds no checkpoint; train first, or give the folder that a "
+            "training run wrote its checkpoints to"
+        )
+    if step is not None and step not in there:
+        raise ValueError(f"{folder} holds no checkpoint of step {step}; it has {there}")
+    return folder / str(there[-1] if step is None else step)
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(config)))
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Sentences like "model.width is 64 there, 128 here"."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    return [
+        f"{key} is {old.get(key, 'missing')!r} there, {new.get(key, 'missing')!r} here"
+        for key in sorted(old.keys() | new.keys())
+        if (key in old, old.get(key)) != (key in new, new.get(key))
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
