@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all configs have in common: every entry, with the released models' values."""
+
+from dataclasses import asdict
+
+from ml_collections import ConfigDict
+
+from pyramid_jax.config import VARIANTS
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.layout import Layout
+
+
+def get_config(variant: str = "mmdit") -> ConfigDict:
+    """A locked ConfigDict: a misspelt key or a wrong type raises where it is set.
+
+    The entries of a section are the fields of the dataclass named beside it, which
+    documents them.
+    """
+    cfg = ConfigDict()
+    dit = VARIANTS[variant]
+    cfg.model = {  # config.ModelConfig
+        "variant": variant,
+        "dit": asdict(dit),  # models.dit.DiTConfig
+        "layout": asdict(Layout(table=dit.table)),  # layout.Layout
+        "latent": asdict(LatentConfig()),  # latents.LatentConfig
+        "text": None,  # models.text.TextConfig
+        "edges": (0.0, 1 / 3, 2 / 3, 1.0),
+        "corrupt": 1 / 3,
+        "tokenizer": "byt5",
+    }
+    cfg.model.dit.dtype = "bfloat16"
+    cfg.data = {  # data.pipeline.DataConfig
+        "manifest": "",
+        "height": 384,
+        "width": 640,
+        "frames": 121,
+        "fps": 24.0,
+        "batch": 8,
+        "tokens": 4224,
+        "text_tokens": 512,
+        "segments": 8,
+        "stage_shares": (1, 2, 1),
+        "temporal": True,
+        "dropout": 0.1,
+        "seed": 0,
+        "workers": 4,
+        "cache_mib": 512,
+        "max_bad": 0.01,
+    }
+    cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
+        "learning_rate": 5e-5,
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-6,
+        "weight_decay": 1e-4,
+        "clip": 1.0,
+        "schedule": "constant",
+        "warmup_steps": 1000,
+        "steps": 50_000,
+        "final_rate": 1e-5,
+    }
+    cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
+    cfg.mesh = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1}  # sharding.mesh
+    cfg.sample = {  # config.SampleConfig
+        "first_steps": (20, 20, 20),
+        "video_steps": (10, 10, 10),
+        "guidance": {"first": 7.0, "video": 5.0},
+        "last_step": True,
+    }
+    cfg.run = {  # training.loop.RunConfig
+        "steps": 50_000,
+        "log_every": 50,
+        "save_every": 1000,
+        "sample_every": 5000,
+    }
+    cfg.seed = 0
+    cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
+    return cfg.lock()

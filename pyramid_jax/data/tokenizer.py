@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions to token ids, through real tokenizers that need no download."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+END = "</s>"
+Tokenize = Callable[[str], list[int]]
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:
+    """A byte-level BPE tokenizer of `captions`, written as a tokenizer.json.
+
+    Bytes are its base, so it encodes any text; words that the captions repeat become one
+    token. Each text ends with the token `</s>`, so the empty prompt has one.
+    """
+    if vocabulary < 257:
+        raise ValueError(
+            f"vocabulary {vocabulary} must hold 256 bytes and {END}; use 257 or more"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return Path(path)
+
+
+def load_tokenizer(name: str | Path) -> Tokenize:
+    """The tokenizer in a tokenizer.json, or ByT5's bytes for the name "byt5".
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if str(name) == "byt5":
+        byt5 = transformers.ByT5Tokenizer()
+        return lambda text: byt5(text)["input_ids"]
+    if not Path(name).is_file():
+        raise ValueError(
+            f'tokenizer {name} is not a file; give a tokenizer.json or "byt5"'
+        )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(name))
+    return lambda text: fast(text)["input_ids"]

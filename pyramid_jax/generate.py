@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: a model in a folder, and videos and images from its prompts."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from pyramid_jax import config, sampler
+from pyramid_jax.checkpoint.trees import read_tree, write_tree
+from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
+from pyramid_jax.data.video_io import to_model, to_uint8
+from pyramid_jax.sampler import SamplerConfig
+from pyramid_jax.sharding import batch_shardings, unbox
+
+TEXT_MULTIPLE = (
+    16  # prompts are padded to a multiple of it, so that few lengths compile
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the pixels of a video; `frames` 1 is an image."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """A text-to-video model with its weights. Make one with `load`.
+
+    Attributes:
+        defaults: steps and guidance where a call gives none.
+        mesh: the devices to sample on; None: where the weights are.
+    """
+
+    cfg: ModelConfig
+    params: Any
+    tokenize: Tokenize
+    defaults: SampleConfig
+    mesh: jax.sharding.Mesh | None = None
+
+    def text_to_video(
+        self,
+        prompts: str | Sequence[str],
+        size: Size,
+        *,
+        negative: str | Sequence[str] = "",
+        seed: int = 0,
+        options: SampleConfig | None = None,
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        """A video for every prompt; video i is that of its prompt alone with `seed + i`.
+
+        Args:
+            negative: what guidance leads away from; one for all prompts, or one each.
+
+        Raises:
+            ValueError: a size or number of frames that the model can't make, no prompt,
+                as many negative prompts as neither one nor the prompts.
+        """
+        return self._pixels(self.latents(prompts, size, negative, seed, options))
+
+    def image_to_video(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        prompts: str | Sequence[str],
+        frames: int,
+        *,
+        negative: str | Sequence[str] = "",
+        seed: int = 0,
+        options: SampleConfig | None = None,
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        """Videos that begin with `image`, one for every prompt; see `text_to_video`."""
+        size = Size(*image.shape[:2], frames)
+        self._check(size)
+        first = self.cfg.latent.normalise(self._encoded(to_model(image)[None]))
+        made = self.latents(prompts, size, negative, seed, options, first)
+        return self._pixels(made)
+
+    def text_to_image(
+        self, prompts: str | Sequence[str], height: int, width: int, **options: Any
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """An image for every prompt; the options are those of `text_to_video`."""
+        return self.text_to_video(prompts, Size(height, width), **options)[:, 0]
+
+    def latents(
+        self,
+        prompts: str | Sequence[str],
+        size: Size,
+        negative: str | Sequence[str] = "",
+        seed: int = 0,
+        options: SampleConfig | None = None,
+        first: Float[np.ndarray, "1 h w c"] | None = None,
+    ) -> Float[jax.Array, "b t h w c"]:
+        """The normalised latents of `text_to_video` (`image_to_video` if `first`)."""
+        shape = self._check(size)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise ValueError("there is no prompt; give at least one")
+        options = options or self.defaults
+        scales = options.guidance.scales(_units(shape, self.cfg))
+        guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
+        texts = [*_negatives(negative, len(prompts)), *prompts] if guided else prompts
+        ids, segment = text_batch(self.tokenize, texts)
+        keys = jax.vmap(jax.random.key)(seed + np.arange(len(prompts)))
+        given = (
+            None
+            if first is None
+            else np.broadcast_to(first, (len(prompts), *first.shape))
+        )
+        arguments = (ids, segment, keys, given)
+        if self.mesh is not None:
+            arguments = jax.device_put(arguments, batch_shardings(arguments, self.mesh))
+        static = (self.cfg, options.sampler(self.cfg), shape)
+        scales = jnp.asarray(scales, jnp.float32) if guided else None
+        return _sample(*static, self.params, scales, *arguments)
+
+    def _check(self, size: Size) -> tuple[int, int, int, int]:
+        """The shape (t, h, w, c) of the latents of a video."""
+        latent, layout = self.cfg.latent, self.cfg.layout
+        grid = latent.grid(size.height, size.width, layout.patch, len(self.cfg.stages))
+        shape = (latent.frames(size.frames), *grid, latent.channels)
+        _units(shape, self.cfg)
+        return shape
+
+    def _encoded(
+        self, pixels: Float[np.ndarray, "f h w 3"]
+    ) -> Float[np.ndarray, "t h w c"]:
+        self._need_pixel_space()
+        return pixels
+
+    def _pixels(
+        self, latents: Float[jax.Array, "b t h w c"]
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        self._need_pixel_space()
+        return to_uint8(np.asarray(self.cfg.latent.denormalise(latents)))
+
+    def _need_pixel_space(self) -> None:
+        if self.cfg.latent.spatial != 1:
+            raise ValueError(
+                "this model has no VAE to decode with; use `latents` and decode those"
+            )
+
+
+def load(folder: str | Path, mesh: jax.sharding.Mesh | None = None) -> VideoModel:
+    """The model in a folder that `save` wrote.
+
+    Raises:
+        ValueError: a file is missing or does not fit the others.
+    """
+    folder = Path(folder)
+    about = folder / "config.json"
+    if not about.is_file():
+        raise ValueError(f"{folder} has no config.json; give a folder of a saved model")
+    sections = json.loads(about.read_text())
+    cfg = config.model_config(sections["model"])
+    like = unbox(jax.eval_shape(partial(config.initialise, cfg), jax.random.key(0)))
+    params = jax.tree.map(jnp.asarray, read_tree(folder / "weights.safetensors", like))
+    beside = folder / cfg.tokenizer
+    tokenize = load_tokenizer(beside if beside.is_file() else cfg.tokenizer)
+    return VideoModel(
+        cfg, params, tokenize, config.sample_config(sections["sample"]), mesh
+    )
+
+
+def save(
+    folder: str | Path, cfg: ModelConfig, defaults: SampleConfig, params: Any
+) -> None:
+    """Writes a model as a folder: config.json, weights.safetensors, its tokenizer."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if Path(cfg.tokenizer).is_file():
+        kept = folder / "tokenizer.json"
+        if not (kept.exists() and kept.samefile(cfg.tokenizer)):
+            shutil.copyfile(cfg.tokenizer, kept)
+        cfg = dataclasses.replace(cfg, tokenizer=kept.name)
+    sections = {
+        "model": config.model_section(cfg),
+        "sample": dataclasses.asdict(defaults),
+    }
+    (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
+    write_tree(folder / "weights.safetensors", jax.device_get(params))
+
+
+def text_batch(
+    tokenize: Tokenize, texts: Sequence[str]
+) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
+    """Token ids of one text per row, padded on the left, and their segments (0 or -1)."""
+    tokens = [tokenize(text) for text in texts]
+    length = -(-max(map(len, tokens)) // TEXT_MULTIPLE) * TEXT_MULTIPLE
+    ids = np.zeros((len(texts), length), np.int32)
+    segment = np.full((len(texts), length), -1, np.int32)
+    for row, row_segment, given in zip(ids, segment, tokens, strict=True):
+        row[length - len(given) :] = given
+        row_segment[length - len(given) :] = 0
+    return ids, segment
+
+
+def _negatives(negative: str | Sequence[str], count: int) -> list[str]:
+    if isinstance(negative, str):
+        return [negative] * count
+    if len(negative) != count:
+        raise ValueError(
+            f"{len(negative)} negative prompts for {count} prompts; give one for each, "
+            "or a single string for all"
+        )
+    return list(negative)
+
+
+def _units(shape: tuple[int, int, int, int], cfg: ModelConfig) -> int:
+    return sampler.layout.units(shape[0], cfg.layout.frames_per_unit)
+
+
+@partial(jax.jit, static_argnames=("cfg", "how", "shape"))
+def _sample(
+    cfg: ModelConfig,
+    how: SamplerConfig,
+    shape: tuple[int, int, int, int],
+    params: Any,
+    scales: Float[jax.Array, "units"] | None,
+    ids: Int[jax.Array, "rows m"],
+    segment: Int[jax.Array, "rows m"],
+    keys: jax.Array,
+    first: Float[jax.Array, "b 1 h w c"] | None,
+) -> Float[jax.Array, "b t h w c"]:
+    text = config.encode_text(cfg, params, ids, segment, 1)
+
+    def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
+        return sampler.draw(keys, unit, (frames, *shape[1:]), how)
+
+    return sampler.sample(
+        config.velocity(cfg, params), text, noise, shape, scales, how, first
+    )
