@@ -124,6 +124,11 @@ def batch_shardings(batch: Any, over: Mesh) -> Any:
     )
 
 
+def batch_parts(over: Mesh) -> int:
+    """How many devices divide a batch among them."""
+    return math.prod(over.shape[name] for name in _names(spec(("batch",))[0]))
+
+
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Pins the layout of an activation; nothing happens where no mesh is set."""
     current = jax.sharding.get_abstract_mesh()

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: iterate, log, save, sample; nothing else."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from pyramid_jax import sharding
+from pyramid_jax.training.metrics import Window
+from pyramid_jax.training.state import TrainState
+from pyramid_jax.training.step import Step
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When a run logs, saves, samples and ends; numbers are steps.
+
+    Args:
+        steps: the run ends after this many, those before a restart included.
+        sample_every: 0 never samples.
+        max_seconds: the run saves and ends after so much time; None has no limit.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    steps: int
+    log_every: int = 50
+    save_every: int = 1000
+    sample_every: int = 0
+    max_seconds: float | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")
+        if self.sample_every < 0:
+            raise ValueError(
+                f"sample_every {self.sample_every} must be positive, or 0 for never"
+            )
+
+
+class Saves(Protocol):
+    """Where states are kept (`checkpoint.store.Store`)."""
+
+    def latest(self) -> int | None: ...
+
+    def save(self, step: int, state: TrainState, data: Any = None) -> None: ...
+
+    def restore(self, like: TrainState, data: Any = None) -> TrainState: ...
+
+
+class Writes(Protocol):
+    """Where numbers go (see `training.metrics.Metrics`)."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+
+class Outputs(NamedTuple):
+    """Where results go; `sample` gets the step and the average weights."""
+
+    store: Saves
+    metrics: Writes
+    sample: Callable[[int, Any], None] | None = None
+
+
+def resume(
+    store: Saves, like: TrainState, data: Any, create: Callable[[], TrainState]
+) -> TrainState:
+    """The latest checkpoint's state, `data` set to its position; else a new state.
+
+    Args:
+        like: the layout of the state (`state.abstract`); never two states in memory.
+        data: the iterator of batches, with `get_state` and `set_state`.
+
+    Raises:
+        ValueError: the checkpoint is of another config.
+    """
+    if store.latest() is None:
+        return create()
+    logging.info("continuing from step %d", store.latest())
+    return store.restore(like, data)
+
+
+def run(
+    cfg: LoopConfig,
+    step: Step,
+    state: TrainState,
+    batches: Iterator[Any],
+    key: jax.Array,
+    outputs: Outputs,
+) -> TrainState:
+    """Trains until a limit of `cfg` or a signal, saves, and returns the last state.
+
+    SIGINT (Ctrl-C) and SIGTERM end the run after the current step, a second one at
+    once. Checkpoints are written in the background: close the store afterwards.
+
+    Args:
+        state: consumed; it lies on the mesh that the run uses.
+        batches: rows of this process, as numpy arrays; `next` is called once per step.
+        key: the same one at a restart.
+
+    Raises:
+        FloatingPointError: a loss or gradient was not finite; nothing is saved then.
+        ValueError: the rows of a batch can't be divided over the mesh.
+    """
+    over = state.step.sharding.mesh
+    done, window = int(state.step), Window()
+    deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
+    silent = jax.process_index() > 0
+    bar = tqdm(total=cfg.steps, initial=done, unit="step", disable=silent)
+    with bar, jax.set_mesh(over), _signals() as stopped:
+        while done < cfg.steps:
+            batch = next(batches)
+            state, report = step(state, on_devices(batch, over), key)
+            done += 1
+            window.add(report, batch)
+            bar.update()
+
+            logs = done % cfg.log_every == 0
+            ends = stopped.is_set() or time.monotonic() > deadline
+            ends = done == cfg.steps or _anywhere(ends, logs)
+            saves = ends or done % cfg.save_every == 0
+            samples = cfg.sample_every > 0 and done % cfg.sample_every == 0
+            if logs or saves or samples:
+                values = window.close(done)
+                outputs.metrics.write(done, values)
+                bar.set_postfix_str(_short(values))
+            if saves:
+                outputs.store.save(done, state, batches)
+            if samples and outputs.sample is not None:
+                outputs.sample(done, state.ema)
+            if saves or samples:
+                window.restart()
+            if ends:
+                break
+    return state
+
+
+def on_devices(batch: Any, over: Mesh) -> Any:
+    """The global batch on the mesh, of which every process gives its rows.
+
+    Raises:
+        ValueError: the rows can't be divided over the devices that share a batch.
+    """
+    hosts = jax.process_count()
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
+        batch,
+    )
+    rows = jax.tree.leaves(shapes)[0].shape[0]
+    parts = sharding.batch_parts(over)
+    if rows % parts:
+        raise ValueError(
+            f"a batch of {rows} rows can't be divided over {parts} devices; "
+            f"use a multiple of {parts} rows"
+        )
+    placement = sharding.batch_shardings(shapes, over)
+    return jax.tree.map(jax.make_array_from_process_local_data, placement, batch)
+
+
+def _anywhere(here: bool, ask: bool) -> bool:
+    """Whether a process wants to end; where there are several, they ask if `ask`."""
+    if jax.process_count() == 1:
+        return here
+    return ask and bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
+def _short(values: dict[str, float]) -> str:
+    """What fits in the progress bar."""
+    losses = [f"{values['loss']:.4f}"]
+    losses += [f"{v:.3f}" for n, v in values.items() if n.startswith("loss_stage_")]
+    text = f"loss {' '.join(losses)}, lr {values['learning_rate']:.1e}"
+    if "tokens_per_second" in values:
+        text += f", {values['tokens_per_second']:,.0f} tokens/s"
+    return text + (f", {values['skipped']} skipped" if values["skipped"] else "")
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the next one acts as before."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _: Any) -> None:
+        logging.info("%s: saving, then ending", signal.Signals(number).name)
+        stopped.set()
+        for other, handler in before.items():
+            signal.signal(other, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

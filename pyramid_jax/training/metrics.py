@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells its user: numbers in metrics.jsonl and TensorBoard, and a plot."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
+
+from pyramid_jax.shapes import Rows
+from pyramid_jax.training.step import Report
+
+JSONL = "metrics.jsonl"
+AHEAD = 2  # steps in the device's queue while the host prepares the next one
+
+
+class Metrics:
+    """Writes numbers by step to `folder`: lines of metrics.jsonl, and TensorBoard."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (self.folder / JSONL).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self.folder), flush_secs=30)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one line; it is on disk when this returns."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Ends both files."""
+        self._lines.close()
+        self._board.close()
+
+
+class Window:
+    """The reports of the steps since the last line, and how fast the steps went."""
+
+    def __init__(self):
+        self._reports: list[Report] = []
+        self._warm = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, after something that is not training."""
+        self._start = time.monotonic()
+        self._steps = self._tokens = self._capacity = 0
+
+    def add(self, report: Report, batch: Any) -> None:
+        """Takes a step's report, without reading it: that would wait for the device."""
+        self._reports.append(report)
+        if not self._warm:  # compiling is not training either
+            jax.block_until_ready(report)
+            self._warm = True
+            return self.restart()
+        if len(self._reports) > AHEAD:
+            jax.block_until_ready(self._reports[-1 - AHEAD])
+        used, capacity = tokens(batch)
+        self._steps += 1
+        self._tokens += used
+        self._capacity += capacity
+
+    def close(self, done: int) -> dict[str, float]:
+        """The numbers of the steps up to `done`; waits for the device.
+
+        Raises:
+            FloatingPointError: a loss or gradient was not finite.
+        """
+        reports = jax.device_get(self._reports)
+        self._reports = []
+        for number, report in enumerate(reports, done - len(reports) + 1):
+            if not np.isfinite([report.loss, report.gradient_norm]).all():
+                raise FloatingPointError(
+                    f"step {number}: loss {report.loss}, gradient norm "
+                    f"{report.gradient_norm}. Usual causes: a learning rate too high, "
+                    "a warm-up too short, values in the data that are not finite. "
+                    "Continue from the latest checkpoint, which is from before"
+                )
+        values = summary(reports)
+        if self._steps:
+            seconds = time.monotonic() - self._start
+            values["steps_per_second"] = self._steps / seconds
+            if self._capacity:
+                values["tokens_per_second"] = self._tokens / seconds
+                values["token_utilisation"] = self._tokens / self._capacity
+        self.restart()
+        return values
+
+
+def summary(reports: Sequence[Report]) -> dict[str, float]:
+    """The mean losses of some steps (fetched reports), and where the last one stands.
+
+    Where `aux` has `stage_sum` and `stage_count`, also the mean loss per stage.
+    """
+    last = reports[-1]
+    values = {
+        "loss": float(np.mean([report.loss for report in reports])),
+        "gradient_norm": float(np.mean([report.gradient_norm for report in reports])),
+        "learning_rate": float(last.learning_rate),
+        "skipped": int(last.skipped),
+    }
+    if hasattr(last.aux, "stage_sum"):
+        total = np.sum([report.aux.stage_sum for report in reports], axis=0)
+        count = np.sum([report.aux.stage_count for report in reports], axis=0)
+        for stage in np.flatnonzero(count):
+            values[f"loss_stage_{stage}"] = float(total[stage] / count[stage])
+    return values
+
+
+def tokens(batch: Any) -> tuple[int, int]:
+    """How many video tokens a batch of rows holds, and how many would fit."""
+    if not isinstance(batch, Rows):
+        return 0, 0
+    segment = np.asarray(batch.segment)
+    return int((segment >= 0).sum()), segment.size
+
+
+def read(jsonl: str | Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl, without those that a restart repeated."""
+    kept: list[dict[str, float]] = []
+    for line in Path(jsonl).read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        while kept and kept[-1]["step"] >= values["step"]:
+            kept.pop()
+        kept.append(values)
+    return kept
+
+
+def plot_loss(jsonl: str | Path, png: str | Path) -> None:
+    """Draws the loss and the loss of each stage over the steps, smoothed, on log axes.
+
+    Raises:
+        ValueError: no line of `jsonl` has a loss.
+    """
+    lines = [line for line in read(jsonl) if "loss" in line]
+    if not lines:
+        raise ValueError(
+            f"{jsonl} holds no losses; plot a run that has logged at least once"
+        )
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    names = sorted({n for line in lines for n in line if n.startswith("loss")})
+    for name in names:
+        step, value = np.array([(x["step"], x[name]) for x in lines if name in x]).T
+        label = name.removeprefix("loss_").replace("_", " ")
+        axes.plot(step, smooth(value), label=label, lw=2 if name == "loss" else 1)
+    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="squared error")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(png, dpi=150)
+
+
+def smooth(
+    values: Float[np.ndarray, "n"], share: float = 0.05
+) -> Float[np.ndarray, "n"]:
+    """Means over a centred window that is `share` of the values so far, at least one."""
+    before = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    half = np.minimum((index * share / 2).astype(int), len(values) - 1 - index)
+    return (before[index + half + 1] - before[index - half]) / (2 * half + 1)
