@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares this package with values recorded from the original implementation.
+
+    python -m launch.parity --cases DIR [--only GLOB]
+
+prints one line per recorded result: case, scenario, tensor, largest error, tolerance and
+`ok`, `FAIL` or `skipped: why`; then totals. The exit code is 1 if anything failed.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.parity", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--cases", type=Path, required=True, help="folder of the cases")
+    parser.add_argument(
+        "--only", default="*", help="pattern of case names, e.g. 'sd3*'"
+    )
+    given = parser.parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")
+
+    from launch.parity.cases import find
+    from launch.parity.run import replay
+
+    began, verdicts = time.monotonic(), Counter[str]()
+    for case in find(given.cases, given.only):
+        for line in replay(case):
+            print(line, flush=True)
+            verdicts[line.verdict] += 1
+    counts = ", ".join(f"{verdicts[v]} {v}" for v in ("ok", "FAIL", "skipped"))
+    print(f"{counts} in {time.monotonic() - began:.0f} s")
+    return int(verdicts["FAIL"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

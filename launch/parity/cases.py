@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded cases on disk, answers to them, and the comparison of the two.
+
+A case is a folder with a `config.json`; each of its scenarios is a safetensors file whose
+tensors start with `in.`, `draw.` (recorded randomness), `mid.` or `out.`. Layouts are the
+original's: latents `b c t h w`.
+"""
+
+import fnmatch
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+from safetensors.numpy import load_file
+
+# Largest accepted absolute differences in float32 on a CPU (relative where said so).
+SCHEDULE, TARGETS, DIT, LOSS, SAMPLING = 1e-6, 1e-5, 2e-5, 1e-4, 5e-4
+GIVEN = ("in.", "draw.")
+
+
+class Case(NamedTuple):
+    """A folder of recorded scenarios of one model or function."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+
+    def weights(self) -> Path:
+        """The file with the weights of the case's transformer."""
+        return self.folder / self.config.get("model_weights", "weights.safetensors")
+
+
+class Scenario(NamedTuple):
+    """One recorded run: its settings, and its tensors by name."""
+
+    name: str
+    settings: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+    def latent(self, name: str) -> Float[np.ndarray, "b t h w c"]:
+        """A recorded latent in the layout of this package."""
+        return rearrange(self.tensors[name], "b c t h w -> b t h w c")
+
+    def family(self, prefix: str) -> list[str]:
+        """The names `prefix`0, `prefix`1, ... as far as they were recorded."""
+        names = []
+        while f"{prefix}{len(names)}" in self.tensors:
+            names.append(f"{prefix}{len(names)}")
+        return names
+
+
+class Answer(NamedTuple):
+    """What this package computes for a recorded tensor.
+
+    Args:
+        relative: the error is divided by the largest recorded magnitude.
+        where: compare only there.
+        recorded: compare with this, derived from the recorded tensor, instead.
+    """
+
+    tensor: str
+    value: Any
+    tolerance: float
+    relative: bool = False
+    where: np.ndarray | None = None
+    recorded: np.ndarray | None = None
+    note: str = ""
+
+
+class Line(NamedTuple):
+    """The verdict on one recorded tensor: `ok`, `FAIL`, or `skipped` with the reason."""
+
+    case: str
+    scenario: str
+    tensor: str
+    verdict: str
+    error: float | None = None
+    tolerance: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.case:<36} {self.scenario:<26} {self.tensor:<58}"
+        if self.error is None:
+            return f"{place} {self.verdict}: {self.note}"
+        numbers = f"{self.error:9.2e} {self.tolerance:8.1e} {self.verdict:<4}"
+        return f"{place} {numbers} {self.note}".rstrip()
+
+
+def latent_back(x: Any) -> np.ndarray:
+    """A latent `b t h w c` in the recorded layout."""
+    return rearrange(np.asarray(x), "b t h w c -> b c t h w")
+
+
+def find(folder: Path, only: str = "*") -> list[Case]:
+    """The cases in `folder`, at any depth, whose names (their paths inside it) match `only`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    cases = []
+    for path in sorted(folder.rglob("config.json")):
+        name = path.parent.relative_to(folder).as_posix()
+        if fnmatch.fnmatch(name, only):
+            cases.append(Case(name, path.parent, json.loads(path.read_text())))
+    if not cases:
+        raise ValueError(
+            f"no case (a folder with config.json) matching {only!r} in {folder}; "
+            "give the folder that holds the cases, or another pattern"
+        )
+    return cases
+
+
+def scenarios(case: Case) -> Iterator[Scenario]:
+    """The scenarios of a case, one at a time; files of weights are none."""
+    weights = {"weights.safetensors", *case.config.get("state_dict_shapes", ())}
+    described = case.config.get("scenarios", {})
+    for path in sorted(case.folder.glob("*.safetensors")):
+        if path.name not in weights:
+            settings = {**case.config, **described.get(path.stem, {})}
+            yield Scenario(path.stem, settings, load_file(path))
+
+
+def compare(
+    case: Case, scenario: Scenario, answers: Iterable[Answer]
+) -> Iterator[Line]:
+    """One line per recorded result, those without an answer as skipped.
+
+    Raises:
+        ValueError: an answer to a tensor that was not recorded, or two to the same.
+    """
+    results = [name for name in scenario.tensors if not name.startswith(GIVEN)]
+    answered: set[str] = set()
+    for answer in answers:
+        name = answer.tensor
+        if name not in results or name in answered:
+            raise ValueError(
+                f"{case.name}/{scenario.name} has no tensor {name} to answer"
+            )
+        answered.add(name)
+        error = _error(answer, scenario.tensors[name])
+        verdict = "ok" if error <= answer.tolerance else "FAIL"
+        note = "; ".join(filter(None, ["relative" * answer.relative, answer.note]))
+        line = (case.name, scenario.name, name, verdict, error, answer.tolerance, note)
+        yield Line(*line)
+    for name in results:
+        if name not in answered:
+            why = reason(case, name)
+            yield Line(case.name, scenario.name, name, "skipped", note=why)
+
+
+def reason(case: Case, tensor: str) -> str:
+    """Why a recorded tensor has no answer."""
+    described = str({k: v for k, v in case.config.items() if k != "state_dict_shapes"})
+    if "draw.init_noise" in tensor or tensor.startswith(("out.frames", "out.decoded")):
+        return "VAE"
+    if any(
+        word in described for word in ("CausalVideoVAE", "vae_constructor", "lpips")
+    ):
+        return "VAE"
+    if any(word in described for word in ("CLIP", "T5", "text_encoder")):
+        return "text encoders"
+    return "not computed as such here"
+
+
+def _error(answer: Answer, recorded: np.ndarray) -> float:
+    """The largest difference; infinite where shapes differ or a value is not finite."""
+    if answer.recorded is not None:
+        recorded = answer.recorded
+    value, recorded = (np.asarray(x, np.float64) for x in (answer.value, recorded))
+    if value.shape != recorded.shape:
+        return np.inf
+    scale = max(np.abs(recorded).max(initial=0.0), 1e-30) if answer.relative else 1.0
+    difference = np.abs(value - recorded)
+    if answer.where is not None:
+        difference = difference[np.broadcast_to(answer.where, difference.shape)]
+    error = float(difference.max(initial=0.0)) / scale
+    return error if np.isfinite(error) else np.inf

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward passes of the transformer, alone or as a packed training batch with gradients.
+
+The original runs the lists of clips of a batch side by side; here they are the segments of
+one packed row, as in training.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from launch.parity import blocks
+from launch.parity.cases import DIT, LOSS, Answer, Case, Scenario, latent_back
+from launch.parity.model import Model, load, text
+from pyramid_jax import layout, mask, objective, rotary
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.shapes import Rows, Text, Tokens
+
+
+def fits(scenario: Scenario) -> bool:
+    """Whether a scenario is one of these."""
+    return "in.sample.0.0" in scenario.tensors and "constructor" in scenario.settings
+
+
+def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
+    """The answers to a recorded call of the transformer."""
+    model = load(case, scenario.settings)
+    lists = _lists(scenario)
+    parts = [_tokens(clips, model) for clips in lists]
+    row = _pack(parts)
+    words = text(
+        scenario.tensors["in.encoder_hidden_states"],
+        scenario.tensors["in.encoder_attention_mask"],
+        scenario.tensors["in.pooled_projections"],
+        segments=len(lists),
+    )
+    ratio = scenario.tensors["in.timestep_ratio"]
+    time = rearrange(ratio, "(b s) -> b s", s=len(lists)).astype(np.float32)
+
+    out = model.apply()(model.params, row, time, words)
+    for k, found in enumerate(_split(out, parts)):
+        yield Answer(f"out.{k}", _current(found, lists[k], model), DIT)
+    yield from _before_blocks(model, parts, row, words)
+    states = blocks.states(model.cfg, model.params, row, time, words)
+    yield from _states(scenario, states, parts, words)
+    if "in.target.0" in scenario.tensors:
+        yield from _gradients(model, scenario, parts, (row, time, words))
+
+
+def _lists(scenario: Scenario) -> list[list[np.ndarray]]:
+    """The clips of every list, oldest first."""
+    count = 0
+    while f"in.sample.{count}.0" in scenario.tensors:
+        count += 1
+    return [
+        [scenario.latent(name) for name in scenario.family(f"in.sample.{k}.")]
+        for k in range(count)
+    ]
+
+
+def _tokens(clips: list[np.ndarray], model: Model) -> Tokens:
+    """One list as tokens; its frames count from 0."""
+    target = layout.grid(clips[-1], model.layout.patch)
+    first, parts = 0, []
+    for clip in clips:
+        frame = np.arange(first, first + clip.shape[1], dtype=np.int32)
+        parts.append(layout.tokens(clip, frame, target, model.layout))
+        first += clip.shape[1]
+    return layout.join(parts)
+
+
+def _pack(parts: list[Tokens]) -> Tokens:
+    """The lists as segments of the same row."""
+    return layout.join([p._replace(segment=p.segment + k) for k, p in enumerate(parts)])
+
+
+def _split(tokens: Any, parts: list[Tokens]) -> list[np.ndarray]:
+    """What belongs to each list of an array with one entry per video token."""
+    ends = np.cumsum([part.frame.shape[1] for part in parts])
+    return np.split(np.asarray(tokens), ends[:-1], axis=1)
+
+
+def _current(tokens: Any, clips: list[np.ndarray], model: Model) -> np.ndarray:
+    """The velocity of the last clip of a list, as a latent of the recorded layout."""
+    grid = layout.grid(clips[-1], model.layout.patch)
+    tokens = tokens[:, -clips[-1].shape[1] * grid[0] * grid[1] :]
+    return latent_back(layout.unpatchify(tokens, grid, model.layout.patch))
+
+
+def _before_blocks(
+    model: Model, parts: list[Tokens], row: Tokens, words: Text
+) -> Iterator[Answer]:
+    """Mask and rotary angles. Padding sees padding in the original and nothing here."""
+    joint = mask.joint(words.segment, row.segment, row.frame, model.cfg.causal)
+    visible = np.asarray(mask.dense(joint))
+    m = words.segment.shape[1] // len(parts)
+    first = words.segment.shape[1]
+    for k, part in enumerate(parts):
+        n = part.frame.shape[1]
+        own = np.r_[k * m : (k + 1) * m, first : first + n]
+        first += n
+        seen = visible[:, own][:, :, own]
+        valid = np.asarray(joint.segment)[:, own] >= 0
+        found = rearrange(seen, "b q k -> b 1 q k")
+        where = rearrange(valid, "b q -> b 1 q 1")
+        yield Answer(f"mid.attention_mask.{k}", found, 0.0, where=where)
+
+        angle = np.asarray(rotary.angles(part.position[:1], model.cfg.rope_axes))
+        angle = np.pad(angle, ((0, 0), (m, 0), (0, 0)))
+        turn = [np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)]
+        turn = rearrange(turn, "(i j) b l r -> b l 1 r i j", i=2)
+        yield Answer(f"mid.rotary.{k}", turn, DIT)
+
+
+def _states(
+    scenario: Scenario, states: dict[str, Any], parts: list[Tokens], words: Text
+) -> Iterator[Answer]:
+    """The states between blocks; those of padded text mean nothing."""
+    s = len(parts)
+    valid = rearrange(words.segment >= 0, "b (s m) -> (b s) m 1", s=s)
+    for name, state in states.items():
+        state = np.asarray(state)
+        if name == "tokens":
+            for k, part in enumerate(_split(state, parts)):
+                yield Answer(f"mid.tokens.{k}", part, DIT)
+        elif f"mid.{name}" not in scenario.tensors:
+            continue
+        elif name.startswith("single"):
+            m = words.segment.shape[1]
+            of_text = np.split(state[:, :m], s, axis=1)
+            of_video = _split(state[:, m:], parts)
+            both = [x for pair in zip(of_text, of_video, strict=True) for x in pair]
+            known = np.split(words.segment >= 0, s, axis=1)
+            where = [
+                x
+                for text, part in zip(known, parts, strict=True)
+                for x in (text, part.segment >= 0)
+            ]
+            where = np.concatenate(where, axis=1)[..., None]
+            yield Answer(f"mid.{name}", np.concatenate(both, 1), DIT, where=where)
+        elif name in {"context"} or name.endswith("encoder"):
+            state = rearrange(state, "b (s m) d -> (b s) m d", s=s)
+            where = None if name == "context" else valid
+            yield Answer(f"mid.{name}", state, DIT, where=where)
+        elif name in {"time_proj", "temb"}:
+            yield Answer(f"mid.{name}", rearrange(state, "b s d -> (b s) d"), DIT)
+        else:
+            yield Answer(f"mid.{name}", state, DIT)
+
+
+def _gradients(
+    model: Model, scenario: Scenario, parts: list[Tokens], inputs: tuple[Any, ...]
+) -> Iterator[Answer]:
+    """Loss and gradients of the packed batch against the recorded targets."""
+    targets = [scenario.latent(name) for name in scenario.family("in.target.")]
+    flow = [layout.patchify(x, model.layout.patch) for x in targets]
+    before = [p.frame.shape[1] - x.shape[1] for p, x in zip(parts, flow, strict=True)]
+    target = [
+        np.pad(x, ((0, 0), (n, 0), (0, 0))) for x, n in zip(flow, before, strict=True)
+    ]
+    current = [
+        np.arange(p.frame.shape[1]) >= n for p, n in zip(parts, before, strict=True)
+    ]
+    rows = packed_rows(inputs[0], np.concatenate(current), len(parts))
+    apply = model.apply()
+
+    def loss(params: Any) -> jax.Array:
+        flow = jnp.concatenate(target, axis=1)
+        found = apply(params, *inputs)
+        return objective.squared_error(found, flow, rows, len(parts)).loss
+
+    value, gradients = jax.value_and_grad(loss)(model.params)
+    yield Answer("out.loss", value, LOSS, relative=True)
+    yield from gradient_answers(model, scenario, gradients)
+
+
+def packed_rows(tokens: Tokens, current: np.ndarray, segments: int) -> Rows:
+    """Tokens as clean training rows whose segments train the stages 0, 1, ... in turn."""
+    b, n, _ = tokens.values.shape
+    empty = np.zeros((b, 0), np.int32)
+    return Rows(
+        clean=tokens.values,
+        coarser=np.zeros_like(tokens.values),
+        position=tokens.position,
+        segment=tokens.segment,
+        frame=tokens.frame,
+        current=np.broadcast_to(current, (b, n)),
+        stage=np.broadcast_to(np.arange(segments), (b, segments)),
+        text=empty,
+        text_segment=empty,
+        pooled=np.zeros((b, segments, 0), np.float32),
+    )
+
+
+def gradient_answers(
+    model: Model, scenario: Scenario, gradients: Any
+) -> Iterator[Answer]:
+    """Gradients under the original's names, and their norms in the recorded order."""
+    named = rename.export(gradients, model.table)
+    order = scenario.settings["grad_param_order"]
+    norms = [np.linalg.norm(named[key].astype(np.float64)) for key in order]
+    yield Answer("out.grad_norms", norms, LOSS, relative=True)
+    for name in scenario.tensors:
+        if name.startswith("out.grad."):
+            value = named[name.removeprefix("out.grad.")]
+            yield Answer(name, value, LOSS, relative=True)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer of a recorded case, from its weights as the original stores them."""
+
+import json
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+
+from launch.parity.cases import Case, Scenario
+from pyramid_jax.checkpoint import files, released, rename, tables
+from pyramid_jax.layout import Layout
+from pyramid_jax.models.dit import DiT, DiTConfig
+from pyramid_jax.models.layers import position_table
+from pyramid_jax.shapes import Text, Tokens
+
+
+class Model(NamedTuple):
+    """A transformer with weights, how it cuts tokens, and its table of names."""
+
+    cfg: DiTConfig
+    layout: Layout
+    params: Any
+    table: tables.Table
+
+    def apply(self) -> Callable[..., jax.Array]:
+        """(params, tokens, time, text) -> velocity of every token."""
+        return _apply(self.cfg)
+
+
+def load(case: Case, settings: dict[str, Any]) -> Model:
+    """The transformer of a case, with the scenario's changes of its constructor."""
+    given = settings["constructor"] | settings.get("constructor_overrides", {})
+    units = settings.get("frame_per_unit", 1)
+    return _load(json.dumps(given, sort_keys=True), case.weights().resolve(), units)
+
+
+@lru_cache(maxsize=4)
+def _load(given: str, weights: Path, units: int) -> Model:
+    arguments = released.dit_config(json.loads(given))
+    cfg = DiTConfig(**arguments.dit)
+    layout = Layout(**arguments.layout, frames_per_unit=units)
+    table = dit_table(cfg)
+    params = rename.convert(files.read(weights), table, abstract(cfg))
+    return Model(cfg, layout, jax.tree.map(jnp.asarray, params), table)
+
+
+@lru_cache
+def _apply(cfg: DiTConfig) -> Callable[..., jax.Array]:
+    dit = DiT(cfg)
+    return jax.jit(lambda params, *inputs: dit.apply({"params": params}, *inputs))
+
+
+def dit_table(cfg: DiTConfig) -> tables.Table:
+    """The names that the original gives to the weights of a transformer like `cfg`."""
+    if cfg.table is None:
+        return tables.flux()
+    axis = partial(position_table, cfg.table, cfg.table_base, cfg.width)
+    return tables.mmdit(cfg.double_blocks, axis)
+
+
+def abstract(cfg: DiTConfig) -> Any:
+    """The shapes of a transformer's parameters."""
+    order, segment = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1))
+    tokens = Tokens(
+        jnp.zeros((1, 1, cfg.patch_values)), jnp.zeros((1, 1, 3)), order, order
+    )
+    text = Text(
+        jnp.zeros((1, 1, cfg.text_width)), order, jnp.zeros((1, 1, cfg.pooled_width))
+    )
+    init = DiT(cfg).init
+    return jax.eval_shape(init, jax.random.key(0), tokens, segment, text)["params"]
+
+
+def text(
+    features: Float[np.ndarray, "bs m text"],
+    valid: np.ndarray,
+    pooled: Float[np.ndarray, "bs pooled"],
+    segments: int = 1,
+) -> Text:
+    """Recorded text as rows; the original's row r is segment r % segments of row r // segments.
+
+    Args:
+        valid: 1 for text tokens, 0 for padding, `bs m`.
+    """
+    index = np.arange(segments)[None, :, None]
+    of = rearrange(valid, "(b s) m -> b s m", s=segments) > 0
+    return Text(
+        rearrange(features, "(b s) m text -> b (s m) text", s=segments),
+        rearrange(np.where(of, index, -1), "b s m -> b (s m)").astype(np.int32),
+        rearrange(pooled, "(b s) pooled -> b s pooled", s=segments),
+    )
+
+
+def recorded_text(scenario: Scenario, prefix: str) -> tuple[np.ndarray, ...]:
+    """Features, valid tokens and pooled vector recorded under a prefix such as in.pos."""
+    names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+    return tuple(scenario.tensors[prefix + name] for name in names)

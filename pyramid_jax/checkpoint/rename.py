@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters from the original's tensors and back, strictly, as a table of rules says.
+
+Every tensor is used exactly once and every parameter made exactly once, with the shape that
+the model expects; otherwise one error lists everything that is wrong, before any tensor is
+read. Tensors are read one rule at a time, so that host memory stays near the largest
+parameter where the tensors are lazy (`files.read`) and `place` moves them to devices.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from einops import rearrange
+
+from pyramid_jax.checkpoint.tables import TRANSFORMS, Rule, Table, Transform
+from pyramid_jax.sharding import unbox
+
+TOLERANCE = 1e-5  # between a stored constant and the computed one
+
+Shape = tuple[int, ...]
+Place = Callable[[str, np.ndarray], Any]  # (path, parameter) -> what the tree keeps
+
+
+class Layer(NamedTuple):
+    """A rule at one layer: tensors `theirs` are `ours[index]`, each of one of `shapes`."""
+
+    rule: Rule
+    index: tuple[int, ...]  # (layer,), or () for a parameter that is not stacked
+    theirs: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+
+def convert(
+    tensors: Mapping[str, Any], table: Table, abstract: Any, place: Place | None = None
+) -> Any:
+    """The tree of parameters, shaped and typed like `abstract`, from the original's tensors.
+
+    Args:
+        tensors: values with a `shape` that numpy can turn into an array, lazily or not.
+        abstract: nested dicts of arrays or shapes, e.g. from `jax.eval_shape`.
+        place: what to do with each finished parameter, e.g. put it on the devices.
+
+    Raises:
+        ValueError: listing all tensors that are missing, left over or of another shape.
+    """
+    expected = flatten(abstract)
+    problems = check({key: tensors[key].shape for key in tensors}, table, abstract)
+    problems = problems or list(_wrong_constants(tensors, table))
+    if problems:
+        raise ValueError(_report(problems))
+    done: dict[str, Any] = {}
+    for rule in table.rules:
+        if not all(path in expected for path in rule.ours):
+            continue
+        whole = [np.empty(expected[p].shape, expected[p].dtype) for p in rule.ours]
+        for layer in _layers(rule, expected):
+            theirs = [np.asarray(tensors[key]) for key in layer.theirs]
+            parts = _to_ours(theirs, layer.shapes, TRANSFORMS[rule.transform])
+            for parameter, part in zip(whole, parts, strict=True):
+                parameter[layer.index] = part
+        for path, parameter in zip(rule.ours, whole, strict=True):
+            done[path] = parameter if place is None else place(path, parameter)
+    return _unflatten(done)
+
+
+def export(params: Any, table: Table) -> dict[str, np.ndarray]:
+    """The original's tensors, constants included, from our parameters.
+
+    Raises:
+        ValueError: listing all parameters that the table does not know, or knows twice.
+    """
+    flat = flatten(params)
+    if problems := list(_wrong_parameters(table, flat)):
+        raise ValueError(_report(problems))
+    tensors = {key: value() for key, value in table.constants.items()}
+    for rule in table.rules:
+        whole = [np.asarray(flat[path]) for path in rule.ours if path in flat]
+        for layer in _layers(rule, flat):
+            parts = [parameter[layer.index] for parameter in whole]
+            theirs = _to_theirs(parts, len(layer.theirs), TRANSFORMS[rule.transform])
+            tensors |= zip(layer.theirs, map(np.ascontiguousarray, theirs), strict=True)
+    return tensors
+
+
+def check(shapes: Mapping[str, Shape], table: Table, abstract: Any) -> list[str]:
+    """Everything that keeps tensors of these names and shapes from being the parameters."""
+    expected = flatten(abstract)
+    problems = list(_wrong_parameters(table, expected))
+    uses = Counter(table.constants.keys())
+    wanted = {
+        key: None for key in table.constants
+    }  # their shape is checked with values
+    for rule in table.rules:
+        for layer in _layers(rule, expected):
+            uses.update(layer.theirs)
+            wanted |= zip(layer.theirs, _their_shapes(layer), strict=True)
+    problems += [f"{key} is used {n} times" for key, n in uses.items() if n > 1]
+    problems += [f"{key} is missing" for key in wanted if key not in shapes]
+    problems += [f"{key} is left over" for key in shapes if key not in wanted]
+    problems += [
+        f"{key} has shape {tuple(shapes[key])}, expected {shape}"
+        for key, shape in wanted.items()
+        if shape is not None and key in shapes and tuple(shapes[key]) != shape
+    ]
+    return problems
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of nested dicts by path, e.g. {"head/kernel": ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(unbox(tree))
+    return {"/".join(str(k.key) for k in path): leaf for path, leaf in leaves}
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def _layers(rule: Rule, flat: Mapping[str, Any]) -> Iterator[Layer]:
+    """The rule at every layer that the parameters have; a model may have none of a kind."""
+    if not all(path in flat for path in rule.ours):
+        return
+    shapes = tuple(tuple(flat[path].shape) for path in rule.ours)
+    if not _stacked(rule):
+        yield Layer(rule, (), rule.theirs, shapes)
+        return
+    for i in range(shapes[0][0]):
+        theirs = tuple(key.format(i=i) for key in rule.theirs)
+        yield Layer(rule, (i,), theirs, tuple(shape[1:] for shape in shapes))
+
+
+def _stacked(rule: Rule) -> bool:
+    return "{i}" in rule.theirs[0]
+
+
+def _wrong_parameters(table: Table, flat: Mapping[str, Any]) -> Iterator[str]:
+    made = Counter(path for rule in table.rules for path in rule.ours)
+    yield from (f"parameter {p} is made {n} times" for p, n in made.items() if n > 1)
+    yield from (f"parameter {p} is in no rule" for p in flat if p not in made)
+    for rule in table.rules:
+        there = [path in flat for path in rule.ours]
+        if not all(there) and (any(there) or not _stacked(rule)):
+            yield f"the model has no parameter {', '.join(rule.ours)}"
+
+
+def _wrong_constants(tensors: Mapping[str, Any], table: Table) -> Iterator[str]:
+    for key, value in table.constants.items():
+        computed, stored = value(), np.asarray(tensors[key]).astype(np.float32)
+        if stored.shape != computed.shape:
+            yield f"{key} has shape {stored.shape}, expected {computed.shape}"
+        elif (error := np.abs(stored - computed).max()) > TOLERANCE:
+            yield f"{key} differs by {error:.2g} from the table that this model computes"
+
+
+def _report(problems: list[str]) -> str:
+    return (
+        "the tensors do not fit the model; check that its configuration belongs to them. "
+        f"{len(problems)} problems:\n  " + "\n  ".join(problems)
+    )
+
+
+# ---------------------------------------------------------------------------- one layer
+
+
+def _to_ours(
+    theirs: list[np.ndarray], shapes: tuple[Shape, ...], transform: Transform
+) -> list[np.ndarray]:
+    whole = np.stack(theirs) if len(theirs) > 1 else theirs[0]
+    widths = [
+        _reversed_shape(shape, pattern, transform)[-1]
+        for shape, pattern in zip(shapes, transform.patterns, strict=True)
+    ]
+    pieces = [whole]
+    if len(widths) > 1:
+        pieces = np.split(whole, np.cumsum(widths)[:-1], axis=-1)
+    return [
+        _flipped(
+            rearrange(piece, pattern, **_sizes(shape, pattern, transform)),
+            pattern.split("->")[1],
+            transform,
+        )
+        for piece, pattern, shape in zip(
+            pieces, transform.patterns, shapes, strict=True
+        )
+    ]
+
+
+def _to_theirs(ours: list[Any], count: int, transform: Transform) -> list[Any]:
+    pieces = []
+    for part, pattern in zip(ours, transform.patterns, strict=True):
+        left, right = pattern.split("->")
+        part = _flipped(part, right, transform)
+        pieces.append(rearrange(part, f"{right} -> {left}", **transform.sizes))
+    xp = pieces[0].__array_namespace__()
+    whole = xp.concat(pieces, axis=-1) if len(pieces) > 1 else pieces[0]
+    return [whole[i] for i in range(count)] if count > 1 else [whole]
+
+
+def _flipped(x: Any, axes: str, transform: Transform) -> Any:
+    if not transform.flip:
+        return x
+    apart = axes.replace("(two o)", "two o")
+    x = rearrange(x, f"{axes} -> {apart}", **transform.sizes)
+    x = x[tuple(slice(None, None, -1 if a == "two" else 1) for a in apart.split())]
+    return rearrange(x, f"{apart} -> {axes}")
+
+
+def _sizes(shape: Shape, pattern: str, transform: Transform) -> dict[str, int]:
+    """The sizes of the axes on the right of the pattern that stand alone, and given ones."""
+    right = pattern.split("->")[1]
+    if "(" in right:
+        return dict(transform.sizes)
+    return dict(zip(right.split(), shape, strict=True)) | dict(transform.sizes)
+
+
+def _reversed_shape(shape: Shape, pattern: str, transform: Transform) -> Shape:
+    """The shape of their tensor for one of ours of `shape`."""
+    left, right = pattern.split("->")
+    leaf = jax.ShapeDtypeStruct(shape, np.float32)
+    back = f"{right} -> {left}"
+    return jax.eval_shape(lambda x: rearrange(x, back, **transform.sizes), leaf).shape
+
+
+def _their_shapes(layer: Layer) -> list[Shape]:
+    transform = TRANSFORMS[layer.rule.transform]
+    leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in layer.shapes]
+    count = len(layer.theirs)
+    out = jax.eval_shape(lambda *x: _to_theirs(list(x), count, transform), *leaves)
+    return [leaf.shape for leaf in out]

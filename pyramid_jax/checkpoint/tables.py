@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensor of the original's checkpoints is which parameter here. Data only.
+
+A table is rules plus constants; `rename` reads it in both directions. In a key of theirs
+`{i}` is the layer: such a parameter of ours has all layers stacked along its first axis.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Transform(NamedTuple):
+    """How the axes of their tensors become those of ours, as einops patterns.
+
+    Several tensors of theirs are stacked along a new first axis before the pattern applies.
+    Several patterns make several parameters from one tensor of theirs, cut along its last
+    axis. `flip` turns the axis called `two` around.
+    """
+
+    patterns: tuple[str, ...]
+    sizes: Mapping[str, int] = {}
+    flip: bool = False
+
+
+class Rule(NamedTuple):
+    """Tensors `theirs` are parameters `ours` (paths with /), changed by a `TRANSFORMS` name."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    transform: str
+
+
+class Table(NamedTuple):
+    """All rules of a model, and tensors of theirs that are computed here, not learned."""
+
+    rules: tuple[Rule, ...]
+    constants: Mapping[str, Callable[[], np.ndarray]] = {}
+
+
+TRANSFORMS: Mapping[str, Transform] = {
+    "vector": Transform(("o -> o",)),
+    "linear": Transform(("o i -> i o",)),
+    "from_heads": Transform(("o (heads dim) -> heads dim o",)),
+    "qkv": Transform(("three (heads dim) i -> i three heads dim",)),
+    "qkv_vector": Transform(("three (heads dim) -> three heads dim",)),
+    "patch_conv": Transform(("o c y x -> (y x c) o",), {"y": 2, "x": 2}),
+    # Theirs are scale, shift; ours are shift, scale, as in every other modulation.
+    "scale_shift": Transform(("(two o) i -> i (two o)",), {"two": 2}, flip=True),
+    "scale_shift_vector": Transform(("(two o) -> (two o)",), {"two": 2}, flip=True),
+    "from_heads_and_mlp": Transform(("o (heads dim) -> heads dim o", "o i -> i o")),
+}
+
+
+def mmdit(
+    blocks: int, axis_table: Callable[[], Float[np.ndarray, "cells half"]]
+) -> Table:
+    """The table of the SD3-style transformer with `blocks` double blocks.
+
+    Args:
+        axis_table: the position table of one axis; the original stores the table of both.
+    """
+    video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
+    text = _text_attention("norm_add_")
+    last = f"transformer_blocks.{blocks - 1}"
+    rules = [
+        Rule(("pos_embed.proj.weight",), ("patch/kernel",), "patch_conv"),
+        Rule(("pos_embed.proj.bias",), ("patch/bias",), "vector"),
+        *_ends(),
+        *_stream("transformer_blocks.{i}", "double/video", "", video),
+        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
+        *_stream(last, "last_double/video", "", video),
+        *_attention(last, "last_double/text", text),
+        *_scale_shift(
+            f"{last}.norm1_context.linear", "last_double/text/modulation/linear"
+        ),
+    ]
+    both = {"pos_embed.pos_embed": lambda: _both_axes(axis_table())}
+    return Table(tuple(rules), both)
+
+
+def flux() -> Table:
+    """The table of the miniFLUX transformer, of any depth."""
+    video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
+    text = _text_attention("norm_added_")
+    single = "single_transformer_blocks.{i}"
+    merged = ("single/out/kernel", "single/mlp_out/kernel")
+    rules = [
+        *_linear("x_embedder", "patch"),
+        *_ends(),
+        *_stream("transformer_blocks.{i}", "double/video", "", video),
+        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
+        *_attention(single, "single", video),
+        *_linear(f"{single}.norm.linear", "single/modulation/linear"),
+        *_linear(f"{single}.proj_mlp", "single/mlp_in"),
+        Rule((f"{single}.proj_out.weight",), merged, "from_heads_and_mlp"),
+        Rule((f"{single}.proj_out.bias",), ("single/out/bias",), "vector"),
+    ]
+    return Table(tuple(rules))
+
+
+def _linear(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
+    return [
+        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
+        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
+    ]
+
+
+def _scale_shift(theirs: str, ours: str) -> list[Rule]:
+    return [
+        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), "scale_shift"),
+        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "scale_shift_vector"),
+    ]
+
+
+def _text_attention(norm: str) -> dict[str, str]:
+    names = {part: f"add_{part}_proj" for part in "qkv"}
+    return {**names, "out": "to_add_out", "norm": norm}
+
+
+def _ends() -> list[Rule]:
+    """Everything outside the blocks that both transformers have."""
+    embed = "time_text_embed"
+    return [
+        *_linear("context_embedder", "context"),
+        *_linear(f"{embed}.timestep_embedder.linear_1", "time/hidden"),
+        *_linear(f"{embed}.timestep_embedder.linear_2", "time/out"),
+        *_linear(f"{embed}.text_embedder.linear_1", "pooled/hidden"),
+        *_linear(f"{embed}.text_embedder.linear_2", "pooled/out"),
+        *_scale_shift("norm_out.linear", "head_modulation/linear"),
+        *_linear("proj_out", "head"),
+    ]
+
+
+def _attention(theirs: str, ours: str, names: Mapping[str, str]) -> list[Rule]:
+    """Fused queries, keys and values, and the two norms."""
+    weights = tuple(f"{theirs}.attn.{names[part]}.weight" for part in "qkv")
+    biases = tuple(f"{theirs}.attn.{names[part]}.bias" for part in "qkv")
+    norm = f"{theirs}.attn.{names['norm']}"
+    return [
+        Rule(weights, (f"{ours}/qkv/kernel",), "qkv"),
+        Rule(biases, (f"{ours}/qkv/bias",), "qkv_vector"),
+        Rule((f"{norm}q.weight",), (f"{ours}/q_norm/weight",), "vector"),
+        Rule((f"{norm}k.weight",), (f"{ours}/k_norm/weight",), "vector"),
+    ]
+
+
+def _stream(
+    theirs: str, ours: str, suffix: str, names: Mapping[str, str]
+) -> list[Rule]:
+    """One modality of a double block; `suffix` marks its tensors outside attention."""
+    feed = f"{theirs}.ff{suffix}.net"
+    return [
+        *_attention(theirs, ours, names),
+        *_linear(f"{theirs}.attn.{names['out']}", f"{ours}/out", "from_heads"),
+        *_linear(f"{theirs}.norm1{suffix}.linear", f"{ours}/modulation/linear"),
+        *_linear(f"{feed}.0.proj", f"{ours}/mlp_in"),
+        *_linear(f"{feed}.2", f"{ours}/mlp_out"),
+    ]
+
+
+def _both_axes(table: Float[np.ndarray, "cells half"]) -> Float[np.ndarray, "1 n d"]:
+    """The table of every cell, x in the first half of the width, row after row."""
+    cells, half = table.shape
+    x = np.broadcast_to(table[None], (cells, cells, half))
+    y = np.broadcast_to(table[:, None], (cells, cells, half))
+    return np.concatenate([x, y], axis=-1).reshape(1, cells * cells, 2 * half)
