@@ -122,7 +122,8 @@ def _batch(scenario: Scenario, cut: Layout) -> Batch:
         clips = _clips(given, stage, chosen[stage], latents.shape[1])
         mine = slice(index, None, len(of_column))
         z = _white(scenario, index, clips, noise[stage][mine], cut)
-        columns.append(_column(scenario, index, latents[mine], clips, z, cut))
+        own = [level[mine] for level in levels]
+        columns.append(_column(scenario, index, own, clips, z, cut))
     corrupt = given.get("corrupt_ratio", 1 / 3)
     return Batch(columns, stages, cut, corrupt, answers)
 
@@ -178,15 +179,15 @@ def _white(
 def _column(
     scenario: Scenario,
     index: int,
-    latents: np.ndarray,
+    levels: list[np.ndarray],
     clips: tuple[Clip, ...],
     z: np.ndarray,
     cut: Layout,
 ) -> Column:
-    stages = 1 + int(np.log2(max(scenario.settings.get("stages", [1, 2, 4]))))
-    made = [layout.segment(x, stages, clips, cut) for x in latents]
+    """The samples of a column as rows of one segment, with its recorded draws."""
+    b, stage = len(z), clips[-1].stage
+    made = [layout.segment([x[i] for x in levels], clips, cut) for i in range(b)]
     clean, coarser, position, frame, current = map(np.stack, zip(*made, strict=True))
-    b = len(latents)
     empty = np.zeros((b, 0), np.int32)
     rows = Rows(
         clean=clean,
@@ -195,7 +196,7 @@ def _column(
         segment=np.zeros_like(frame),
         frame=frame,
         current=current,
-        stage=np.full((b, 1), clips[-1].stage),
+        stage=np.full((b, 1), stage),
         text=empty,
         text_segment=empty,
         pooled=np.zeros((b, 1, 0), np.float32),
@@ -206,11 +207,8 @@ def _column(
     )
     past = scenario.family(f"draw.col{index}.hist_noise")[::-1]
     shapes = [scenario.tensors[name].shape[2:] for name in past]
-    h, w = (size >> (stages - 1 - clips[-1].stage) for size in latents.shape[2:4])
-    shapes.append((len(clips[-1].frame), h, w))
-    return Column(
-        clips[-1].stage, rows, Draws(level, corruption, jnp.asarray(z)), shapes
-    )
+    shapes.append((len(clips[-1].frame), *levels[stage].shape[2:4]))
+    return Column(stage, rows, Draws(level, corruption, jnp.asarray(z)), shapes)
 
 
 def _inputs(
