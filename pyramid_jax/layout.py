@@ -43,7 +43,7 @@ class Clip(NamedTuple):
     """Frames kept at one stage: `frame` holds their indices, -1 where a slot is empty."""
 
     stage: int
-    frame: Int[Array, "t"]
+    frame: Int[Array, "_"]
 
 
 # ------------------------------------------------------------------------ units and clips

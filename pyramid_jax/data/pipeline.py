@@ -11,9 +11,9 @@ the number of hosts only, not on the number of workers.
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -86,10 +86,15 @@ class DataConfig:
     max_bad: float = 0.01
 
     def __post_init__(self):
-        least_one = "height width frames fps batch tokens text_tokens segments"
-        for name in least_one.split():
+        positive = "height width frames fps batch tokens text_tokens segments"
+        for name in positive.split():
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected over 0")
+        for name in ("sizes", "stride"):
+            if np.array(getattr(self, name)).min(initial=1) < 1:
+                raise ValueError(
+                    f"{name} {getattr(self, name)}: expected lengths of 1 or more"
+                )
         for name in ("workers", "cache_mib", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
@@ -118,6 +123,17 @@ class DataConfig:
         shares = enumerate(self.stage_shares)
         return tuple(stage for stage, share in shares for _ in range(share))
 
+    def units(self, layout: Layout) -> int | None:
+        """Units of a video; None if whole sequences are trained."""
+        if not self.temporal:
+            return None
+        return layouts.units(self.latent_frames, layout.frames_per_unit)
+
+    def plan(self, layout: Layout, shard: tuple[int, int]) -> Plan:
+        """What each example of host `shard` = (index, count) trains."""
+        stages, units = len(self.stage_shares), self.units(layout)
+        return Plan(stages, self.pattern, units, self.dropout, self.seed, shard)
+
 
 def batches(
     cfg: DataConfig,
@@ -139,18 +155,18 @@ def batches(
     Raises ValueError for a bad manifest or a budget that a segment exceeds; the
     iterator does when more files than `max_bad` are unusable.
     """
+    host, hosts = shard
+    if not 0 <= host < hosts:
+        raise ValueError(
+            f"shard {shard} must be the index and the count of the hosts, e.g. (0, 1)"
+        )
     if not flags.FLAGS.is_parsed():  # grain reads flags
         flags.FLAGS.mark_as_parsed()
-    check(cfg, layout)
+    _check_budget(cfg, layout)
     records = read_manifest(cfg.manifest)
-    host, hosts = shard
-    stages = len(cfg.stage_shares)
-    units = None
-    if cfg.temporal:
-        units = layouts.units(cfg.latent_frames, layout.frames_per_unit)
     load = load or Pixels(cfg.frames, cfg.fps)
-    clips = Clips(load, cfg.all_sizes, stages, cfg.cache_mib * 2**20)
-    plan = Plan(stages, cfg.pattern, units, cfg.dropout, cfg.seed, shard)
+    clips = Clips(load, cfg.all_sizes, len(cfg.stage_shares), cfg.cache_mib * 2**20)
+    plan = cfg.plan(layout, shard)
     make = Maker(clips, plan, layout, tokenize, cfg.tokens, cfg.text_tokens)
     examples = (
         grain.MapDataset.source(records)
@@ -172,11 +188,20 @@ def batches(
     )
 
 
-def check(cfg: DataConfig, layout: Layout) -> int:
-    """The video tokens of the longest segment that can occur.
+class Longest(NamedTuple):
+    """The segment with the most video tokens; `unit` None means all frames."""
 
-    Raises ValueError if the sizes or the number of frames do not fit the stages and
-    units, or if the budget is smaller than that.
+    tokens: int
+    size: Size
+    stage: int
+    unit: int | None
+
+
+def longest(cfg: DataConfig, layout: Layout) -> Longest:
+    """The longest segment that can occur.
+
+    Raises ValueError if sizes or frames do not fit the latent cells, patches, stages
+    and units.
     """
     stages, (every, cell) = len(cfg.stage_shares), cfg.stride
     multiple = cell * layout.patch * 2 ** (stages - 1)
@@ -189,27 +214,33 @@ def check(cfg: DataConfig, layout: Layout) -> int:
                 f"(pyramid); use {fits[0]} and {fits[1]}"
             )
     if (cfg.frames - 1) % every:
+        fits = 1 + (cfg.frames - 1) // every * every
         raise ValueError(
-            f"{cfg.frames} frames are not 1 + a multiple of {every}; "
-            f"use {1 + (cfg.frames - 1) // every * every}"
+            f"{cfg.frames} frames are not 1 + a multiple of {every} (frames per latent "
+            f"frame); use {fits} or {fits + every}"
         )
-    available: Sequence[int | None] = [None]
-    if cfg.temporal:
-        available = range(layouts.units(cfg.latent_frames, layout.frames_per_unit))
-    needed, size, stage, unit = max(
-        (_length(cfg, layout, size, stage, unit), size, stage, unit)
-        for size in cfg.all_sizes
-        for stage in set(cfg.pattern)
-        for unit in available
+    units = cfg.units(layout)
+    every_unit = [None] if units is None else range(units)
+    return max(
+        (
+            Longest(_length(cfg, layout, size, stage, unit), size, stage, unit)
+            for size in cfg.all_sizes
+            for stage in sorted(set(cfg.pattern))
+            for unit in every_unit
+        ),
+        key=lambda segment: segment.tokens,
     )
+
+
+def _check_budget(cfg: DataConfig, layout: Layout) -> None:
+    needed, (height, width), stage, unit = longest(cfg, layout)
     if needed > cfg.tokens:
         what = "all frames" if unit is None else f"unit {unit} with its history"
         raise ValueError(
             f"a row has {cfg.tokens} tokens, but {what} at stage {stage} of "
-            f"{size[0]}x{size[1]} pixels needs {needed}; raise tokens to {needed} or "
-            "more, or use fewer frames or a smaller size"
+            f"{height}x{width} pixels needs {needed}; raise tokens to {needed}, or use "
+            "fewer frames or a smaller size"
         )
-    return needed
 
 
 def _length(

@@ -31,11 +31,12 @@ Tokenize = Callable[[str], list[int]]
 class Example(NamedTuple):
     """One segment with its caption, before packing.
 
-    `video` is a structured array with the fields of `layout.Segment`.
+    `video` is a structured array with the fields of `layout.Segment`. Lengths differ
+    from example to example, so the axes have no letters.
     """
 
-    video: Shaped[np.ndarray, "n"]
-    text: Int[np.ndarray, "m"]
+    video: Shaped[np.ndarray, "_"]
+    text: Int[np.ndarray, "_"]
     stage: Int[np.ndarray, "1"]
 
 
