@@ -168,7 +168,7 @@ def plot_loss(jsonl: str | Path, png: str | Path) -> None:
 def smooth(
     values: Float[np.ndarray, "n"], share: float = 0.05
 ) -> Float[np.ndarray, "n"]:
-    """Means over a centred window that is `share` of the values so far, at least one."""
+    """Centred means, each over `share` of the values so far, at least over one."""
     before = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     half = np.minimum((index * share / 2).astype(int), len(values) - 1 - index)

@@ -16,6 +16,7 @@ from pyramid_jax import sharding
 Init = Callable[
     [jax.Array], Any
 ]  # key -> fresh weights, in boxes that carry their axes
+Count = Int[Array, ""] | Int[jax.ShapeDtypeStruct, ""]
 
 
 class TrainState(NamedTuple):
@@ -24,8 +25,8 @@ class TrainState(NamedTuple):
     `ema` is the float32 exponential moving average of the weights, for sampling.
     """
 
-    step: Int[Array, ""]
-    skipped: Int[Array, ""]
+    step: Count
+    skipped: Count
     params: Any
     ema: Any
     optimizer: Any
@@ -57,7 +58,7 @@ def abstract(
 
 def _plan(
     init: Init, optimizer: optax.GradientTransformation, over: Mesh
-) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+) -> tuple[Callable[[jax.Array], TrainState], Any]:
     """How to make a state with boxed weights, and where its arrays belong."""
     build = partial(_boxed, init, optimizer)
     shapes = jax.eval_shape(build, jax.random.key(0))

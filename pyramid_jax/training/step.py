@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from pyramid_jax import sharding
+from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
 
 # (params, batch, key) -> (mean loss, sums for the metrics)
@@ -83,7 +84,7 @@ def train_step(
     """
 
     def step(
-        state: TrainState, batch: Any, key: Key[Array, ""]
+        state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
         key = jax.random.fold_in(key, state.step)
         value, aux, gradient = gradients(loss, state.params, batch, key, cfg.accumulate)
@@ -104,7 +105,7 @@ def train_step(
 
 
 def gradients(
-    loss: Loss, params: Any, batch: Any, key: Key[Array, ""], parts: int = 1
+    loss: Loss, params: Any, batch: Any, key: Key[jax.Array, ""], parts: int = 1
 ) -> tuple[Float[Array, ""], Any, Any]:
     """The loss and its gradient, means over `parts` microbatches, and the sum of aux.
 

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on a linear model: laws of the step, promises of the loop, resumption."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pyramid_jax import sharding
+from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.models.dit import DiT, DiTConfig
+from pyramid_jax.shapes import Rows, Text, Tokens
+from pyramid_jax.training import loop, metrics
+from pyramid_jax.training.optimizer import (
+    OptimizerConfig,
+    decays,
+    learning_rate,
+    optimizer,
+)
+from pyramid_jax.training.state import TrainState, abstract, create
+from pyramid_jax.training.step import StepConfig, gradients, train_step
+
+RATE = OptimizerConfig(learning_rate=1e-2, warmup_steps=3, steps=20)
+KEY = jax.random.key(1)
+
+
+class Sums(NamedTuple):
+    """What a loss reports besides its mean."""
+
+    stage_sum: jax.Array
+    stage_count: jax.Array
+
+
+class Batches:
+    """Random rows that depend on their number alone; `at` is called before each."""
+
+    def __init__(self, at: Callable[[int], None] = lambda number: None):
+        self.number, self._at = 0, at
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> np.ndarray:
+        self.number += 1
+        self._at(self.number)
+        random = np.random.default_rng(self.number)
+        return random.normal(size=(8, 4)).astype(np.float32)
+
+    def get_state(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.number = state["number"]
+
+
+class Kept:
+    """Metrics in a list."""
+
+    def __init__(self):
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.lines.append((step, values))
+
+
+def init(key: jax.Array) -> Any:
+    kernel = sharding.named(jax.nn.initializers.normal(), ("embed", None))
+    bias = sharding.named(jax.nn.initializers.zeros, (None,))
+    return {"kernel": kernel(key, (4, 2)), "bias": bias(key, (2,))}
+
+
+def loss(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    noise = jax.random.normal(key, batch.shape)
+    error = jnp.square((batch + noise) @ params["kernel"] + params["bias"][None] - 1.0)
+    count = jnp.float32(batch.shape[0])
+    sums = Sums(jnp.stack([error.sum(), 0 * count]), jnp.stack([count, 0 * count]))
+    return error.mean(), sums
+
+
+def plain(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    """A loss without noise."""
+    return jnp.square(batch @ params["kernel"] - 1.0).mean(), ()
+
+
+@pytest.fixture(scope="module")
+def over() -> jax.sharding.Mesh:
+    return sharding.mesh(data=2, devices=jax.devices()[:2])
+
+
+def fresh(over: jax.sharding.Mesh) -> TrainState:
+    return create(jax.random.key(0), init, optimizer(RATE), over)
+
+
+def stepper(state: TrainState, cfg: StepConfig, loss: Any = loss) -> Any:
+    return train_step(loss, optimizer(RATE), learning_rate(RATE), cfg, state)
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+# ----------------------------------------------------------------------------- schedule
+
+
+def test_the_warm_up_rises_from_its_start_to_the_rate_both_included():
+    cfg = OptimizerConfig(learning_rate=1e-4, warmup_steps=4)
+    rates = [float(learning_rate(cfg)(n)) for n in range(6)]
+    np.testing.assert_allclose(rates, [1e-6, 3.4e-5, 6.7e-5, 1e-4, 1e-4, 1e-4], 1e-6)
+
+
+def test_the_cosine_goes_from_the_rate_to_the_final_rate():
+    cfg = OptimizerConfig(
+        learning_rate=1e-3, schedule="cosine", warmup_steps=2, steps=12, final_rate=1e-4
+    )
+    rates = [float(learning_rate(cfg)(n)) for n in (2, 7, 12, 20)]
+    np.testing.assert_allclose(rates, [1e-3, 5.5e-4, 1e-4, 1e-4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": "linear"}, "use one of"),
+        ({"learning_rate": 0.0}, "positive"),
+        ({"clip": -1.0}, "None does not clip"),
+        ({"warmup_steps": 11, "steps": 10}, "shorten the warm-up"),
+    ],
+)
+def test_an_impossible_optimizer_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"accumulate": 0}, {"ema_decay": 1.0}])
+def test_an_impossible_step_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        StepConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"steps": 1, "log_every": 0}, {"steps": 1, "sample_every": -1}],
+)
+def test_an_impossible_loop_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        loop.LoopConfig(**wrong)
+
+
+# ---------------------------------------------------------------------------- optimizer
+
+
+def test_weights_decay_if_one_layer_has_two_axes_or_more_and_they_are_no_bias():
+    cfg = DiTConfig(
+        width=16, heads=2, double_blocks=2, single_blocks=1, patch_values=4,
+        text_width=8, pooled_width=8, rope_axes=(8,), table=4, table_base=4,
+    )  # fmt: skip
+    z, i = jnp.zeros, jnp.zeros((1, 1), jnp.int32)
+    inputs = (
+        Tokens(z((1, 1, 4)), z((1, 1, 3)), i, i),
+        z((1, 1)),
+        Text(z((1, 1, 8)), i, z((1, 1, 8))),
+    )
+    boxed = jax.eval_shape(DiT(cfg).init, KEY, *inputs)["params"]
+    axes = jax.tree.map(
+        lambda box: len([n for n in box.names if n != "layers"]),
+        boxed,
+        is_leaf=lambda x: isinstance(x, sharding.Named),
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(axes)
+    expected = [count > 1 and path[-1].key != "bias" for path, count in leaves]
+    assert 0 < sum(expected) < len(expected)
+    assert jax.tree.leaves(decays(sharding.unbox(boxed))) == expected
+    assert jax.tree.leaves(decays(boxed)) == expected
+
+
+def test_without_gradient_only_matrices_shrink():
+    cfg = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+    params = jax.tree.map(jnp.asarray, params)
+    rule = optimizer(cfg)
+    with jax.numpy_dtype_promotion("standard"):
+        zero = jax.tree.map(jnp.zeros_like, params)
+        change, _ = rule.update(zero, rule.init(params), params)
+    np.testing.assert_allclose(change["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(change["bias"], 0)
+
+
+def test_the_gradient_is_clipped_by_its_global_norm():
+    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    big = jax.tree.map(lambda x: jnp.full_like(x, 100.0), params)
+    rule = optimizer(OptimizerConfig(clip=1.0))
+    with jax.numpy_dtype_promotion("standard"):
+        _, moments = rule.update(big, rule.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(moments[1][0].mu), 0.1, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------- step
+
+
+def test_microbatches_have_the_gradient_of_the_whole_batch():
+    params = sharding.unbox(init(KEY))
+    batch = jnp.asarray(next(Batches()))
+    whole = gradients(plain, params, batch, KEY)
+    parts = gradients(plain, params, batch, KEY, parts=4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, parts)
+
+
+def test_microbatches_have_noise_of_their_own():
+    _, sums, _ = gradients(
+        lambda p, x, key: (p["kernel"].sum(), jax.random.normal(key, (1,))),
+        sharding.unbox(init(KEY)),
+        jnp.zeros((4, 4)),
+        KEY,
+        parts=2,
+    )
+    expected = [jax.random.normal(jax.random.fold_in(KEY, i), (1,)) for i in range(2)]
+    np.testing.assert_allclose(sums, expected[0] + expected[1], rtol=1e-6)
+    assert expected[0] != expected[1]
+
+
+def test_rows_that_are_no_multiple_of_the_microbatches_are_refused():
+    with pytest.raises(ValueError, match="8 rows can't be cut into 3 microbatches"):
+        gradients(plain, sharding.unbox(init(KEY)), jnp.zeros((8, 4)), KEY, parts=3)
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "decays"), [(True, [0.1, 2 / 11]), (False, [0.9] * 2)]
+)
+def test_the_average_follows_the_weights(over, warm_up, decays):
+    state = fresh(over)
+    step = stepper(state, StepConfig(ema_decay=0.9, ema_warmup=warm_up))
+    expected = jax.device_get(state.params["kernel"])
+    for decay in decays:
+        state, _ = step(state, next(Batches()), KEY)
+        new = jax.device_get(state.params["kernel"])
+        expected = decay * expected + (1 - decay) * new
+        np.testing.assert_allclose(state.ema["kernel"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "bad"), [(StepConfig(skip_above=50.0), 1e3), (StepConfig(), np.nan)]
+)
+def test_a_bad_step_is_counted_and_changes_nothing_else(over, cfg, bad):
+    state = fresh(over)
+    step = stepper(state, cfg)
+    batch = next(Batches())
+    state, _ = step(state, batch, KEY)
+    before = jax.device_get(state)
+    state, report = step(state, bad * batch, KEY)
+    assert (int(report.skipped), int(state.skipped), int(state.step)) == (1, 1, 2)
+    assert_equal(state[2:], before[2:])
+    state, report = step(state, batch, KEY)
+    assert int(report.skipped) == 1 and int(state.step) == 3
+    np.testing.assert_allclose(report.learning_rate, learning_rate(RATE)(1))
+    assert not np.array_equal(state.params["kernel"], before.params["kernel"])
+
+
+def test_noise_differs_from_step_to_step(over):
+    state, batch = fresh(over), next(Batches())
+    step = stepper(state, StepConfig(skip_above=-1.0))  # no step is good enough
+    state, first = step(state, batch, KEY)
+    state, second = step(state, batch, KEY)
+    assert float(first.loss) != float(second.loss)
+
+
+# --------------------------------------------------------------------------------- loop
+
+
+def trained(
+    folder: Path, over: jax.sharding.Mesh, cfg: loop.LoopConfig, **options: Any
+) -> TrainState:
+    """Runs, or continues, training in `folder`."""
+    step_cfg = StepConfig(accumulate=2, ema_decay=0.9)
+    batches = options.get("batches", Batches())
+    like = abstract(init, optimizer(RATE), over)
+    with Store(folder, {"seed": 0}) as store:
+        state = loop.resume(store, like, batches, lambda: fresh(over))
+        step = stepper(like, step_cfg, options.get("loss", loss))
+        outputs = loop.Outputs(
+            store, options.get("metrics", Kept()), options.get("sample")
+        )
+        return loop.run(cfg, step, state, batches, KEY, outputs)
+
+
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, over):
+    whole = trained(tmp_path / "whole", over, loop.LoopConfig(steps=6))
+    trained(tmp_path / "parts", over, loop.LoopConfig(steps=2))
+    trained(tmp_path / "parts", over, loop.LoopConfig(steps=5))
+    parts = trained(tmp_path / "parts", over, loop.LoopConfig(steps=6))
+    assert_equal(whole, parts)
+    assert int(whole.step) == 6
+    assert not np.array_equal(whole.params["kernel"], whole.ema["kernel"])
+
+
+def test_a_finished_run_does_nothing_when_it_is_started_again(tmp_path, over):
+    first = trained(tmp_path, over, loop.LoopConfig(steps=2))
+    lines = Kept()
+    again = trained(tmp_path, over, loop.LoopConfig(steps=2), metrics=lines)
+    assert_equal(first, again)
+    assert not lines.lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_the_run(tmp_path, over, number):
+    batches = Batches(lambda n: signal.raise_signal(number) if n == 3 else None)
+    before = signal.getsignal(number)
+    state = trained(tmp_path, over, loop.LoopConfig(steps=100), batches=batches)
+    assert int(state.step) == 3
+    assert Store(tmp_path, {}).latest() == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path, over):
+    def interrupt(batch: int) -> None:
+        if batch == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        cfg = loop.LoopConfig(steps=100)
+        trained(tmp_path, over, cfg, batches=Batches(interrupt))
+
+
+def test_a_time_limit_saves_and_ends_the_run(tmp_path, over):
+    cfg = loop.LoopConfig(steps=100, max_seconds=1e-6)
+    assert int(trained(tmp_path, over, cfg).step) == 1
+    assert Store(tmp_path, {}).latest() == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path, over):
+    class Poisoned(Batches):
+        def __next__(self) -> np.ndarray:
+            return super().__next__() * (np.nan if self.number == 4 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="step 4: loss nan"):
+        cfg = loop.LoopConfig(steps=10, log_every=10, save_every=3)
+        trained(tmp_path, over, cfg, batches=Poisoned())
+    assert Store(tmp_path, {}).latest() == 3
+
+
+def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, over):
+    seen = []
+    trained(
+        tmp_path / "a",
+        over,
+        loop.LoopConfig(steps=5, sample_every=2),
+        sample=lambda step, ema: seen.append((step, jax.device_get(ema))),
+    )
+    assert [step for step, _ in seen] == [2, 4]
+    shorter = trained(tmp_path / "b", over, loop.LoopConfig(steps=4))
+    assert_equal(seen[1][1], shorter.ema)
+
+
+def test_rows_that_do_not_fit_the_mesh_are_refused(over):
+    with pytest.raises(ValueError, match="5 rows can't be divided over 2 devices"):
+        loop.on_devices(np.zeros((5, 4), np.float32), over)
+
+
+# ------------------------------------------------------------------------------ metrics
+
+
+def test_a_line_is_the_mean_since_the_last_line(tmp_path, over):
+    every, rare = Kept(), Kept()
+    trained(tmp_path / "a", over, loop.LoopConfig(5, log_every=1), metrics=every)
+    trained(tmp_path / "b", over, loop.LoopConfig(5, log_every=4), metrics=rare)
+    losses = [values["loss"] for _, values in every.lines]
+    assert [step for step, _ in rare.lines] == [4, 5]
+    assert len(losses) == 5
+    np.testing.assert_allclose(rare.lines[0][1]["loss"], np.mean(losses[:4]), rtol=1e-6)
+    np.testing.assert_allclose(rare.lines[1][1]["loss"], losses[4], rtol=1e-6)
+
+
+def test_each_stage_that_was_trained_has_a_loss(tmp_path, over):
+    kept = Kept()
+    trained(tmp_path, over, loop.LoopConfig(2), metrics=kept)
+    values = kept.lines[-1][1]
+    np.testing.assert_allclose(values["loss_stage_0"], 2 * values["loss"], rtol=1e-6)
+    assert "loss_stage_1" not in values
+    assert values["steps_per_second"] > 0
+
+
+def test_tokens_are_counted_without_padding():
+    zeros = np.zeros((2, 3, 1), np.float32)
+    segment = np.array([[0, 0, -1], [0, 1, 1]], np.int32)
+    batch = Rows(zeros, zeros, zeros, segment, *[segment] * 5, zeros)
+    assert metrics.tokens(batch) == (5, 6)
+
+
+def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
+    with metrics.Metrics(tmp_path) as writer:
+        writer.write(10, {"loss": 0.5})
+        text = (tmp_path / metrics.JSONL).read_text()
+        writer.write(20, {"loss": 0.25})
+    assert json.loads(text) == {"step": 10, "loss": 0.5}
+    assert len(metrics.read(tmp_path / metrics.JSONL)) == 2
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_steps_that_a_restart_repeats_replace_the_earlier_ones(tmp_path):
+    for steps in ((1, 2, 3), (2, 3, 4)):
+        with metrics.Metrics(tmp_path) as writer:
+            for step in steps:
+                writer.write(step, {"loss": float(step + steps[0])})
+    lines = metrics.read(tmp_path / metrics.JSONL)
+    assert [(x["step"], x["loss"]) for x in lines] == [(1, 2), (2, 4), (3, 5), (4, 6)]
+
+
+def test_the_loss_is_drawn(tmp_path):
+    with metrics.Metrics(tmp_path) as writer:
+        for step in range(1, 50):
+            writer.write(step, {"loss": 1 / step, "loss_stage_0": 2 / step})
+        writer.write(50, {"loss": 0.02, "loss_stage_1": 0.01})
+    metrics.plot_loss(tmp_path / metrics.JSONL, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_without_losses_can_not_be_drawn(tmp_path):
+    with metrics.Metrics(tmp_path):
+        pass
+    with pytest.raises(ValueError, match="holds no losses"):
+        metrics.plot_loss(tmp_path / metrics.JSONL, tmp_path / "loss.png")
+
+
+def test_smoothing_keeps_constants_lines_and_the_ends():
+    line = np.arange(200.0)
+    np.testing.assert_allclose(metrics.smooth(line), line, atol=1e-9)
+    noisy = np.random.default_rng(0).normal(size=200)
+    assert metrics.smooth(noisy)[0] == noisy[0]
+    assert metrics.smooth(noisy)[100:180].std() < 0.7 * noisy[100:180].std()
