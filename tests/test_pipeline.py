@@ -232,15 +232,25 @@ def test_two_hosts_sweep_the_units_together(tmp_path):
 
 
 def test_a_tenth_of_the_captions_is_dropped_whatever_the_stage(tmp_path):
-    cfg = config(tmp_path, batch=500, segments=1, dropout=0.1, height=8, width=8)
-    dropped = Counter(
-        p.stage for p in taken_parts(4, cfg, tmp_path) if len(p.text) == 1
+    plan = config(tmp_path, dropout=0.1).plan(LAYOUT, (0, 1))
+    dropped = Counter(plan.stage(i) for i in range(4000) if plan.drops_caption(i))
+    # Shares of 1000, 2000 and 1000; the tolerance is four standard deviations.
+    assert abs(dropped[0] - 100) < 38 and abs(dropped[2] - 100) < 38
+    assert abs(dropped[1] - 200) < 54
+
+
+def test_hosts_drop_captions_of_other_examples(tmp_path):
+    cfg = config(tmp_path, dropout=0.5)
+    alone, host0, host1 = (
+        [cfg.plan(LAYOUT, shard).drops_caption(i) for i in range(100)]
+        for shard in ((0, 1), (0, 2), (1, 2))
     )
-    # 2000 draws: 200 expected, standard deviation 13.4; half of them at stage 1.
-    assert 150 < dropped.total() < 250
-    assert dropped[0] > 20 and dropped[1] > 60 and dropped[2] > 20
-    again = Counter(p.stage for p in taken_parts(4, cfg, tmp_path) if len(p.text) == 1)
-    assert dropped == again
+    assert host0[:50] == alone[0::2] and host1[:50] == alone[1::2]
+
+
+def test_a_dropped_caption_is_the_tokens_of_the_empty_one(tmp_path):
+    found = taken_parts(2, config(tmp_path, dropout=1.0), tmp_path)
+    assert all(part.text == tokenize("") for part in found)
 
 
 # --------------------------------------------------------------- images, aspect ratios

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a manifest to an endless, resumable stream of packed training rows.
 
-    records -> shuffle -> repeat -> this host's share          numbers only
+    records, endlessly in new orders -> this host's share      numbers only
             -> decode, choose stage and unit, cut, tokenise    workers (records.py)
             -> drop bad files, pack, batch                     here
 
@@ -29,6 +29,7 @@ from pyramid_jax.data.records import (
     Maker,
     Pixels,
     Plan,
+    Shuffled,
     Size,
     Tokenize,
     choose,
@@ -169,9 +170,7 @@ def batches(
     plan = cfg.plan(layout, shard)
     make = Maker(clips, plan, layout, tokenize, cfg.tokens, cfg.text_tokens)
     examples = (
-        grain.MapDataset.source(records)
-        .shuffle(cfg.seed)
-        .repeat()[host::hosts]
+        grain.MapDataset.source(Shuffled(records, cfg.seed))[host::hosts]
         .map_with_index(make)
         .batch(_HANDED_OVER, batch_fn=list)
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))

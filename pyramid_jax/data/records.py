@@ -7,6 +7,7 @@ and workers, and resumed.
 """
 
 import functools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,21 @@ class Plan:
         host, hosts = self.shard
         rng = np.random.default_rng((self.seed, index * hosts + host))
         return bool(rng.random() < self.dropout)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """An endless list of the records, every epoch in another order."""
+
+    records: tuple[Record, ...]
+    seed: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Record:
+        epoch, place = divmod(index, len(self.records))
+        return self.records[_order(self.seed, epoch, len(self.records))[place]]
 
 
 class Clips:
@@ -206,6 +222,12 @@ class _Form(NamedTuple):
 
     chosen: tuple[Clip, ...]
     places: Shaped[np.ndarray, "n"]  # an `Example.video` without values
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
+    # perf: grain's own shuffle takes milliseconds per record of a small data set.
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 @functools.lru_cache(maxsize=4096)
