@@ -126,7 +126,10 @@ def sinusoid(
 ) -> Float[jax.Array, "b s _"]:
     """Cosines, then sines, of `time` (0..1000) at `width / 2` frequencies from 1 to 1e-4."""
     half = width // 2
-    frequency = np.exp(-math.log(10_000) * np.arange(half) / half).astype(np.float32)
+    # parity: exponents rounded to float32; at time 1000 the angle shows their last bit.
+    exponent = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32)
+    exponent = (exponent / np.float32(half)).astype(np.float64)
+    frequency = np.exp(exponent).astype(np.float32)
     angle = time.astype(jnp.float32)[..., None] * frequency[None, None]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
