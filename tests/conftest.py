@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "tests"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # With a size limit JAX locks the cache, so that parallel test processes share it.
     jax.config.update("jax_compilation_cache_max_size", 2**30)
