@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays values recorded from the original implementation and compares, tensor by tensor."""
+"""Replays what was recorded from the original implementation, tensor by tensor."""

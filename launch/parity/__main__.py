@@ -3,8 +3,8 @@
 
     python -m launch.parity --cases DIR [--only GLOB]
 
-prints one line per recorded result: case, scenario, tensor, largest error, tolerance and
-`ok`, `FAIL` or `skipped: why`; then totals. The exit code is 1 if anything failed.
+prints one line per recorded result: case, scenario, tensor, largest error, tolerance
+and `ok`, `FAIL` or `skipped: why`; then totals. The exit code is 1 if anything failed.
 """
 
 import argparse

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from pyramid_jax.mask import joint
+from pyramid_jax.mask import TokenMask, joint
 from pyramid_jax.models.dit import DiT, DiTConfig, DoubleBlock, SingleBlock, Stream
 from pyramid_jax.models.layers import layer_norm, sinusoid
 from pyramid_jax.rotary import angles
 from pyramid_jax.shapes import Text, Tokens
+
+States = dict[str, jax.Array]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -22,66 +24,85 @@ def states(
     tokens: Tokens,
     time: Float[jax.Array, "b s"],
     text: Text,
-) -> dict[str, jax.Array]:
-    """The states by the names that the recorded cases use, block by block."""
+) -> States:
+    """The states by the names that the recorded cases use, layer by layer."""
     dit = DiT(cfg).bind({"params": params})
-    order = joint(text.segment, tokens.segment, tokens.frame, cfg.causal)
+    mask = joint(text.segment, tokens.segment, tokens.frame, cfg.causal)
     m = text.segment.shape[1]
     angle = jnp.pad(angles(tokens.position, cfg.rope_axes), ((0, 0), (m, 0), (0, 0)))
-    found = {"time_proj": sinusoid(time)}
-    cond = found["temb"] = dit.time(found["time_proj"]) + dit.pooled(text.pooled)
-    words = found["context"] = dit.context(text.features)
+    features, words = sinusoid(time), dit.context(text.features)
+    cond = dit.time(features) + dit.pooled(text.pooled)
     video = dit.patch(tokens.values)
     if cfg.table is not None:
         video = video + dit._table(tokens.position)
-    found["tokens"] = video
+    found = {"time_proj": features, "temb": cond, "context": words, "tokens": video}
 
-    for i in range(cfg.double_blocks):
-        last = cfg.text_ends_early and i == cfg.double_blocks - 1
-        weights = params["last_double"] if last else _layer(params["double"], i)
-        block = DoubleBlock(cfg, text_attends_only=last)
-        if i == 0 and not last:
-            found |= _inside(block, weights, (words, video, cond, angle, order))
-        words, video = block.apply(
-            {"params": weights}, words, video, cond, angle, order
-        )
-        found |= {f"block{i}.hidden": video, f"block{i}.encoder": words}
-
+    constants = (cond, angle, mask)
+    if "double" in params:
+        (words, video), more = _double(cfg, params["double"], (words, video), constants)
+        found |= more
+    if "last_double" in params:
+        block = DoubleBlock(cfg, text_attends_only=True)
+        weights = {"params": params["last_double"]}
+        words, video = block.apply(weights, words, video, *constants)
+        found[f"block{cfg.double_blocks - 1}.hidden"] = video
     x = jnp.concatenate([words, video], axis=1)
-    for i in range(cfg.single_blocks):
-        weights = {"params": _layer(params["single"], i)}
-        x = found[f"single{i}.hidden"] = SingleBlock(cfg).apply(
-            weights, x, cond, angle, order
-        )
+    if "single" in params:
+        x, more = _single(cfg, params["single"], x, constants)
+        found |= more
     shift, scale = dit.head_modulation(cond, tokens.segment)
     found["norm_out"] = layer_norm(x[:, m:]) * (1 + scale) + shift
     return found
 
 
-def _inside(
-    block: DoubleBlock, weights: Any, inputs: tuple[Any, ...]
-) -> dict[str, jax.Array]:
-    """What the first block adds to its streams: after the norm, after attention."""
+def _double(
+    cfg: DiTConfig,
+    weights: Any,
+    state: tuple[jax.Array, jax.Array],
+    constants: tuple[jax.Array, jax.Array, TokenMask],
+) -> tuple[tuple[jax.Array, jax.Array], States]:
+    """The streams after all equal double blocks, and what each one adds to them."""
+    cond, _, mask = constants
 
-    def linear_out(module: Any, method: str) -> bool:
-        return isinstance(module.parent, Stream) and module.name == "out"
+    def step(state: tuple[jax.Array, jax.Array], layer: Any) -> tuple[Any, States]:
+        words, video = state
+        affine, _ = (
+            Stream(cfg)
+            .bind({"params": layer["video"]})
+            .condition(cond, mask.segment[:, words.shape[1] :])
+        )
+        after, kept = DoubleBlock(cfg).apply(
+            {"params": layer}, *state, *constants, capture_intermediates=_is_out
+        )
+        attended = {
+            name: kept["intermediates"][name]["out"]["__call__"][0]
+            for name in ("text", "video")
+        }
+        return after, {
+            "norm1.hidden": affine(layer_norm(video)),
+            "attn.hidden": attended["video"],
+            "attn.encoder": attended["text"],
+            "hidden": after[1],
+            "encoder": after[0],
+        }
 
-    _, kept = block.apply(
-        {"params": weights}, *inputs, capture_intermediates=linear_out
-    )
-    of = {
-        name: kept["intermediates"][name]["out"]["__call__"][0]
-        for name in ("text", "video")
+    state, seen = jax.lax.scan(step, state, weights)
+    return state, {
+        f"block{i}.{name}": x[i] for name, x in seen.items() for i in range(len(x))
     }
-    words, video, cond, _, order = inputs
-    stream = Stream(block.cfg).bind({"params": weights["video"]})
-    affine, _ = stream.condition(cond, order.segment[:, words.shape[1] :])
-    return {
-        "block0.norm1.hidden": affine(layer_norm(video)),
-        "block0.attn.hidden": of["video"],
-        "block0.attn.encoder": of["text"],
-    }
 
 
-def _layer(stacked: Any, i: int) -> Any:
-    return jax.tree.map(lambda weight: weight[i], stacked)
+def _is_out(module: Any, method: str) -> bool:
+    """Whether `module` is the linear map after attention."""
+    return isinstance(module.parent, Stream) and module.name == "out"
+
+
+def _single(
+    cfg: DiTConfig, weights: Any, x: jax.Array, constants: tuple[Any, ...]
+) -> tuple[jax.Array, States]:
+    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
+        x = SingleBlock(cfg).apply({"params": layer}, x, *constants)
+        return x, x
+
+    x, seen = jax.lax.scan(step, x, weights)
+    return x, {f"single{i}.hidden": seen[i] for i in range(len(seen))}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward passes of the transformer, alone or as a packed training batch with gradients.
+"""Calls of the transformer, alone or as a packed training batch with gradients.
 
-The original runs the lists of clips of a batch side by side; here they are the segments of
-one packed row, as in training.
+The original runs the lists of clips of a batch side by side; here they are the segments
+of one packed row, as in training.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,8 @@ from launch.parity.model import Model, load, text
 from pyramid_jax import layout, mask, objective, rotary
 from pyramid_jax.checkpoint import rename
 from pyramid_jax.shapes import Rows, Text, Tokens
+
+TIME_FEATURES = 1e-4  # two float32 steps of the largest angle
 
 
 def fits(scenario: Scenario) -> bool:
@@ -46,7 +48,7 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
         yield Answer(f"out.{k}", _current(found, lists[k], model), DIT)
     yield from _before_blocks(model, parts, row, words)
     states = blocks.states(model.cfg, model.params, row, time, words)
-    yield from _states(scenario, states, parts, words)
+    yield from _states(states, parts, words)
     if "in.target.0" in scenario.tensors:
         yield from _gradients(model, scenario, parts, (row, time, words))
 
@@ -117,39 +119,47 @@ def _before_blocks(
 
 
 def _states(
-    scenario: Scenario, states: dict[str, Any], parts: list[Tokens], words: Text
+    states: dict[str, Any], parts: list[Tokens], words: Text
 ) -> Iterator[Answer]:
     """The states between blocks; those of padded text mean nothing."""
-    s = len(parts)
-    valid = rearrange(words.segment >= 0, "b (s m) -> (b s) m 1", s=s)
+    s, m = len(parts), words.segment.shape[1]
+    known = words.segment[..., None] >= 0
+    of_text, real = (
+        "b (s m) d -> (b s) m d",
+        rearrange(known, "b (s m) d -> (b s) m d", s=s),
+    )
     for name, state in states.items():
-        state = np.asarray(state)
-        if name == "tokens":
+        state, name = np.asarray(state), f"mid.{name}"
+        if name == "mid.tokens":
             for k, part in enumerate(_split(state, parts)):
-                yield Answer(f"mid.tokens.{k}", part, DIT)
-        elif f"mid.{name}" not in scenario.tensors:
-            continue
-        elif name.startswith("single"):
-            m = words.segment.shape[1]
-            of_text = np.split(state[:, :m], s, axis=1)
-            of_video = _split(state[:, m:], parts)
-            both = [x for pair in zip(of_text, of_video, strict=True) for x in pair]
-            known = np.split(words.segment >= 0, s, axis=1)
-            where = [
-                x
-                for text, part in zip(known, parts, strict=True)
-                for x in (text, part.segment >= 0)
-            ]
-            where = np.concatenate(where, axis=1)[..., None]
-            yield Answer(f"mid.{name}", np.concatenate(both, 1), DIT, where=where)
-        elif name in {"context"} or name.endswith("encoder"):
-            state = rearrange(state, "b (s m) d -> (b s) m d", s=s)
-            where = None if name == "context" else valid
-            yield Answer(f"mid.{name}", state, DIT, where=where)
-        elif name in {"time_proj", "temb"}:
-            yield Answer(f"mid.{name}", rearrange(state, "b s d -> (b s) d"), DIT)
+                yield Answer(f"{name}.{k}", part, DIT)
+        elif name.startswith("mid.single"):
+            state = _interleaved(state[:, :m], state[:, m:], parts)
+            video = np.ones(
+                (*parts[0].frame.shape[:1], sum(p.frame.shape[1] for p in parts), 1),
+                bool,
+            )
+            where = _interleaved(known, video, parts)
+            yield Answer(name, state, DIT, where=where)
+        elif name == "mid.context":
+            yield Answer(name, rearrange(state, of_text, s=s), DIT)
+        elif name.endswith(".encoder"):
+            yield Answer(name, rearrange(state, of_text, s=s), DIT, where=real)
+        elif name == "mid.temb":
+            yield Answer(name, rearrange(state, "b s d -> (b s) d"), DIT)
+        elif name == "mid.time_proj":
+            state = rearrange(state, "b s d -> (b s) d")
+            note = "angles reach 1000, where float32 has steps of 6e-5"
+            yield Answer(name, state, TIME_FEATURES, note=note)
         else:
-            yield Answer(f"mid.{name}", state, DIT)
+            yield Answer(name, state, DIT)
+
+
+def _interleaved(words: Any, video: Any, parts: list[Tokens]) -> np.ndarray:
+    """Text and video tokens of each list in turn, from those of all lists."""
+    of_words = np.split(np.asarray(words), len(parts), axis=1)
+    pairs = zip(of_words, _split(video, parts), strict=True)
+    return np.concatenate([part for pair in pairs for part in pair], axis=1)
 
 
 def _gradients(
@@ -179,7 +189,7 @@ def _gradients(
 
 
 def packed_rows(tokens: Tokens, current: np.ndarray, segments: int) -> Rows:
-    """Tokens as clean training rows whose segments train the stages 0, 1, ... in turn."""
+    """Tokens as clean training rows whose segments train stages 0, 1, ... in turn."""
     b, n, _ = tokens.values.shape
     empty = np.zeros((b, 0), np.int32)
     return Rows(

@@ -84,7 +84,7 @@ def text(
     pooled: Float[np.ndarray, "bs pooled"],
     segments: int = 1,
 ) -> Text:
-    """Recorded text as rows; the original's row r is segment r % segments of row r // segments.
+    """Recorded text as rows: theirs r is segment r % segments of row r // segments.
 
     Args:
         valid: 1 for text tokens, 0 for padding, `bs m`.
@@ -99,6 +99,6 @@ def text(
 
 
 def recorded_text(scenario: Scenario, prefix: str) -> tuple[np.ndarray, ...]:
-    """Features, valid tokens and pooled vector recorded under a prefix such as in.pos."""
+    """Features, valid tokens and pooled vector under a prefix such as `in.pos.`"""
     names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
     return tuple(scenario.tensors[prefix + name] for name in names)

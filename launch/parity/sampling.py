@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole sampling runs with recorded noise, observed through the network's calls.
 
-The sampler asks a velocity function; the one given here writes down what it is asked and
-what it answers, so that every unit and stage can be compared, not only the final video.
+The sampler asks a velocity function; the one given here writes down what it is asked
+and what it answers, so that every unit and stage is compared, not only the video.
 """
 
 from collections.abc import Iterator
@@ -80,11 +80,10 @@ def _settings(scenario: Scenario, model: Model) -> Run:
     )
     from_image = call["function"] == "generate_i2v"
     steps = [_each(call[name], len(stages)) for name in _steps(from_image)]
-    cfg = SamplerConfig(
-        stages, model.layout, *steps, given.get("scheduler_gamma", 1 / 3)
-    )
+    gamma = given.get("scheduler_gamma", 1 / 3)
+    cfg = SamplerConfig(stages, model.layout, *steps, gamma=gamma)
 
-    _, c, t, h, w = scenario.tensors["draw.init_noise"].shape
+    _, c, t, h, w = scenario.tensors["out.latents"].shape
     units = layout.units(t, model.layout.frames_per_unit)
     first = scenario.latent("out.latents")[:, :1] if from_image else None
     words = [recorded_text(scenario, "in.pos.")]
@@ -115,13 +114,13 @@ def _guidance(call: dict[str, Any]) -> Guidance:
 
 
 def _noise(scenario: Scenario, run: Run) -> Any:
-    """(unit, frames) -> recorded noise; with a given first frame, draws begin at unit 1."""
+    """(unit, frames) -> recorded noise; after a given first frame, that of unit 1."""
     stages = len(run.cfg.stages)
     white = scenario.latent("draw.init_noise")
     start = jnp.asarray(pyramid.noise_levels(white, stages)[0])
     shift = 0 if run.first is None else 1
     per_unit = run.cfg.layout.frames_per_unit
-    units = layout.units(white.shape[1], per_unit)
+    units = layout.units(run.shape[0], per_unit)
 
     def jump(unit: int, stage: int) -> np.ndarray:
         return scenario.latent(f"draw.unit{unit}.stage{stage}.block_noise")
@@ -152,10 +151,11 @@ def _observed(scenario: Scenario, run: Run, calls: list[Call]) -> Iterator[Answe
             mine = [next(left) for _ in range(steps[k])]
             name = f"unit{unit}.stage{k}"
             past = scenario.family(f"mid.{name}.history")
-            names = [*past, f"mid.{name}.latent_start"]
-            shapes = [scenario.tensors[clip].shape for clip in names]
+            clips = [scenario.tensors[clip].shape for clip in past]
+            shapes = [*clips, scenario.tensors[f"out.{name}"].shape]
             patch = cfg.layout.patch
             seen = _clips(mine[0].values, shapes, patch)
+            names = [*past, f"mid.{name}.latent_start"]
             for clip, value in zip(names, seen, strict=True):
                 yield Answer(clip, value, SAMPLING)
             answers = [_clips(call.answer, shapes, patch)[-1] for call in mine]
@@ -181,12 +181,10 @@ def _last_step(
 def _clips(
     values: np.ndarray, shapes: list[tuple[int, ...]], patch: int
 ) -> list[np.ndarray]:
-    """A row of tokens as clips of the recorded shapes, oldest first, none left over."""
+    """The last clips of a row of tokens, of the recorded shapes, oldest first."""
     found = []
-    for _, _, t, h, w in shapes:
+    for _, _, t, h, w in reversed(shapes):
         grid = (h // patch, w // patch)
-        part, values = np.split(values, [t * grid[0] * grid[1]], axis=1)
+        values, part = np.split(values, [-t * grid[0] * grid[1]], axis=1)
         found.append(latent_back(layout.unpatchify(part, grid, patch)))
-    if values.shape[1]:
-        raise ValueError(f"{values.shape[1]} tokens more than the recorded clips have")
-    return found
+    return found[::-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise schedule: its tables, inference steps, Euler steps and jumps between stages."""
+"""The noise schedule: tables, inference steps, Euler steps, jumps between stages."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def fits(scenario: Scenario) -> bool:
 
 
 def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
-    """The answers to recorded tables, step sizes, Euler chains or jumps of a schedule."""
+    """The answers to recorded tables, step sizes, Euler chains or jumps."""
     given = scenario.settings["scheduler"]
     stages = pyramid.stages(given["stage_range"], given["shift"], given["gamma"])
     names = set(scenario.tensors)
@@ -65,7 +65,7 @@ def _tables(stages: tuple[Stage, ...], given: dict[str, Any]) -> Iterator[Answer
 
 
 def _global(index: int, given: dict[str, Any]) -> float:
-    """Noise at an entry of the table of 1000: where a stage that begins or ends there does."""
+    """Noise at an entry of the table of 1000: that of a stage which ends there."""
     if index == 0:
         return 1 - pyramid.stages((0, 1), given["shift"], given["gamma"])[0].start
     edges = (0, (index + 0.5) / TIME_SCALE, 1)  # the table's index is truncated
@@ -75,7 +75,7 @@ def _global(index: int, given: dict[str, Any]) -> float:
 def _training(k: int, stages: tuple[Stage, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Times and sigmas of a stage as the objective draws them, all 1000.
 
-    On clean data of 1, without noise and without a coarser level, a token is (1 - sigma)·e.
+    On clean data of 1, with neither noise nor coarser level, a token is (1 - sigma)·e.
     """
     n = TIME_SCALE
     one, zero = np.ones((n, 1, 1), np.float32), np.zeros((n, 1), np.int32)
@@ -145,7 +145,7 @@ def _jumps(
 
 
 def _covariance(scenario: Scenario, gamma: float) -> Iterator[Answer]:
-    """What block noise is, exactly, and what was estimated from the original's samples."""
+    """Exact moments of block noise, and estimates from the original's samples."""
     zero = jnp.zeros((2, 2, 1))
     factor = jax.jacobian(lambda z: pyramid.block_noise(z, gamma).ravel())(zero)
     factor = np.asarray(factor, np.float64).reshape(4, 4)

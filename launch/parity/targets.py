@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training objective: noisy inputs and targets, whole steps, units per stage.
 
-A batch of the original has columns, each of one stage; here a column is a batch of rows.
-In a whole step the columns are the segments of packed rows.
+A batch of the original has columns, each of one stage; here a column is a batch of
+rows. In a whole step the columns are the segments of packed rows.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,14 @@ from launch.parity.cases import (
 from launch.parity.dit import gradient_answers
 from launch.parity.model import load, text
 from pyramid_jax import layout, objective, pyramid
+from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
 from pyramid_jax.objective import Draws
 from pyramid_jax.shapes import Rows, Tokens
 
 
 class Column(NamedTuple):
-    """The samples of a batch that train one stage: their rows, recorded draws and clips."""
+    """The samples of a batch that train one stage: rows, recorded draws and clips."""
 
     stage: int
     rows: Rows
@@ -92,7 +93,7 @@ def _turn(rank: int, call: int, group: int, count: int) -> int:
     return rank % group + call % (count // group) * group
 
 
-# ------------------------------------------------------------------------------- a batch
+# ------------------------------------------------------------------------------ a batch
 
 
 def _batch(scenario: Scenario, cut: Layout) -> Batch:
@@ -104,7 +105,7 @@ def _batch(scenario: Scenario, cut: Layout) -> Batch:
         given.get("scheduler_gamma", 1 / 3),
     )
     cut = Layout(cut.patch, given.get("frame_per_unit", 1), cut.table, cut.interpolate)
-    latents = _normalised(scenario.latent("in.latents"), given)
+    latents = _latent_config(given).normalise(scenario.latent("in.latents"))
     levels = pyramid.levels(latents, len(stages))
     noise = pyramid.noise_levels(scenario.latent("draw.noise"), len(stages))
     answers = [
@@ -128,13 +129,13 @@ def _batch(scenario: Scenario, cut: Layout) -> Batch:
     return Batch(columns, stages, cut, corrupt, answers)
 
 
-def _normalised(latents: np.ndarray, given: dict[str, Any]) -> np.ndarray:
-    """Stored latents, shifted and scaled: the first frame as an image, others as video."""
-    image, video = (
-        (latents - given[f"vae_{kind}shift_factor"]) * given[f"vae_{kind}scale_factor"]
-        for kind in ("", "video_")
+def _latent_config(given: dict[str, Any]) -> LatentConfig:
+    return LatentConfig(
+        image_shift=given["vae_shift_factor"],
+        image_scale=given["vae_scale_factor"],
+        video_shift=given["vae_video_shift_factor"],
+        video_scale=given["vae_video_scale_factor"],
     )
-    return np.concatenate([image[:, :1], video[:, 1:]], axis=1).astype(np.float32)
 
 
 def _units(given: dict[str, Any], frames: int, stages: int) -> list[int]:
@@ -238,7 +239,7 @@ def _latents(tokens: Any, column: Column, cut: Layout) -> list[np.ndarray]:
     return found
 
 
-# ------------------------------------------------------------------------ a training step
+# ---------------------------------------------------------------------- a training step
 
 
 def _step(scenario: Scenario, model: Any, batch: Batch) -> Iterator[Answer]:
