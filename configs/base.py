@@ -67,7 +67,7 @@ def get_config(variant: str = "mmdit") -> ConfigDict:
         "guidance": {"first": 7.0, "video": 5.0},
         "last_step": True,
     }
-    cfg.run = {  # training.loop.RunConfig
+    cfg.loop = {  # training.loop.LoopConfig
         "steps": 50_000,
         "log_every": 50,
         "save_every": 1000,

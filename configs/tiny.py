@@ -51,7 +51,7 @@ def get_config(mode: str = "full") -> ConfigDict:
         width=32,
         frames=8,
         fps=8.0,
-        batch=24,
+        batch=12,
         tokens=168,
         text_tokens=28,
         segments=8,
@@ -59,19 +59,19 @@ def get_config(mode: str = "full") -> ConfigDict:
         workers=0,
     )
     cfg.optimizer.update(
-        learning_rate=2e-3,
+        learning_rate=1.5e-3,
         b2=0.98,
         eps=1e-8,
         weight_decay=0.01,
         schedule="cosine",
         warmup_steps=100,
-        steps=6000,
-        final_rate=2e-5,
+        steps=7000,
+        final_rate=3e-5,
     )
     cfg.step.ema_decay = 0.998
     cfg.sample.update(first_steps=(8, 8, 8), video_steps=(5, 5, 5), last_step=False)
     cfg.sample.guidance.update(first=2.0, video=2.0)
-    cfg.run.update(steps=6000, log_every=20, save_every=300, sample_every=1000)
+    cfg.loop.update(steps=7000, log_every=20, save_every=300, sample_every=2000)
     cfg.prompts = (
         "a red circle moves left",
         "a green triangle moves up",
@@ -84,7 +84,7 @@ def get_config(mode: str = "full") -> ConfigDict:
         )
         cfg.model.text.update(width=32, heads=1)
         cfg.data.batch = 8
-        cfg.run.update(steps=2, log_every=1, save_every=2, sample_every=2)
+        cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=2)
         cfg.sample.update(first_steps=(2, 2, 2), video_steps=(2, 2, 2))
         cfg.prompts = cfg.prompts[:1]
     elif mode != "full":

@@ -23,6 +23,7 @@ from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.sampler import SamplerConfig
 from pyramid_jax.sharding import batch_shardings, unbox
 
+TINY = Path(__file__).parent / "assets" / "tiny"  # the model that ships with the package
 TEXT_MULTIPLE = (
     16  # prompts are padded to a multiple of it, so that few lengths compile
 )

@@ -49,8 +49,9 @@ class Caption(NamedTuple):
 class Settings:
     """How clips are drawn; lengths in pixels of the file, `step` per frame.
 
-    Clips are meant to be read at a quarter of their size. Start positions are multiples
-    of `grid`, by default whole pixels at that size; diameters are even.
+    Clips are meant to be read at a quarter of their size. A shape crosses the centre, up
+    to `jitter` off, in multiples of `grid`: by default whole pixels at that size.
+    Diameters are even.
     """
 
     size: int = 128
@@ -58,15 +59,17 @@ class Settings:
     fps: int = 8
     step: int = 8
     diameter: tuple[int, int] = (48, 56)
+    jitter: int = 8
     grid: int = 4
     crf: int = 12
 
     def __post_init__(self):
         room = self.size - self.diameter[1] - self.step * (self.frames - 1)
-        if room < self.grid - 1:
+        if room < 2 * self.jitter:
             raise ValueError(
                 f"the largest shape and its way leave {room} of {self.size} pixels, "
-                f"expected grid - 1 = {self.grid - 1}; lower diameter, step or frames"
+                f"expected 2 x jitter = {2 * self.jitter}; lower diameter, step, frames "
+                "or jitter"
             )
 
 
@@ -93,16 +96,21 @@ def render(
     s = settings
     diameter = 2 * int(rng.integers(s.diameter[0] // 2, s.diameter[1] // 2 + 1))
     move = np.array(DIRECTIONS[caption.direction]) * s.step
-    travel = move * (s.frames - 1)
-    low = np.maximum(0, -travel)
-    high = s.size - diameter - np.maximum(0, travel)
-    start = rng.integers(-(-low // s.grid), high // s.grid + 1) * s.grid
+    steps = s.jitter // s.grid
+    off = rng.integers(-steps, steps + 1, 2) * s.grid
+    start = (s.size - diameter - move * (s.frames - 1)) // 2 + off
     contrast = np.subtract(COLOURS[caption.colour], BACKGROUND)
     patch = np.rint(BACKGROUND + _mask(caption.shape, diameter)[..., None] * contrast)
     video = np.full((s.frames, s.size, s.size, 3), BACKGROUND, np.uint8)
     for i, (y, x) in enumerate(start + move * np.arange(s.frames)[:, None]):
         video[i, y : y + diameter, x : x + diameter] = patch
     return video
+
+
+def small(video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f _ _ 3"]:
+    """A drawn clip at a quarter of its size, as models see it, without an mp4 between."""
+    means = reduce(video, "f (h i) (w j) c -> f h w c", np.mean, i=4, j=4)
+    return np.rint(means).astype(np.uint8)
 
 
 def write_dataset(
@@ -118,7 +126,7 @@ def write_dataset(
         raise ValueError(f"clips is {clips}, expected 1 or more")
     folder = Path(folder)
     about, manifest = folder / "dataset.json", folder / "manifest.jsonl"
-    wanted = json.dumps({"drawing": 1, "clips": clips, "seed": seed} | asdict(settings))
+    wanted = json.dumps({"drawing": 2, "clips": clips, "seed": seed} | asdict(settings))
     if folder.exists() and any(folder.iterdir()):
         found = about.read_text() if about.is_file() else "files of another kind"
         if found != wanted:

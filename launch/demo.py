@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes videos with the model that ships with the project.
+
+    python -m launch.demo
+
+writes an mp4 file per prompt (text to video, and image to video from drawn first frames)
+and a contact sheet of all of them.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from pyramid_jax import generate
+from pyramid_jax.contact_sheet import write_contact_sheet
+from pyramid_jax.data import embedded
+from pyramid_jax.data.video_io import write_video
+
+MODEL = flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
+TO = flags.DEFINE_string("to", "runs/demo", "folder to write to")
+SEED = flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
+
+PROMPTS = (
+    "a red circle moves left",
+    "a green square moves up",
+    "a blue triangle moves down",
+    "a yellow cross moves right",
+    "a cyan ring moves left",
+    "a magenta star moves up",
+)
+FIRST_FRAMES = ("a yellow star moves left", "a green ring moves down")
+FRAMES, SIDE, FPS, SCALE = 8, 32, 8, 8
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    began = time.monotonic()
+    model = generate.load(MODEL.value)
+    made = [*text_to_video(model), *image_to_video(model)]
+    folder = Path(TO.value)
+    for i, (caption, video) in enumerate(made):
+        write_video(folder / f"{i}_{_name(caption)}.mp4", video, FPS, scale=SCALE)
+    captions, videos = zip(*made, strict=True)
+    sheet = write_contact_sheet(folder / "contact_sheet.png", videos, captions)
+    logging.info("made %d videos in %.0f s", len(made), time.monotonic() - began)
+    print(f"{len(made)} mp4 files: {folder}\ncontact sheet: {sheet}")
+
+
+def text_to_video(model: generate.VideoModel) -> Iterator[tuple[str, np.ndarray]]:
+    """(caption, video) of every prompt, sampled as one batch."""
+    size = generate.Size(SIDE, SIDE, FRAMES)
+    videos = model.text_to_video(PROMPTS, size, seed=SEED.value)
+    return zip(PROMPTS, videos, strict=True)
+
+
+def image_to_video(model: generate.VideoModel) -> Iterator[tuple[str, np.ndarray]]:
+    """(caption, video) of prompts whose first frame is drawn, not generated."""
+    for i, prompt in enumerate(FIRST_FRAMES):
+        rng = np.random.default_rng((SEED.value, i))
+        image = embedded.small(embedded.render(embedded.parse(prompt), rng))[0]
+        (video,) = model.image_to_video(image, prompt, FRAMES, seed=SEED.value + i)
+        yield f"{prompt} (first frame given)", video
+
+
+def _name(caption: str) -> str:
+    return "_".join(caption.replace("(", "").replace(")", "").split())
+
+
+if __name__ == "__main__":
+    app.run(main)

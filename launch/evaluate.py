@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures the embedded model: does a video show what its caption says?
+
+    python -m launch.evaluate --captions=200
+
+Samples captions, lets `data/judge.py` look at the videos, and prints how often shape,
+colour and direction are right, with 95 % intervals, next to real clips and to chance.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from pyramid_jax import generate
+from pyramid_jax.data import embedded
+from pyramid_jax.data.judge import judge, wilson
+
+MODEL = flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
+CAPTIONS = flags.DEFINE_integer("captions", 200, "how many to sample", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "of captions and videos")
+TO = flags.DEFINE_string("to", None, "JSON file to write the numbers to")
+
+ATTRIBUTES = ("shape", "colour", "direction")
+CHANCE = {
+    "shape": 1 / len(embedded.SHAPES),
+    "colour": 1 / len(embedded.COLOURS),
+    "direction": 1 / len(embedded.DIRECTIONS),
+}
+CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    captions = embedded.captions()
+    order = np.random.default_rng(SEED.value).permutation(len(captions))
+    chosen = [captions[order[i % len(order)]] for i in range(CAPTIONS.value)]
+
+    rows = {"model": score(chosen, sampled(chosen)), "real clips": score(chosen, drawn(chosen))}
+    print(table(rows, len(chosen)))
+    if TO.value:
+        device = jax.devices()[0].device_kind
+        about = {"captions": len(chosen), "seed": SEED.value, "device": device}
+        Path(TO.value).write_text(json.dumps(about | {"right": rows}, indent=1) + "\n")
+
+
+def sampled(captions: list[embedded.Caption]) -> np.ndarray:
+    """A video of the model for every caption; all batches have the same size."""
+    model = generate.load(MODEL.value)
+    size = generate.Size(32, 32, embedded.Settings().frames)
+    texts = [caption.text for caption in captions]
+    videos = []
+    for start in range(0, len(texts), BATCH.value):
+        batch = texts[start : start + BATCH.value]
+        full = (batch * BATCH.value)[: BATCH.value]
+        videos.append(model.text_to_video(full, size, seed=SEED.value + start)[: len(batch)])
+    return np.concatenate(videos)
+
+
+def drawn(captions: list[embedded.Caption]) -> list[np.ndarray]:
+    """A real clip for every caption, none of the training data."""
+    return [
+        embedded.small(embedded.render(caption, np.random.default_rng((7, i, SEED.value))))
+        for i, caption in enumerate(captions)
+    ]
+
+
+def score(captions: list[embedded.Caption], videos) -> dict[str, int]:
+    """How many videos show the right shape, colour, direction, and all three."""
+    right = [
+        [getattr(judge(video), name) == getattr(caption, name) for name in ATTRIBUTES]
+        for caption, video in zip(captions, videos, strict=True)
+    ]
+    counts = np.sum(right, axis=0).tolist()
+    return dict(zip(ATTRIBUTES, counts, strict=True)) | {
+        "all three": int(np.all(right, axis=1).sum())
+    }
+
+
+def table(rows: dict[str, dict[str, int]], n: int) -> str:
+    """The numbers as a Markdown table."""
+    lines = [f"| {n} captions | {' | '.join(CHANCE)} |", "|---" * (len(CHANCE) + 1) + "|"]
+    for name, counts in rows.items():
+        cells = []
+        for key in CHANCE:
+            low, high = wilson(counts[key], n)
+            cells.append(f"{counts[key] / n:.1%} ({low:.1%} to {high:.1%})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    chance = " | ".join(f"{value:.1%}" for value in CHANCE.values())
+    return "\n".join([*lines, f"| chance | {chance} |"])
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a model, or continues a training run.
+
+    python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
+    python -m launch.train --config=configs/tiny.py:smoke --workdir=runs/smoke
+    python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.tensor=2
+"""
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pyramid_jax.train import train
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+SECONDS = flags.DEFINE_float("max_seconds", None, "save and end after so much time")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a cluster")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    cfg = CONFIG.value
+    if SECONDS.value:
+        with cfg.unlocked():
+            cfg.loop.max_seconds = SECONDS.value
+    logging.info("the model is in %s", train(cfg, WORKDIR.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training from a config: data, model, optimizer and loop put together."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from pyramid_jax import config, generate, sharding
+from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.config import ModelConfig, SampleConfig, build
+from pyramid_jax.contact_sheet import write_contact_sheet
+from pyramid_jax.data.pipeline import DataConfig, batches
+from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.data.video_io import write_video
+from pyramid_jax.training import loop, state
+from pyramid_jax.training.loop import LoopConfig, Outputs
+from pyramid_jax.training.metrics import Metrics, plot_loss
+from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.step import StepConfig, train_step
+
+CONTINUES = ("model", "data", "optimizer", "step", "seed")  # what a restart must keep
+
+
+def train(cfg: ConfigDict, workdir: str | Path) -> Path:
+    """Trains as a config says, or continues what `workdir` holds, and returns its model.
+
+    The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
+    loss.png), skipped.jsonl if data files were unusable, and the model of the moving
+    average in model/, which `generate.load` reads.
+
+    Raises:
+        ValueError: a section of the config is wrong, or `workdir` is of another config.
+    """
+    workdir, sections = Path(workdir), cfg.to_dict()
+    model = config.model_config(sections["model"])
+    data = build(DataConfig, sections["data"])
+    over = sharding.mesh(**sections["mesh"])
+    rates = build(OptimizerConfig, sections["optimizer"])
+    defaults = config.sample_config(sections["sample"])
+
+    rows = batches(
+        data,
+        model.layout,
+        load_tokenizer(model.tokenizer),
+        workdir,
+        shard=(jax.process_index(), jax.process_count()),
+        load=config.pixel_latents(model, data),
+    )
+    key = jax.random.key(sections["seed"])
+    init, update = partial(config.initialise, model), optimizer(rates)
+    like = state.abstract(init, update, over)
+    steps = build(StepConfig, sections["step"])
+    step = train_step(
+        partial(config.loss, model), update, learning_rate(rates), steps, like
+    )
+    kept = {name: sections[name] for name in CONTINUES}
+    sample = sampler(workdir, model, defaults, data, sections["prompts"])
+    with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
+        fresh = partial(state.create, key, init, update, over)
+        last = loop.run(
+            build(LoopConfig, sections["loop"]),
+            step,
+            loop.resume(store, like, rows, fresh),
+            rows,
+            jax.random.fold_in(key, 1),
+            Outputs(store, metrics, sample),
+        )
+    if jax.process_index() == 0:
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+        generate.save(workdir / "model", model, defaults, last.ema)
+        sample(int(last.step), last.ema)
+    return workdir / "model"
+
+
+def sampler(
+    workdir: Path,
+    model: ModelConfig,
+    defaults: SampleConfig,
+    data: DataConfig,
+    prompts: Sequence[str],
+) -> Callable[[int, Any], None]:
+    """A function (step, weights) that writes samples/STEP/*.mp4 and a contact sheet."""
+    size = generate.Size(data.height, data.width, data.frames)
+    tokenize = load_tokenizer(model.tokenizer)
+
+    def sample(step: int, params: Any) -> None:
+        made = generate.VideoModel(model, params, tokenize, defaults)
+        videos = made.text_to_video(prompts, size)
+        folder = workdir / "samples" / f"{step:07}"
+        scale = max(1, 256 // data.width)
+        for i, video in enumerate(videos):
+            write_video(folder / f"{i}.mp4", video, data.fps, scale=scale)
+        write_contact_sheet(folder / "contact_sheet.png", list(videos), prompts)
+
+    return sample
