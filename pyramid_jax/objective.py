@@ -54,15 +54,15 @@ def draw(key: jax.Array, rows: Rows) -> Draws:
     """Independent draws for every row of a batch, from one key."""
     (n, p), s = rows.clean.shape[1:], rows.stage.shape[1]
 
-    def one(key: jax.Array) -> Draws:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         level, corruption, z = jax.random.split(key, 3)
-        return Draws(
+        return (
             jax.random.uniform(level, (s,)),
             jax.random.uniform(corruption, (s,)),
             jax.random.normal(z, (n, p)),
         )
 
-    return jax.vmap(one)(jax.random.split(key, rows.clean.shape[0]))
+    return Draws(*jax.vmap(one)(jax.random.split(key, rows.clean.shape[0])))
 
 
 def noisy(
@@ -109,9 +109,8 @@ def squared_error(
     """Mean squared error of each segment's current tokens, then the mean over segments."""
     error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32))
     s = rows.stage.shape[1]
-    member = (
-        jax.nn.one_hot(rows.segment, s, dtype=jnp.float32) * rows.current[..., None]
-    )
+    current = jnp.where(rows.current, rows.segment, -1)
+    member = jax.nn.one_hot(current, s, dtype=jnp.float32)
     tokens = member.sum(axis=1)
     per_segment = jnp.einsum("bns,bn->bs", member, error.mean(axis=-1))
     per_segment = per_segment / jnp.maximum(tokens, 1.0)
