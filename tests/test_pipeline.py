@@ -4,6 +4,7 @@
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -290,20 +291,23 @@ def test_the_nearest_size_is_the_same_for_tall_and_wide_pictures(tmp_path):
 # ----------------------------------------------------------------------------- resuming
 
 
-def resume(cfg: DataConfig, folder: Path, at: int, load) -> None:
+def resume(cfg: DataConfig, after: DataConfig, folder: Path, at: int, load) -> None:
     """After `at` batches another iterator goes on where the first one was."""
-    with opened(cfg, folder, load=load) as first, opened(cfg, folder, load=load) as new:
+    with (
+        opened(cfg, folder, load=load) as first,
+        opened(after, folder, load=load) as second,
+    ):
         for _ in range(at):
             next(first)
-        state = json.loads(json.dumps(first.get_state()))
-        new.set_state(state)
+        second.set_state(json.loads(json.dumps(first.get_state())))
         for _ in range(4):
-            assert_equal(next(first), next(new))
+            assert_equal(next(first), next(second))
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 5])
 def test_a_run_resumes_exactly_where_it_stopped(tmp_path, at):
-    resume(config(tmp_path, batch=3, dropout=0.3), tmp_path, at, synthetic)
+    cfg = config(tmp_path, batch=3, dropout=0.3)
+    resume(cfg, cfg, tmp_path, at, synthetic)
 
 
 def test_an_iterator_that_has_moved_on_can_be_set_back(tmp_path):
@@ -338,7 +342,7 @@ def test_a_bad_file_is_skipped_logged_and_listed_once(tmp_path, caplog):
     listed = json.loads(lines[0])
     assert listed["path"] == str(tmp_path / "broken0.mp4")
     assert "can not be decoded" in listed["reason"]
-    logged = [r for r in caplog.records if r.name == "pyramid_jax.data.pipeline"]
+    logged = [r for r in caplog.records if r.name == "pyramid_jax.data.packing"]
     assert len(logged) == 1 and listed["path"] in logged[0].getMessage()
 
 
@@ -479,6 +483,7 @@ def test_the_rows_do_not_depend_on_the_number_of_workers(tmp_path):
     runs = [
         take(8, replace(cfg, workers=n), tmp_path / str(n), load=None) for n in range(3)
     ]
+    assert not multiprocessing.active_children()
     for alone, one, two in zip(*runs, strict=True):
         assert_equal(alone, one)
         assert_equal(alone, two)
@@ -487,9 +492,11 @@ def test_the_rows_do_not_depend_on_the_number_of_workers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_workers_resumes_exactly_where_it_stopped(tmp_path):
-    cfg = config(tmp_path, write_clips(tmp_path, 5), workers=2, batch=3)
-    resume(cfg, tmp_path, at=3, load=Pixels(FRAMES, 8))
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (1, 2), (2, 0)])
+def test_a_run_resumes_with_any_number_of_workers(tmp_path, before, after):
+    cfg = config(tmp_path, write_clips(tmp_path, 5), batch=3)
+    cfg, other = replace(cfg, workers=before), replace(cfg, workers=after)
+    resume(cfg, other, tmp_path, at=3, load=Pixels(FRAMES, 8))
 
 
 @pytest.mark.slow

@@ -2,15 +2,13 @@
 """From a manifest to an endless, resumable stream of packed training rows.
 
     records, endlessly in new orders -> this host's share      numbers only
-            -> decode, choose stage and unit, cut, tokenise    workers (records.py)
-            -> drop bad files, pack, batch                     here
+            -> decode, choose stage and unit, cut, tokenise    workers, records.py
+            -> drop bad files, pack, batch                     a thread, packing.py
 
 Workers hand over failures like any other example, so the rows depend on the seed and
 the number of hosts only, not on the number of workers.
 """
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +19,9 @@ from absl import flags
 
 from pyramid_jax import layout as layouts
 from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.packing import Handed, Sound, packed
 from pyramid_jax.data.records import (
     Clips,
-    Example,
-    Failure,
     Load,
     Maker,
     Pixels,
@@ -37,11 +34,6 @@ from pyramid_jax.data.records import (
 from pyramid_jax.layout import Layout
 from pyramid_jax.shapes import Rows
 
-logger = logging.getLogger(__name__)
-
-_HANDED_OVER = 8  # perf: examples per message of a worker
-_SHARED = 2**20  # perf: bytes from which an array is shared instead of sent
-_OPEN_ROWS = 8  # rows that are filled at once, at least
 _READY = 2  # batches made ahead
 
 
@@ -169,21 +161,17 @@ def batches(
     clips = Clips(load, cfg.all_sizes, len(cfg.stage_shares), cfg.cache_mib * 2**20)
     plan = cfg.plan(layout, shard)
     make = Maker(clips, plan, layout, tokenize, cfg.tokens, cfg.text_tokens)
-    examples = (
-        grain.MapDataset.source(Shuffled(records, cfg.seed))[host::hosts]
-        .map_with_index(make)
-        .batch(_HANDED_OVER, batch_fn=list)
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    )
-    examples = grain.experimental.WithOptionsIterDataset(
-        examples, grain.experimental.DatasetOptions(min_shm_size=_SHARED)
-    ).mp_prefetch(grain.MultiprocessingOptions(num_workers=cfg.workers))
+    examples = grain.MapDataset.source(Shuffled(records, cfg.seed))[host::hosts]
+    made = Handed(examples.map_with_index(make), cfg.workers)
+    listed = Path(folder) / "skipped.jsonl"
     sound = grain.experimental.FlatMapIterDataset(
-        examples, _Sound(Path(folder) / "skipped.jsonl", cfg.max_bad, len(records))
+        made, Sound(listed, cfg.max_bad, len(records))
     )
-    rows = _packed(sound, cfg).batch(cfg.batch).map(_rows)
+    budget = {"video": cfg.tokens, "text": cfg.text_tokens, "stage": cfg.segments}
     return iter(
-        grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=_READY)
+        grain.experimental.ThreadPrefetchIterDataset(
+            packed(sound, budget, cfg.batch), prefetch_buffer_size=_READY
+        )
     )
 
 
@@ -251,61 +239,3 @@ def _length(
     coarsest = cells // 4 ** (len(cfg.stage_shares) - 1)
     chosen = choose(cfg.latent_frames, stage, unit, layout.frames_per_unit)
     return sum(len(clip.frame) * coarsest * 4**clip.stage for clip in chosen)
-
-
-class _Sound(grain.experimental.FlatMapTransform):
-    """Passes examples on; logs, lists and counts failures, and stops if too many."""
-
-    max_fan_out = _HANDED_OVER
-
-    def __init__(self, listed: Path, max_bad: float, files: int):
-        self._listed, self._most, self._files = listed, max_bad * files, files
-        self._bad: set[str] = set()
-
-    def flat_map(self, element: list[Example | Failure]) -> list[dict]:
-        for failure in element:
-            if isinstance(failure, Failure) and failure.path not in self._bad:
-                self._bad.add(failure.path)
-                self._report(failure)
-        return [e._asdict() for e in element if isinstance(e, Example)]
-
-    def _report(self, failure: Failure) -> None:
-        logger.warning("skipped %s: %s", failure.path, failure.reason)
-        self._listed.parent.mkdir(parents=True, exist_ok=True)
-        with self._listed.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(failure._asdict(), ensure_ascii=False) + "\n")
-        if len(self._bad) > self._most or len(self._bad) == self._files:
-            raise ValueError(
-                f"{len(self._bad)} of {self._files} files can not be used, the last is "
-                f"{failure.path} ({failure.reason}); {self._listed} lists them: repair "
-                "or remove them, or raise max_bad"
-            )
-
-
-def _packed(examples: grain.IterDataset, cfg: DataConfig) -> grain.IterDataset:
-    """Rows of the budget, each filled with the examples that still fit."""
-    return grain.experimental.FirstFitPackIterDataset(
-        examples,
-        length_struct={
-            "video": cfg.tokens,
-            "text": cfg.text_tokens,
-            "stage": cfg.segments,
-        },
-        padding_struct={"video": None, "text": None, "stage": -1},
-        num_packing_bins=-(-_OPEN_ROWS // cfg.batch) * cfg.batch,
-        shuffle_bins=False,
-    )
-
-
-def _rows(packed: dict[str, np.ndarray]) -> Rows:
-    """`Rows` of a packed batch. Grain counts segments from 1, 0 is padding."""
-    video, stage = packed["video"], packed["stage"]
-    fields = {name: np.ascontiguousarray(video[name]) for name in video.dtype.names}
-    return Rows(
-        **fields,
-        segment=packed["video_segment_ids"] - 1,
-        stage=stage,
-        text=packed["text"],
-        text_segment=packed["text_segment_ids"] - 1,
-        pooled=np.zeros((*stage.shape, 0), np.float32),
-    )
