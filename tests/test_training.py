@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on a linear model: laws of the step, promises of the loop, resumption."""
 
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
-from pyramid_jax.models.dit import DiT, DiTConfig
-from pyramid_jax.shapes import Rows, Text, Tokens
-from pyramid_jax.training import loop, metrics
-from pyramid_jax.training.optimizer import (
-    OptimizerConfig,
-    decays,
-    learning_rate,
-    optimizer,
-)
+from pyramid_jax.training import loop
+from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import TrainState, abstract, create
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
@@ -106,101 +97,13 @@ def assert_equal(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
-# ----------------------------------------------------------------------------- schedule
-
-
-def test_the_warm_up_rises_from_its_start_to_the_rate_both_included():
-    cfg = OptimizerConfig(learning_rate=1e-4, warmup_steps=4)
-    rates = [float(learning_rate(cfg)(n)) for n in range(6)]
-    np.testing.assert_allclose(rates, [1e-6, 3.4e-5, 6.7e-5, 1e-4, 1e-4, 1e-4], 1e-6)
-
-
-def test_the_cosine_goes_from_the_rate_to_the_final_rate():
-    cfg = OptimizerConfig(
-        learning_rate=1e-3, schedule="cosine", warmup_steps=2, steps=12, final_rate=1e-4
-    )
-    rates = [float(learning_rate(cfg)(n)) for n in (2, 7, 12, 20)]
-    np.testing.assert_allclose(rates, [1e-3, 5.5e-4, 1e-4, 1e-4], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"schedule": "linear"}, "use one of"),
-        ({"learning_rate": 0.0}, "positive"),
-        ({"clip": -1.0}, "None does not clip"),
-        ({"warmup_steps": 11, "steps": 10}, "shorten the warm-up"),
-    ],
-)
-def test_an_impossible_optimizer_is_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**wrong)
+# --------------------------------------------------------------------------------- step
 
 
 @pytest.mark.parametrize("wrong", [{"accumulate": 0}, {"ema_decay": 1.0}])
 def test_an_impossible_step_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StepConfig(**wrong)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"steps": 0}, {"steps": 1, "log_every": 0}, {"steps": 1, "sample_every": -1}],
-)
-def test_an_impossible_loop_is_refused(wrong):
-    with pytest.raises(ValueError, match="must be"):
-        loop.LoopConfig(**wrong)
-
-
-# ---------------------------------------------------------------------------- optimizer
-
-
-def test_weights_decay_if_one_layer_has_two_axes_or_more_and_they_are_no_bias():
-    cfg = DiTConfig(
-        width=16, heads=2, double_blocks=2, single_blocks=1, patch_values=4,
-        text_width=8, pooled_width=8, rope_axes=(8,), table=4, table_base=4,
-    )  # fmt: skip
-    z, i = jnp.zeros, jnp.zeros((1, 1), jnp.int32)
-    inputs = (
-        Tokens(z((1, 1, 4)), z((1, 1, 3)), i, i),
-        z((1, 1)),
-        Text(z((1, 1, 8)), i, z((1, 1, 8))),
-    )
-    boxed = jax.eval_shape(DiT(cfg).init, KEY, *inputs)["params"]
-    axes = jax.tree.map(
-        lambda box: len([n for n in box.names if n != "layers"]),
-        boxed,
-        is_leaf=lambda x: isinstance(x, sharding.Named),
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(axes)
-    expected = [count > 1 and path[-1].key != "bias" for path, count in leaves]
-    assert 0 < sum(expected) < len(expected)
-    assert jax.tree.leaves(decays(sharding.unbox(boxed))) == expected
-    assert jax.tree.leaves(decays(boxed)) == expected
-
-
-def test_without_gradient_only_matrices_shrink():
-    cfg = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-    params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
-    params = jax.tree.map(jnp.asarray, params)
-    rule = optimizer(cfg)
-    with jax.numpy_dtype_promotion("standard"):
-        zero = jax.tree.map(jnp.zeros_like, params)
-        change, _ = rule.update(zero, rule.init(params), params)
-    np.testing.assert_allclose(change["kernel"], -0.05, rtol=1e-6)
-    np.testing.assert_array_equal(change["bias"], 0)
-
-
-def test_the_gradient_is_clipped_by_its_global_norm():
-    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
-    big = jax.tree.map(lambda x: jnp.full_like(x, 100.0), params)
-    rule = optimizer(OptimizerConfig(clip=1.0))
-    with jax.numpy_dtype_promotion("standard"):
-        _, moments = rule.update(big, rule.init(params), params)
-    np.testing.assert_allclose(optax.tree.norm(moments[1][0].mu), 0.1, rtol=1e-5)
-
-
-# --------------------------------------------------------------------------------- step
 
 
 def test_microbatches_have_the_gradient_of_the_whole_batch():
@@ -270,6 +173,15 @@ def test_noise_differs_from_step_to_step(over):
 
 
 # --------------------------------------------------------------------------------- loop
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"steps": 1, "log_every": 0}, {"steps": 1, "sample_every": -1}],
+)
+def test_an_impossible_loop_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        loop.LoopConfig(**wrong)
 
 
 def trained(
@@ -383,53 +295,3 @@ def test_each_stage_that_was_trained_has_a_loss(tmp_path, over):
     np.testing.assert_allclose(values["loss_stage_0"], 2 * values["loss"], rtol=1e-6)
     assert "loss_stage_1" not in values
     assert values["steps_per_second"] > 0
-
-
-def test_tokens_are_counted_without_padding():
-    zeros = np.zeros((2, 3, 1), np.float32)
-    segment = np.array([[0, 0, -1], [0, 1, 1]], np.int32)
-    batch = Rows(zeros, zeros, zeros, segment, *[segment] * 5, zeros)
-    assert metrics.tokens(batch) == (5, 6)
-
-
-def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
-    with metrics.Metrics(tmp_path) as writer:
-        writer.write(10, {"loss": 0.5})
-        text = (tmp_path / metrics.JSONL).read_text()
-        writer.write(20, {"loss": 0.25})
-    assert json.loads(text) == {"step": 10, "loss": 0.5}
-    assert len(metrics.read(tmp_path / metrics.JSONL)) == 2
-    assert list(tmp_path.glob("events.out.tfevents*"))
-
-
-def test_steps_that_a_restart_repeats_replace_the_earlier_ones(tmp_path):
-    for steps in ((1, 2, 3), (2, 3, 4)):
-        with metrics.Metrics(tmp_path) as writer:
-            for step in steps:
-                writer.write(step, {"loss": float(step + steps[0])})
-    lines = metrics.read(tmp_path / metrics.JSONL)
-    assert [(x["step"], x["loss"]) for x in lines] == [(1, 2), (2, 4), (3, 5), (4, 6)]
-
-
-def test_the_loss_is_drawn(tmp_path):
-    with metrics.Metrics(tmp_path) as writer:
-        for step in range(1, 50):
-            writer.write(step, {"loss": 1 / step, "loss_stage_0": 2 / step})
-        writer.write(50, {"loss": 0.02, "loss_stage_1": 0.01})
-    metrics.plot_loss(tmp_path / metrics.JSONL, tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_run_without_losses_can_not_be_drawn(tmp_path):
-    with metrics.Metrics(tmp_path):
-        pass
-    with pytest.raises(ValueError, match="holds no losses"):
-        metrics.plot_loss(tmp_path / metrics.JSONL, tmp_path / "loss.png")
-
-
-def test_smoothing_keeps_constants_lines_and_the_ends():
-    line = np.arange(200.0)
-    np.testing.assert_allclose(metrics.smooth(line), line, atol=1e-9)
-    noisy = np.random.default_rng(0).normal(size=200)
-    assert metrics.smooth(noisy)[0] == noisy[0]
-    assert metrics.smooth(noisy)[100:180].std() < 0.7 * noisy[100:180].std()

@@ -21,13 +21,18 @@ AHEAD = 2  # steps in the device's queue while the host prepares the next one
 
 
 class Metrics:
-    """Writes numbers by step to `folder`: lines of metrics.jsonl, and TensorBoard."""
+    """Writes numbers by step to `folder`: lines of metrics.jsonl, and TensorBoard.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (self.folder / JSONL).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self.folder), flush_secs=30)
+        self._lines = self._board = None
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (self.folder / JSONL).open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self.folder), flush_secs=30)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -37,6 +42,8 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; it is on disk when this returns."""
+        if self._lines is None or self._board is None:
+            return
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -44,8 +51,9 @@ class Metrics:
 
     def close(self) -> None:
         """Ends both files."""
-        self._lines.close()
-        self._board.close()
+        for file in (self._lines, self._board):
+            if file is not None:
+                file.close()
 
 
 class Window:
