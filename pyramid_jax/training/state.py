@@ -13,9 +13,8 @@ from jaxtyping import Array, Int, Key
 
 from pyramid_jax import sharding
 
-Init = Callable[
-    [jax.Array], Any
-]  # key -> fresh weights, in boxes that carry their axes
+# key -> fresh weights, in boxes that carry their axes
+Init = Callable[[jax.Array], Any]
 Count = Int[Array, ""] | Int[jax.ShapeDtypeStruct, ""]
 
 
