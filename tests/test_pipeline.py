@@ -364,8 +364,9 @@ def test_too_many_bad_files_stop_the_run_and_name_the_list(tmp_path):
 
 
 def test_a_data_set_without_any_good_file_stops_even_if_all_may_be_bad(tmp_path):
-    cfg = config(tmp_path, max_bad=1.0)
-    with pytest.raises(ValueError, match="12 of 12 files"):
+    records = [Record(tmp_path / f"{i % 3}.mp4", "video", str(i)) for i in range(12)]
+    cfg = config(tmp_path, records, max_bad=1.0)
+    with pytest.raises(ValueError, match="3 of 3 files"):
         take(1, cfg, tmp_path, load=None)
 
 

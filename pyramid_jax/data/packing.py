@@ -128,7 +128,9 @@ def packed(
 def _rows(packed: dict[str, np.ndarray]) -> Rows:
     """`Rows` of a packed batch. Grain counts segments from 1, 0 is padding."""
     video, stage = packed["video"], packed["stage"]
-    fields = {name: np.ascontiguousarray(video[name]) for name in video.dtype.names}
+    fields = {
+        name: np.ascontiguousarray(video[name]) for name in video.dtype.names or ()
+    }
     return Rows(
         **fields,
         segment=packed["video_segment_ids"] - 1,

@@ -164,8 +164,9 @@ def batches(
     examples = grain.MapDataset.source(Shuffled(records, cfg.seed))[host::hosts]
     made = Handed(examples.map_with_index(make), cfg.workers)
     listed = Path(folder) / "skipped.jsonl"
+    files = len({record.path for record in records})
     sound = grain.experimental.FlatMapIterDataset(
-        made, Sound(listed, cfg.max_bad, len(records))
+        made, Sound(listed, cfg.max_bad, files)
     )
     budget = {"video": cfg.tokens, "text": cfg.text_tokens, "stage": cfg.segments}
     return iter(

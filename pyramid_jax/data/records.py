@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from pyramid_jax import layout as layouts
@@ -71,8 +72,11 @@ class Plan:
         """The stage of example `index`."""
         return self.pattern[index % len(self.pattern)]
 
-    def unit(self, index: int, available: int) -> int:
-        """The unit of example `index`, whose clip has `available`."""
+    def unit(self, index: int, frames: int, frames_per_unit: int) -> int | None:
+        """The unit of example `index`, whose latent has `frames`; None: all at once."""
+        if self.units is None:
+            return None
+        available = layouts.units(frames, frames_per_unit)
         host, hosts = self.shard
         turn = index // len(self.pattern) * hosts + host
         fine, coarser = layouts.balanced_units(turn, self.units, available)
@@ -122,7 +126,7 @@ class Clips:
         latent = self._load(record, nearest(self._sizes, record.path))
         if latent.dtype == np.uint8:
             latent = to_model(latent)
-        levels = pyramid.levels(latent, self._stages)
+        levels = [np.asarray(x) for x in pyramid.levels(latent, self._stages)]
         self._kept[record.path] = levels
         self._room -= sum(level.nbytes for level in levels)
         while self._room < 0:
@@ -168,10 +172,8 @@ class Maker:
     def _example(self, index: int, record: Record) -> Example:
         text = self._text(index, record)
         levels = self.clips[record]
-        stage, unit = self.plan.stage(index), None
-        if self.plan.units is not None:
-            available = layouts.units(len(levels[0]), self.layout.frames_per_unit)
-            unit = self.plan.unit(index, available)
+        stage = self.plan.stage(index)
+        unit = self.plan.unit(index, len(levels[0]), self.layout.frames_per_unit)
         shapes = tuple(level.shape for level in levels)
         form = _form(shapes, stage, unit, self.layout)
         if len(form.places) > self.tokens:
@@ -256,7 +258,7 @@ def _picture(path: Path) -> Size:
     try:
         with av.open(str(path)) as container:
             frame = next(container.decode(video=0))
-    except (av.FFmpegError, IndexError, StopIteration) as error:
+    except (FFmpegError, IndexError, StopIteration) as error:
         raise ValueError(
             f"{path} shows no picture ({error}); replace the file or leave it out"
         ) from error
