@@ -166,11 +166,10 @@ def _error(answer: Answer, recorded: np.ndarray) -> float:
     if answer.recorded is not None:
         recorded = answer.recorded
     value, recorded = (np.asarray(x, np.float64) for x in (answer.value, recorded))
-    if value.shape != recorded.shape:
+    if value.shape != recorded.shape or not np.isfinite([value, recorded]).all():
         return np.inf
     scale = max(np.abs(recorded).max(initial=0.0), 1e-30) if answer.relative else 1.0
     difference = np.abs(value - recorded)
     if answer.where is not None:
         difference = difference[np.broadcast_to(answer.where, difference.shape)]
-    error = float(difference.max(initial=0.0)) / scale
-    return error if np.isfinite(error) else np.inf
+    return float(difference.max(initial=0.0)) / scale

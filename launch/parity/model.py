@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ def dit_table(cfg: DiTConfig) -> tables.Table:
     """The names that the original gives to the weights of a transformer like `cfg`."""
     if cfg.table is None:
         return tables.flux()
-    axis = partial(position_table, cfg.table, cfg.table_base, cfg.width)
+    axis = position_table(cfg.table, cfg.table_base, cfg.width)
     return tables.mmdit(cfg.double_blocks, axis)
 
 

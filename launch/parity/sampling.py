@@ -60,9 +60,8 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
         return answer
 
     def sample() -> jax.Array:
-        return sampler.sample(
-            velocity, run.text, noise, run.shape, run.scales, run.cfg, run.first
-        )
+        canvas = sampler.Canvas(run.shape, noise, run.first)
+        return sampler.sample(velocity, run.text, canvas, run.scales, run.cfg)
 
     latents = jax.jit(sample)()
     jax.effects_barrier()

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from launch.parity.batch import noisy
 from launch.parity.cases import SCHEDULE, Answer, Case, Scenario, latent_back
-from pyramid_jax import objective, pyramid
+from pyramid_jax import pyramid
 from pyramid_jax.objective import Draws
 from pyramid_jax.pyramid import TIME_SCALE, Stage
 from pyramid_jax.shapes import Rows
@@ -93,7 +94,7 @@ def _training(k: int, stages: tuple[Stage, ...]) -> tuple[np.ndarray, np.ndarray
     )
     level = jnp.asarray((np.arange(n)[:, None] + 0.5) / n, jnp.float32)
     draws = Draws(level, level, jnp.zeros((n, 1, 1)))
-    example = objective.noisy(rows, draws, stages)
+    example = noisy(rows, draws, stages)
     values = np.asarray(example.tokens.values, np.float64)[:, 0, 0]
     return np.asarray(example.time)[:, 0], 1 - values / stages[k].end
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of a safetensors file, or of a folder of them, each read only when it is used."""
+"""Tensors of safetensors files, each read only when it is used."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def read(path: str | Path) -> StoredTensors:
     """The tensors of a .safetensors file, or of all such files in a folder.
 
     Raises:
-        ValueError: there is no such file, or two of them hold a tensor of the same name.
+        ValueError: there is no such file, or two of them hold the same tensor.
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the original's config.json says, as arguments of this package's configurations."""
+"""What the original's config.json says, as arguments of this package's configs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

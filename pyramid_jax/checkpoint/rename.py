@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters from the original's tensors and back, strictly, as a table of rules says.
 
-Every tensor is used exactly once and every parameter made exactly once, with the shape that
-the model expects; otherwise one error lists everything that is wrong, before any tensor is
-read. Tensors are read one rule at a time, so that host memory stays near the largest
-parameter where the tensors are lazy (`files.read`) and `place` moves them to devices.
+Every tensor is used exactly once and every parameter made exactly once, with the shape
+that the model expects; otherwise one error lists everything that is wrong, before any
+weight is read. Tensors are read one rule at a time, so that host memory stays near the
+largest parameter where tensors are lazy (`files.read`) and `place` moves parameters to
+devices.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pyramid_jax.checkpoint.tables import TRANSFORMS, Rule, Table, Transform
 from pyramid_jax.sharding import unbox
@@ -25,7 +29,7 @@ Place = Callable[[str, np.ndarray], Any]  # (path, parameter) -> what the tree k
 
 
 class Layer(NamedTuple):
-    """A rule at one layer: tensors `theirs` are `ours[index]`, each of one of `shapes`."""
+    """A rule at one layer: tensors `theirs` are parameters of `shapes` at `index`."""
 
     rule: Rule
     index: tuple[int, ...]  # (layer,), or () for a parameter that is not stacked
@@ -36,7 +40,7 @@ class Layer(NamedTuple):
 def convert(
     tensors: Mapping[str, Any], table: Table, abstract: Any, place: Place | None = None
 ) -> Any:
-    """The tree of parameters, shaped and typed like `abstract`, from the original's tensors.
+    """The parameters, shaped and typed like `abstract`, from the original's tensors.
 
     Args:
         tensors: values with a `shape` that numpy can turn into an array, lazily or not.
@@ -46,14 +50,14 @@ def convert(
     Raises:
         ValueError: listing all tensors that are missing, left over or of another shape.
     """
-    expected = flatten(abstract)
+    expected = _flatten(abstract)
     problems = check({key: tensors[key].shape for key in tensors}, table, abstract)
-    problems = problems or list(_wrong_constants(tensors, table))
+    problems += _wrong_constants(tensors, table)
     if problems:
         raise ValueError(_report(problems))
     done: dict[str, Any] = {}
     for rule in table.rules:
-        if not all(path in expected for path in rule.ours):
+        if not _applies(rule, expected):
             continue
         whole = [np.empty(expected[p].shape, expected[p].dtype) for p in rule.ours]
         for layer in _layers(rule, expected):
@@ -63,7 +67,7 @@ def convert(
                 parameter[layer.index] = part
         for path, parameter in zip(rule.ours, whole, strict=True):
             done[path] = parameter if place is None else place(path, parameter)
-    return _unflatten(done)
+    return unflatten_dict(done, sep="/")
 
 
 def export(params: Any, table: Table) -> dict[str, np.ndarray]:
@@ -72,10 +76,10 @@ def export(params: Any, table: Table) -> dict[str, np.ndarray]:
     Raises:
         ValueError: listing all parameters that the table does not know, or knows twice.
     """
-    flat = flatten(params)
+    flat = _flatten(params)
     if problems := list(_wrong_parameters(table, flat)):
         raise ValueError(_report(problems))
-    tensors = {key: value() for key, value in table.constants.items()}
+    tensors = {key: constant.value() for key, constant in table.constants.items()}
     for rule in table.rules:
         whole = [np.asarray(flat[path]) for path in rule.ours if path in flat]
         for layer in _layers(rule, flat):
@@ -86,48 +90,45 @@ def export(params: Any, table: Table) -> dict[str, np.ndarray]:
 
 
 def check(shapes: Mapping[str, Shape], table: Table, abstract: Any) -> list[str]:
-    """Everything that keeps tensors of these names and shapes from being the parameters."""
-    expected = flatten(abstract)
+    """What keeps tensors of such names and shapes from being the parameters."""
+    expected = _flatten(abstract)
     problems = list(_wrong_parameters(table, expected))
-    uses = Counter(table.constants.keys())
-    wanted = {
-        key: None for key in table.constants
-    }  # their shape is checked with values
-    for rule in table.rules:
-        for layer in _layers(rule, expected):
-            uses.update(layer.theirs)
-            wanted |= zip(layer.theirs, _their_shapes(layer), strict=True)
-    problems += [f"{key} is used {n} times" for key, n in uses.items() if n > 1]
+    uses = list(_uses(table, expected))
+    counted = Counter(key for key, _ in uses)
+    problems += [f"{key} is used {n} times" for key, n in counted.items() if n > 1]
+    wanted = dict(uses)
     problems += [f"{key} is missing" for key in wanted if key not in shapes]
     problems += [f"{key} is left over" for key in shapes if key not in wanted]
     problems += [
         f"{key} has shape {tuple(shapes[key])}, expected {shape}"
         for key, shape in wanted.items()
-        if shape is not None and key in shapes and tuple(shapes[key]) != shape
+        if key in shapes and tuple(shapes[key]) != shape
     ]
     return problems
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def names(table: Table, abstract: Any) -> dict[str, Shape]:
+    """Names and shapes of the original's tensors for parameters like `abstract`."""
+    return dict(_uses(table, _flatten(abstract)))
+
+
+def _uses(table: Table, flat: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+    for key, constant in table.constants.items():
+        yield key, constant.shape
+    for rule in table.rules:
+        for layer in _layers(rule, flat):
+            shapes = _their_shapes(rule.transform, layer.shapes, len(layer.theirs))
+            yield from zip(layer.theirs, shapes, strict=True)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
     """The leaves of nested dicts by path, e.g. {"head/kernel": ...}."""
-    leaves = jax.tree_util.tree_leaves_with_path(unbox(tree))
-    return {"/".join(str(k.key) for k in path): leaf for path, leaf in leaves}
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
+    return flatten_dict(unbox(tree), sep="/")
 
 
 def _layers(rule: Rule, flat: Mapping[str, Any]) -> Iterator[Layer]:
-    """The rule at every layer that the parameters have; a model may have none of a kind."""
-    if not all(path in flat for path in rule.ours):
+    """The rule at every layer that the parameters have, which may be none."""
+    if not _applies(rule, flat):
         return
     shapes = tuple(tuple(flat[path].shape) for path in rule.ours)
     if not _stacked(rule):
@@ -136,6 +137,10 @@ def _layers(rule: Rule, flat: Mapping[str, Any]) -> Iterator[Layer]:
     for i in range(shapes[0][0]):
         theirs = tuple(key.format(i=i) for key in rule.theirs)
         yield Layer(rule, (i,), theirs, tuple(shape[1:] for shape in shapes))
+
+
+def _applies(rule: Rule, flat: Mapping[str, Any]) -> bool:
+    return all(path in flat for path in rule.ours)
 
 
 def _stacked(rule: Rule) -> bool:
@@ -153,17 +158,17 @@ def _wrong_parameters(table: Table, flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong_constants(tensors: Mapping[str, Any], table: Table) -> Iterator[str]:
-    for key, value in table.constants.items():
-        computed, stored = value(), np.asarray(tensors[key]).astype(np.float32)
-        if stored.shape != computed.shape:
-            yield f"{key} has shape {stored.shape}, expected {computed.shape}"
-        elif (error := np.abs(stored - computed).max()) > TOLERANCE:
-            yield f"{key} differs by {error:.2g} from the table that this model computes"
+    for key, constant in table.constants.items():
+        if key not in tensors or tuple(tensors[key].shape) != constant.shape:
+            continue
+        stored = np.asarray(tensors[key]).astype(np.float32)
+        if not (error := np.abs(stored - constant.value()).max()) <= TOLERANCE:
+            yield f"{key} differs by {error:.2g} from what this model computes"
 
 
 def _report(problems: list[str]) -> str:
     return (
-        "the tensors do not fit the model; check that its configuration belongs to them. "
+        "the tensors do not fit the model; check that its config belongs to them. "
         f"{len(problems)} problems:\n  " + "\n  ".join(problems)
     )
 
@@ -175,23 +180,15 @@ def _to_ours(
     theirs: list[np.ndarray], shapes: tuple[Shape, ...], transform: Transform
 ) -> list[np.ndarray]:
     whole = np.stack(theirs) if len(theirs) > 1 else theirs[0]
-    widths = [
-        _reversed_shape(shape, pattern, transform)[-1]
-        for shape, pattern in zip(shapes, transform.patterns, strict=True)
-    ]
-    pieces = [whole]
-    if len(widths) > 1:
-        pieces = np.split(whole, np.cumsum(widths)[:-1], axis=-1)
-    return [
-        _flipped(
-            rearrange(piece, pattern, **_sizes(shape, pattern, transform)),
-            pattern.split("->")[1],
-            transform,
-        )
-        for piece, pattern, shape in zip(
-            pieces, transform.patterns, shapes, strict=True
-        )
-    ]
+    # Each piece has all rows of the whole.
+    widths = [math.prod(shape) // whole.shape[0] for shape in shapes[:-1]]
+    pieces = np.split(whole, np.cumsum(widths), axis=-1) if widths else [whole]
+    ours = []
+    for piece, pattern, shape in zip(pieces, transform.patterns, shapes, strict=True):
+        right = pattern.split("->")[1]
+        part = rearrange(piece, pattern, **_sizes(shape, right, transform))
+        ours.append(_flipped(part, right, transform))
+    return ours
 
 
 def _to_theirs(ours: list[Any], count: int, transform: Transform) -> list[Any]:
@@ -214,25 +211,17 @@ def _flipped(x: Any, axes: str, transform: Transform) -> Any:
     return rearrange(x, f"{apart} -> {axes}")
 
 
-def _sizes(shape: Shape, pattern: str, transform: Transform) -> dict[str, int]:
-    """The sizes of the axes on the right of the pattern that stand alone, and given ones."""
-    right = pattern.split("->")[1]
+def _sizes(shape: Shape, right: str, transform: Transform) -> dict[str, int]:
+    """Given sizes, and those of axes that stand alone on the right of a pattern."""
     if "(" in right:
         return dict(transform.sizes)
     return dict(zip(right.split(), shape, strict=True)) | dict(transform.sizes)
 
 
-def _reversed_shape(shape: Shape, pattern: str, transform: Transform) -> Shape:
-    """The shape of their tensor for one of ours of `shape`."""
-    left, right = pattern.split("->")
-    leaf = jax.ShapeDtypeStruct(shape, np.float32)
-    back = f"{right} -> {left}"
-    return jax.eval_shape(lambda x: rearrange(x, back, **transform.sizes), leaf).shape
-
-
-def _their_shapes(layer: Layer) -> list[Shape]:
-    transform = TRANSFORMS[layer.rule.transform]
-    leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in layer.shapes]
-    count = len(layer.theirs)
+@lru_cache
+def _their_shapes(name: str, shapes: tuple[Shape, ...], count: int) -> list[Shape]:
+    """The shapes of their `count` tensors for parameters of `shapes` of ours."""
+    leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    transform = TRANSFORMS[name]
     out = jax.eval_shape(lambda *x: _to_theirs(list(x), count, transform), *leaves)
     return [leaf.shape for leaf in out]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tensor of the original's checkpoints is which parameter here. Data only.
 
-A table is rules plus constants; `rename` reads it in both directions. In a key of theirs
-`{i}` is the layer: such a parameter of ours has all layers stacked along its first axis.
+A table is rules plus constants; `rename` reads it in both directions. In a key of
+theirs `{i}` is the layer: such a parameter of ours has all layers stacked along its
+first axis.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +16,9 @@ from jaxtyping import Float
 class Transform(NamedTuple):
     """How the axes of their tensors become those of ours, as einops patterns.
 
-    Several tensors of theirs are stacked along a new first axis before the pattern applies.
-    Several patterns make several parameters from one tensor of theirs, cut along its last
-    axis. `flip` turns the axis called `two` around.
+    Several tensors of theirs are stacked along a new first axis before the pattern
+    applies. Several patterns make several parameters from one tensor of theirs, cut
+    along its last axis. `flip` turns the axis called `two` around.
     """
 
     patterns: tuple[str, ...]
@@ -26,18 +27,25 @@ class Transform(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Tensors `theirs` are parameters `ours` (paths with /), changed by a `TRANSFORMS` name."""
+    """Tensors `theirs`, by a named transform, are parameters `ours` (paths with /)."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     transform: str
 
 
+class Constant(NamedTuple):
+    """A tensor of theirs that is computed, not learned."""
+
+    shape: tuple[int, ...]
+    value: Callable[[], np.ndarray]
+
+
 class Table(NamedTuple):
-    """All rules of a model, and tensors of theirs that are computed here, not learned."""
+    """All rules of a model, and the constants that its files hold beside weights."""
 
     rules: tuple[Rule, ...]
-    constants: Mapping[str, Callable[[], np.ndarray]] = {}
+    constants: Mapping[str, Constant] = {}
 
 
 TRANSFORMS: Mapping[str, Transform] = {
@@ -54,13 +62,11 @@ TRANSFORMS: Mapping[str, Transform] = {
 }
 
 
-def mmdit(
-    blocks: int, axis_table: Callable[[], Float[np.ndarray, "cells half"]]
-) -> Table:
+def mmdit(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
     """The table of the SD3-style transformer with `blocks` double blocks.
 
     Args:
-        axis_table: the position table of one axis; the original stores the table of both.
+        axis_table: the position table of one axis; the original stores that of both.
     """
     video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
     text = _text_attention("norm_add_")
@@ -77,8 +83,9 @@ def mmdit(
             f"{last}.norm1_context.linear", "last_double/text/modulation/linear"
         ),
     ]
-    both = {"pos_embed.pos_embed": lambda: _both_axes(axis_table())}
-    return Table(tuple(rules), both)
+    cells, half = axis_table.shape
+    both = Constant((1, cells**2, 2 * half), lambda: _both_axes(axis_table))
+    return Table(tuple(rules), {"pos_embed.pos_embed": both})
 
 
 def flux() -> Table:
