@@ -241,6 +241,5 @@ def _sample(
     def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
         return sampler.draw(keys, unit, (frames, *shape[1:]), how)
 
-    return sampler.sample(
-        config.velocity(cfg, params), text, noise, shape, scales, how, first
-    )
+    canvas = sampler.Canvas(shape, noise, first)
+    return sampler.sample(config.velocity(cfg, params), text, canvas, scales, how)

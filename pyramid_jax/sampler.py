@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from pyramid_jax import layout, pyramid
 from pyramid_jax.layout import Layout
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.shapes import Text, Tokens
+from pyramid_jax.shapes import Array, Text, Tokens
 
 Velocity = Callable[
     [Tokens, Float[jax.Array, "b s"], Text], Float[jax.Array, "b n p"]
@@ -106,43 +106,53 @@ def draw(
     return Noise(white[0], tuple(pyramid.block_noise(z, cfg.gamma) for z in white[1:]))
 
 
+class Canvas(NamedTuple):
+    """What a video is made from.
+
+    `shape` is (t, h, w, c) of its latents; `noise` maps a unit (which may be traced) and
+    its number of frames to its noise, e.g. by `draw`; `first` is the given first frame of
+    image-to-video, None generates it.
+    """
+
+    shape: tuple[int, int, int, int]
+    noise: Callable[[int | jax.Array, int], Noise]
+    first: Float[Array, "b 1 h w c"] | None = None
+
+
 def sample(
     velocity: Velocity,
     text: Text,
-    noise: Callable[[int | jax.Array, int], Noise],
-    shape: Sequence[int],
-    scales: Float[jax.Array, "units"] | None,
+    canvas: Canvas,
+    scales: Float[Array, "units"] | None,
     cfg: SamplerConfig,
-    first: Float[jax.Array, "b 1 h w c"] | None = None,
 ) -> Float[jax.Array, "b t h w c"]:
-    """Latents of `shape` = (t, h, w, c) for every prompt of `text`.
+    """The latents of a video for every prompt of `text`.
 
     Args:
         text: one segment per row; with guidance, the negative prompts' rows come first,
             then those of the prompts.
-        noise: (unit, frames of the unit) -> its noise, e.g. from `draw`. `unit` is traced.
         scales: guidance of every unit, None for no guidance.
-        first: the given first frame of image-to-video; None generates it.
 
     Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
     """
-    t, h, w, c = shape
+    t, h, w, c = canvas.shape
     per_unit = cfg.layout.frames_per_unit
-    count = layout.units(t, per_unit)
     step = _Unit(velocity, text, cfg)
+    first = canvas.first
     if first is None:
-        scale = None if scales is None else scales[0]
-        nothing = jnp.zeros((noise(0, 1).start.shape[0], 1, h, w, c))
-        first = step(nothing, 0, noise(0, 1), scale, slots=1)
-    first = first.astype(jnp.float32)
-    batch = first.shape[0]
+        noise = canvas.noise(0, 1)
+        nothing = jnp.zeros((noise.start.shape[0], 1, h, w, c))
+        first = step(nothing, 0, noise, None if scales is None else scales[0], slots=1)
 
-    video = jnp.concatenate([first, jnp.zeros((batch, t - 1, h, w, c))], axis=1)
-    for begin, end in _spans(count, cfg.scans):
+    later = jnp.zeros((first.shape[0], t - 1, h, w, c))
+    video = jnp.concatenate([first.astype(jnp.float32), later], axis=1)
+    for begin, end in _spans(layout.units(t, per_unit), cfg.scans):
 
-        def body(video: jax.Array, unit: jax.Array, slots: int = end):
+        def body(
+            video: jax.Array, unit: jax.Array, slots: int = end
+        ) -> tuple[jax.Array, None]:
             scale = None if scales is None else scales[unit]
-            new = step(video, unit, noise(unit, per_unit), scale, slots)
+            new = step(video, unit, canvas.noise(unit, per_unit), scale, slots)
             at = (unit - 1) * per_unit + 1
             return jax.lax.dynamic_update_slice_in_dim(video, new, at, axis=1), None
 
