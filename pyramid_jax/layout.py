@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 
 from pyramid_jax import pyramid
-from pyramid_jax.shapes import Array, Tokens
+from pyramid_jax.shapes import AnyTokens, Array, Tokens
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def history(
     past: Sequence[Clip],
     stage: int,
     layout: Layout,
-) -> list[Tokens]:
+) -> list[AnyTokens]:
     """The tokens of each history clip, cut from the pyramid `levels` of the clean frames."""
     target = grid(levels[stage], layout.patch)
     return [
@@ -203,9 +203,9 @@ def history(
     ]
 
 
-def join(parts: Sequence[Tokens]) -> Tokens:
+def join(parts: Sequence[AnyTokens]) -> Tokens:
     """Tokens one after the other in one row."""
-    xp = parts[-1].values.__array_namespace__()
+    xp = parts[-1][0].__array_namespace__()
     return Tokens(*(xp.concat(field, axis=1) for field in zip(*parts, strict=True)))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from pyramid_jax import layout, pyramid
 from pyramid_jax.layout import Layout
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.shapes import Array, Text, Tokens
+from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens
 
 Velocity = Callable[
     [Tokens, Float[jax.Array, "b s"], Text], Float[jax.Array, "b n p"]
@@ -80,8 +80,8 @@ class SamplerConfig:
 class Noise(NamedTuple):
     """All randomness of one unit: its start at stage 0, then block noise for every jump."""
 
-    start: Float[jax.Array, "b t h w c"]
-    jumps: tuple[Float[jax.Array, "b t _ _ c"], ...]
+    start: Float[jax.Array, "b _ _ _ c"]
+    jumps: tuple[Float[jax.Array, "b _ _ _ c"], ...]
 
 
 def draw(
@@ -205,7 +205,7 @@ class _Unit:
         self,
         x: Float[jax.Array, "b t h w c"],
         frame: Int[jax.Array, "t"],
-        seen: list[Tokens],
+        seen: list[AnyTokens],
         time: Float[jax.Array, ""],
         scale: Float[jax.Array, ""] | None,
     ) -> Float[jax.Array, "b t h w c"]:

@@ -40,6 +40,10 @@ class Tokens(NamedTuple):
     frame: Int[Array, "b n"]
 
 
+# A list of `Tokens` would claim that all hold the same number n; a list of these does not.
+AnyTokens = tuple[Array, ...]
+
+
 class Rows(NamedTuple):
     """Packed training examples without noise, as the data workers assemble them.
 
