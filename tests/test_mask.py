@@ -9,14 +9,7 @@ from pyramid_jax import mask
 
 def drawn(picture: str) -> np.ndarray:
     """The matrix of a picture of 0 and 1, one line per query."""
-    return np.array(
-        [
-            [int(mark) for mark in line.split()]
-            for line in picture.split("\n")
-            if line.strip()
-        ],
-        bool,
-    )
+    return np.array([line.split() for line in picture.strip().splitlines()]) == "1"
 
 
 def seen(text: list[int], segment: list[int], frame: list[int], causal: bool = True):

@@ -219,7 +219,7 @@ def test_too_few_steps_are_refused(steps, last_step):
         pyramid.sigmas(steps, last_step)
 
 
-# ----------------------------------------------------------- the jump between two stages
+# ---------------------------------------------------------- the jump between two stages
 
 
 @pytest.mark.parametrize("gamma", [1 / 3, 0.2])
