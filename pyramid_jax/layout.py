@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a pyramid of latents to tokens: which frames at which stage, and where they are.
 
-A *unit* is one autoregressive step: the first frame alone, then `frames_per_unit` frames
-each. When a unit is denoised at some stage, it sees its past through the temporal pyramid:
-the previous unit at the same stage, the one before at the next coarser stage and so on,
-everything older at stage 0. The same functions serve training rows (numpy, in the data
-workers) and sampling (jax, with a traced unit inside a scan).
+A *unit* is one autoregressive step: the first frame alone, then `frames_per_unit`
+frames each. When a unit is denoised at some stage, it sees its past through the temporal
+pyramid: the previous unit at the same stage, the one before at the next coarser stage and
+so on, everything older at stage 0. The same functions serve training rows (numpy, in the
+data workers) and sampling (jax, with a traced unit inside a scan).
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class Layout:
     Args:
         patch: side of the square of latent cells that makes one token.
         frames_per_unit: latent frames generated together after the first.
-        table: side of the model's position table in cells; positions are then centred in
-            it. None counts from the top left corner.
+        table: side of the model's position table in cells; positions are then centred
+            in it. None counts from the top left corner.
         interpolate: coarser history lies on the target stage's grid; False gives every
             clip the cells of its own, coarser grid (centred), as an ablation.
     """
@@ -38,15 +38,20 @@ class Layout:
     table: int | None = None
     interpolate: bool = True
 
+    def __post_init__(self):
+        for name in ("patch", "frames_per_unit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")
+
 
 class Clip(NamedTuple):
-    """Frames kept at one stage: `frame` holds their indices, -1 where a slot is empty."""
+    """Frames kept at one stage: `frame` holds their indices, -1 for an empty slot."""
 
     stage: int
     frame: Int[Array, "_"]
 
 
-# ------------------------------------------------------------------------ units and clips
+# ---------------------------------------------------------------------- units and clips
 
 
 def units(frames: int, frames_per_unit: int = 1) -> int:
@@ -61,8 +66,9 @@ def units(frames: int, frames_per_unit: int = 1) -> int:
 
 
 def unit_frames(unit: int | Array, frames_per_unit: int = 1) -> Int[Array, "t"]:
-    """The frames of a unit; empty slots where it has fewer (the first) or is negative."""
-    frame = (unit - 1) * frames_per_unit + 1 + np.arange(frames_per_unit)
+    """The frames of a unit; the first unit has empty slots, a negative one only those."""
+    slot = np.arange(frames_per_unit, dtype=np.int32)
+    frame = (unit - 1) * frames_per_unit + 1 + slot
     return _present(frame, frame >= 0)
 
 
@@ -73,13 +79,13 @@ def clips(
 
     Args:
         unit: 0 is the first frame alone; may be traced.
-        slots: units that fit, the denoised one included: the sizes of the clips depend on
-            it alone. `unit < slots`.
+        slots: units that fit, the denoised one included; the sizes of the clips depend
+            on it alone. `unit < slots`.
 
-    Source: paper section 3.3; the reference's history selection in `generate` and training.
+    Source: paper section 3.3; the reference's selection in `generate` and in training.
     """
     old = max(0, slots - 1 - stage)
-    frame = np.arange(1 + (old - 1) * frames_per_unit if old else 0)
+    frame = np.arange(1 + (old - 1) * frames_per_unit if old else 0, dtype=np.int32)
     newest_old = (unit - stage - 1) * frames_per_unit
     history = [Clip(0, _present(frame, frame <= newest_old))] if old else []
     for s in range(1, stage + 1):
@@ -112,14 +118,15 @@ def balanced_units(turn: int, count: int, available: int) -> tuple[int, int]:
 
 
 def _present(frame: Int[Array, "t"], condition: Bool[Array, "t"]) -> Int[Array, "t"]:
-    return (frame + 1) * condition - 1  # where(condition, frame, -1), numpy or traced
+    # where(condition, frame, -1), numpy or traced
+    return (frame + 1) * condition.astype(np.int32) - 1
 
 
 # ----------------------------------------------------------------------------- tokens
 
 
 def patchify(x: Float[Array, "*b t h w c"], patch: int) -> Float[Array, "*b n p"]:
-    """Cuts frames into square patches, tokens in (t, y, x) order, values in (y, x, c)."""
+    """Square patches of frames: tokens in (t, y, x) order, values in (y, x, c) order."""
     return rearrange(x, "... t (h i) (w j) c -> ... (t h w) (i j c)", i=patch, j=patch)
 
 
@@ -145,12 +152,20 @@ def positions(
 ) -> Float[Array, "n 3"]:
     """(frame, y, x) of the tokens of a clip with grid `own` beside a `target` grid.
 
-    A clip k stages coarser has cells at (i + 1/2)·2^k - 1/2 of the target grid, the centres
-    of the squares that they cover.
+    A clip k stages coarser has cells at (i + 1/2)·2^k - 1/2 of the target grid, the
+    centres of the squares that they cover.
 
     Source: paper section 3.4 (extrapolate over stages, interpolate over history); the
     reference's position handling in both of its transformers.
+
+    Raises:
+        ValueError: the target grid is larger than the model's position table.
     """
+    if layout.table is not None and max(target) > layout.table:
+        raise ValueError(
+            f"{max(target)} tokens on a side exceed the model's position table of "
+            f"{layout.table} cells; choose a smaller size"
+        )
 
     def axis(cells: int, of: int) -> np.ndarray:
         if not layout.interpolate:
@@ -184,7 +199,7 @@ def tokens(
     return Tokens(
         values=values,
         position=repeat(position, "n three -> b n three", b=x.shape[0]),
-        segment=(order >= 0) - 1,  # 0 where there is a frame, else -1
+        segment=(order >= 0).astype(np.int32) - 1,  # 0 where there is a frame, else -1
         frame=order,
     )
 
@@ -195,7 +210,7 @@ def history(
     stage: int,
     layout: Layout,
 ) -> list[AnyTokens]:
-    """The tokens of each history clip, cut from the pyramid `levels` of the clean frames."""
+    """The tokens of each history clip, cut from the `levels` of the clean frames."""
     target = grid(levels[stage], layout.patch)
     return [
         tokens(levels[clip.stage][:, clip.frame.clip(0)], clip.frame, target, layout)

@@ -176,7 +176,10 @@ def sigmas(steps: int, last_step: bool = True) -> np.ndarray:
 
 
 def euler(
-    x: Float[Array, "*n"], v: Float[Array, "*n"], sigma: float, following: float
+    x: Float[Array, "*n"],
+    v: Float[Array, "*n"],
+    sigma: float | Float[Array, ""],
+    following: float | Float[Array, ""],
 ) -> Float[Array, "*n"]:
     """One Euler step from `sigma` to the `following` one along the velocity v."""
     return x + (following - sigma) * v

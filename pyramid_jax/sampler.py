@@ -116,7 +116,7 @@ class Canvas(NamedTuple):
 
     shape: tuple[int, int, int, int]
     noise: Callable[[int | jax.Array, int], Noise]
-    first: Float[Array, "b 1 h w c"] | None = None
+    first: Float[Array, "_ 1 h w c"] | None = None
 
 
 def sample(
@@ -125,7 +125,7 @@ def sample(
     canvas: Canvas,
     scales: Float[Array, "units"] | None,
     cfg: SamplerConfig,
-) -> Float[jax.Array, "b t h w c"]:
+) -> Float[jax.Array, "_ t h w c"]:
     """The latents of a video for every prompt of `text`.
 
     Args:
@@ -204,7 +204,7 @@ class _Unit:
     def guided(
         self,
         x: Float[jax.Array, "b t h w c"],
-        frame: Int[jax.Array, "t"],
+        frame: Int[Array, "t"],
         seen: list[AnyTokens],
         time: Float[jax.Array, ""],
         scale: Float[jax.Array, ""] | None,

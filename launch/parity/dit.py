@@ -175,7 +175,7 @@ def _gradients(
     current = [
         np.arange(p.frame.shape[1]) >= n for p, n in zip(parts, before, strict=True)
     ]
-    rows = packed_rows(inputs[0], np.concatenate(current), len(parts))
+    rows = packed_rows(inputs[0], np.concatenate(current), inputs[2])
     apply = model.apply()
 
     def loss(params: Any) -> jax.Array:
@@ -188,21 +188,20 @@ def _gradients(
     yield from gradient_answers(model, scenario, gradients)
 
 
-def packed_rows(tokens: Tokens, current: np.ndarray, segments: int) -> Rows:
+def packed_rows(tokens: Tokens, current: np.ndarray, words: Text) -> Rows:
     """Tokens as clean training rows whose segments train stages 0, 1, ... in turn."""
-    b, n, _ = tokens.values.shape
-    empty = np.zeros((b, 0), np.int32)
+    b, s, _ = words.pooled.shape
     return Rows(
         clean=tokens.values,
         coarser=np.zeros_like(tokens.values),
         position=tokens.position,
         segment=tokens.segment,
         frame=tokens.frame,
-        current=np.broadcast_to(current, (b, n)),
-        stage=np.broadcast_to(np.arange(segments), (b, segments)),
-        text=empty,
-        text_segment=empty,
-        pooled=np.zeros((b, segments, 0), np.float32),
+        current=np.broadcast_to(current, tokens.frame.shape),
+        stage=np.broadcast_to(np.arange(s), (b, s)),
+        text=words.features,
+        text_segment=words.segment,
+        pooled=words.pooled,
     )
 
 

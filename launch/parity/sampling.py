@@ -131,7 +131,10 @@ def _noise(scenario: Scenario, run: Run) -> Any:
 
     def noise(unit: int | jax.Array, frames: int) -> Noise:
         if isinstance(unit, int):
-            return Noise(start[:, :frames], tuple(jump(0, k) for k in range(1, stages)))
+            return Noise(
+                start[:, :frames],
+                tuple(jnp.asarray(jump(0, k)) for k in range(1, stages)),
+            )
         at = (unit - 1) * per_unit + 1 - shift
         begin = jax.lax.dynamic_slice_in_dim(start, at, frames, axis=1)
         return Noise(begin, tuple(x[unit - 1] for x in later))

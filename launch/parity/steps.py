@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
@@ -35,6 +36,9 @@ def _step(scenario: Scenario, model: Model, batch: Batch) -> Iterator[Answer]:
     columns = batch.columns
     rows, draws = _packed(columns)
     words, valid = _text(scenario, len(columns))
+    rows = rows._replace(
+        text=words.features, text_segment=words.segment, pooled=words.pooled
+    )
     if "mid.encoder_attention_mask" in scenario.tensors:
         yield Answer("mid.encoder_attention_mask", valid, 0.0)
     apply, kept = model.apply(), {}
@@ -76,9 +80,8 @@ def _packed(columns: list[Column]) -> tuple[Rows, Draws]:
         *(join(field) for field in zip(*(c.rows for c in columns), strict=True))
     )
     segment = join(c.rows.segment + k for k, c in enumerate(columns))
-    draws = Draws(
-        *(join(field) for field in zip(*(c.draws for c in columns), strict=True))
-    )
+    draws = zip(*(c.draws for c in columns), strict=True)
+    draws = Draws(*(jnp.asarray(join(field)) for field in draws))
     return rows._replace(segment=segment), draws
 
 
