@@ -2,10 +2,10 @@
 """From a pyramid of latents to tokens: which frames at which stage, and where they are.
 
 A *unit* is one autoregressive step: the first frame alone, then `frames_per_unit`
-frames each. When a unit is denoised at some stage, it sees its past through the temporal
-pyramid: the previous unit at the same stage, the one before at the next coarser stage and
-so on, everything older at stage 0. The same functions serve training rows (numpy, in the
-data workers) and sampling (jax, with a traced unit inside a scan).
+frames each. When a unit is denoised at some stage, it sees its past through the
+temporal pyramid: the previous unit at the same stage, the one before at the next
+coarser stage and so on, everything older at stage 0. The same functions serve training
+rows (numpy, in the data workers) and sampling (jax, with a traced unit inside a scan).
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def units(frames: int, frames_per_unit: int = 1) -> int:
 
 
 def unit_frames(unit: int | Array, frames_per_unit: int = 1) -> Int[Array, "t"]:
-    """The frames of a unit; the first unit has empty slots, a negative one only those."""
+    """The frames of a unit, in slots that are empty before frame 0."""
     slot = np.arange(frames_per_unit, dtype=np.int32)
     frame = (unit - 1) * frames_per_unit + 1 + slot
     return _present(frame, frame >= 0)
@@ -107,8 +107,8 @@ def balanced_units(turn: int, count: int, available: int) -> tuple[int, int]:
     """The (finest, coarser) stages' units for training turn `turn`, of `count` in all.
 
     Successive turns sweep the finest stage through every unit while the coarser stages
-    train the complement, so that a long fine segment meets short coarse ones. A clip with
-    fewer units than that (`available`) trains its last one.
+    train the complement, so that a long fine segment meets short coarse ones. A clip
+    with fewer units than that (`available`) trains its last one.
 
     Source: paper section 3.4; the reference's `sample_stage_length`, as 0-based units.
     """
@@ -126,7 +126,7 @@ def _present(frame: Int[Array, "t"], condition: Bool[Array, "t"]) -> Int[Array, 
 
 
 def patchify(x: Float[Array, "*b t h w c"], patch: int) -> Float[Array, "*b n p"]:
-    """Square patches of frames: tokens in (t, y, x) order, values in (y, x, c) order."""
+    """Square patches of frames, tokens in (t, y, x), values in (y, x, c) order."""
     return rearrange(x, "... t (h i) (w j) c -> ... (t h w) (i j c)", i=patch, j=patch)
 
 
@@ -224,11 +224,11 @@ def join(parts: Sequence[AnyTokens]) -> Tokens:
     return Tokens(*(xp.concat(field, axis=1) for field in zip(*parts, strict=True)))
 
 
-# ---------------------------------------------------------------------- training segments
+# -------------------------------------------------------------------- training segments
 
 
 class Segment(NamedTuple):
-    """One training example before packing: a unit at a stage, with its history, clean."""
+    """A training example before packing: a unit at a stage and its history, clean."""
 
     clean: Float[np.ndarray, "n p"]
     coarser: Float[np.ndarray, "n p"]
@@ -244,8 +244,8 @@ def segment(
 ) -> Segment:
     """The clean tokens of `chosen` clips, the last of which is to be denoised.
 
-    `compact(clips(stage, unit, ...))` chooses one unit and its past; a single clip of all
-    frames trains the whole sequence at once (spatial pyramid only), or an image.
+    `compact(clips(stage, unit, ...))` chooses one unit and its past; a single clip of
+    all frames trains the whole sequence at once (spatial pyramid only), or an image.
 
     Args:
         levels: the pyramid of one clean latent, coarsest first.

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pyramidal flow: stages of resolution, the path inside a stage, the jump between two.
 
-A clean latent `x1` is reached through K stages, coarsest first. Inside stage k the latent
-moves on a straight line from `start` (signal fraction s_k) to `end` (e_k) at one resolution;
-between stages it jumps to twice the resolution by renoising. Two conventions differ from the
-sources: the paper counts stages from the finest, this package from the coarsest (stage 0);
-the PyTorch reference stores noise fractions, this package signal fractions (1 = clean).
+A clean latent `x1` is reached through K stages, coarsest first. Inside stage k the
+latent moves on a straight line from `start` (signal fraction s_k) to `end` (e_k) at one
+resolution; between stages it jumps to twice the resolution by renoising. Two
+conventions differ from the sources: the paper counts stages from the finest, this
+package from the coarsest (stage 0); the PyTorch reference stores noise fractions, this
+package signal fractions (1 = clean).
 
 `sigma` is the position inside a stage: 1 at its start, 0 at its end.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -36,14 +38,14 @@ class Stage(NamedTuple):
 def stages(
     edges: Sequence[float] = THIRDS, shift: float = 1.0, gamma: float = 1 / 3
 ) -> tuple[Stage, ...]:
-    """The stages of a pyramid whose ends divide the flow at `edges` (0 = noise, 1 = clean).
+    """The stages whose ends divide the flow at `edges` (0 = noise, 1 = clean).
 
     A stage starts where renoising the previous stage's end lands (see `renoise`):
 
         s = e / (e + sqrt(1 + 1/gamma) · (1 - e)),     e = end of the previous stage,
 
-    so stages overlap. The network's clock is divided among the stages in proportion to the
-    noise each one removes, so that a time tells its stage.
+    so stages overlap. The network's clock is divided among the stages in proportion to
+    the noise each one removes, so that a time tells its stage.
 
     Args:
         edges: increasing, from 0 to 1; one stage per interval.
@@ -51,23 +53,22 @@ def stages(
         gamma: minus the noise correlation inside a 2x2 block after a jump, in (0, 1/3].
 
     Source: paper section 3.2 and appendix A; the reference's flow-matching scheduler.
+
+    Raises:
+        ValueError: edges that don't rise from 0 to 1, or impossible shift or gamma.
     """
-    _check_edges(edges, gamma)
-    noise = [
-        _noise(int(edge * TIME_SCALE), shift) for edge in edges
-    ]  # parity: truncated
+    _check(edges, shift, gamma)
+    # parity: edges are cut to whole thousandths.
+    noise = [_noise(int(edge * TIME_SCALE), shift) for edge in edges]
     ends = [1 - n for n in noise[1:]]
     starts = [0.0] + [e / (e + math.sqrt(1 + 1 / gamma) * (1 - e)) for e in ends[:-1]]
-    starts[0] = 1 - noise[0]
 
     removed = [e - s for s, e in zip(starts, ends, strict=True)]
     bounds = np.concatenate([[0.0], np.cumsum(removed) / sum(removed)])
-    bounds[-1] = 1.0
     last = TIME_SCALE - 1
     times = [_noise(min(int(b * TIME_SCALE), last), shift) * TIME_SCALE for b in bounds]
-    return tuple(
-        Stage(*row) for row in zip(starts, ends, times, times[1:], strict=False)
-    )
+    rows = zip(starts, ends, pairwise(times), strict=True)
+    return tuple(Stage(start, end, *clock) for start, end, clock in rows)
 
 
 def _noise(index: int, shift: float) -> float:
@@ -76,10 +77,12 @@ def _noise(index: int, shift: float) -> float:
     return shift * n / (1 + (shift - 1) * n)
 
 
-def _check_edges(edges: Sequence[float], gamma: float) -> None:
-    rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+def _check(edges: Sequence[float], shift: float, gamma: float) -> None:
+    rising = all(a < b for a, b in pairwise(edges))
     if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or not rising:
         raise ValueError(f"stage edges {tuple(edges)} must increase from 0 to 1")
+    if not shift > 0:
+        raise ValueError(f"shift {shift} must be positive; 1 changes nothing")
     if not 0 < gamma <= 1 / 3:
         raise ValueError(
             f"gamma {gamma} must be in (0, 1/3]; the released models use 1/3"
@@ -110,14 +113,14 @@ def levels(x: Float[Array, "*b h w c"], count: int) -> list[Float[Array, "*b _ _
 def noise_levels(
     z: Float[Array, "*b h w c"], count: int
 ) -> list[Float[Array, "*b _ _ c"]]:
-    """The pyramid of white noise `z`, white at every level: each halving is scaled by 2."""
+    """The pyramid of white noise `z`, white at every level: halving scales by 2."""
     pyramid = [z]
     for _ in range(count - 1):
         pyramid.append(2 * down(pyramid[-1]))
     return pyramid[::-1]
 
 
-# ---------------------------------------------------------------- the path inside a stage
+# -------------------------------------------------------------- the path inside a stage
 
 
 def endpoints(
@@ -152,7 +155,7 @@ def interpolate(
 
 
 def velocity(start: Float[Array, "*n"], end: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The training target, d(interpolate)/d(sigma) = start - end. Source: paper eq. 11."""
+    """The training target, d(interpolate)/d(sigma) = start - end (paper eq. 11)."""
     return start - end
 
 
@@ -185,7 +188,7 @@ def euler(
     return x + (following - sigma) * v
 
 
-# ------------------------------------------------------------- the jump between two stages
+# ---------------------------------------------------------- the jump between two stages
 
 
 def block_noise(
@@ -193,7 +196,9 @@ def block_noise(
 ) -> Float[Array, "*b h w c"]:
     """Unit noise with correlation -gamma inside every 2x2 block, from white noise `z`.
 
-    n = sqrt(1 + gamma) · (z - m) + sqrt(1 - 3·gamma) · m,     m = mean of z in the block
+        n = sqrt(1 + gamma) · (z - m) + sqrt(1 - 3·gamma) · m,
+
+    m being the mean of z in the block.
     """
     mean = up(down(z))
     return math.sqrt(1 + gamma) * (z - mean) + math.sqrt(max(0.0, 1 - 3 * gamma)) * mean
@@ -205,13 +210,15 @@ def jump(
     s: float,
     gamma: float = 1 / 3,
 ) -> Float[Array, "*b 2*h 2*w c"]:
-    """Moves the end of a stage to the start, s, of the next finer one, given block noise n.
+    """Moves the end of a stage to the start, s, of the next finer one by block noise n.
 
-        x_s = (s + (1 - s)·sqrt(gamma / (1 + gamma))) · Up(x_e) + (1 - s) / sqrt(1 + gamma) · n
+        x_s = (s + (1 - s)·sqrt(gamma / (1 + gamma))) · Up(x_e)
+            + (1 - s) / sqrt(1 + gamma) · n
 
     With the released gamma = 1/3: (1 + s)/2 · Up(x_e) + sqrt(3)/2 · (1 - s) · n.
-    Up copies each noise value into a 2x2 block; n, anti-correlated inside the block, makes
-    the total noise white again, of deviation 1 - s, while the signal fraction becomes s.
+    Up copies each noise value into a 2x2 block; n, anti-correlated inside the block,
+    makes the total noise white again, of deviation 1 - s, while the signal fraction
+    becomes s.
 
     Source: paper eq. 15 (appendix A, eq. 26); docs/equations.md has the derivation.
     """
@@ -225,5 +232,5 @@ def renoise(
     s: float,
     gamma: float = 1 / 3,
 ) -> Float[Array, "*b 2*h 2*w c"]:
-    """`jump` with block noise made from standard normal noise `z` at the finer resolution."""
+    """`jump` with block noise made from white noise `z` at the finer resolution."""
     return jump(x, block_noise(z, gamma), s, gamma)

@@ -108,6 +108,12 @@ def test_a_correlation_that_no_noise_can_have_is_refused(gamma):
         pyramid.stages(gamma=gamma)
 
 
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+def test_a_shift_that_is_not_positive_is_refused(shift):
+    with pytest.raises(ValueError, match="must be positive"):
+        pyramid.stages(shift=shift)
+
+
 # --------------------------------------------------------------------------- resolution
 
 
