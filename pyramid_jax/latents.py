@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model calls a latent: its size for a video of given pixels, its normalisation."""
+"""What a model calls a latent: its size for given pixels, its normalisation."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from pyramid_jax.shapes import Array
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """The latent space of a model; the defaults are the released VAE's with the SD3 DiT.
+    """The latent space of a model; by default the released VAE's with the SD3 DiT.
 
     Args:
         channels: values per latent cell.
-        spatial, temporal: pixels per cell and side, frames per latent frame after the first.
-        image_shift, image_scale: the first frame (or an image) is (raw - shift) · scale.
+        spatial, temporal: pixels per cell and side, frames per later latent frame.
+        image_shift, image_scale: frame 0 (or an image) becomes (raw - shift) · scale.
         video_shift, video_scale: the same for the frames after the first.
     """
 
@@ -46,14 +46,14 @@ class LatentConfig:
             if size < unit or size % unit:
                 below = max(unit, size // unit * unit)
                 raise ValueError(
-                    f"{name} {size} is not a multiple of {unit} = {factors[0]} (latent cell) "
-                    f"x {factors[1]} (patch) x {factors[2]} (pyramid); "
+                    f"{name} {size} is not a multiple of {unit} = {factors[0]} (latent "
+                    f"cell) x {factors[1]} (patch) x {factors[2]} (pyramid); "
                     f"use {below} or {below + unit}"
                 )
         return height // self.spatial, width // self.spatial
 
     def normalise(self, raw: Float[Array, "*b t h w c"]) -> Float[Array, "*b t h w c"]:
-        """Raw latents to about zero mean and unit deviation, frame 0 by image statistics."""
+        """Raw latents with about zero mean and unit deviation; frame 0 as an image."""
         shift, scale = self._statistics(raw.shape[-4])
         return (raw - shift) * scale
 

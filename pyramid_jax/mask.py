@@ -2,8 +2,9 @@
 """Who may attend to whom, as two integers per token instead of a matrix.
 
 *A token sees the keys of its own segment that are not later than itself; segment -1 is
-padding, which sees nothing and is seen by nothing.* Text has frame 0, so it sees itself and
-the first frame, and every frame sees the text. Without causality all tokens have frame 0.
+padding, which sees nothing and is seen by nothing.* Text has frame 0, so it sees itself
+and the first frame, and every frame sees the text. Without causality all tokens have
+frame 0.
 """
 
 from typing import NamedTuple
@@ -39,7 +40,7 @@ def joint(
 
 
 def dense(mask: TokenMask) -> Bool[Array, "b l l"]:
-    """The definition: `dense(mask)[b, query, key]` is true where the query sees the key."""
+    """The definition: `[b, query, key]` is true where the query sees the key."""
     query, key = (
         TokenMask(*(part[:, :, None] for part in mask)),
         TokenMask(*(part[:, None, :] for part in mask)),

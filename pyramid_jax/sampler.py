@@ -9,6 +9,7 @@ steps are scans, only stages (whose shapes differ) are a Python loop.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ Velocity = Callable[
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: v = unconditional + scale · (conditional - unconditional).
+    """Classifier-free guidance: v = negative + scale · (positive - negative).
 
     Args:
         first, video: scale for the first frame and for later units.
@@ -52,8 +53,8 @@ class SamplerConfig:
     """How a video is sampled.
 
     Args:
-        first_steps, video_steps: Euler steps of each stage, for unit 0 and for the others.
-        last_step: False leaves out each stage's last step, 0.001 wide (see `pyramid.sigmas`).
+        first_steps, video_steps: Euler steps of each stage, of unit 0 and of others.
+        last_step: False leaves out each stage's last step, which is 0.001 wide.
         scans: the units are divided into so many scans, each with no more history slots
             than it needs: less padding, for as many more traces.
     """
@@ -71,14 +72,15 @@ class SamplerConfig:
             steps = getattr(self, name)
             if len(steps) != len(self.stages):
                 raise ValueError(
-                    f"{name}={steps} must have one entry for each of {len(self.stages)} stages"
+                    f"{name}={steps} must have one entry for each of the "
+                    f"{len(self.stages)} stages"
                 )
         if self.scans < 1:
             raise ValueError(f"scans={self.scans} must be 1 or more")
 
 
 class Noise(NamedTuple):
-    """All randomness of one unit: its start at stage 0, then block noise for every jump."""
+    """The randomness of one unit: its start at stage 0, block noise for every jump."""
 
     start: Float[jax.Array, "b _ _ _ c"]
     jumps: tuple[Float[jax.Array, "b _ _ _ c"], ...]
@@ -109,9 +111,9 @@ def draw(
 class Canvas(NamedTuple):
     """What a video is made from.
 
-    `shape` is (t, h, w, c) of its latents; `noise` maps a unit (which may be traced) and
-    its number of frames to its noise, e.g. by `draw`; `first` is the given first frame of
-    image-to-video, None generates it.
+    `shape` is (t, h, w, c) of its latents; `noise` maps a unit (which may be traced)
+    and its number of frames to its noise, e.g. by `draw`; `first` is the given first
+    frame of image-to-video, None generates it.
     """
 
     shape: tuple[int, int, int, int]
@@ -227,4 +229,4 @@ class _Unit:
 def _spans(units: int, scans: int) -> list[tuple[int, int]]:
     """Units 1 .. units - 1 in `scans` runs of about equal length."""
     bounds = np.unique(np.linspace(1, max(units, 1), scans + 1).round().astype(int))
-    return [(int(a), int(b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [(int(a), int(b)) for a, b in pairwise(bounds)]

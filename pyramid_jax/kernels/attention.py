@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention under a `TokenMask`: the one entry, the plain XLA form, the choice of backend."""
+"""Attention under a `TokenMask`: the entry, the XLA form, the choice of backend."""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ def attention(
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: TokenMask) -> jax.Array:
     """The definition: a dense mask, softmax in float32, on any device."""
     heads, dim = q.shape[2:]
-    # perf: batched matrix products over (b heads); on CPU the einsum over a separate heads
-    # axis is three times slower (benchmarks/cpu_vs_reference.py).
+    # perf: batched matrix products over (b heads); on CPU the einsum over a separate
+    # heads axis is three times slower (benchmarks/cpu_vs_reference.py).
     q, k, v = (rearrange(x, "b l heads dim -> (b heads) l dim") for x in (q, k, v))
     visible = jnp.repeat(dense(mask), heads, axis=0)
     logits = jnp.matmul(q * dim**-0.5, k.mT, preferred_element_type=jnp.float32)

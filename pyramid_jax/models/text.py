@@ -28,7 +28,7 @@ class TextConfig:
 
 
 class TextEncoder(nn.Module):
-    """Token ids to `Text`: bidirectional blocks, and the mean of each segment as pooled."""
+    """Token ids to `Text`: blocks without causality, a mean pools each segment."""
 
     cfg: TextConfig
 
