@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from launch.parity.cases import QUICK
 from pyramid_jax.mask import TokenMask, joint
 from pyramid_jax.models.dit import DiT, DiTConfig, DoubleBlock, SingleBlock, Stream
 from pyramid_jax.models.layers import layer_norm, sinusoid
@@ -17,7 +18,7 @@ from pyramid_jax.shapes import Text, Tokens
 States = dict[str, jax.Array]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def states(
     cfg: DiTConfig,
     params: Any,

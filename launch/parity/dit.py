@@ -14,8 +14,8 @@ import numpy as np
 from einops import rearrange
 
 from launch.parity import blocks
-from launch.parity.cases import DIT, LOSS, Answer, Case, Scenario, latent_back
-from launch.parity.model import Model, load, text
+from launch.parity.cases import DIT, LOSS, QUICK, Answer, Case, Scenario, latent_back
+from launch.parity.model import Model, compiled_velocity, load, text, velocity
 from pyramid_jax import layout, mask, objective, rotary
 from pyramid_jax.checkpoint import rename
 from pyramid_jax.shapes import Rows, Text, Tokens
@@ -43,7 +43,7 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     ratio = scenario.tensors["in.timestep_ratio"]
     time = rearrange(ratio, "(b s) -> b s", s=len(lists)).astype(np.float32)
 
-    out = model.apply()(model.params, row, time, words)
+    out = compiled_velocity(model.cfg, model.params, row, time, words)
     for k, found in enumerate(_split(out, parts)):
         yield Answer(f"out.{k}", _current(found, lists[k], model), DIT)
     yield from _before_blocks(model, parts, row, words)
@@ -176,14 +176,14 @@ def _gradients(
         np.arange(p.frame.shape[1]) >= n for p, n in zip(parts, before, strict=True)
     ]
     rows = packed_rows(inputs[0], np.concatenate(current), inputs[2])
-    apply = model.apply()
 
     def loss(params: Any) -> jax.Array:
         flow = jnp.concatenate(target, axis=1)
-        found = apply(params, *inputs)
+        found = velocity(model.cfg, params, *inputs)
         return objective.squared_error(found, flow, rows, len(parts)).loss
 
-    value, gradients = jax.value_and_grad(loss)(model.params)
+    run = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+    value, gradients = run(model.params)
     yield Answer("out.loss", value, LOSS, relative=True)
     yield from gradient_answers(model, scenario, gradients)
 

@@ -2,7 +2,6 @@
 """The transformer of a recorded case, from its weights as the original stores them."""
 
 import json
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from launch.parity.cases import Case, Scenario
+from launch.parity.cases import QUICK, Case, Scenario
 from pyramid_jax.checkpoint import files, released, rename, tables
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiT, DiTConfig
@@ -28,10 +27,6 @@ class Model(NamedTuple):
     layout: Layout
     params: Any
     table: tables.Table
-
-    def apply(self) -> Callable[..., jax.Array]:
-        """(params, tokens, time, text) -> velocity of every token."""
-        return _apply(self.cfg)
 
 
 def load(case: Case, settings: dict[str, Any]) -> Model:
@@ -51,10 +46,14 @@ def _load(given: str, weights: Path, units: int) -> Model:
     return Model(cfg, layout, jax.tree.map(jnp.asarray, params), table)
 
 
-@lru_cache
-def _apply(cfg: DiTConfig) -> Callable[..., jax.Array]:
-    dit = DiT(cfg)
-    return jax.jit(lambda params, *inputs: dit.apply({"params": params}, *inputs))
+def velocity(
+    cfg: DiTConfig, params: Any, tokens: Tokens, time: jax.Array, words: Text
+) -> Float[jax.Array, "b n p"]:
+    """The velocity of every token."""
+    return DiT(cfg).apply({"params": params}, tokens, time, words)
+
+
+compiled_velocity = jax.jit(velocity, static_argnums=0, compiler_options=QUICK)
 
 
 def dit_table(cfg: DiTConfig) -> tables.Table:

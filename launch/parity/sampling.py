@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from launch.parity.cases import SAMPLING, Answer, Case, Scenario, latent_back
+from launch.parity.cases import QUICK, SAMPLING, Answer, Case, Scenario, latent_back
 from launch.parity.model import Model, load, recorded_text, text
+from launch.parity.model import velocity as network
 from pyramid_jax import layout, pyramid, sampler
 from pyramid_jax.sampler import Guidance, Noise, SamplerConfig
 from pyramid_jax.shapes import Text, Tokens
@@ -50,7 +51,7 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     noise = _noise(scenario, run)
 
     def velocity(tokens: Tokens, time: jax.Array, words: Text) -> jax.Array:
-        answer = model.apply()(model.params, tokens, time, words)
+        answer = network(model.cfg, model.params, tokens, time, words)
 
         def note(values: Any, segment: Any, answer: Any) -> None:
             kept = np.asarray(segment)[0] >= 0
@@ -63,7 +64,7 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
         canvas = sampler.Canvas(run.shape, noise, run.first)
         return sampler.sample(velocity, run.text, canvas, run.scales, run.cfg)
 
-    latents = jax.jit(sample)()
+    latents = jax.jit(sample, compiler_options=QUICK)()
     jax.effects_barrier()
     note = "" if run.first is None else "the first latent is the recorded one"
     yield Answer("out.latents", latent_back(latents), SAMPLING, note=note)

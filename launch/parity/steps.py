@@ -11,9 +11,19 @@ from einops import rearrange
 
 from launch.parity import batch as batches
 from launch.parity.batch import Batch, Column
-from launch.parity.cases import DIT, LOSS, SCHEDULE, TARGETS, Answer, Case, Scenario
+from launch.parity.cases import (
+    DIT,
+    LOSS,
+    QUICK,
+    SCHEDULE,
+    TARGETS,
+    Answer,
+    Case,
+    Scenario,
+)
 from launch.parity.dit import gradient_answers
 from launch.parity.model import Model, load, text
+from launch.parity.model import velocity as network
 from pyramid_jax import objective, pyramid
 from pyramid_jax.objective import Draws
 from pyramid_jax.shapes import Rows, Tokens
@@ -41,12 +51,12 @@ def _step(scenario: Scenario, model: Model, batch: Batch) -> Iterator[Answer]:
     )
     if "mid.encoder_attention_mask" in scenario.tensors:
         yield Answer("mid.encoder_attention_mask", valid, 0.0)
-    apply, kept = model.apply(), {}
+    kept = {}
 
     def loss(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         def velocity(tokens: Tokens, time: jax.Array, text: Any) -> jax.Array:
             kept["time"] = time
-            kept["pred"] = apply(params, tokens, time, text)
+            kept["pred"] = network(model.cfg, params, tokens, time, text)
             return kept["pred"]
 
         found = objective.loss(
@@ -54,9 +64,8 @@ def _step(scenario: Scenario, model: Model, batch: Batch) -> Iterator[Answer]:
         )
         return found.loss, (kept["pred"], kept["time"])
 
-    (value, (pred, time)), gradients = jax.value_and_grad(loss, has_aux=True)(
-        model.params
-    )
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+    (value, (pred, time)), gradients = run(model.params)
     target = batches.noisy(rows, draws, batch.stages, batch.corrupt).target
     ends = np.cumsum([c.rows.clean.shape[1] for c in columns])[:-1]
     for kind, tokens, limit in (("pred", pred, DIT), ("target", target, TARGETS)):
