@@ -42,6 +42,7 @@ def get_config(variant: str = "mmdit") -> ConfigDict:
         "stage_shares": (1, 2, 1),
         "temporal": True,
         "dropout": 0.1,
+        "sizes": (),
         "seed": 0,
         "workers": 4,
         "cache_mib": 512,
@@ -60,19 +61,45 @@ def get_config(variant: str = "mmdit") -> ConfigDict:
         "final_rate": 1e-5,
     }
     cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
-    cfg.mesh = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1}  # sharding.mesh
+    cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.mesh
     cfg.sample = {  # config.SampleConfig
         "first_steps": (20, 20, 20),
         "video_steps": (10, 10, 10),
         "guidance": {"first": 7.0, "video": 5.0},
         "last_step": True,
     }
-    cfg.loop = {  # training.loop.LoopConfig
-        "steps": 50_000,
-        "log_every": 50,
-        "save_every": 1000,
-        "sample_every": 5000,
-    }
+    cfg.loop = dict(log_every=50, save_every=1000, sample_every=5000)
+    cfg.loop.steps = 50_000  # training.loop.LoopConfig
     cfg.seed = 0
     cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
     return cfg.lock()
+
+
+def choose(cfg: ConfigDict, mode: str) -> ConfigDict:
+    """The config itself for "full"; for "smoke" a version for a laptop and for tests.
+
+    The smoke version keeps the variant and shrinks everything: 32x32 pixels instead of
+    latents, 3 frames, 2 blocks, a text encoder of its own.
+    """
+    if mode == "full":
+        return cfg
+    if mode != "smoke":
+        raise ValueError(f"unknown mode {mode!r}; use 'full' or 'smoke'")
+    dit, width = cfg.model.dit, sum(cfg.model.dit.rope_axes)
+    values = 3 * cfg.model.layout.patch**2
+    dit.update(width=width, heads=1, patch_values=values)
+    dit.update(text_width=32, pooled_width=32)
+    dit.update(double_blocks=2, single_blocks=min(1, dit.single_blocks))
+    dit.dtype = "float32"
+    cfg.model.latent.update(channels=3, spatial=1, temporal=1)
+    frames = min(3, cfg.data.frames)
+    cfg.data.update(height=32, width=32, frames=frames, fps=8.0, batch=8, workers=0)
+    cfg.data.update(tokens=600, text_tokens=128, segments=4)
+    cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=0)
+    cfg.sample.update(first_steps=(2, 2, 2), video_steps=(2, 2, 2))
+    cfg.mesh.update(data=-1, fsdp=1)
+    with cfg.unlocked():
+        cfg.model.text = {"vocabulary": 384, "width": 32, "heads": 1}
+        cfg.data.manifest = cfg.data.manifest or "data/shapes/manifest.jsonl"
+        cfg.data.sizes = ()
+    return cfg

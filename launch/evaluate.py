@@ -41,7 +41,10 @@ def main(argv: list[str]) -> None:
     order = np.random.default_rng(SEED.value).permutation(len(captions))
     chosen = [captions[order[i % len(order)]] for i in range(CAPTIONS.value)]
 
-    rows = {"model": score(chosen, sampled(chosen)), "real clips": score(chosen, drawn(chosen))}
+    rows = {
+        "model": score(chosen, sampled(chosen)),
+        "real clips": score(chosen, drawn(chosen)),
+    }
     print(table(rows, len(chosen)))
     if TO.value:
         device = jax.devices()[0].device_kind
@@ -58,14 +61,18 @@ def sampled(captions: list[embedded.Caption]) -> np.ndarray:
     for start in range(0, len(texts), BATCH.value):
         batch = texts[start : start + BATCH.value]
         full = (batch * BATCH.value)[: BATCH.value]
-        videos.append(model.text_to_video(full, size, seed=SEED.value + start)[: len(batch)])
+        videos.append(
+            model.text_to_video(full, size, seed=SEED.value + start)[: len(batch)]
+        )
     return np.concatenate(videos)
 
 
 def drawn(captions: list[embedded.Caption]) -> list[np.ndarray]:
     """A real clip for every caption, none of the training data."""
     return [
-        embedded.small(embedded.render(caption, np.random.default_rng((7, i, SEED.value))))
+        embedded.small(
+            embedded.render(caption, np.random.default_rng((7, i, SEED.value)))
+        )
         for i, caption in enumerate(captions)
     ]
 
@@ -84,7 +91,10 @@ def score(captions: list[embedded.Caption], videos) -> dict[str, int]:
 
 def table(rows: dict[str, dict[str, int]], n: int) -> str:
     """The numbers as a Markdown table."""
-    lines = [f"| {n} captions | {' | '.join(CHANCE)} |", "|---" * (len(CHANCE) + 1) + "|"]
+    lines = [
+        f"| {n} captions | {' | '.join(CHANCE)} |",
+        "|---" * (len(CHANCE) + 1) + "|",
+    ]
     for name, counts in rows.items():
         cells = []
         for key in CHANCE:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a model, or continues a training run.
 
-    python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
-    python -m launch.train --config=configs/tiny.py:smoke --workdir=runs/smoke
-    python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.tensor=2
+python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
+python -m launch.train --config=configs/tiny.py:smoke --workdir=runs/smoke
+python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.tensor=2
 """
 
 import jax

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, Key, UInt8
 
 from pyramid_jax import config, sampler
 from pyramid_jax.checkpoint.trees import read_tree, write_tree
@@ -21,9 +22,12 @@ from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.sampler import SamplerConfig
+from pyramid_jax.shapes import Array
 from pyramid_jax.sharding import batch_shardings, unbox
 
-TINY = Path(__file__).parent / "assets" / "tiny"  # the model that ships with the package
+TINY = (
+    Path(__file__).parent / "assets" / "tiny"
+)  # the model that ships with the package
 TEXT_MULTIPLE = (
     16  # prompts are padded to a multiple of it, so that few lengths compile
 )
@@ -51,7 +55,7 @@ class VideoModel:
     params: Any
     tokenize: Tokenize
     defaults: SampleConfig
-    mesh: jax.sharding.Mesh | None = None
+    mesh: Mesh | None = None
 
     def text_to_video(
         self,
@@ -115,18 +119,17 @@ class VideoModel:
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
         texts = [*_negatives(negative, len(prompts)), *prompts] if guided else prompts
         ids, segment = text_batch(self.tokenize, texts)
-        keys = jax.vmap(jax.random.key)(seed + np.arange(len(prompts)))
-        given = (
-            None
-            if first is None
-            else np.broadcast_to(first, (len(prompts), *first.shape))
+        inputs = _Inputs(
+            scales=np.asarray(scales, np.float32) if guided else None,
+            ids=ids,
+            segment=segment,
+            keys=jax.vmap(jax.random.key)(seed + np.arange(len(prompts))),
+            first=None if first is None else np.stack([first] * len(prompts)),
         )
-        arguments = (ids, segment, keys, given)
         if self.mesh is not None:
-            arguments = jax.device_put(arguments, batch_shardings(arguments, self.mesh))
-        static = (self.cfg, options.sampler(self.cfg), shape)
-        scales = jnp.asarray(scales, jnp.float32) if guided else None
-        return _sample(*static, self.params, scales, *arguments)
+            inputs = jax.device_put(inputs, _placement(inputs, self.mesh))
+        how = options.sampler(self.cfg)
+        return _sample(self.cfg, how, shape, self.params, inputs)
 
     def _check(self, size: Size) -> tuple[int, int, int, int]:
         """The shape (t, h, w, c) of the latents of a video."""
@@ -155,7 +158,7 @@ class VideoModel:
             )
 
 
-def load(folder: str | Path, mesh: jax.sharding.Mesh | None = None) -> VideoModel:
+def load(folder: str | Path, mesh: Mesh | None = None) -> VideoModel:
     """The model in a folder that `save` wrote.
 
     Raises:
@@ -224,22 +227,36 @@ def _units(shape: tuple[int, int, int, int], cfg: ModelConfig) -> int:
     return sampler.layout.units(shape[0], cfg.layout.frames_per_unit)
 
 
+class _Inputs(NamedTuple):
+    """What changes from call to call of one compiled sampler."""
+
+    scales: Float[Array, "units"] | None
+    ids: Int[Array, "rows m"]
+    segment: Int[Array, "rows m"]
+    keys: Key[jax.Array, "b"]
+    first: Float[Array, "b 1 h w c"] | None
+
+
+def _placement(inputs: _Inputs, mesh: Mesh) -> _Inputs:
+    """Everything but the guidance scales is divided by rows, where they can be."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    placed = batch_shardings(inputs._replace(scales=None), mesh)
+    return placed._replace(scales=None if inputs.scales is None else whole)
+
+
 @partial(jax.jit, static_argnames=("cfg", "how", "shape"))
 def _sample(
     cfg: ModelConfig,
     how: SamplerConfig,
     shape: tuple[int, int, int, int],
     params: Any,
-    scales: Float[jax.Array, "units"] | None,
-    ids: Int[jax.Array, "rows m"],
-    segment: Int[jax.Array, "rows m"],
-    keys: jax.Array,
-    first: Float[jax.Array, "b 1 h w c"] | None,
+    inputs: _Inputs,
 ) -> Float[jax.Array, "b t h w c"]:
-    text = config.encode_text(cfg, params, ids, segment, 1)
+    text = config.encode_text(cfg, params, inputs.ids, inputs.segment, 1)
 
     def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
-        return sampler.draw(keys, unit, (frames, *shape[1:]), how)
+        return sampler.draw(inputs.keys, unit, (frames, *shape[1:]), how)
 
-    canvas = sampler.Canvas(shape, noise, first)
-    return sampler.sample(config.velocity(cfg, params), text, canvas, scales, how)
+    canvas = sampler.Canvas(shape, noise, inputs.first)
+    velocity = config.velocity(cfg, params)
+    return sampler.sample(velocity, text, canvas, inputs.scales, how)

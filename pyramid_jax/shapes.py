@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vocabulary: the few structures that travel between the parts of the package.
 
-One letter has one meaning everywhere: `b` batch rows, `f` pixel frames, `t` latent frames,
-`h w` height and width, `c` channels, `p` values of a patch token, `m` text tokens,
-`n` video tokens, `l = m + n`, `s` segments in a row, `d` model width, `r` rotary pairs.
+One letter has one meaning everywhere: `b` batch rows, `f` pixel frames, `t` latent
+frames, `h w` height and width, `c` channels, `p` values of a patch token, `m` text
+tokens, `n` video tokens, `l = m + n`, `s` segments in a row, `d` model width, `r`
+rotary pairs.
 """
 
 from typing import NamedTuple
@@ -31,7 +32,8 @@ class Tokens(NamedTuple):
     """Patches of video, flattened into rows; a row holds one or several segments.
 
     `position` is (frame, y, x), with y and x in cells of the target stage's token grid;
-    `segment` is -1 for padding; `frame` orders the tokens of a segment for the causal mask.
+    `segment` is -1 for padding; `frame` orders the tokens of a segment for the causal
+    mask.
     """
 
     values: Float[Array, "b n p"]
@@ -47,11 +49,12 @@ AnyTokens = tuple[Array, ...]
 class Rows(NamedTuple):
     """Packed training examples without noise, as the data workers assemble them.
 
-    Each segment is one unit of one clip at one stage, preceded by its history. `clean` are
-    the tokens themselves, `coarser` the same region of the next coarser level copied up
-    (zero at stage 0), `current` marks the tokens of the unit that is being denoised.
-    `text` are token ids (`b m`) or stored features (`b m text`) of the captions, `pooled`
-    their stored pooled vectors (empty last axis if the text encoder makes them).
+    Each segment is one unit of one clip at one stage, preceded by its history. `clean`
+    are the tokens themselves, `coarser` the same region of the next coarser level
+    copied up (zero at stage 0), `current` marks the tokens of the unit that is being
+    denoised. `text` are token ids (`b m`) or stored features (`b m text`) of the
+    captions, `pooled` their stored pooled vectors (empty last axis if the text encoder
+    makes them).
     """
 
     clean: Float[Array, "b n p"]
@@ -61,6 +64,6 @@ class Rows(NamedTuple):
     frame: Int[Array, "b n"]
     current: Bool[Array, "b n"]
     stage: Int[Array, "b s"]
-    text: Int[Array, "b m"] | Float[Array, "b m text"]
+    text: Int[Array, "b m"] | Float[Array, "b m _"]
     text_segment: Int[Array, "b m"]
-    pooled: Float[Array, "b s pooled"]
+    pooled: Float[Array, "b s _"]

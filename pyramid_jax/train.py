@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 from ml_collections import ConfigDict
 
@@ -16,13 +17,15 @@ from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data.pipeline import DataConfig, batches
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
+from pyramid_jax.shapes import Rows
 from pyramid_jax.training import loop, state
 from pyramid_jax.training.loop import LoopConfig, Outputs
 from pyramid_jax.training.metrics import Metrics, plot_loss
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.step import StepConfig, train_step
 
-CONTINUES = ("model", "data", "optimizer", "step", "seed")  # what a restart must keep
+# Sections that a restart must leave as they were.
+CONTINUES = "model data optimizer step seed".split()
 
 
 def train(cfg: ConfigDict, workdir: str | Path) -> Path:
@@ -36,13 +39,54 @@ def train(cfg: ConfigDict, workdir: str | Path) -> Path:
         ValueError: a section of the config is wrong, or `workdir` is of another config.
     """
     workdir, sections = Path(workdir), cfg.to_dict()
-    model = config.model_config(sections["model"])
-    data = build(DataConfig, sections["data"])
-    over = sharding.mesh(**sections["mesh"])
-    rates = build(OptimizerConfig, sections["optimizer"])
-    defaults = config.sample_config(sections["sample"])
+    model = config.model_config(cfg.model.to_dict())
+    defaults = config.sample_config(cfg.sample.to_dict())
+    over = sharding.mesh(**cfg.mesh)
+    data = data_config(cfg, model)
+    rates = build(OptimizerConfig, cfg.optimizer)
 
-    rows = batches(
+    key = jax.random.key(cfg.seed)
+    init, update = partial(config.initialise, model), optimizer(rates)
+    like = state.abstract(init, update, over)
+    step = train_step(
+        partial(config.loss, model),
+        update,
+        learning_rate(rates),
+        build(StepConfig, cfg.step),
+        like,
+    )
+    sample = sampler(workdir, model, defaults, data, cfg.prompts)
+    rows = training_rows(data, model, workdir)
+    kept = {name: sections[name] for name in CONTINUES}
+    with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
+        fresh = partial(state.create, key, init, update, over)
+        last = loop.run(
+            build(LoopConfig, cfg.loop),
+            step,
+            loop.resume(store, like, rows, fresh),
+            rows,
+            jax.random.fold_in(key, 1),
+            Outputs(store, metrics, sample),
+        )
+    rows.close()
+    sample(int(last.step), last.ema)
+    if jax.process_index() == 0:
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+        generate.save(workdir / "model", model, defaults, last.ema)
+    return workdir / "model"
+
+
+def data_config(cfg: ConfigDict, model: ModelConfig) -> DataConfig:
+    """The `data` section, with the stride of the model's latents."""
+    stride = (model.latent.temporal, model.latent.spatial)
+    return build(DataConfig, {**cfg.data, "stride": stride})
+
+
+def training_rows(
+    data: DataConfig, model: ModelConfig, workdir: Path
+) -> grain.DatasetIterator[Rows]:
+    """This process's share of the packed rows."""
+    return batches(
         data,
         model.layout,
         load_tokenizer(model.tokenizer),
@@ -50,30 +94,6 @@ def train(cfg: ConfigDict, workdir: str | Path) -> Path:
         shard=(jax.process_index(), jax.process_count()),
         load=config.pixel_latents(model, data),
     )
-    key = jax.random.key(sections["seed"])
-    init, update = partial(config.initialise, model), optimizer(rates)
-    like = state.abstract(init, update, over)
-    steps = build(StepConfig, sections["step"])
-    step = train_step(
-        partial(config.loss, model), update, learning_rate(rates), steps, like
-    )
-    kept = {name: sections[name] for name in CONTINUES}
-    sample = sampler(workdir, model, defaults, data, sections["prompts"])
-    with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
-        fresh = partial(state.create, key, init, update, over)
-        last = loop.run(
-            build(LoopConfig, sections["loop"]),
-            step,
-            loop.resume(store, like, rows, fresh),
-            rows,
-            jax.random.fold_in(key, 1),
-            Outputs(store, metrics, sample),
-        )
-    if jax.process_index() == 0:
-        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
-        generate.save(workdir / "model", model, defaults, last.ema)
-        sample(int(last.step), last.ema)
-    return workdir / "model"
 
 
 def sampler(
@@ -89,7 +109,9 @@ def sampler(
 
     def sample(step: int, params: Any) -> None:
         made = generate.VideoModel(model, params, tokenize, defaults)
-        videos = made.text_to_video(prompts, size)
+        videos = made.text_to_video(prompts, size)  # on all processes
+        if jax.process_index() > 0:
+            return
         folder = workdir / "samples" / f"{step:07}"
         scale = max(1, 256 // data.width)
         for i, video in enumerate(videos):

@@ -44,10 +44,13 @@ MAY_IMPORT = {
     "checkpoint": {"shapes", "sharding"},
     "training": {"shapes", "sharding"},
 }
+MAY_IMPORT["contact_sheet"] = {"shapes"}
 MAY_IMPORT["config"] = set(MAY_IMPORT)
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
+MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
-SERVICES = {"sharding", "data", "checkpoint", "training", "config", "generate"}
+SERVICES = {"sharding", "data", "checkpoint", "training"}
+SERVICES |= {"config", "generate", "train", "contact_sheet"}
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}

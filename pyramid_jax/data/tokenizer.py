@@ -2,6 +2,7 @@
 """Captions to token ids, through real tokenizers that need no download."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
@@ -39,6 +40,26 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) 
     return Path(path)
 
 
+@dataclass(frozen=True)
+class _Ids:
+    """Maps a text to its token ids; picklable, for the data workers."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """ByT5: a token per byte of the UTF-8 text, and the end."""
+
+    tokenizer: transformers.ByT5Tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+
 def load_tokenizer(name: str | Path) -> Tokenize:
     """The tokenizer in a tokenizer.json, or ByT5's bytes for the name "byt5".
 
@@ -46,11 +67,12 @@ def load_tokenizer(name: str | Path) -> Tokenize:
         ValueError: neither of the two.
     """
     if str(name) == "byt5":
-        byt5 = transformers.ByT5Tokenizer()
-        return lambda text: byt5(text)["input_ids"]
+        return _Bytes(transformers.ByT5Tokenizer())
     if not Path(name).is_file():
         raise ValueError(
             f'tokenizer {name} is not a file; give a tokenizer.json or "byt5"'
         )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(name))
-    return lambda text: fast(text)["input_ids"]
+    try:
+        return _Ids(Tokenizer.from_file(str(name)))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise ValueError(f"{name} is no tokenizer.json ({error})") from error

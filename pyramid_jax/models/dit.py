@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion transformer that serves every stage: tokens and conditions to velocities.
 
-Text and video tokens first attend to each other with weights of their own (double blocks),
-then, in the miniFLUX variant, as one sequence with shared weights (single blocks). A row may
-hold several segments, each with its own time and prompt. A variant is a `DiTConfig`.
+Text and video tokens first attend to each other with weights of their own (double
+blocks), then, in the miniFLUX variant, as one sequence with shared weights (single
+blocks). A row may hold several segments, each with its own time and prompt. A variant
+is a `DiTConfig`.
 """
 
 from collections.abc import Callable
@@ -42,13 +43,17 @@ class DiTConfig:
     """Everything that tells one transformer from another.
 
     Args:
-        rope_axes: head features rotated by frame, y, x; (head_dim,) rotates by frame alone.
-        table: side of the learned-image position table added to the tokens; None: no table.
+        rope_axes: head features rotated by frame, y, x; (head_dim,) rotates by frame
+            alone.
+        table: side of the learned-image position table added to the tokens; None: no
+            table.
         table_base: side, in cells, of the image model that the table was made for.
-        text_ends_early: in the last double block the text is attended to, but not updated.
+        text_ends_early: in the last double block the text is attended to, but not
+            updated.
         causal: frames don't see later frames; False is the reference's ablation.
         dtype: of matrix products and of what flows between blocks; weights are float32.
-        remat: recompute each block in the backward pass instead of storing what is inside.
+        remat: recompute each block in the backward pass instead of storing what is
+            inside.
         attention: backend name for `kernels.attention`, None for the device's best.
     """
 
@@ -125,9 +130,9 @@ class Stream(nn.Module):
         """Adds what attention brought, then the MLP's part."""
         if self.attends_only:
             return x
-        x = (x + attn.gate * self.out(attended)).astype(x.dtype)
+        x = attn.add(x, self.out(attended))
         hidden = nn.gelu(self.mlp_in(mlp(layer_norm(x))), approximate=True)
-        return (x + mlp.gate * self.mlp_out(hidden)).astype(x.dtype)
+        return mlp.add(x, self.mlp_out(hidden))
 
 
 class DoubleBlock(nn.Module):
@@ -197,9 +202,7 @@ class SingleBlock(nn.Module):
         q, k = rotate(self.q_norm(q), angle), rotate(self.k_norm(k), angle)
         attended = attention(q, k, v, mask, self.cfg.attention)
         hidden = nn.gelu(self.mlp_in(y), approximate=True)
-        return (x + affine.gate * (self.out(attended) + self.mlp_out(hidden))).astype(
-            x.dtype
-        )
+        return affine.add(x, self.out(attended) + self.mlp_out(hidden))
 
 
 class DiT(nn.Module):
@@ -228,7 +231,8 @@ class DiT(nn.Module):
     ) -> Float[jax.Array, "b n p"]:
         """
         Args:
-            tokens: patches with positions; of each segment its history and current unit.
+            tokens: patches with positions; of each segment its history and current
+                unit.
             time: the network's clock of each segment, 0..1000.
             text: features, and the pooled vector of each segment.
         """

@@ -27,8 +27,9 @@ def dense(
 ) -> nn.DenseGeneral:
     """A linear map of the last `contract` axes to `features`, its weight's `axes` named.
 
-    The bias is laid out like the output. Weights are float32, products in `dtype`. Default
-    initialisation: Xavier uniform, of each part alone where several are fused (3, heads, dim).
+    The bias is laid out like the output. Weights are float32, products in `dtype`.
+    Default initialisation: Xavier uniform, of each part alone where several are fused
+    (3, heads, dim).
     """
     shape = (features,) if isinstance(features, int) else tuple(features)
     fused = shape[0] if len(shape) == 3 else 1
@@ -71,7 +72,7 @@ class RMSNorm(nn.Module):
 
 
 class Affine(NamedTuple):
-    """What conditioning does to tokens: `affine(x)` shifts and scales, `gate` weighs.
+    """What conditioning does to tokens, in float32: before a layer and after it.
 
     One vector per token, or a single one where the row has one segment.
     """
@@ -81,7 +82,15 @@ class Affine(NamedTuple):
     gate: Float[jax.Array, "b _ d"]
 
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
+        """The layer's input: x, shifted and scaled."""
         return x * (1 + self.scale) + self.shift
+
+    def add(
+        self, x: Float[jax.Array, "b n d"], update: Float[jax.Array, "b n d"]
+    ) -> Float[jax.Array, "b n d"]:
+        """The layer's output, weighed by the gate and added to the stream x."""
+        total = x.astype(jnp.float32) + self.gate * update.astype(jnp.float32)
+        return total.astype(x.dtype)
 
 
 class Modulation(nn.Module):
@@ -152,8 +161,8 @@ class Embedder(nn.Module):
 def position_table(cells: int, base: int, width: int) -> np.ndarray:
     """Sines and cosines of one coordinate, (cells, width / 2), at `width / 4` frequencies.
 
-    A grid of `base` cells spans the range of the image model that the weights come from;
-    positions are therefore scaled by base / cells.
+    A grid of `base` cells spans the range of the image model that the weights come
+    from; positions are therefore scaled by base / cells.
     """
     # parity: rounded to float32 before the products, which are float64.
     position = (np.arange(cells, dtype=np.float32) / np.float32(cells / base)).astype(

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config builds at full size and takes a training step as `:smoke`."""
+
+import importlib
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from pyramid_jax import config, objective, sharding
+from pyramid_jax.data.embedded import Settings, write_dataset
+from pyramid_jax.data.pipeline import DataConfig, batches, longest
+from pyramid_jax.data.tokenizer import load_tokenizer
+
+CONFIGS = sorted(
+    path.stem
+    for path in (Path(base.__file__).parent).glob("*.py")
+    if path.stem not in ("__init__", "base")
+)
+RELEASED_PARAMETERS = {"mmdit": 2_028_334_144, "miniflux": 1_972_059_200}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A handful of real clips."""
+    folder = tmp_path_factory.mktemp("clips")
+    return str(write_dataset(folder / "shapes", 12, seed=3, settings=Settings()))
+
+
+def build(name: str, mode: str):
+    return importlib.import_module(f"configs.{name}").get_config(mode)
+
+
+def test_all_configs_are_found():
+    assert {"tiny", "mmdit_384p", "mmdit_768p", "flux_image"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_full_model_has_the_released_size(name: str):
+    cfg = build(name, "full")
+    model = config.model_config(cfg.model.to_dict())
+    shapes = jax.eval_shape(partial(config.initialise, model), jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes)["dit"]))
+    if name == "tiny":
+        assert count < 2.5e6  # 10 MB in float32
+    else:
+        assert count == RELEASED_PARAMETERS[cfg.model.variant]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_segment_fits_a_row_of_the_full_config(name: str):
+    cfg = build(name, "full")
+    model = config.model_config(cfg.model.to_dict())
+    stride = (model.latent.temporal, model.latent.spatial)
+    data = config.build(DataConfig, cfg.data.to_dict() | {"stride": stride})
+    assert 0 < longest(data, model.layout).tokens <= data.tokens
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_smoke_step_is_finite_and_moves_the_weights(
+    name: str, manifest: str, tmp_path: Path
+):
+    cfg = build(name, "smoke")
+    model = config.model_config(cfg.model.to_dict())
+    sections = cfg.data.to_dict() | {"manifest": manifest, "batch": 2}
+    data = config.build(DataConfig, sections)
+    tokenize = load_tokenizer(model.tokenizer)
+    load = config.pixel_latents(model, data)
+    rows = next(batches(data, model.layout, tokenize, tmp_path, load=load))
+
+    init = jax.jit(partial(config.initialise, model))
+    params = sharding.unbox(init(jax.random.key(0)))
+    step = jax.jit(jax.value_and_grad(partial(config.loss, model), has_aux=True))
+    (loss, aux), gradient = step(params, rows, jax.random.key(1))
+
+    assert isinstance(aux, objective.Losses)
+    assert np.isfinite(loss) and 0.05 < loss < 5
+    head = gradient["dit"]["head"]["kernel"]
+    assert np.isfinite(head).all() and np.abs(head).max() > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unknown_mode_is_refused(name: str):
+    with pytest.raises(ValueError, match="unknown mode 'fast'; use 'full' or 'smoke'"):
+        build(name, "fast")
+
+
+def test_a_misspelt_key_is_refused():
+    with pytest.raises((KeyError, AttributeError), match="widht"):
+        build("tiny", "full").model.dit.widht = 3
+
+
+def test_an_unknown_variant_is_refused():
+    section = build("tiny", "smoke").model.to_dict() | {"variant": "unet"}
+    with pytest.raises(ValueError, match=r"unknown variant 'unet'; use one of \['mini"):
+        config.model_config(section)
+
+
+def test_an_unknown_entry_is_refused():
+    section = build("tiny", "smoke").model.to_dict()
+    section["latent"]["chanels"] = 4
+    with pytest.raises(ValueError, match=r"LatentConfig has no \['chanels'\]"):
+        config.model_config(section)
+
+
+def test_patch_values_must_fit_patch_and_channels():
+    section = build("tiny", "full").model.to_dict()
+    section["layout"]["patch"] = 2
+    with pytest.raises(ValueError, match="patch_values 48 must be 12 = 2² .patch. x 3"):
+        config.model_config(section)
+
+
+def test_text_widths_must_agree():
+    section = build("tiny", "full").model.to_dict()
+    section["text"]["width"] = 64
+    with pytest.raises(
+        ValueError, match="text width 64 must equal the DiT's text_width"
+    ):
+        config.model_config(section)
+
+
+def test_a_model_is_read_back_from_what_is_saved_of_it():
+    model = config.model_config(build("tiny", "full").model.to_dict())
+    assert config.model_config(config.model_section(model)) == model
+
+
+def test_training_a_latent_model_from_files_says_what_is_missing():
+    cfg = build("mmdit_384p", "full")
+    model = config.model_config(cfg.model.to_dict())
+    data = config.build(DataConfig, cfg.data.to_dict())
+    with pytest.raises(ValueError, match="needs a model in pixel space"):
+        config.pixel_latents(model, data)
