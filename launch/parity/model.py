@@ -50,7 +50,8 @@ def velocity(
     cfg: DiTConfig, params: Any, tokens: Tokens, time: jax.Array, words: Text
 ) -> Float[jax.Array, "b n p"]:
     """The velocity of every token."""
-    return DiT(cfg).apply({"params": params}, tokens, time, words)
+    inputs = jax.tree.map(jnp.asarray, (tokens, time, words))
+    return DiT(cfg).apply({"params": params}, *inputs)
 
 
 compiled_velocity = jax.jit(velocity, static_argnums=0, compiler_options=QUICK)
