@@ -3,8 +3,8 @@
 
     python -m launch.demo
 
-writes an mp4 file per prompt (text to video, and image to video from drawn first frames)
-and a contact sheet of all of them.
+writes an mp4 file per prompt (text to video, and image to video from drawn first
+frames) and a contact sheet of all of them.
 """
 
 import time
@@ -41,30 +41,38 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     jax.config.update("jax_compilation_cache_dir", ".cache/jax")
     began = time.monotonic()
-    model = generate.load(MODEL.value)
-    made = [*text_to_video(model), *image_to_video(model)]
     folder = Path(TO.value)
+    sheet = make(generate.load(MODEL.value), folder, SEED.value)
+    logging.info("took %.0f s", time.monotonic() - began)
+    print(f"mp4 files: {folder}\ncontact sheet: {sheet}")
+
+
+def make(model: generate.VideoModel, folder: Path, seed: int) -> Path:
+    """Writes the videos into a folder; returns the path of their contact sheet."""
+    made = [*text_to_video(model, seed), *image_to_video(model, seed)]
     for i, (caption, video) in enumerate(made):
         write_video(folder / f"{i}_{_name(caption)}.mp4", video, FPS, scale=SCALE)
     captions, videos = zip(*made, strict=True)
-    sheet = write_contact_sheet(folder / "contact_sheet.png", videos, captions)
-    logging.info("made %d videos in %.0f s", len(made), time.monotonic() - began)
-    print(f"{len(made)} mp4 files: {folder}\ncontact sheet: {sheet}")
+    return write_contact_sheet(folder / "contact_sheet.png", videos, captions)
 
 
-def text_to_video(model: generate.VideoModel) -> Iterator[tuple[str, np.ndarray]]:
+def text_to_video(
+    model: generate.VideoModel, seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of every prompt, sampled as one batch."""
     size = generate.Size(SIDE, SIDE, FRAMES)
-    videos = model.text_to_video(PROMPTS, size, seed=SEED.value)
+    videos = model.text_to_video(PROMPTS, size, seed=seed)
     return zip(PROMPTS, videos, strict=True)
 
 
-def image_to_video(model: generate.VideoModel) -> Iterator[tuple[str, np.ndarray]]:
+def image_to_video(
+    model: generate.VideoModel, seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of prompts whose first frame is drawn, not generated."""
     for i, prompt in enumerate(FIRST_FRAMES):
-        rng = np.random.default_rng((SEED.value, i))
+        rng = np.random.default_rng((seed, i))
         image = embedded.small(embedded.render(embedded.parse(prompt), rng))[0]
-        (video,) = model.image_to_video(image, prompt, FRAMES, seed=SEED.value + i)
+        (video,) = model.image_to_video(image, prompt, FRAMES, seed=seed + i)
         yield f"{prompt} (first frame given)", video
 
 

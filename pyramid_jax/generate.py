@@ -23,7 +23,7 @@ from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.sampler import SamplerConfig
 from pyramid_jax.shapes import Array
-from pyramid_jax.sharding import batch_shardings, unbox
+from pyramid_jax.sharding import batch_shardings, to_host, unbox
 
 TINY = (
     Path(__file__).parent / "assets" / "tiny"
@@ -66,7 +66,7 @@ class VideoModel:
         seed: int = 0,
         options: SampleConfig | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
-        """A video for every prompt; video i is that of its prompt alone with `seed + i`.
+        """A video per prompt; video i is that of its prompt alone with `seed + i`.
 
         Args:
             negative: what guidance leads away from; one for all prompts, or one each.
@@ -149,7 +149,7 @@ class VideoModel:
         self, latents: Float[jax.Array, "b t h w c"]
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         self._need_pixel_space()
-        return to_uint8(np.asarray(self.cfg.latent.denormalise(latents)))
+        return to_uint8(self.cfg.latent.denormalise(to_host(latents)))
 
     def _need_pixel_space(self) -> None:
         if self.cfg.latent.spatial != 1:
@@ -182,7 +182,7 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> VideoModel:
 def save(
     folder: str | Path, cfg: ModelConfig, defaults: SampleConfig, params: Any
 ) -> None:
-    """Writes a model as a folder: config.json, weights.safetensors, its tokenizer."""
+    """Writes config.json, weights.safetensors (of host arrays) and tokenizer.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if Path(cfg.tokenizer).is_file():
@@ -195,13 +195,13 @@ def save(
         "sample": dataclasses.asdict(defaults),
     }
     (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
-    write_tree(folder / "weights.safetensors", jax.device_get(params))
+    write_tree(folder / "weights.safetensors", params)
 
 
 def text_batch(
     tokenize: Tokenize, texts: Sequence[str]
 ) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
-    """Token ids of one text per row, padded on the left, and their segments (0 or -1)."""
+    """Token ids, one text per row, padded on the left; their segments (0 or -1)."""
     tokens = [tokenize(text) for text in texts]
     length = -(-max(map(len, tokens)) // TEXT_MULTIPLE) * TEXT_MULTIPLE
     ids = np.zeros((len(texts), length), np.int32)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parallel layout: one table from the axes of arrays to the axes of the device mesh.
+"""The parallel layout: a table from the axes of arrays to the axes of the mesh.
 
-Weights name their axes where they are declared; batches and activations name theirs where
-they enter. Nothing outside this file (and the kernels) names a mesh axis.
+Weights name their axes where they are declared; batches and activations name theirs
+where they enter. Nothing outside this file (and the kernels) names a mesh axis.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,8 +35,8 @@ Initializer = nn.initializers.Initializer
 class Named(nn.Partitioned):
     """A weight with the names of its axes.
 
-    Flax would take the names for mesh axes wherever a mesh is set; here `RULES` translates
-    them, once, when a state is made.
+    Flax would take the names for mesh axes wherever a mesh is set; here `RULES`
+    translates them, once, when a state is made.
     """
 
     def unbox(self, apply_constraint: bool = True) -> Any:
@@ -54,7 +55,7 @@ def mesh(
     tensor: int = 1,
     devices: Any = None,
 ) -> Mesh:
-    """A mesh with all four axes over `devices` (default: all); one size may be -1, the rest.
+    """A mesh with all four axes over `devices` (default: all); a size of -1: the rest.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
@@ -81,7 +82,7 @@ def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
     """Translates the axes of an array, e.g. ("embed", "mlp"), to P("fsdp", "tensor").
 
     Raises:
-        ValueError: an axis is not in the rules, or two dimensions get the same mesh axis.
+        ValueError: an axis has no rule, or two dimensions get the same mesh axis.
     """
     unknown = [a for a in axes if a is not None and a not in rules]
     if unknown:
@@ -94,7 +95,7 @@ def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
 
 
 def place(shape: tuple[int, ...], axes: Axes, over: Mesh) -> NamedSharding:
-    """The sharding of an array of `shape`; a dimension that its axis can't divide is whole."""
+    """The sharding of an array; a dimension that its axis can't divide is whole."""
     entries = []
     for size, entry in zip(shape, spec(axes), strict=True):
         parts = math.prod(over.shape[name] for name in _names(entry))
@@ -103,10 +104,10 @@ def place(shape: tuple[int, ...], axes: Axes, over: Mesh) -> NamedSharding:
 
 
 def shardings(abstract: Any, over: Mesh) -> Any:
-    """The sharding of every leaf of `abstract`, whose weights carry their axes in boxes.
+    """The sharding of every leaf of `abstract`, whose weights are in boxes with axes.
 
-    Optimizer moments and averages made from such weights carry the same boxes, so one call
-    places a whole training state. Leaves without axes are replicated.
+    Optimizer moments and averages made from such weights carry the same boxes, so one
+    call places a whole training state. Leaves without axes are replicated.
     """
 
     def one(leaf: Any) -> NamedSharding:
@@ -144,6 +145,13 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 def unbox(tree: Any) -> Any:
     """The plain arrays of a tree whose weights carry their axes."""
     return nn.unbox(tree)
+
+
+def to_host(tree: Any) -> Any:
+    """The whole arrays in numpy, on every process; all processes must call it."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -24,12 +24,12 @@ from pyramid_jax.training.metrics import Metrics, plot_loss
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.step import StepConfig, train_step
 
-# Sections that a restart must leave as they were.
-CONTINUES = "model data optimizer step seed".split()
+# Sections that may differ when a run is continued.
+FREE = {"loop", "mesh", "sample", "prompts"}
 
 
 def train(cfg: ConfigDict, workdir: str | Path) -> Path:
-    """Trains as a config says, or continues what `workdir` holds, and returns its model.
+    """Trains as a config says, or continues what `workdir` holds; returns the model.
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
     loss.png), skipped.jsonl if data files were unusable, and the model of the moving
@@ -57,7 +57,7 @@ def train(cfg: ConfigDict, workdir: str | Path) -> Path:
     )
     sample = sampler(workdir, model, defaults, data, cfg.prompts)
     rows = training_rows(data, model, workdir)
-    kept = {name: sections[name] for name in CONTINUES}
+    kept = {name: value for name, value in sections.items() if name not in FREE}
     with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
         fresh = partial(state.create, key, init, update, over)
         last = loop.run(
@@ -70,9 +70,10 @@ def train(cfg: ConfigDict, workdir: str | Path) -> Path:
         )
     rows.close()
     sample(int(last.step), last.ema)
+    weights = sharding.to_host(last.ema)
     if jax.process_index() == 0:
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
-        generate.save(workdir / "model", model, defaults, last.ema)
+        generate.save(workdir / "model", model, defaults, weights)
     return workdir / "model"
 
 

@@ -109,7 +109,9 @@ def test_an_unknown_entry_is_refused():
 def test_patch_values_must_fit_patch_and_channels():
     section = build("tiny", "full").model.to_dict()
     section["layout"]["patch"] = 2
-    with pytest.raises(ValueError, match="patch_values 48 must be 12 = 2² .patch. x 3"):
+    with pytest.raises(
+        ValueError, match=r"patch_values 48 must be 12 = 2² .patch. x 3"
+    ):
         config.model_config(section)
 
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door, with a small untrained model: what goes in, what comes out."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from launch import demo
+from pyramid_jax import config, generate, sharding
+from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.sampler import Guidance
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoModel:
+    """The smoke version of the embedded model, its head filled so that it answers."""
+    cfg = tiny.get_config("smoke")
+    about = config.model_config(cfg.model.to_dict())
+    init = jax.jit(partial(config.initialise, about))
+    params = sharding.unbox(init(jax.random.key(0)))
+    head = params["dit"]["head"]["kernel"]
+    params["dit"]["head"]["kernel"] = 0.1 * jax.random.normal(
+        jax.random.key(1), head.shape
+    )
+    defaults = config.sample_config(cfg.sample.to_dict())
+    return VideoModel(about, params, load_tokenizer(about.tokenizer), defaults)
+
+
+PROMPTS = ("a red circle moves left", "a green star moves up")
+SIZE = Size(32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def videos(model: VideoModel) -> np.ndarray:
+    return model.text_to_video(PROMPTS, SIZE, seed=5)
+
+
+def test_every_prompt_gets_a_video_of_the_size(videos: np.ndarray):
+    assert videos.shape == (2, 3, 32, 32, 3) and videos.dtype == np.uint8
+    assert videos.std() > 1
+
+
+def test_the_same_seed_gives_the_same_videos(model: VideoModel, videos: np.ndarray):
+    np.testing.assert_array_equal(model.text_to_video(PROMPTS, SIZE, seed=5), videos)
+    assert (model.text_to_video(PROMPTS, SIZE, seed=6) != videos).any()
+
+
+def test_a_video_of_a_batch_is_that_of_its_prompt_alone(
+    model: VideoModel, videos: np.ndarray
+):
+    alone = model.text_to_video(PROMPTS[1], SIZE, seed=6)
+    assert np.abs(alone[0].astype(int) - videos[1].astype(int)).max() <= 1  # rounding
+
+
+def test_many_devices_make_the_same_videos(model: VideoModel, videos: np.ndarray):
+    over = sharding.mesh(data=2, devices=jax.devices()[:2])
+    spread = replace(model, mesh=over).text_to_video(PROMPTS, SIZE, seed=5)
+    assert np.abs(spread.astype(int) - videos.astype(int)).max() <= 1
+
+
+def test_a_given_image_is_the_first_frame(model: VideoModel):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    made = model.image_to_video(image, PROMPTS[0], 3)
+    assert made.shape == (1, 3, 32, 32, 3)
+    assert np.abs(made[0, 0].astype(int) - image.astype(int)).max() <= 1
+
+
+def test_an_image_is_a_video_of_one_frame(model: VideoModel):
+    assert model.text_to_image(PROMPTS[0], 32, 32).shape == (1, 32, 32, 3)
+
+
+def test_without_guidance_the_negative_prompt_has_no_say(model: VideoModel):
+    options = replace(model.defaults, guidance=Guidance(first=0, video=0))
+    one = model.text_to_video(PROMPTS[0], Size(32, 32), negative="x", options=options)
+    two = model.text_to_video(PROMPTS[0], Size(32, 32), negative="y", options=options)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_with_guidance_the_negative_prompt_matters(model: VideoModel):
+    one = model.text_to_video(PROMPTS[0], Size(32, 32), negative="a red circle")
+    two = model.text_to_video(PROMPTS[0], Size(32, 32), negative="moves")
+    assert (one != two).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (Size(30, 32, 3), r"height 30 is not a multiple of 16 = 1 .* use 16 or 32"),
+        (Size(32, 40, 3), r"width 40 is not a multiple of 16 = 1 .* use 32 or 48"),
+        (Size(32, 32, 0), r"0 frames are not 1 \+ a multiple of 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_name_those_that_do(
+    model: VideoModel, size: Size, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        model.text_to_video(PROMPTS, size)
+
+
+def test_frames_that_fill_no_unit_are_refused(model: VideoModel):
+    layout = replace(model.cfg.layout, frames_per_unit=3)
+    pairs = replace(model, cfg=replace(model.cfg, layout=layout))
+    with pytest.raises(ValueError, match=r"3 latent frames are not 1 . a multiple of 3"):
+        pairs.text_to_video(PROMPTS, SIZE)
+
+
+def test_negative_prompts_must_be_one_or_one_each(model: VideoModel):
+    with pytest.raises(ValueError, match="3 negative prompts for 2 prompts; give one"):
+        model.text_to_video(PROMPTS, SIZE, negative=["a", "b", "c"])
+
+
+def test_no_prompt_is_refused(model: VideoModel):
+    with pytest.raises(ValueError, match="there is no prompt"):
+        model.text_to_video([], SIZE)
+
+
+def test_a_saved_model_is_read_back(model: VideoModel, tmp_path: Path):
+    generate.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    again = generate.load(tmp_path)
+    assert again.defaults == model.defaults
+    assert again.cfg.dit == model.cfg.dit
+    assert again.tokenize(PROMPTS[0]) == model.tokenize(PROMPTS[0])
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
+    weights = sharding.to_host(model.params)
+    head = weights["dit"]["head"]
+    broken = {
+        **weights["dit"],
+        "head": {"kernel": head["kernel"][:-1], "extra": jnp.ones(1)},
+    }
+    generate.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
+    with pytest.raises(ValueError) as error:
+        generate.load(tmp_path)
+    assert "dit/head/bias is missing" in str(error.value)
+    assert "dit/head/extra is unknown" in str(error.value)
+    assert "dit/head/kernel has shape (31, 48), expected (32, 48)" in str(error.value)
+
+
+def test_a_missing_or_cut_off_model_is_refused(model: VideoModel, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
+        generate.load(tmp_path)
+    generate.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="can't be read"):
+        generate.load(tmp_path)
+
+
+def test_the_demo_writes_videos_and_a_contact_sheet(model: VideoModel, tmp_path: Path):
+    sheet = demo.make(model, tmp_path, seed=0)
+    assert sheet.stat().st_size > 10_000
+    made = sorted(path.name for path in tmp_path.glob("*.mp4"))
+    assert len(made) == len(demo.PROMPTS) + len(demo.FIRST_FRAMES)
+    assert made[0] == "0_a_red_circle_moves_left.mp4"

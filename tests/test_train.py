@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole training run from a config and mp4 files, continued, and sampled."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import tiny
+from pyramid_jax import generate
+from pyramid_jax.data.embedded import write_dataset
+from pyramid_jax.train import train
+
+
+def config(manifest: Path) -> ConfigDict:
+    cfg = tiny.get_config("smoke")
+    cfg.data.update(manifest=str(manifest), batch=8)
+    cfg.loop.sample_every = 2
+    cfg.prompts = ("a red circle moves left",)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes", 16, seed=1)
+
+
+@pytest.fixture(scope="module")
+def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a finished run of two steps on eight devices."""
+    workdir = tmp_path_factory.mktemp("run")
+    train(config(manifest), workdir)
+    return workdir
+
+
+def test_a_run_leaves_loss_samples_checkpoints_and_a_model(run: Path):
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    wanted = {"loss", "loss_stage_0", "loss_stage_2", "gradient_norm", "learning_rate"}
+    assert wanted <= set(lines[-1])
+    assert list(run.glob("events.out.tfevents.*"))
+    assert (run / "loss.png").stat().st_size > 1000
+    assert (run / "samples/0000002/0.mp4").stat().st_size > 0
+    assert (run / "samples/0000002/contact_sheet.png").stat().st_size > 1000
+    assert (run / "checkpoints/2").is_dir()
+
+
+def test_the_trained_model_makes_videos(run: Path):
+    model = generate.load(run / "model")
+    video = model.text_to_video("a red circle moves left", generate.Size(32, 32, 3))
+    assert video.shape == (1, 3, 32, 32, 3)
+
+
+def test_a_run_is_continued_to_more_steps(run: Path, manifest: Path):
+    cfg = config(manifest)
+    cfg.loop.update(steps=3, sample_every=0)
+    train(cfg, run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_run_of_another_config_is_not_continued(run: Path, manifest: Path):
+    cfg = config(manifest)
+    cfg.optimizer.learning_rate = 0.5
+    with pytest.raises(
+        ValueError, match=r"of another config: optimizer.learning_rate"
+    ):
+        train(cfg, run)
+
+
+def test_an_empty_manifest_is_refused(tmp_path: Path):
+    empty = tmp_path / "manifest.jsonl"
+    empty.write_text("\n")
+    with pytest.raises(ValueError, match="is empty; write lines such as"):
+        train(config(empty), tmp_path / "run")
