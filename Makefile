@@ -7,6 +7,9 @@ WORKERS ?= 0
 # A folder of recorded cases for `make parity`.
 CASES ?= tests/golden
 
+# Steps of `make train-demo`: 10 minutes on 2 CPU cores.
+STEPS ?= 1200
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -63,8 +66,11 @@ check: lint types test ## everything that CI runs
 demo: setup ## make videos with the model that ships with the project
 	$(RUN) -m launch.demo
 
-train-demo: setup ## train that model from nothing
-	$(RUN) -m launch.train --config=configs/tiny.py --workdir=runs/tiny
+train-demo: setup ## train that model from nothing, for 10 minutes
+	$(RUN) -m launch.prepare --embedded --to=data/shapes
+	$(RUN) -m launch.train --config=configs/tiny.py --workdir=runs/train-demo \
+		--config.optimizer.steps=$(STEPS) --config.loop.steps=$(STEPS) \
+		--config.loop.sample_every=0 --max_seconds=600
 
 notebooks: setup ## execute the notebooks
 	$(RUN) -m pytest -m notebook

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long runs of the data pipeline: stopped and resumed, with bad files, with workers."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyramid_jax.data.manifest import Record
+from pyramid_jax.data.pipeline import DataConfig
+from pyramid_jax.data.records import Pixels
+from tests.packed import (
+    FRAMES,
+    SIZE,
+    assert_equal,
+    config,
+    opened,
+    synthetic,
+    take,
+    taken_parts,
+    write_clips,
+)
+
+# ----------------------------------------------------------------------------- resuming
+
+
+def resume(cfg: DataConfig, after: DataConfig, folder: Path, at: int, load) -> None:
+    """After `at` batches another iterator goes on where the first one was."""
+    with (
+        opened(cfg, folder, load=load) as first,
+        opened(after, folder, load=load) as second,
+    ):
+        for _ in range(at):
+            next(first)
+        second.set_state(json.loads(json.dumps(first.get_state())))
+        for _ in range(4):
+            assert_equal(next(first), next(second))
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 5])
+def test_a_run_resumes_exactly_where_it_stopped(tmp_path, at):
+    cfg = config(tmp_path, batch=3, dropout=0.3)
+    resume(cfg, cfg, tmp_path, at, synthetic)
+
+
+def test_an_iterator_that_has_moved_on_can_be_set_back(tmp_path):
+    with opened(config(tmp_path), tmp_path) as iterator:
+        next(iterator)
+        state = iterator.get_state()
+        before = [next(iterator) for _ in range(3)]
+        iterator.set_state(state)
+        for rows in before:
+            assert_equal(rows, next(iterator))
+
+
+# ---------------------------------------------------------------------------- bad files
+
+
+def clips_and_broken(folder: Path, broken: int) -> list[Record]:
+    records = write_clips(folder, 10)
+    for i in range(broken):
+        path = folder / f"broken{i}.mp4"
+        path.write_bytes(b"no video")
+        records.append(Record(path, "video", str(90 + i)))
+    return records
+
+
+def test_a_bad_file_is_skipped_logged_and_listed_once(tmp_path, caplog):
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), segments=1, batch=10)
+    cfg = replace(cfg, max_bad=0.1)
+    found = taken_parts(3, cfg, tmp_path / "run", load=None)
+    assert len(found) == 30 and {part.text[1] for part in found} == set(range(10, 20))
+    lines = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    listed = json.loads(lines[0])
+    assert listed["path"] == str(tmp_path / "broken0.mp4")
+    assert "can not be decoded" in listed["reason"]
+    logged = [r for r in caplog.records if r.name == "pyramid_jax.data.packing"]
+    assert len(logged) == 1 and listed["path"] in logged[0].getMessage()
+
+
+def test_a_skipped_example_is_not_replaced_by_another(tmp_path):
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), segments=1, batch=10)
+    with_broken = taken_parts(1, replace(cfg, max_bad=0.1), tmp_path, load=None)
+    all_sound = taken_parts(2, cfg, tmp_path)
+    expected = [p for p in all_sound if p.text[1] < 90][:10]
+    assert [(p.text, p.stage, p.unit) for p in with_broken] == [
+        (p.text, p.stage, p.unit) for p in expected
+    ]
+
+
+def test_too_many_bad_files_stop_the_run_and_name_the_list(tmp_path):
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 3), max_bad=0.2)  # 2 of 13 pass
+    with pytest.raises(ValueError, match=r"3 of 13 files .*skipped\.jsonl lists them"):
+        take(20, cfg, tmp_path, load=None)
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_data_set_without_any_good_file_stops_even_if_all_may_be_bad(tmp_path):
+    records = [Record(tmp_path / f"{i % 3}.mp4", "video", str(i)) for i in range(12)]
+    cfg = config(tmp_path, records, max_bad=1.0)
+    with pytest.raises(ValueError, match="3 of 3 files"):
+        take(1, cfg, tmp_path, load=None)
+
+
+def test_a_caption_longer_than_a_row_is_a_bad_record(tmp_path):
+    records = [Record(tmp_path / "a.mp4", "video", "10 " * 12)]
+    with pytest.raises(ValueError, match=r"caption of .*a\.mp4 has 13 tokens.* has 12"):
+        take(1, config(tmp_path, records), tmp_path)
+
+
+def test_a_latent_longer_than_a_row_is_a_bad_record(tmp_path):
+    cfg = config(tmp_path, temporal=False, stage_shares=(0, 0, 1), tokens=256)
+    with pytest.raises(ValueError, match=r"makes a segment of 320 tokens.* has 256"):
+        take(1, cfg, tmp_path, load=lambda *_: np.zeros((5, *SIZE, 3), np.float32))
+
+
+# ------------------------------------------------------------------------------ workers
+
+
+@pytest.mark.slow
+def test_the_rows_do_not_depend_on_the_number_of_workers(tmp_path):
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), max_bad=0.1, dropout=0.3)
+    runs = [
+        take(8, replace(cfg, workers=n), tmp_path / str(n), load=None) for n in range(3)
+    ]
+    assert not multiprocessing.active_children()
+    for alone, one, two in zip(*runs, strict=True):
+        assert_equal(alone, one)
+        assert_equal(alone, two)
+    for n in range(3):
+        assert len((tmp_path / str(n) / "skipped.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (1, 2), (2, 0)])
+def test_a_run_resumes_with_any_number_of_workers(tmp_path, before, after):
+    cfg = config(tmp_path, write_clips(tmp_path, 5), batch=3)
+    cfg, other = replace(cfg, workers=before), replace(cfg, workers=after)
+    resume(cfg, other, tmp_path, at=3, load=Pixels(FRAMES, 8))
+
+
+@pytest.mark.slow
+def test_too_many_bad_files_of_workers_stop_the_run(tmp_path):
+    cfg = config(tmp_path, max_bad=0.2, workers=1)
+    with pytest.raises(ValueError, match="3 of 12 files"):
+        take(5, cfg, tmp_path, load=None)
+
+
+SCRIPT = """
+import sys
+from pyramid_jax.data.pipeline import DataConfig, batches
+from pyramid_jax.layout import Layout
+
+if __name__ == "__main__":
+    cfg = DataConfig(sys.argv[1], 16, 16, 4, 8.0, 2, 300, 12, 5, workers=1)
+    rows = batches(cfg, Layout(), lambda text: [len(text)], sys.argv[2])
+    assert (next(rows).stage >= 0).any()
+    rows.close()
+"""
+
+
+@pytest.mark.slow
+def test_workers_need_neither_parsed_flags_nor_an_accelerator(tmp_path):
+    """A platform that does not exist only raises when a backend is started."""
+    cfg = config(tmp_path, write_clips(tmp_path, 2))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, script, cfg.manifest, tmp_path],
+        env={**os.environ, "JAX_PLATFORMS": "missing", "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr.decode()
