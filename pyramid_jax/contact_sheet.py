@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 def write_contact_sheet(
     path: str | Path,
-    videos: Sequence[UInt8[np.ndarray, "f h w 3"]],
+    videos: Sequence[UInt8[np.ndarray, "_ _ _ 3"]],
     captions: Sequence[str],
     columns: int = 8,
 ) -> Path:
