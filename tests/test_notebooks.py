@@ -44,7 +44,11 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path):
     notebook = jupytext.read(path)
     where = {"metadata": {"path": str(path.parent)}}
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources=where
+        notebook,
+        timeout=300,  # seconds for a cell and for the start, on a busy machine
+        startup_timeout=300,
+        kernel_name="python3",
+        resources=where,
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
