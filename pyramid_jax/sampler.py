@@ -140,6 +140,7 @@ def sample(
     t, h, w, c = canvas.shape
     per_unit = cfg.layout.frames_per_unit
     step = _Unit(velocity, text, cfg)
+    scales = None if scales is None else jnp.asarray(scales, jnp.float32)
     first = canvas.first
     if first is None:
         noise = canvas.noise(0, 1)

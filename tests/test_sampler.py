@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler under velocities without a network: exact ones, one that mixes all."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pyramid_jax import layout, pyramid, sampler
+from pyramid_jax.kernels.attention import attention
+from pyramid_jax.layout import Layout
+from pyramid_jax.mask import TokenMask
+from pyramid_jax.pyramid import Stage
+from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax.shapes import Text, Tokens
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+FEW = SamplerConfig(
+    stages=pyramid.stages((0, 0.5, 1)), first_steps=(3, 2), video_steps=(2, 2)
+)
+# perf: compiling is most of these tests' time, running is nothing.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def prompts(*pooled: float) -> Text:
+    """One prompt per row, told by a number."""
+    order = jnp.zeros((len(pooled), 1), jnp.int32)
+    numbers = jnp.array(pooled, jnp.float32).reshape(-1, 1, 1)
+    return Text(numbers, order, numbers)
+
+
+def canvas(t: int, cfg: SamplerConfig, keys: jax.Array = KEYS, **given) -> Canvas:
+    """A video of `t` frames with one channel, one token large at the first stage."""
+    side = 2 ** (len(cfg.stages) - 1) * cfg.layout.patch
+
+    def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
+        return sampler.draw(keys, unit, (frames, side, side, 1), cfg)
+
+    return Canvas((t, side, side, 1), noise, **given)
+
+
+def run(
+    velocity: Callable,
+    text: Text,
+    on: Canvas,
+    cfg: SamplerConfig,
+    scales: Sequence[float] | None = None,
+) -> jax.Array:
+    weights = None if scales is None else jnp.array(scales, jnp.float32)
+    sample = partial(sampler.sample, velocity, text, on, weights, cfg)
+    return jax.jit(sample, compiler_options=FAST)()
+
+
+# --------------------------------------------------------------------------- velocities
+
+
+def straight(
+    x: jax.Array, clean: jax.Array, coarser: jax.Array, time: jax.Array, stage: Stage
+) -> jax.Array:
+    """The velocity of the path of a stage that leads through `x` to `clean`."""
+    sigma = (time - stage.time_end) / (stage.time_start - stage.time_end)
+    signal = pyramid.interpolate(stage.start * coarser, stage.end * clean, sigma)
+    left = sigma * (1 - stage.start) + (1 - sigma) * (1 - stage.end)
+    ends = pyramid.endpoints(clean, coarser, (x - signal) / left, *stage[:2])
+    return pyramid.velocity(*ends)
+
+
+def inside(time: jax.Array, stage: Stage) -> jax.Array:
+    """Which rows are at this stage: the clock tells."""
+    return ((stage.time_end < time) & (time <= stage.time_start))[..., None]
+
+
+def to_target(target: jax.Array, cfg: SamplerConfig) -> Callable:
+    """Leads to a known video."""
+    levels = pyramid.levels(target, len(cfg.stages))
+    patch = cfg.layout.patch
+
+    def velocity(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+        b, t = target.shape[:2]
+        frame, y, x = jnp.moveaxis(tokens.position.astype(jnp.int32), 2, 0)
+        out = jnp.zeros_like(tokens.values)
+        for k, stage in enumerate(cfg.stages):
+            h, w = layout.grid(levels[k], patch)
+            below = pyramid.up(levels[k - 1]) if k else jnp.zeros_like(levels[0])
+            clean, coarser = (
+                layout.patchify(level, patch).reshape(b, t, h, w, -1)[
+                    jnp.arange(b)[:, None], frame, y.clip(0, h - 1), x.clip(0, w - 1)
+                ]
+                for level in (levels[k], below)
+            )
+            v = straight(tokens.values, clean, coarser, time[..., None], stage)
+            out = jnp.where(inside(time, stage), v, out)
+        return out
+
+    return velocity
+
+
+def to_previous_frame(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+    """Leads every frame to the one before it, found among the tokens (patches of 1)."""
+    place = tokens.position
+    before = tokens.frame[:, :, None] - 1 == tokens.frame[:, None, :]
+    before &= tokens.segment[:, None, :] == 0
+
+    def past(place: jax.Array) -> jax.Array:
+        """The mean of the previous frame's tokens that are at the same place."""
+        same = (place[:, :, None, 1:] == place[:, None, :, 1:]).all(-1) & before
+        weight = same.astype(jnp.float32)
+        return weight @ tokens.values / jnp.maximum(weight.sum(-1, keepdims=True), 1)
+
+    clean, coarser = past(place), past(place // 2)
+    out = jnp.zeros_like(clean)
+    for stage in pyramid.stages():
+        v = straight(tokens.values, clean, coarser, time[..., None], stage)
+        out = jnp.where(inside(time, stage), v, out)
+    return out
+
+
+def mixing(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+    """Depends on all there is: history, places, the clock and the prompt."""
+    x = jnp.sin(tokens.values + tokens.position.sum(-1, keepdims=True))
+    x = x[:, :, None, :]
+    seen = attention(x, x, x, TokenMask(tokens.segment, tokens.frame))[:, :, 0]
+    return jnp.sin(3 * seen + (time / 300)[..., None] + text.pooled)
+
+
+# -------------------------------------------------------------------------------- tests
+
+
+@pytest.mark.parametrize(
+    ("edges", "per_unit", "t"),
+    [
+        ((0, 1 / 3, 2 / 3, 1), 1, 4),
+        ((0, 1 / 3, 2 / 3, 1), 2, 5),
+        ((0, 0.5, 1), 1, 3),
+        ((0, 0.25, 0.5, 0.75, 1), 1, 3),
+        ((0, 1 / 3, 2 / 3, 1), 1, 1),
+    ],
+)
+def test_an_exact_velocity_lands_on_the_data(edges, per_unit, t):
+    """Through all stages, jumps and units; only float32 rounding is left."""
+    stages = pyramid.stages(edges)
+    cfg = SamplerConfig(
+        stages=stages,
+        layout=Layout(frames_per_unit=per_unit),
+        first_steps=(2,) * len(stages),
+        video_steps=(3,) * len(stages),
+    )
+    on = canvas(t, cfg)
+    target = normal(1, 2, *on.shape)
+    video = run(to_target(target, cfg), prompts(0, 0), on, cfg)
+    np.testing.assert_allclose(video, target, rtol=0, atol=1e-5)
+
+
+def test_an_exact_velocity_continues_a_given_image():
+    on = canvas(3, FEW, first=normal(2, 2, 1, 4, 4, 1))
+    target = normal(1, 2, *on.shape).at[:, :1].set(on.first)
+    video = run(to_target(target, FEW), prompts(0, 0), on, FEW)
+    np.testing.assert_array_equal(video[:, :1], on.first)
+    np.testing.assert_allclose(video, target, rtol=0, atol=1e-5)
+
+
+def test_every_unit_sees_the_frame_before_it_at_every_stage():
+    """A velocity that leads to the previous frame makes a still video of the image."""
+    cfg = SamplerConfig(layout=Layout(patch=1), video_steps=(2, 2, 2))
+    image = normal(2, 2, 1, 4, 4, 1)
+    video = run(to_previous_frame, prompts(0, 0), canvas(5, cfg, first=image), cfg)
+    np.testing.assert_allclose(video, jnp.tile(image, (1, 5, 1, 1, 1)), atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> jax.Array:
+    """A video of two prompts and 6 frames under `mixing`."""
+    return run(mixing, prompts(0.1, 0.2), canvas(6, FEW), FEW)
+
+
+def test_a_longer_video_starts_with_the_frames_of_a_shorter_one(mixed):
+    short = run(mixing, prompts(0.1, 0.2), canvas(3, FEW), FEW)
+    np.testing.assert_allclose(mixed[:, :3], short, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("scans", [2, 9])
+def test_dividing_the_units_into_scans_changes_nothing(mixed, scans):
+    cfg = dataclasses.replace(FEW, scans=scans)
+    divided = run(mixing, prompts(0.1, 0.2), canvas(6, cfg), cfg)
+    np.testing.assert_allclose(mixed, divided, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("t", "scans", "given", "expected"),
+    [
+        (1, 1, False, 3),
+        (2, 1, False, 6),
+        (9, 1, False, 6),
+        (9, 2, False, 9),
+        (9, 1, True, 3),
+    ],
+)
+def test_the_network_is_traced_once_per_stage_and_scan(t, scans, given, expected):
+    calls = []
+
+    def counting(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+        calls.append(tokens.values.shape)
+        return tokens.values
+
+    cfg = SamplerConfig(scans=scans)
+    first = normal(0, 2, 1, 8, 8, 1) if given else None
+    on = canvas(t, cfg, first=first)
+    jax.eval_shape(lambda: sampler.sample(counting, prompts(0, 0), on, None, cfg))
+    assert len(calls) == expected
+
+
+def test_later_scans_have_no_fewer_history_slots_than_they_need():
+    """Of 9 units, two scans see at most 4 and 8 frames of history at stage 0."""
+    lengths = []
+
+    def noting(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+        lengths.append(tokens.values.shape[1])
+        return tokens.values
+
+    cfg = SamplerConfig(scans=2)
+    on = canvas(9, cfg)
+    jax.eval_shape(lambda: sampler.sample(noting, prompts(0, 0), on, None, cfg))
+    assert lengths[::3] == [1, 5, 9]
+
+
+def test_a_video_does_not_depend_on_the_others_of_its_batch(mixed):
+    alone = run(mixing, prompts(0.2), canvas(6, FEW, KEYS[1:]), FEW)
+    np.testing.assert_allclose(mixed[1:], alone, rtol=0, atol=2e-6)
+    assert jnp.abs(mixed[0] - mixed[1]).max() > 0.1
+
+
+# ----------------------------------------------------------------------------- guidance
+
+
+def test_guidance_of_1_is_the_prompt_alone(mixed):
+    text = prompts(-0.4, -0.3, 0.1, 0.2)
+    guided = run(mixing, text, canvas(6, FEW), FEW, scales=[1.0] * 6)
+    np.testing.assert_allclose(guided, mixed, rtol=0, atol=5e-6)
+
+
+def test_guidance_of_0_is_the_negative_prompt_alone(mixed):
+    text = prompts(0.1, 0.2, -0.4, -0.3)
+    guided = run(mixing, text, canvas(6, FEW), FEW, scales=[0.0] * 6)
+    np.testing.assert_allclose(guided, mixed, rtol=0, atol=5e-6)
+
+
+def test_every_unit_is_guided_by_its_own_scale():
+    """Where the velocity is linear in the prompt, guidance extrapolates the prompt."""
+
+    def linear(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+        return jnp.broadcast_to(text.pooled, tokens.values.shape)
+
+    scales, on = (7.0, 5.0, 3.5), canvas(3, FEW)
+    guided = run(linear, prompts(0.1, 0.2, 0.5, 0.3), on, FEW, scales)
+    for unit, scale in enumerate(scales):
+        text = prompts(0.1 + scale * (0.5 - 0.1), 0.2 + scale * (0.3 - 0.2))
+        plain = run(linear, text, on, FEW)
+        np.testing.assert_allclose(guided[:, unit], plain[:, unit], atol=1e-5)
+
+
+def test_the_first_frame_has_a_scale_of_its_own():
+    np.testing.assert_array_equal(Guidance(9.0, 4.0).scales(3), [9, 4, 4])
+    np.testing.assert_array_equal(Guidance(9.0, 4.0).scales(1), [9])
+
+
+def test_decaying_guidance_falls_to_its_floor():
+    scales = Guidance(first=4.0, video=9.0, decay=0.75, floor=2.0).scales(5)
+    np.testing.assert_array_equal(scales, [4, 3.25, 2.5, 2, 2])
+
+
+def test_scales_may_be_what_guidance_returns():
+    text, on, scales = prompts(0, 0, 1, 1), canvas(2, FEW), Guidance().scales(2)
+    video = jax.eval_shape(lambda: sampler.sample(mixing, text, on, scales, FEW))
+    assert video.shape == (2, *on.shape)
+
+
+# -------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("gamma", [1 / 3, 0.2])
+def test_noise_of_a_unit_is_white_at_its_start_and_block_noise_at_its_jumps(gamma):
+    cfg = SamplerConfig(stages=pyramid.stages(gamma=gamma), gamma=gamma)
+    noise = sampler.draw(KEYS, 3, (5, 64, 64, 4), cfg)
+    assert [n.shape for n in (noise.start, *noise.jumps)] == [
+        (2, 5, 16, 16, 4),
+        (2, 5, 32, 32, 4),
+        (2, 5, 64, 64, 4),
+    ]
+    for n, inside_block in ((noise.start, 0.0), *((n, -gamma) for n in noise.jumps)):
+        variance = 1 / 4 + 3 / 4 * inside_block
+        assert jnp.square(n).mean() == pytest.approx(1.0, abs=0.05)
+        assert jnp.square(pyramid.down(n)).mean() == pytest.approx(variance, abs=0.02)
+
+
+def test_units_stages_and_videos_have_noise_of_their_own():
+    """Where two of them shared a key, their first values would be equal."""
+    draw = partial(sampler.draw, shape=(1, 8, 8, 4), cfg=SamplerConfig())
+    a, b = draw(KEYS, 1), draw(KEYS, 2)
+    parts = [n for noise in (a, b) for n in (noise.start, *noise.jumps)]
+    first = np.ravel([part[:, :, :2, :2] for part in parts])
+    assert len(np.unique(first)) == len(first)
+
+
+def test_the_noise_of_a_unit_depends_on_its_number_alone():
+    draw = partial(sampler.draw, shape=(1, 8, 8, 1), cfg=SamplerConfig())
+    known, traced = draw(KEYS, 2), jax.jit(lambda unit: draw(KEYS, unit))(2)
+    jax.tree.map(np.testing.assert_array_equal, known.start, traced.start)
+
+
+# ------------------------------------------------------------------------------- config
+
+
+def test_leaving_out_the_last_steps_moves_the_result_a_little(mixed):
+    """0.001 of each stage's path, for a velocity of size 1."""
+    fewer = dataclasses.replace(FEW, last_step=False)
+    near = run(mixing, prompts(0.1, 0.2), canvas(6, fewer), fewer)
+    assert 1e-6 < jnp.abs(near - mixed)[:, :2].max() < 1e-2
+
+
+@pytest.mark.parametrize("name", ["first_steps", "video_steps"])
+def test_steps_for_another_number_of_stages_are_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}=\(10, 10\) .* each of the 3 stages"):
+        SamplerConfig(**{name: (10, 10)})
+
+
+def test_no_scan_at_all_is_refused():
+    with pytest.raises(ValueError, match="scans=0 must be 1 or more"):
+        SamplerConfig(scans=0)
+
+
+def test_a_length_that_is_no_whole_number_of_units_is_refused():
+    cfg = SamplerConfig(layout=Layout(frames_per_unit=2))
+    with pytest.raises(ValueError, match="use 3 or 5"):
+        sampler.sample(mixing, prompts(0), canvas(4, cfg, KEYS[:1]), None, cfg)
