@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffusion transformer that serves every stage: tokens and conditions to velocities.
+"""The diffusion transformer of all stages: tokens and conditions to velocities.
 
 Text and video tokens first attend to each other with weights of their own (double
 blocks), then, in the miniFLUX variant, as one sequence with shared weights (single
@@ -43,17 +43,13 @@ class DiTConfig:
     """Everything that tells one transformer from another.
 
     Args:
-        rope_axes: head features rotated by frame, y, x; (head_dim,) rotates by frame
-            alone.
-        table: side of the learned-image position table added to the tokens; None: no
-            table.
+        rope_axes: head features rotated by frame, y, x; (head_dim,): by frame alone.
+        table: side of the table of positions added to the tokens; None: no table.
         table_base: side, in cells, of the image model that the table was made for.
-        text_ends_early: in the last double block the text is attended to, but not
-            updated.
+        text_ends_early: the last double block attends to the text, but leaves it.
         causal: frames don't see later frames; False is the reference's ablation.
         dtype: of matrix products and of what flows between blocks; weights are float32.
-        remat: recompute each block in the backward pass instead of storing what is
-            inside.
+        remat: the backward pass recomputes each block instead of storing its inside.
         attention: backend name for `kernels.attention`, None for the device's best.
     """
 
@@ -78,7 +74,8 @@ class DiTConfig:
         if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
             raise ValueError(
                 f"width {self.width} over {self.heads} heads must equal the sum of "
-                f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or (16, 24, 24)"
+                f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or "
+                "(16, 24, 24)"
             )
 
     @property
@@ -105,7 +102,7 @@ class Stream(nn.Module):
             self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
 
     def condition(self, cond: jax.Array, segment: jax.Array) -> tuple[Affine, Affine]:
-        """What the segment's time and prompt do before attention, and before the MLP."""
+        """What the segment's time and prompt do around attention and around the MLP."""
         vectors = self.modulation(cond, segment)
         if self.attends_only:
             shift, scale = vectors
@@ -231,8 +228,7 @@ class DiT(nn.Module):
     ) -> Float[jax.Array, "b n p"]:
         """
         Args:
-            tokens: patches with positions; of each segment its history and current
-                unit.
+            tokens: patches with positions, of each segment the history and the unit.
             time: the network's clock of each segment, 0..1000.
             text: features, and the pooled vector of each segment.
         """

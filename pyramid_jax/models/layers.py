@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small layers shared by the models: dense with named axes, norms, modulation, embeddings."""
+"""Layers shared by the models: dense, norms, modulation, embeddings."""
 
 import math
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def dense(
     init: nn.initializers.Initializer | None = None,
     bias: bool = True,
 ) -> nn.DenseGeneral:
-    """A linear map of the last `contract` axes to `features`, its weight's `axes` named.
+    """A linear map of the last `contract` axes to `features`, with named `axes`.
 
     The bias is laid out like the output. Weights are float32, products in `dtype`.
     Default initialisation: Xavier uniform, of each part alone where several are fused
@@ -116,7 +116,7 @@ class Modulation(nn.Module):
 def per_token(
     x: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
 ) -> Float[jax.Array, "b _ d"]:
-    """The vector of each token's segment; one vector for all when a row has one segment."""
+    """The vector of each token's segment; a single one if a row has one segment."""
     count = x.shape[1]
     if count == 1:
         return x
@@ -133,7 +133,7 @@ def per_token(
 def sinusoid(
     time: Float[jax.Array, "b s"], width: int = 256
 ) -> Float[jax.Array, "b s _"]:
-    """Cosines, then sines, of `time` (0..1000) at `width / 2` frequencies from 1 to 1e-4."""
+    """Cosines, then sines, of `time` (0..1000) at frequencies from 1 to 1e-4."""
     half = width // 2
     # parity: exponents rounded to float32; at time 1000 the angle shows their last bit.
     exponent = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32)
@@ -159,7 +159,7 @@ class Embedder(nn.Module):
 
 
 def position_table(cells: int, base: int, width: int) -> np.ndarray:
-    """Sines and cosines of one coordinate, (cells, width / 2), at `width / 4` frequencies.
+    """Sines, then cosines, of a coordinate at `width / 4` frequencies, a row per cell.
 
     A grid of `base` cells spans the range of the image model that the weights come
     from; positions are therefore scaled by base / cells.
