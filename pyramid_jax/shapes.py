@@ -7,13 +7,18 @@ tokens, `n` video tokens, `l = m + n`, `s` segments in a row, `d` model width, `
 rotary pairs.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-Array = jax.Array | np.ndarray  # the method's functions work on both
+# The method's functions work on both. Arrays are checked where it counts, with their
+# shapes, while the tests run; static checkers only know that they are there.
+if TYPE_CHECKING:
+    Array = Any
+else:
+    Array = jax.Array | np.ndarray
 
 
 class Text(NamedTuple):
@@ -42,7 +47,7 @@ class Tokens(NamedTuple):
     frame: Int[Array, "b n"]
 
 
-# A list of `Tokens` would claim that all hold the same number n; a list of these does not.
+# In a list of `Tokens` all would have the same number n; in a list of these, any.
 AnyTokens = tuple[Array, ...]
 
 
