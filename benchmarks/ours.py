@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step, its parts, and a sampled video, by the package's own functions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.workload import Product, Workload
+from pyramid_jax import config, sampler, sharding
+from pyramid_jax.kernels.attention import attention
+from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax.training import state, step
+from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+
+Run = Callable[[], Any]
+
+
+def training(work: Workload) -> Run:
+    """Runs a whole training step: loss, gradient, clipping, AdamW, average."""
+    init, rates = partial(config.initialise, work.model), OptimizerConfig()
+    update, over = optimizer(rates), _mesh()
+    take = step.train_step(
+        partial(config.loss, work.model),
+        update,
+        learning_rate(rates),
+        step.StepConfig(),
+        state.abstract(init, update, over),
+    )
+    rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)
+    current = [state.create(jax.random.key(0), init, update, over)]
+
+    def run() -> jax.Array:
+        current[0], report = take(current[0], rows, key)
+        return report.loss
+
+    return run
+
+
+def gradient(work: Workload) -> Run:
+    """Runs the part of a training step that ends with the gradient."""
+    params = _weights(work)
+    rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)
+    compute = jax.jit(partial(step.gradients, partial(config.loss, work.model)))
+    return lambda: compute(params, rows, key)
+
+
+def products(work: Workload) -> dict[Product, Run]:
+    """Runs every matrix product with weights that a step contains, forward and back."""
+    return {product: _product(product) for product in work.products()}
+
+
+def attentions(work: Workload) -> Run:
+    """Runs the attention of one block, forward and back, on the training row."""
+    shape = (1, sum(work.tokens), work.heads, work.model.dit.head_dim)
+    inputs = [jax.random.normal(jax.random.key(i), shape) for i in range(4)]
+
+    @jax.jit
+    def compute(q: jax.Array, k: jax.Array, v: jax.Array, back: jax.Array, seen: Any):
+        backend = work.model.dit.attention
+        out, pull = jax.vjp(lambda *x: attention(*x, seen, backend), q, k, v)
+        return out, pull(back)
+
+    return partial(compute, *inputs, jax.tree.map(jnp.asarray, work.mask))
+
+
+def sampling(work: Workload, scans: int = 1) -> Run:
+    """Runs the sampling of one video with guidance, from its noise to its latents.
+
+    Args:
+        scans: see `SamplerConfig`; `work.sampled - 1` gives every unit its own scan.
+    """
+    steps = (work.steps,) * len(work.model.stages)
+    cfg = SamplerConfig(work.model.stages, work.model.layout, steps, steps, scans=scans)
+    shape = (work.sampled, *work.cells, work.model.latent.channels)
+    scales = jnp.asarray(Guidance().scales(work.sampled), jnp.float32)
+
+    @jax.jit
+    def compute(params: Any, text: Any, keys: jax.Array) -> jax.Array:
+        def noise(unit: Any, frames: int) -> sampler.Noise:
+            return sampler.draw(keys, unit, (frames, *shape[1:]), cfg)
+
+        network = config.velocity(work.model, params)
+        return sampler.sample(network, text, Canvas(shape, noise), scales, cfg)
+
+    text = jax.tree.map(jnp.asarray, work.prompts)
+    return partial(
+        compute, _weights(work), text, jax.random.split(jax.random.key(1), 1)
+    )
+
+
+def multiply(side: int) -> Run:
+    """Runs one product of square matrices, the best rate that a step could have."""
+    x = jax.random.normal(jax.random.key(0), (side, side))
+    return partial(jax.jit(jnp.matmul), x, x)
+
+
+def _product(product: Product) -> Run:
+    shapes = (
+        (product.tokens, product.inputs),
+        (product.inputs, product.outputs),
+        (product.tokens, product.outputs),
+    )
+    x, w, back = (jax.random.normal(jax.random.key(0), shape) for shape in shapes)
+
+    @jax.jit
+    def compute(x: jax.Array, w: jax.Array, back: jax.Array):
+        out, pull = jax.vjp(jnp.matmul, x, w)
+        return out, pull(back)
+
+    return partial(compute, x, w, back)
+
+
+def _weights(work: Workload) -> Any:
+    return jax.jit(
+        lambda: sharding.unbox(config.initialise(work.model, jax.random.key(0)))
+    )()
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return sharding.mesh(data=1, devices=jax.devices()[:1])
