@@ -2,6 +2,7 @@
 """What all configs have in common: every entry, with the released models' values."""
 
 from dataclasses import asdict
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,17 +11,17 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 
 
-def get_config(variant: str = "mmdit") -> ConfigDict:
+def get_config(variant: str = "mmdit") -> Any:
     """A locked ConfigDict: a misspelt key or a wrong type raises where it is set.
 
     The entries of a section are the fields of the dataclass named beside it, which
     documents them.
     """
-    cfg = ConfigDict()
+    cfg: Any = ConfigDict()  # its entries are made up here, so no type knows them
     dit = VARIANTS[variant]
     cfg.model = {  # config.ModelConfig
         "variant": variant,
-        "dit": asdict(dit),  # models.dit.DiTConfig
+        "dit": asdict(dit) | {"dtype": "bfloat16"},  # models.dit.DiTConfig
         "layout": asdict(Layout(table=dit.table)),  # layout.Layout
         "latent": asdict(LatentConfig()),  # latents.LatentConfig
         "text": None,  # models.text.TextConfig
@@ -28,7 +29,6 @@ def get_config(variant: str = "mmdit") -> ConfigDict:
         "corrupt": 1 / 3,
         "tokenizer": "byt5",
     }
-    cfg.model.dit.dtype = "bfloat16"
     cfg.data = {  # data.pipeline.DataConfig
         "manifest": "",
         "height": 384,
@@ -68,14 +68,14 @@ def get_config(variant: str = "mmdit") -> ConfigDict:
         "guidance": {"first": 7.0, "video": 5.0},
         "last_step": True,
     }
-    cfg.loop = dict(log_every=50, save_every=1000, sample_every=5000)
-    cfg.loop.steps = 50_000  # training.loop.LoopConfig
+    every = dict(log_every=50, save_every=1000, sample_every=5000)
+    cfg.loop = {"steps": 50_000} | every  # training.loop.LoopConfig
     cfg.seed = 0
     cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
     return cfg.lock()
 
 
-def choose(cfg: ConfigDict, mode: str) -> ConfigDict:
+def choose(cfg: Any, mode: str) -> Any:
     """The config itself for "full"; for "smoke" a version for a laptop and for tests.
 
     The smoke version keeps the variant and shrinks everything: 32x32 pixels instead of

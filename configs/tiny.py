@@ -8,12 +8,12 @@ Two CPU cores are enough; README has the measured accuracy. Three stages of 8, 1
 32 pixels, patches of 4x4 pixels; the latents are the pixels themselves.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base
 
 
-def get_config(mode: str = "full") -> ConfigDict:
+def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("miniflux")
     describe(cfg.model)
@@ -55,7 +55,7 @@ def get_config(mode: str = "full") -> ConfigDict:
     return base.choose(cfg, mode)
 
 
-def describe(model: ConfigDict) -> None:
+def describe(model: Any) -> None:
     """The model: miniFLUX blocks, positions also from a table, pixels as latents."""
     model.dit.update(
         width=128,

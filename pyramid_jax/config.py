@@ -66,11 +66,11 @@ class ModelConfig:
     tokenizer: str = "byt5"
 
     def __post_init__(self):
-        values = self.layout.patch**2 * self.latent.channels
-        if values != self.dit.patch_values:
+        patch, channels = self.layout.patch, self.latent.channels
+        if self.dit.patch_values != patch**2 * channels:
             raise ValueError(
-                f"patch_values {self.dit.patch_values} must be {values} = {self.layout.patch}"
-                f"² (patch) x {self.latent.channels} (channels)"
+                f"patch_values {self.dit.patch_values} must be {patch**2 * channels} "
+                f"= {patch}² (patch) x {channels} (channels)"
             )
         if self.text is not None and {self.text.width} != {
             self.dit.text_width,
@@ -167,7 +167,7 @@ def _fields(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
 
 
-# ------------------------------------------------------------------ functions of a model
+# ----------------------------------------------------------------- functions of a model
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,12 @@ class PixelLatents:
 
 def pixel_latents(model: ModelConfig, data: DataConfig) -> PixelLatents:
     """How the data workers get latents; ValueError unless the model works on pixels."""
-    if (model.latent.spatial, model.latent.temporal, model.latent.channels) != (
-        1,
-        1,
-        3,
-    ):
+    latent = model.latent
+    if (latent.spatial, latent.temporal, latent.channels) != (1, 1, 3):
         raise ValueError(
-            f"training from files needs a model in pixel space, this one has latents of "
-            f"{model.latent.spatial}x{model.latent.spatial} pixels; its VAE is not here yet"
+            "training from files needs a model in pixel space, this one has latents of "
+            f"{latent.spatial}x{latent.spatial} pixels and its VAE is not here yet; "
+            "use configs/tiny.py, or any config as :smoke"
         )
     return PixelLatents(Pixels(data.frames, data.fps), model.latent)
 
@@ -222,18 +220,19 @@ def encode_text(
         raise ValueError(
             "this model has no text encoder of its own; give text features"
         )
-    return TextEncoder(model.text).apply(
-        {"params": params["text"]}, ids, segment, segments
-    )
+    weights = {"params": params["text"]}
+    text: Any = TextEncoder(model.text).apply(weights, ids, segment, segments)
+    return text
 
 
 def velocity(model: ModelConfig, params: Any) -> objective.Velocity:
     """The network as a function (tokens, time, text) -> velocity of every token."""
-    return partial(DiT(model.dit).apply, {"params": params["dit"]})
+    network: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
+    return network
 
 
 def row_text(model: ModelConfig, params: Any, rows: Rows) -> Text:
-    """The captions of packed rows: encoded token ids, or the features they come with."""
+    """The captions of packed rows: encoded ids, or the features they come with."""
     if model.text is None:
         return Text(rows.text, rows.text_segment, rows.pooled)
     segments = rows.stage.shape[1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training objective, elementwise on packed clean tokens.
 
-Everything random (time, history corruption, white noise) is drawn here, on the device, from
-a key per row, so that a loss depends on neither the number of hosts nor of devices.
+Everything random (time, history corruption, white noise) is drawn here, on the device,
+from a key per row: a loss depends on neither the number of hosts nor that of devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Draws(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What the network gets, and the velocity it should answer for the current tokens."""
+    """What the network gets, and the velocity that the current tokens should get."""
 
     tokens: Tokens
     time: Float[jax.Array, "b s"]
@@ -70,10 +70,12 @@ def noisy(
 ) -> Example:
     """Adds noise: the current unit on its stage's path, the history a little.
 
-        current: x = r·start + (1 - r)·end,  target = start - end    (see `pyramid.endpoints`)
-        history: x = (1 - c)·clean + c·z,    c uniform in [0, corrupt), one per segment
+        current: x = r·start + (1 - r)·end,  target = start - end
+        history: x = (1 - c)·clean + c·z,    c uniform in [0, corrupt), per segment
 
-    Source: paper eq. 9 to 11 and section 3.3; the reference's `add_pyramid_noise` functions.
+    with start and end from `pyramid.endpoints`.
+
+    Source: paper eq. 9 to 11, section 3.3; the reference's `add_pyramid_noise`.
     """
     # parity: the position in a stage is one of 1000.
     index = jnp.clip(jnp.floor(draws.level * TIME_SCALE), 0, TIME_SCALE - 1)
@@ -106,7 +108,7 @@ def squared_error(
     rows: Rows,
     stages: int,
 ) -> Losses:
-    """Mean squared error of each segment's current tokens, then the mean over segments."""
+    """Mean squared error of each segment's current tokens, then of the segments."""
     error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32))
     s = rows.stage.shape[1]
     current = jnp.where(rows.current, rows.segment, -1)
@@ -141,7 +143,7 @@ def loss(
 
 
 class _Lookup:
-    """Values of a stage, seen by its segments; values of a segment, seen by its tokens."""
+    """Values of a stage, as its segments see them; of a segment, as its tokens do."""
 
     def __init__(self, rows: Rows):
         self._stage = jnp.maximum(rows.stage, 0)

@@ -8,7 +8,6 @@ from typing import Any
 
 import grain
 import jax
-from ml_collections import ConfigDict
 
 from pyramid_jax import config, generate, sharding
 from pyramid_jax.checkpoint.store import Store
@@ -28,7 +27,7 @@ from pyramid_jax.training.step import StepConfig, train_step
 FREE = {"loop", "mesh", "sample", "prompts"}
 
 
-def train(cfg: ConfigDict, workdir: str | Path) -> Path:
+def train(cfg: Any, workdir: str | Path) -> Path:
     """Trains as a config says, or continues what `workdir` holds; returns the model.
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
@@ -77,7 +76,7 @@ def train(cfg: ConfigDict, workdir: str | Path) -> Path:
     return workdir / "model"
 
 
-def data_config(cfg: ConfigDict, model: ModelConfig) -> DataConfig:
+def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
     """The `data` section, with the stride of the model's latents."""
     stride = (model.latent.temporal, model.latent.spatial)
     return build(DataConfig, {**cfg.data, "stride": stride})

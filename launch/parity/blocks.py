@@ -45,7 +45,8 @@ def states(
     if "last_double" in params:
         block = DoubleBlock(cfg, text_attends_only=True)
         weights = {"params": params["last_double"]}
-        words, video = block.apply(weights, words, video, *constants)
+        after: Any = block.apply(weights, words, video, *constants)
+        words, video = after
         found[f"block{cfg.double_blocks - 1}.hidden"] = video
     x = jnp.concatenate([words, video], axis=1)
     if "single" in params:
@@ -72,9 +73,10 @@ def _double(
             .bind({"params": layer["video"]})
             .condition(cond, mask.segment[:, words.shape[1] :])
         )
-        after, kept = DoubleBlock(cfg).apply(
+        out: Any = DoubleBlock(cfg).apply(
             {"params": layer}, *state, *constants, capture_intermediates=_is_out
         )
+        after, kept = out
         attended = {
             name: kept["intermediates"][name]["out"]["__call__"][0]
             for name in ("text", "video")
@@ -102,8 +104,8 @@ def _single(
     cfg: DiTConfig, weights: Any, x: jax.Array, constants: tuple[Any, ...]
 ) -> tuple[jax.Array, States]:
     def step(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
-        x = SingleBlock(cfg).apply({"params": layer}, x, *constants)
-        return x, x
+        out: Any = SingleBlock(cfg).apply({"params": layer}, x, *constants)
+        return out, out
 
     x, seen = jax.lax.scan(step, x, weights)
     return x, {f"single{i}.hidden": seen[i] for i in range(len(seen))}

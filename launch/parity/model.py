@@ -51,7 +51,8 @@ def velocity(
 ) -> Float[jax.Array, "b n p"]:
     """The velocity of every token."""
     inputs = jax.tree.map(jnp.asarray, (tokens, time, words))
-    return DiT(cfg).apply({"params": params}, *inputs)
+    out: Any = DiT(cfg).apply({"params": params}, *inputs)
+    return out
 
 
 compiled_velocity = jax.jit(velocity, static_argnums=0, compiler_options=QUICK)

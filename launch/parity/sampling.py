@@ -35,7 +35,7 @@ class Run(NamedTuple):
     text: Text
     scales: np.ndarray | None
     first: np.ndarray | None
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int, int]
 
 
 def fits(scenario: Scenario) -> bool:
@@ -91,8 +91,7 @@ def _settings(scenario: Scenario, model: Model) -> Run:
     if call["guidance_scale"] > 0:  # of the first frame, which decides for all
         words.insert(0, recorded_text(scenario, "in.neg."))
         scales = _guidance(call).scales(units).astype(np.float32)
-    both = (np.concatenate(part) for part in zip(*words, strict=True))
-    scales = None if scales is None else jnp.asarray(scales)
+    both: Any = [np.concatenate(part) for part in zip(*words, strict=True)]
     return Run(cfg, text(*both), scales, first, (t, h, w, c))
 
 

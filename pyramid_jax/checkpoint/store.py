@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.sharding import SingleDeviceSharding
 
-State = TypeVar("State", bound=tuple)  # a NamedTuple of arrays and trees of arrays
+State = TypeVar("State", bound=Any)  # a NamedTuple of arrays and trees of arrays
 
 COUNTERS, DATA, CONFIG = "counters", "data", "config"
 
@@ -53,9 +53,9 @@ class Store:
         """The newest checkpoint's step, None if there is no checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: tuple, data: Resumable | None = None) -> None:
+    def save(self, step: int, state: Any, data: Resumable | None = None) -> None:
         """Starts to write a checkpoint; returns once `state` may be overwritten."""
-        items = {
+        items: dict[str, Any] = {
             name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
         }
         if data is not None:
@@ -125,7 +125,7 @@ def restore_params(
     Raises:
         ValueError: there is no such checkpoint.
     """
-    path = _checkpoint(folder, step) / item
+    path: Any = _checkpoint(folder, step) / item
     if like is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
@@ -152,7 +152,7 @@ class _Position:
         """Nothing to do: reading starts with the next batch."""
 
 
-def _items(state: tuple) -> dict[str, Any]:
+def _items(state: Any) -> dict[str, Any]:
     """A state's trees by field name, its single arrays together as counters."""
     fields = state._asdict()
     single = {n: x for n, x in fields.items() if jax.tree_util.all_leaves([x])}

@@ -30,7 +30,8 @@ def read_tree(path: str | Path, like: Any) -> Any:
         raise ValueError(
             f"{path} can't be read ({error}); copy the model again"
         ) from error
-    wanted = {name: x.shape for name, x in flatten_dict(like, sep="/").items()}
+    flat: dict[str, Any] = flatten_dict(like, sep="/")
+    wanted = {name: x.shape for name, x in flat.items()}
     problems = [f"  {name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"  {name} is unknown" for name in found.keys() - wanted.keys()]
     problems += [

@@ -49,9 +49,8 @@ class Caption(NamedTuple):
 class Settings:
     """How clips are drawn; lengths in pixels of the file, `step` per frame.
 
-    Clips are meant to be read at a quarter of their size. A shape crosses the centre, up
-    to `jitter` off, in multiples of `grid`: by default whole pixels at that size.
-    Diameters are even.
+    Clips are meant to be read at a quarter of their size. A shape crosses the centre,
+    up to `jitter` off, in multiples of `grid`. Diameters are even.
     """
 
     size: int = 128
@@ -68,8 +67,8 @@ class Settings:
         if room < 2 * self.jitter:
             raise ValueError(
                 f"the largest shape and its way leave {room} of {self.size} pixels, "
-                f"expected 2 x jitter = {2 * self.jitter}; lower diameter, step, frames "
-                "or jitter"
+                f"expected 2 x jitter = {2 * self.jitter}; lower diameter, step, "
+                "frames or jitter"
             )
 
 
@@ -108,7 +107,7 @@ def render(
 
 
 def small(video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f _ _ 3"]:
-    """A drawn clip at a quarter of its size, as models see it, without an mp4 between."""
+    """A drawn clip at a quarter of its size, as models see it, without an mp4."""
     means = reduce(video, "f (h i) (w j) c -> f h w c", np.mean, i=4, j=4)
     return np.rint(means).astype(np.uint8)
 

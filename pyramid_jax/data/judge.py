@@ -8,7 +8,7 @@ in both. It learns shapes from clips that it draws itself, never from training d
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange, reduce
@@ -72,7 +72,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def _object(frame: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"] | None:
     """The largest connected object of a frame, None if it has no sensible size."""
     contrast = abs(frame.astype(int) - BACKGROUND).max(-1)
-    labels, count = ndimage.label(contrast > _VISIBLE)
+    found: Any = ndimage.label(contrast > _VISIBLE)
+    labels, count = found
     if not count:
         return None
     sizes = np.bincount(labels.ravel())[1:]

@@ -15,8 +15,8 @@ Tokenize = Callable[[str], list[int]]
 def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:
     """A byte-level BPE tokenizer of `captions`, written as a tokenizer.json.
 
-    Bytes are its base, so it encodes any text; words that the captions repeat become one
-    token. Each text ends with the token `</s>`, so the empty prompt has one.
+    Bytes are its base, so it encodes any text; words that the captions repeat become
+    one token. Each text ends with the token `</s>`, so the empty prompt has one.
     """
     if vocabulary < 257:
         raise ValueError(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import (
     ColorRange,
@@ -143,7 +145,7 @@ def _check_request(size: tuple[int, int], frames: int, fps: float) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path, kind: str) -> Iterator[av.container.InputContainer]:
+def _opened(path: str | Path, kind: str) -> Iterator[InputContainer]:
     """An open container with a video stream; its errors name the file and the cure."""
     if not Path(path).is_file():
         raise ValueError(f"{kind} {path} is not a file; correct the path")
@@ -156,7 +158,7 @@ def _opened(path: str | Path, kind: str) -> Iterator[av.container.InputContainer
                     "out"
                 )
             yield container
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise ValueError(
             f"{path} can not be decoded as {kind} ({error.strerror}); replace the file "
             "or leave it out"
@@ -164,13 +166,13 @@ def _opened(path: str | Path, kind: str) -> Iterator[av.container.InputContainer
 
 
 def _resampled(
-    container: av.container.InputContainer, count: int, fps: float
+    container: InputContainer, count: int, fps: float
 ) -> Iterator[VideoFrame]:
     """Up to `count` decoded frames, each the nearest in time to its place at `fps`."""
     places = [Fraction(i) / Fraction(fps) for i in range(count)]
     start, shown, last = None, Fraction(0), None
     for frame in container.decode(video=0):
-        if frame.pts is None:
+        if frame.pts is None or frame.time_base is None:
             raise ValueError(
                 f"{container.name} has frames without time; put it into an mp4 file "
                 "first, e.g. with ffmpeg -r RATE -i INPUT OUTPUT.mp4"
@@ -191,7 +193,7 @@ def _resampled(
 
 def _duration(stream: av.VideoStream, frame: VideoFrame | None) -> Fraction:
     """How long a stream's last frame is shown, in seconds."""
-    if frame is not None and frame.duration:
+    if frame is not None and frame.duration and frame.time_base:
         return frame.duration * frame.time_base
     return 1 / stream.average_rate if stream.average_rate else Fraction(0)
 

@@ -258,6 +258,7 @@ class DiT(nn.Module):
     def _table(self, position: Float[jax.Array, "b n 3"]) -> Float[jax.Array, "b n d"]:
         """The position table, x in the first half of the width and y in the second."""
         c = self.cfg
+        assert c.table is not None
         table = position_table(c.table, c.table_base, c.width)
         y, x = (interpolate_table(table, position[..., axis]) for axis in (1, 2))
         return jnp.concatenate([x, y], axis=-1)
@@ -274,7 +275,7 @@ class DiT(nn.Module):
         def run(state: State, *constants: Any) -> State:
             def step(state: State, layer: Any) -> tuple[State, None]:
                 state = tuple(constrain(x, ("batch", "tokens", None)) for x in state)
-                out = block.apply({"params": layer}, *state, *constants)
+                out: Any = block.apply({"params": layer}, *state, *constants)
                 return (out if isinstance(out, tuple) else (out,)), None
 
             step = jax.checkpoint(step) if self.cfg.remat else step

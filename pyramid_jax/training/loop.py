@@ -115,7 +115,7 @@ def run(
         FloatingPointError: a loss or gradient was not finite; nothing is saved then.
         ValueError: the rows of a batch can't be divided over the mesh.
     """
-    over = state.step.sharding.mesh
+    over: Mesh = state.step.sharding.mesh
     done, window = int(state.step), Window()
     deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
     silent = jax.process_index() > 0
