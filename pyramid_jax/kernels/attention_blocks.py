@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention that visits only the blocks of queries and keys that see each other.
+
+A row is cut into blocks of 64 tokens. The mask gives a list of the pairs (query block,
+key block) in which any query sees any key; a loop walks it with the running softmax of
+flash attention (arXiv:2205.14135). The weights of a pair, 64 x 64 per head, stay in the
+cache; no array of queries times keys is written. The backward pass walks the same list
+and computes the weights again. Plain JAX, differentiable once, for CPUs.
+
+What it saves depends on the row. In a packed training row of four segments 21 % of the
+pairs are visible; forward and backward take 0.3 of the CPU time of the plain form
+(benchmarks/cpu_vs_reference.py, 1442 tokens, 8 heads).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from pyramid_jax.mask import TokenMask, dense, visible
+
+BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
+FLOOR = -1e30  # finite, so that a row without visible keys stays finite
+
+Blocks = Float[Array, "blocks heads size dim"]
+
+
+class Row(NamedTuple):
+    """One row of a batch in blocks; queries are divided by the square root of dim."""
+
+    q: Blocks
+    k: Blocks
+    v: Blocks
+    mask: TokenMask  # blocks x size
+
+
+class Pairs(NamedTuple):
+    """The first `count` entries name the blocks of queries and keys that meet."""
+
+    query: Int[Array, "_"]
+    key: Int[Array, "_"]
+    count: Int[Array, ""]
+
+
+def blocks(
+    q: Float[Array, "b l heads dim"],
+    k: Float[Array, "b l heads dim"],
+    v: Float[Array, "b l heads dim"],
+    mask: TokenMask,
+    size: int = BLOCK,
+) -> Float[Array, "b l heads dim"]:
+    """`attention` of `kernels.attention`, row after row."""
+    length, dim = q.shape[1], q.shape[-1]
+    rest = -length % size
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0)))
+        return rearrange(
+            x, "b (blocks size) heads dim -> b blocks heads size dim", size=size
+        )
+
+    def cut_mask(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, rest)), constant_values=-1)
+        return rearrange(x, "b (blocks size) -> b blocks size", size=size)
+
+    row = Row(cut(q * dim**-0.5), cut(k), cut(v), TokenMask(*map(cut_mask, mask)))
+    out = jax.lax.map(lambda row: _row(*row), row)
+    out = rearrange(out, "b blocks heads size dim -> b (blocks size) heads dim")
+    return out[:, :length]
+
+
+@jax.custom_vjp
+def _row(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> Blocks:
+    return _forward(q, k, v, mask)[0]
+
+
+def _forward(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> tuple[Blocks, tuple]:
+    row, pairs = Row(q, k, v, mask), _pairs(mask)
+
+    def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        i, j = pairs.query[at], pairs.key[at]
+        out, peak, total = (_at(x, i) for x in state)
+        logits, seen = _logits(row, i, j)
+        logits = jnp.where(seen, logits, FLOOR)
+        higher = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(logits - higher), 0.0)
+        faded = jnp.exp(peak - higher)
+        new = (
+            out * faded + _product(weights, _at(row.v, j)),
+            higher,
+            total * faded + weights.sum(axis=-1, keepdims=True),
+        )
+        return tuple(_put(x, value, i) for x, value in zip(state, new, strict=True))
+
+    zero = jnp.zeros(q.shape, jnp.float32)
+    none = zero[..., :1]
+    out, peak, total = jax.lax.fori_loop(
+        0, pairs.count, visit, (zero, jnp.full_like(none, FLOOR), none)
+    )
+    total = jnp.maximum(total, 1e-30)
+    out = out / total
+    return out.astype(v.dtype), (row, pairs, out, peak + jnp.log(total))
+
+
+def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]:
+    row, pairs, out, norm = saved
+    back = back.astype(jnp.float32)
+    along = (back * out).sum(axis=-1, keepdims=True)
+
+    def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        i, j = pairs.query[at], pairs.key[at]
+        back_i, (dq, dk, dv) = _at(back, i), state
+        logits, seen = _logits(row, i, j)
+        weights = jnp.where(seen, jnp.exp(logits - _at(norm, i)), 0.0)
+        slope = weights * (_product(back_i, _at(row.v, j).mT) - _at(along, i))
+        return (
+            _put(dq, _at(dq, i) + _product(slope, _at(row.k, j)), i),
+            _put(dk, _at(dk, j) + _product(slope.mT, _at(row.q, i)), j),
+            _put(dv, _at(dv, j) + _product(weights.mT, back_i), j),
+        )
+
+    zero = jnp.zeros(row.q.shape, jnp.float32)
+    dq, dk, dv = jax.lax.fori_loop(0, pairs.count, visit, (zero, zero, zero))
+    dtype = row.v.dtype
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None
+
+
+_row.defvjp(_forward, _backward)
+
+
+def _pairs(mask: TokenMask) -> Pairs:
+    """The pairs of blocks in which any query sees any key."""
+    size = mask.segment.shape[1]
+    seen = dense(TokenMask(*(x.reshape(1, -1) for x in mask)))[0]
+    meet = rearrange(seen, "(i q) (j k) -> i j q k", q=size, k=size).any((2, 3))
+    order = jnp.argsort(~meet.ravel(), stable=True)
+    return Pairs(order // len(meet), order % len(meet), meet.sum())
+
+
+def _logits(row: Row, i: Array, j: Array) -> tuple[Array, Array]:
+    """Products of queries of block i with keys of block j, and which are visible."""
+    query, key = (TokenMask(*(_at(x, b)[None] for x in row.mask)) for b in (i, j))
+    return _product(_at(row.q, i), _at(row.k, j).mT), visible(query, key)
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x.astype(y.dtype), y, preferred_element_type=jnp.float32)
+
+
+def _at(x: Array, index: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
+
+
+def _put(x: Array, value: Array, index: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(x, value, index, 0)
