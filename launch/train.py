@@ -15,6 +15,7 @@ from pyramid_jax.train import train
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 SECONDS = flags.DEFINE_float("max_seconds", None, "save and end after so much time")
+START = flags.DEFINE_string("start", None, "folder of a model to start from")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a cluster")
 
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     if SECONDS.value:
         with cfg.unlocked():
             cfg.loop.max_seconds = SECONDS.value
-    logging.info("the model is in %s", train(cfg, WORKDIR.value))
+    logging.info("the model is in %s", train(cfg, WORKDIR.value, START.value))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def write_contact_sheet(
     figure = Figure(figsize=(1.25 * count, tall * len(videos)), dpi=120)
     axes = figure.subplots(len(videos), count, squeeze=False)
     for row, video, caption in zip(axes, videos, captions, strict=True):
-        shown = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+        shown = (
+            np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+        )
         for axis in row:
             axis.axis("off")
         for axis, frame in zip(row, video[shown], strict=False):

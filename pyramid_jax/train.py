@@ -8,6 +8,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 
 from pyramid_jax import config, generate, sharding
 from pyramid_jax.checkpoint.store import Store
@@ -21,21 +22,26 @@ from pyramid_jax.training import loop, state
 from pyramid_jax.training.loop import LoopConfig, Outputs
 from pyramid_jax.training.metrics import Metrics, plot_loss
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.state import TrainState
 from pyramid_jax.training.step import StepConfig, train_step
 
 # Sections that may differ when a run is continued.
 FREE = {"loop", "mesh", "sample", "prompts"}
 
 
-def train(cfg: Any, workdir: str | Path) -> Path:
+def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Path:
     """Trains as a config says, or continues what `workdir` holds; returns the model.
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
     loss.png), skipped.jsonl if data files were unusable, and the model of the moving
     average in model/, which `generate.load` reads.
 
+    Args:
+        start: folder of a model whose weights a new run starts from (fine-tuning).
+
     Raises:
-        ValueError: a section of the config is wrong, or `workdir` is of another config.
+        ValueError: a section of the config is wrong, or `workdir` or `start` is of
+            another config.
     """
     workdir, sections = Path(workdir), cfg.to_dict()
     model = config.model_config(cfg.model.to_dict())
@@ -59,6 +65,8 @@ def train(cfg: Any, workdir: str | Path) -> Path:
     kept = {name: value for name, value in sections.items() if name not in FREE}
     with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
         fresh = partial(state.create, key, init, update, over)
+        if start is not None:
+            fresh = partial(with_weights, fresh, model, start)
         last = loop.run(
             build(LoopConfig, cfg.loop),
             step,
@@ -74,6 +82,27 @@ def train(cfg: Any, workdir: str | Path) -> Path:
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
         generate.save(workdir / "model", model, defaults, weights)
     return workdir / "model"
+
+
+def with_weights(
+    fresh: Callable[[], TrainState], model: ModelConfig, folder: str | Path
+) -> TrainState:
+    """A new state with the weights of the model in a folder.
+
+    Raises:
+        ValueError: there is no such model, or it is of another config.
+    """
+    there = generate.load(folder)
+    if there.cfg.dit != model.dit or there.cfg.text != model.text:
+        raise ValueError(
+            f"the model in {folder} is of another config than this run's; train with "
+            "the `model` section that it was made with"
+        )
+    new = fresh()
+    placed = jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), there.params, new.params
+    )
+    return new._replace(params=placed, ema=jax.tree.map(jnp.copy, placed))
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:

@@ -110,7 +110,7 @@ def test_fresh_modulation_does_nothing():
 
 
 def test_rms_norm_is_its_formula():
-    x, weight = jnp.asarray(3 * normal(2, 4, 8)), jnp.asarray(normal(8))
+    x, weight = jnp.asarray(3 * normal(2, 4, 8)), normal(8)
     y = layers.RMSNorm(1e-5).apply({"params": {"weight": weight}}, x)
     exact = np.float64(x)
     exact /= np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)

@@ -4,13 +4,18 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
 from pyramid_jax import generate
+from pyramid_jax.config import model_config
 from pyramid_jax.data.embedded import write_dataset
-from pyramid_jax.train import train
+from pyramid_jax.train import train, with_weights
+from pyramid_jax.training.state import TrainState
 
 
 def config(manifest: Path) -> ConfigDict:
@@ -63,10 +68,22 @@ def test_a_run_is_continued_to_more_steps(run: Path, manifest: Path):
 def test_a_run_of_another_config_is_not_continued(run: Path, manifest: Path):
     cfg = config(manifest)
     cfg.optimizer.learning_rate = 0.5
-    with pytest.raises(
-        ValueError, match=r"of another config: optimizer.learning_rate"
-    ):
+    with pytest.raises(ValueError, match=r"of another config: optimizer.learning_rate"):
         train(cfg, run)
+
+
+def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Path):
+    cfg = config(manifest)
+    model = model_config(cfg.model.to_dict())
+    there = generate.load(run / "model").params
+    zeros = TrainState(0, 0, *[jax.tree.map(jnp.zeros_like, there)] * 2, None)
+    new = with_weights(lambda: zeros, model, run / "model")
+    for tree in (new.params, new.ema):
+        jax.tree.map(np.testing.assert_array_equal, tree, there)
+
+    cfg.model.dit.single_blocks = 2
+    with pytest.raises(ValueError, match=r"is of another config than this run's"):
+        with_weights(lambda: zeros, model_config(cfg.model.to_dict()), run / "model")
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path):

@@ -125,8 +125,9 @@ def _noise(scenario: Scenario, run: Run) -> Any:
         return scenario.latent(f"draw.unit{unit}.stage{stage}.block_noise")
 
     later = [
-        jnp.stack([jump(u, k) for u in range(1, units)]) if units > 1 else None
+        jnp.stack([jump(u, k) for u in range(1, units)])
         for k in range(1, stages)
+        if units > 1
     ]
 
     def noise(unit: int | jax.Array, frames: int) -> Noise:
