@@ -76,7 +76,8 @@ def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Pa
     cfg = config(manifest)
     model = model_config(cfg.model.to_dict())
     there = generate.load(run / "model").params
-    zeros = TrainState(0, 0, *[jax.tree.map(jnp.zeros_like, there)] * 2, None)
+    count, empty = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, there)
+    zeros = TrainState(count, count, empty, empty, None)
     new = with_weights(lambda: zeros, model, run / "model")
     for tree in (new.params, new.ema):
         jax.tree.map(np.testing.assert_array_equal, tree, there)
