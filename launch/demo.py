@@ -20,10 +20,6 @@ from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data import embedded
 from pyramid_jax.data.video_io import write_video
 
-MODEL = flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
-TO = flags.DEFINE_string("to", "runs/demo", "folder to write to")
-SEED = flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
-
 PROMPTS = (
     "a red circle moves left",
     "a green square moves up",
@@ -41,8 +37,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     jax.config.update("jax_compilation_cache_dir", ".cache/jax")
     began = time.monotonic()
-    folder = Path(TO.value)
-    sheet = make(generate.load(MODEL.value), folder, SEED.value)
+    given = flags.FLAGS
+    folder = Path(given.to)
+    sheet = make(generate.load(given.model), folder, given.seed)
     logging.info("took %.0f s", time.monotonic() - began)
     print(f"mp4 files: {folder}\ncontact sheet: {sheet}")
 
@@ -81,4 +78,7 @@ def _name(caption: str) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
+    flags.DEFINE_string("to", "runs/demo", "folder to write to")
+    flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
     app.run(main)

@@ -18,12 +18,6 @@ from pyramid_jax import generate
 from pyramid_jax.data import embedded
 from pyramid_jax.data.judge import judge, wilson
 
-MODEL = flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
-CAPTIONS = flags.DEFINE_integer("captions", 200, "how many to sample", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "of captions and videos")
-TO = flags.DEFINE_string("to", None, "JSON file to write the numbers to")
-
 ATTRIBUTES = ("shape", "colour", "direction")
 CHANCE = {
     "shape": 1 / len(embedded.SHAPES),
@@ -37,42 +31,44 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    given = flags.FLAGS
     captions = embedded.captions()
-    order = np.random.default_rng(SEED.value).permutation(len(captions))
-    chosen = [captions[order[i % len(order)]] for i in range(CAPTIONS.value)]
+    order = np.random.default_rng(given.seed).permutation(len(captions))
+    chosen = [captions[order[i % len(order)]] for i in range(given.captions)]
 
+    model = generate.load(given.model)
     rows = {
-        "model": score(chosen, sampled(chosen)),
-        "real clips": score(chosen, drawn(chosen)),
+        "model": score(chosen, sampled(model, chosen, given.batch, given.seed)),
+        "real clips": score(chosen, drawn(chosen, given.seed)),
     }
     print(table(rows, len(chosen)))
-    if TO.value:
+    if given.to:
         device = jax.devices()[0].device_kind
-        about = {"captions": len(chosen), "seed": SEED.value, "device": device}
-        Path(TO.value).write_text(json.dumps(about | {"right": rows}, indent=1) + "\n")
+        about = {"captions": len(chosen), "seed": given.seed, "device": device}
+        Path(given.to).write_text(json.dumps(about | {"right": rows}, indent=1) + "\n")
 
 
-def sampled(captions: list[embedded.Caption]) -> np.ndarray:
+def sampled(
+    model: generate.VideoModel,
+    captions: list[embedded.Caption],
+    batch: int,
+    seed: int,
+) -> np.ndarray:
     """A video of the model for every caption; all batches have the same size."""
-    model = generate.load(MODEL.value)
     size = generate.Size(32, 32, embedded.Settings().frames)
     texts = [caption.text for caption in captions]
     videos = []
-    for start in range(0, len(texts), BATCH.value):
-        batch = texts[start : start + BATCH.value]
-        full = (batch * BATCH.value)[: BATCH.value]
-        videos.append(
-            model.text_to_video(full, size, seed=SEED.value + start)[: len(batch)]
-        )
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        full = (part * batch)[:batch]
+        videos.append(model.text_to_video(full, size, seed=seed + start)[: len(part)])
     return np.concatenate(videos)
 
 
-def drawn(captions: list[embedded.Caption]) -> list[np.ndarray]:
+def drawn(captions: list[embedded.Caption], seed: int = 0) -> list[np.ndarray]:
     """A real clip for every caption, none of the training data."""
     return [
-        embedded.small(
-            embedded.render(caption, np.random.default_rng((7, i, SEED.value)))
-        )
+        embedded.small(embedded.render(caption, np.random.default_rng((7, i, seed))))
         for i, caption in enumerate(captions)
     ]
 
@@ -106,4 +102,9 @@ def table(rows: dict[str, dict[str, int]], n: int) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
+    flags.DEFINE_integer("captions", 200, "how many to sample", lower_bound=1)
+    flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "of captions and videos")
+    flags.DEFINE_string("to", None, "JSON file to write the numbers to")
     app.run(main)

@@ -14,7 +14,7 @@ from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.video_io import read_video
 
 # Small pictures keep these tests quick; the laws hold at any size.
-SMALL = Settings(size=32, frames=3, step=2, diameter=(12, 14), grid=1)
+SMALL = Settings(size=32, frames=3, step=2, diameter=(12, 14), jitter=6, grid=1)
 
 
 def contents(folder):
