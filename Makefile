@@ -75,10 +75,9 @@ train-demo: setup ## train that model from nothing, for 10 minutes
 notebooks: setup ## execute the notebooks
 	$(RUN) -m pytest -m notebook
 
-bench: setup ## measure attention, the training step and sampling
-	$(RUN) -m benchmarks.attention
-	$(RUN) -m benchmarks.train_step
-	$(RUN) -m benchmarks.sample
+bench: setup ## measure the training step and sampling on this CPU
+	$(RUN) -m benchmarks.cpu_vs_reference
+	$(RUN) -m benchmarks.cpu_vs_reference --variant miniflux
 
 parity: setup ## compare with recorded values of the original: CASES=folder
 	$(RUN) -m launch.parity --cases=$(CASES)

@@ -21,7 +21,15 @@ import jax
 
 from benchmarks import ours
 from benchmarks.reference import Original
-from benchmarks.timing import Spread, Times, environment, interleaved, ratios, spread
+from benchmarks.timing import (
+    CLOCKS,
+    Spread,
+    Times,
+    environment,
+    interleaved,
+    ratios,
+    spread,
+)
 from benchmarks.workload import Workload
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
@@ -66,6 +74,7 @@ class Result:
     workload: Workload
     tokens: tuple[int, int]
     visible_pairs: int
+    clock: str
     parameters: int
     environment: dict[str, Any]
     comparisons: dict[str, Comparison]
@@ -77,10 +86,13 @@ class Result:
         return _plain(self)
 
 
-def measure(work: Workload, repeats: int, reference: Path | None = None) -> Result:
+def measure(
+    work: Workload, repeats: int, clock: str = "wall", reference: Path | None = None
+) -> Result:
     """Runs a workload `repeats` times on each side, in turns.
 
     Args:
+        clock: a key of `CLOCKS`.
         reference: a checkout of the original; None measures this project alone.
 
     Raises:
@@ -100,8 +112,8 @@ def measure(work: Workload, repeats: int, reference: Path | None = None) -> Resu
             NOISE: original.jump_noise(),
         }
     training = {"jax": alone.pop(TRAINING), "gradient": ours.gradient(work)}
-    steps = interleaved(training | _named(theirs, TRAINING), repeats)
-    samples = interleaved(alone | _named(theirs, SAMPLING, NOISE), repeats)
+    steps = interleaved(training | _named(theirs, TRAINING), repeats, clock)
+    samples = interleaved(alone | _named(theirs, SAMPLING, NOISE), repeats, clock)
     comparisons = {TRAINING: _comparison(steps, "jax", TRAINING)}
     for name in alone:
         comparisons[name] = _comparison(samples, name, SAMPLING)
@@ -110,11 +122,12 @@ def measure(work: Workload, repeats: int, reference: Path | None = None) -> Resu
         work,
         work.tokens,
         work.pairs,
+        clock,
         work.parameters,
         environment(PACKAGES),
         comparisons,
         spread(noise) if noise else None,
-        _breakdown(work, steps, repeats),
+        _breakdown(work, steps, repeats, clock),
     )
 
 
@@ -128,7 +141,7 @@ def report(result: Result) -> str:
         f"{where['cpu']}, {where['threads']} threads, load {where['load']}, "
         f"jax {where['jax']}, torch {where['torch']}, commit {where['commit']}",
         "",
-        f"{'seconds: median (quartiles)':28}{'this project':26}{'original':26}ratio",
+        f"{f'{result.clock} seconds':28}{'this project':26}{'original':26}ratio",
     ]
     for name, both in result.comparisons.items():
         cells = [f"{cell or '':26}" for cell in (str(both.jax), both.reference)]
@@ -164,24 +177,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     parser.add_argument("--reference", type=Path, help="checkout of the original")
     parser.add_argument("--repeats", type=int, default=9, help="default 9")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default wall")
     parser.add_argument("--to", type=Path, help="JSON file for the result")
     given = vars(parser.parse_args(argv))
-    reference, repeats, to = (
-        given.pop(name) for name in ("reference", "repeats", "to")
-    )
+    options = ("repeats", "clock", "reference", "to")
+    *how, to = (given.pop(name) for name in options)
     jax.config.update("jax_platforms", "cpu")
     work = Workload(**given | {"cells": tuple(given["cells"])})
-    result = measure(work, repeats, reference)
+    result = measure(work, *how)
     print(report(result))
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _breakdown(work: Workload, steps: Times, repeats: int) -> Breakdown:
+def _breakdown(work: Workload, steps: Times, repeats: int, clock: str) -> Breakdown:
     runs = {"attention": ours.attentions(work), "square": ours.multiply(SIDE)}
     counts = work.products()
-    times = interleaved(runs | ours.products(work), repeats)
+    times = interleaved(runs | ours.products(work), repeats, clock)
     seconds = {name: spread(values).median for name, values in times.items()}
     dense = sum(seconds[product] * count for product, count in counts.items())
     attention = work.depth * seconds["attention"]

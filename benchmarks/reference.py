@@ -65,7 +65,6 @@ class Original:
 
     work: Workload
     pipeline: Any
-    modules: Any
 
     @classmethod
     def load(cls, path: Path, work: Workload) -> "Original":
@@ -80,20 +79,7 @@ class Original:
             )
         modules.build_pyramid_dit = lambda *args, **kwargs: dit
         modules.tqdm = lambda units: units
-        pipeline = modules.PyramidDiTForVideoGeneration(
-            model_path="",
-            model_dtype="fp32",
-            model_name=f"pyramid_{'flux' if work.variant == 'miniflux' else 'mmdit'}",
-            max_temporal_length=work.frames,
-            sample_ratios=[COLUMNS.count(stage) for stage in sorted(set(COLUMNS))],
-            video_sync_group=1,
-            # The covariance of its block noise is singular at 1/3, which torch refuses.
-            scheduler_gamma=1 / 3 - 1e-5,
-            load_text_encoder=False,
-            load_vae=False,
-        )
-        pipeline.cfg_rate = -1  # drop no caption
-        return cls(work, pipeline, modules)
+        return cls(work, _pipeline(modules, work))
 
     def training(self) -> Run:
         """Runs a training step as its trainer does: loss, gradient, clipping, AdamW."""
@@ -192,6 +178,26 @@ def _imported(path: Path) -> Any:
         raise ValueError(
             f"the original needs the package {error.name}; install {', '.join(NEEDED)}"
         ) from error
+
+
+def _pipeline(modules: Any, work: Workload) -> Any:
+    """The original's pipeline, without VAE and text encoders."""
+    flux = work.variant == "miniflux"
+    with contextlib.redirect_stdout(io.StringIO()):
+        pipeline = modules.PyramidDiTForVideoGeneration(
+            model_path="",
+            model_dtype="fp32",
+            model_name="pyramid_flux" if flux else "pyramid_mmdit",
+            max_temporal_length=work.frames,
+            sample_ratios=[COLUMNS.count(stage) for stage in sorted(set(COLUMNS))],
+            video_sync_group=1,
+            # At 1/3 the covariance of its block noise is singular; torch refuses it.
+            scheduler_gamma=1 / 3 - 1e-5,
+            load_text_encoder=False,
+            load_vae=False,
+        )
+    pipeline.cfg_rate = -1  # drop no caption
+    return pipeline
 
 
 def _transformer(work: Workload) -> Any:
