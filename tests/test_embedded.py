@@ -37,7 +37,11 @@ def test_an_unknown_sentence_is_refused_with_the_known_words():
 
 @pytest.mark.parametrize(
     "settings",
-    [Settings(), SMALL, Settings(size=32, frames=3, step=3, diameter=(12, 14))],
+    [
+        Settings(),
+        SMALL,
+        Settings(size=32, frames=3, step=3, diameter=(12, 14), jitter=6),
+    ],
     ids=["default", "small", "way is no multiple of the grid"],
 )
 def test_a_shape_moves_by_its_step_and_stays_inside(settings):
@@ -63,15 +67,17 @@ def test_a_shape_has_its_colour_and_a_sensible_size():
         assert 42 <= max(np.ptp(y), np.ptp(x)) + 1 <= 56
 
 
-def test_starts_and_sizes_vary_and_starts_lie_on_the_grid():
-    rng, corners, sizes = np.random.default_rng(0), set(), set()
+def test_sizes_and_paths_vary_around_the_centre_in_steps_of_the_grid():
+    rng, offsets, sizes = np.random.default_rng(0), set(), set()
     caption = embedded.parse("a red cross moves up")
-    for _ in range(100):
-        drawn = np.argwhere((embedded.render(caption, rng)[0] != BACKGROUND).any(-1))
-        corners.add(tuple(drawn.min(0).tolist()))
-        sizes.add(int(np.ptp(drawn[:, 0])) + 1)
-    assert sizes == {48, 50, 52, 54, 56} and len(corners) > 30
-    assert all(y % 4 == x % 4 == 0 for y, x in corners)
+    for _ in range(200):
+        video = embedded.render(caption, rng)
+        first, last = (np.argwhere((f != BACKGROUND).any(-1)) for f in video[[0, -1]])
+        middle = (first.min(0) + last.max(0) + 1) / 2 - 64
+        offsets.add(tuple(middle.tolist()))
+        sizes.add(int(np.ptp(first[:, 0])) + 1)
+    assert sizes == {48, 50, 52, 54, 56}
+    assert offsets == set(itertools.product((-8, -4, 0, 4, 8), repeat=2))
 
 
 def test_shapes_differ_clearly_from_each_other():
@@ -107,7 +113,7 @@ def test_files_can_be_read_at_a_quarter_of_their_size_in_their_colours(tmp_path)
 
 
 def test_all_captions_are_equally_frequent(tmp_path):
-    settings = Settings(size=16, frames=1, step=1, diameter=(8, 8), grid=1)
+    settings = Settings(size=16, frames=1, step=1, diameter=(8, 8), jitter=4, grid=1)
     records = read_manifest(embedded.write_dataset(tmp_path, 288, 0, settings))
     assert set(Counter(record.text for record in records).values()) == {2}
 
@@ -144,7 +150,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="leave 0 of 32 pixels, expected grid - 1 = 3"):
+    with pytest.raises(ValueError, match="leave 0 of 32 pixels, expected 2 x jitter = 16"):
         Settings(size=32, step=2, diameter=(12, 18))
     with pytest.raises(ValueError, match="clips is 0"):
         embedded.write_dataset("unused", 0, 0)
