@@ -98,11 +98,9 @@ def measure(
     Raises:
         ValueError: see `Original`.
     """
-    alone = {
-        TRAINING: ours.training(work),
-        SAMPLING: ours.sampling(work),
-        SCANS: ours.sampling(work, scans=max(1, work.sampled - 1)),
-    }
+    alone = {TRAINING: ours.training(work), SAMPLING: ours.sampling(work)}
+    if work.sampled > 2:  # otherwise one scan is all there is
+        alone[SCANS] = ours.sampling(work, scans=work.sampled - 1)
     theirs = {}
     if reference is not None:
         original = Original.load(reference, work)
@@ -144,7 +142,7 @@ def report(result: Result) -> str:
         f"{f'{result.clock} seconds':28}{'this project':26}{'original':26}ratio",
     ]
     for name, both in result.comparisons.items():
-        cells = [f"{cell or '':26}" for cell in (str(both.jax), both.reference)]
+        cells = [f"{str(cell or ''):26}" for cell in (both.jax, both.reference)]
         lines.append(f"{name:28}{cells[0]}{cells[1]}{both.ratio or ''}")
     if result.reference_noise is not None:
         lines.append(f"{'  of it, ' + NOISE:54}{result.reference_noise}")
@@ -185,10 +183,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     work = Workload(**given | {"cells": tuple(given["cells"])})
     result = measure(work, *how)
-    print(report(result))
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
+    print(report(result))
 
 
 def _breakdown(work: Workload, steps: Times, repeats: int, clock: str) -> Breakdown:
