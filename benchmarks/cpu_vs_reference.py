@@ -142,7 +142,7 @@ def report(result: Result) -> str:
         f"{f'{result.clock} seconds':28}{'this project':26}{'original':26}ratio",
     ]
     for name, both in result.comparisons.items():
-        cells = [f"{str(cell or ''):26}" for cell in (both.jax, both.reference)]
+        cells = [f"{cell or ''!s:26}" for cell in (both.jax, both.reference)]
         lines.append(f"{name:28}{cells[0]}{cells[1]}{both.ratio or ''}")
     if result.reference_noise is not None:
         lines.append(f"{'  of it, ' + NOISE:54}{result.reference_noise}")

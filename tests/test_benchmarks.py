@@ -18,6 +18,7 @@ TOY = Workload(
 )
 
 
+@pytest.mark.slow  # compiles every stage of sampling
 def test_the_command_writes_what_was_measured(tmp_path, capsys):
     path = tmp_path / "results" / "toy.json"
     sizes = {name: value for name, value in asdict(TOY).items() if name != "cells"}
