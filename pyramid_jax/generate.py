@@ -238,7 +238,7 @@ class _Inputs(NamedTuple):
     first: Float[Array, "b 1 h w c"] | None
 
 
-def _placement(inputs: _Inputs, mesh: Mesh) -> _Inputs:
+def _placement(inputs: _Inputs, mesh: Mesh) -> Any:
     """Everything but the guidance scales is divided by rows, where they can be."""
     whole = NamedSharding(mesh, PartitionSpec())
     placed = batch_shardings(inputs._replace(scales=None), mesh)

@@ -46,9 +46,9 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     workdir, sections = Path(workdir), cfg.to_dict()
     model = config.model_config(cfg.model.to_dict())
     defaults = config.sample_config(cfg.sample.to_dict())
-    over = sharding.mesh(**cfg.mesh)
+    over = sharding.mesh(**cfg.mesh.to_dict())
     data = data_config(cfg, model)
-    rates = build(OptimizerConfig, cfg.optimizer)
+    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
 
     key = jax.random.key(cfg.seed)
     init, update = partial(config.initialise, model), optimizer(rates)
@@ -57,7 +57,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         partial(config.loss, model),
         update,
         learning_rate(rates),
-        build(StepConfig, cfg.step),
+        build(StepConfig, cfg.step.to_dict()),
         like,
     )
     sample = sampler(workdir, model, defaults, data, cfg.prompts)
@@ -68,7 +68,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         if start is not None:
             fresh = partial(with_weights, fresh, model, start)
         last = loop.run(
-            build(LoopConfig, cfg.loop),
+            build(LoopConfig, cfg.loop.to_dict()),
             step,
             loop.resume(store, like, rows, fresh),
             rows,
@@ -108,7 +108,7 @@ def with_weights(
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
     """The `data` section, with the stride of the model's latents."""
     stride = (model.latent.temporal, model.latent.spatial)
-    return build(DataConfig, {**cfg.data, "stride": stride})
+    return build(DataConfig, cfg.data.to_dict() | {"stride": stride})
 
 
 def training_rows(

@@ -150,7 +150,9 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="leave 0 of 32 pixels, expected 2 x jitter = 16"):
+    with pytest.raises(
+        ValueError, match="leave 0 of 32 pixels, expected 2 x jitter = 16"
+    ):
         Settings(size=32, step=2, diameter=(12, 18))
     with pytest.raises(ValueError, match="clips is 0"):
         embedded.write_dataset("unused", 0, 0)

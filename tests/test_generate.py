@@ -20,14 +20,19 @@ from pyramid_jax.sampler import Guidance
 
 @pytest.fixture(scope="module")
 def model() -> VideoModel:
-    """The smoke version of the embedded model, its head filled so that it answers."""
+    """The smoke version of the embedded model, no weight of which is zero."""
     cfg = tiny.get_config("smoke")
     about = config.model_config(cfg.model.to_dict())
     init = jax.jit(partial(config.initialise, about))
     params = sharding.unbox(init(jax.random.key(0)))
-    head = params["dit"]["head"]["kernel"]
-    params["dit"]["head"]["kernel"] = 0.1 * jax.random.normal(
-        jax.random.key(1), head.shape
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = jax.tree.unflatten(
+        tree,
+        [
+            x + 0.1 * jax.random.normal(k, x.shape)
+            for x, k in zip(leaves, keys, strict=True)
+        ],
     )
     defaults = config.sample_config(cfg.sample.to_dict())
     return VideoModel(about, params, load_tokenizer(about.tokenizer), defaults)

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.sharding import SingleDeviceSharding
 
-State = TypeVar("State", bound=Any)  # a NamedTuple of arrays and trees of arrays
+State = TypeVar("State")  # a NamedTuple of arrays and trees of arrays
 
 COUNTERS, DATA, CONFIG = "counters", "data", "config"
 
@@ -88,7 +88,8 @@ class Store:
             int(path.name), args=ocp.args.Composite(**items)
         )
         trees = {name: restored[name] for name in items if name != DATA}
-        return like._replace(**trees.pop(COUNTERS), **trees)
+        named: Any = like
+        return named._replace(**trees.pop(COUNTERS), **trees)
 
     def close(self) -> None:
         """Waits until all checkpoints are written."""
