@@ -38,19 +38,20 @@ MAY_IMPORT = {
     "models": {"shapes", "sharding", "mask", "rotary", "kernels"},
     "objective": {"shapes", "pyramid", "layout", "mask"},
     "sampler": {"shapes", "pyramid", "layout", "mask"},
-    "codec": {"shapes"},
+    "codec": {"shapes", "sharding", "latents"},
     "vae_objective": {"shapes"},
     "data": {"shapes", "pyramid", "layout", "mask"},
     "checkpoint": {"shapes", "sharding"},
     "training": {"shapes", "sharding"},
 }
 MAY_IMPORT["contact_sheet"] = {"shapes"}
+MAY_IMPORT["quality"] = {"shapes"}
 MAY_IMPORT["config"] = set(MAY_IMPORT)
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
-SERVICES |= {"config", "generate", "train", "contact_sheet"}
+SERVICES |= {"config", "generate", "train", "contact_sheet", "quality"}
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}
