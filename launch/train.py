@@ -6,8 +6,10 @@ python -m launch.train --config=configs/tiny.py:smoke --workdir=runs/smoke
 python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.tensor=2
 """
 
+import logging
+
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from pyramid_jax.train import train
@@ -24,6 +26,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
     jax.config.update("jax_compilation_cache_dir", ".cache/jax")
     cfg = CONFIG.value
     if SECONDS.value:
