@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "latents": {"shapes"},
     "layout": {"shapes", "pyramid", "mask"},
     "kernels": {"shapes", "sharding", "mask"},
-    "models": {"shapes", "sharding", "mask", "rotary", "kernels"},
+    "halo": {"shapes"},
+    "models": {"shapes", "sharding", "mask", "rotary", "kernels", "halo"},
     "objective": {"shapes", "pyramid", "layout", "mask"},
     "sampler": {"shapes", "pyramid", "layout", "mask"},
     "codec": {"shapes", "sharding", "latents"},
@@ -44,10 +45,12 @@ MAY_IMPORT = {
     "checkpoint": {"shapes", "sharding"},
     "training": {"shapes", "sharding"},
 }
+MAY_IMPORT["prompts"] = {"shapes", "sharding", "models", "checkpoint"}
 MAY_IMPORT["contact_sheet"] = {"shapes"}
 MAY_IMPORT["quality"] = {"shapes"}
 MAY_IMPORT["config"] = set(MAY_IMPORT)
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
+MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
