@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training by two processes that share a mesh, as on two hosts."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pyramid_jax import generate
+from pyramid_jax.data.embedded import write_dataset
+
+PROCESS = """
+import sys, jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+address, rank, manifest, workdir, steps = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
+assert jax.device_count() == 4 and jax.local_device_count() == 2
+
+from configs import tiny
+from pyramid_jax.train import train
+
+cfg = tiny.get_config("smoke")
+cfg.data.update(manifest=manifest, batch=8)
+cfg.mesh.update(data=2, fsdp=2)
+cfg.loop.steps = int(steps)
+cfg.prompts = ("a red circle moves left", "a green ring moves up")
+train(cfg, workdir)
+"""
+
+
+def two_processes(manifest: Path, workdir: Path, steps: int) -> None:
+    """Trains to a number of steps; fails with the output of the process that failed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    arguments = manifest, workdir, steps
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, *map(str, (rank, *arguments))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, said, strict=True):
+        assert process.returncode == 0, text[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_train_save_and_continue_one_model(tmp_path: Path):
+    manifest = write_dataset(tmp_path / "shapes", 16, seed=1)
+    run = tmp_path / "run"
+    two_processes(manifest, run, steps=2)
+    first = generate.load(run / "model")
+    two_processes(manifest, run, steps=3)
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    last = generate.load(run / "model")
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), first.params, last.params
+    )
+    assert any(jax.tree.leaves(moved))
