@@ -240,9 +240,9 @@ def row_text(model: ModelConfig, params: Any, rows: Rows) -> Text:
 
 
 def loss(
-    model: ModelConfig, params: Any, rows: Rows, key: jax.Array
+    model: ModelConfig, params: Any, rows: Rows, key: jax.Array, step: Any = None
 ) -> tuple[Float[jax.Array, ""], objective.Losses]:
-    """The training loss of a batch, and its sums per stage for the metrics."""
+    """The training loss of a batch, and its sums per stage; the same at every step."""
     losses = objective.loss(
         velocity(model, params),
         rows,

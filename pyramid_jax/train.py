@@ -8,25 +8,17 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 
 from pyramid_jax import config, generate, sharding
-from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import ModelConfig, SampleConfig, build
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data.pipeline import DataConfig, batches
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
+from pyramid_jax.run import Task, run, with_weights
 from pyramid_jax.shapes import Rows
-from pyramid_jax.training import loop, state
-from pyramid_jax.training.loop import LoopConfig, Outputs
-from pyramid_jax.training.metrics import Metrics, plot_loss
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import TrainState
-from pyramid_jax.training.step import StepConfig, train_step
-
-# Sections that may differ when a run is continued.
-FREE = {"loop", "mesh", "sample", "prompts"}
 
 
 def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Path:
@@ -43,50 +35,29 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         ValueError: a section of the config is wrong, or `workdir` or `start` is of
             another config.
     """
-    workdir, sections = Path(workdir), cfg.to_dict()
+    workdir = Path(workdir)
     model = config.model_config(cfg.model.to_dict())
     defaults = config.sample_config(cfg.sample.to_dict())
-    over = sharding.mesh(**cfg.mesh.to_dict())
     data = data_config(cfg, model)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
 
-    key = jax.random.key(cfg.seed)
-    init, update = partial(config.initialise, model), optimizer(rates)
-    like = state.abstract(init, update, over)
-    step = train_step(
-        partial(config.loss, model),
-        update,
-        learning_rate(rates),
-        build(StepConfig, cfg.step.to_dict()),
-        like,
+    task = Task(
+        init=partial(config.initialise, model),
+        loss=partial(config.loss, model),
+        optimizer=optimizer(rates),
+        rate=learning_rate(rates),
+        batches=training_rows(data, model, workdir),
+        sample=sampler(workdir, model, defaults, data, cfg.prompts),
     )
-    sample = sampler(workdir, model, defaults, data, cfg.prompts)
-    rows = training_rows(data, model, workdir)
-    kept = {name: value for name, value in sections.items() if name not in FREE}
-    with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
-        fresh = partial(state.create, key, init, update, over)
-        if start is not None:
-            fresh = partial(with_weights, fresh, model, start)
-        last = loop.run(
-            build(LoopConfig, cfg.loop.to_dict()),
-            step,
-            loop.resume(store, like, rows, fresh),
-            rows,
-            jax.random.fold_in(key, 1),
-            Outputs(store, metrics, sample),
-        )
-    rows.close()
-    sample(int(last.step), last.ema)
-    weights = sharding.to_host(last.ema)
+    if start is not None:
+        task = task._replace(prepare=partial(start_from, model, start))
+    weights = sharding.to_host(run(cfg, workdir, task).ema)
     if jax.process_index() == 0:
-        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
         generate.save(workdir / "model", model, defaults, weights)
     return workdir / "model"
 
 
-def with_weights(
-    fresh: Callable[[], TrainState], model: ModelConfig, folder: str | Path
-) -> TrainState:
+def start_from(model: ModelConfig, folder: str | Path, new: TrainState) -> TrainState:
     """A new state with the weights of the model in a folder.
 
     Raises:
@@ -98,11 +69,7 @@ def with_weights(
             f"the model in {folder} is of another config than this run's; train with "
             "the `model` section that it was made with"
         )
-    new = fresh()
-    placed = jax.tree.map(
-        lambda x, like: jax.device_put(x, like.sharding), there.params, new.params
-    )
-    return new._replace(params=placed, ema=jax.tree.map(jnp.copy, placed))
+    return with_weights(new, there.params)
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:

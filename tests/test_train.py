@@ -14,7 +14,7 @@ from configs import tiny
 from pyramid_jax import generate
 from pyramid_jax.config import model_config
 from pyramid_jax.data.embedded import write_dataset
-from pyramid_jax.train import train, with_weights
+from pyramid_jax.train import start_from, train
 from pyramid_jax.training.state import TrainState
 
 
@@ -78,13 +78,13 @@ def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Pa
     there = generate.load(run / "model").params
     count, empty = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, there)
     zeros = TrainState(count, count, empty, empty, None)
-    new = with_weights(lambda: zeros, model, run / "model")
+    new = start_from(model, run / "model", zeros)
     for tree in (new.params, new.ema):
         jax.tree.map(np.testing.assert_array_equal, tree, there)
 
     cfg.model.dit.single_blocks = 2
     with pytest.raises(ValueError, match=r"is of another config than this run's"):
-        with_weights(lambda: zeros, model_config(cfg.model.to_dict()), run / "model")
+        start_from(model_config(cfg.model.to_dict()), run / "model", zeros)
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path):

@@ -67,7 +67,9 @@ def init(key: jax.Array) -> Any:
     return {"kernel": kernel(key, (4, 2)), "bias": bias(key, (2,))}
 
 
-def loss(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+def loss(
+    params: Any, batch: jax.Array, key: jax.Array, step: jax.Array
+) -> tuple[jax.Array, Any]:
     noise = jax.random.normal(key, batch.shape)
     error = jnp.square((batch + noise) @ params["kernel"] + params["bias"][None] - 1.0)
     count = jnp.float32(batch.shape[0])

@@ -67,12 +67,16 @@ class Writes(Protocol):
     def write(self, step: int, values: dict[str, float]) -> None: ...
 
 
+# (step, average weights) -> what it measured, if anything, for the metrics
+Sample = Callable[[int, Any], dict[str, float] | None]
+
+
 class Outputs(NamedTuple):
-    """Where results go; `sample` gets the step and the average weights."""
+    """Where results go."""
 
     store: Saves
     metrics: Writes
-    sample: Callable[[int, Any], None] | None = None
+    sample: Sample | None = None
 
 
 def resume(
@@ -108,7 +112,8 @@ def run(
 
     Args:
         state: consumed; it lies on the mesh that the run uses.
-        batches: rows of this process, as numpy arrays; `next` is called once per step.
+        batches: rows of this process, as trees of numpy arrays; `next` is called once
+            per step.
         key: the same one at a restart.
 
     Raises:
@@ -135,13 +140,12 @@ def run(
             samples = cfg.sample_every > 0 and done % cfg.sample_every == 0
             if logs or saves or samples:
                 values = window.close(done)
+                if saves:
+                    outputs.store.save(done, state, batches)
+                if samples and outputs.sample is not None:
+                    values |= outputs.sample(done, state.ema) or {}
                 outputs.metrics.write(done, values)
                 bar.set_postfix_str(_short(values))
-            if saves:
-                outputs.store.save(done, state, batches)
-            if samples and outputs.sample is not None:
-                outputs.sample(done, state.ema)
-            if saves or samples:
                 window.restart()
             if ends:
                 break
@@ -159,13 +163,13 @@ def on_devices(batch: Any, over: Mesh) -> Any:
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
         batch,
     )
-    rows = jax.tree.leaves(shapes)[0].shape[0]
     parts = sharding.batch_parts(over)
-    if rows % parts:
-        raise ValueError(
-            f"a batch of {rows} rows can't be divided over {parts} devices; "
-            f"use a multiple of {parts} rows"
-        )
+    for rows in {leaf.shape[0] for leaf in jax.tree.leaves(shapes)}:
+        if rows % parts:
+            raise ValueError(
+                f"a batch of {rows} rows can't be divided over {parts} devices; "
+                f"use a multiple of {parts} rows"
+            )
     placement = sharding.batch_shardings(shapes, over)
     return jax.tree.map(jax.make_array_from_process_local_data, placement, batch)
 

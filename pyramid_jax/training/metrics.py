@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,13 @@ from pyramid_jax.training.step import Report
 
 JSONL = "metrics.jsonl"
 AHEAD = 2  # steps in the device's queue while the host prepares the next one
+
+
+class Means(NamedTuple):
+    """What a loss reports by name: sums, and over how many they are means."""
+
+    sums: dict[str, Any]
+    counts: dict[str, Any]
 
 
 class Metrics:
@@ -113,7 +120,8 @@ class Window:
 def summary(reports: Sequence[Report]) -> dict[str, float]:
     """The mean losses of some steps (fetched reports), and where the last one stands.
 
-    Where `aux` has `stage_sum` and `stage_count`, also the mean loss per stage.
+    Where `aux` has `stage_sum` and `stage_count`, also the mean loss per stage; where
+    it is `Means`, also those.
     """
     last = reports[-1]
     values = {
@@ -127,6 +135,12 @@ def summary(reports: Sequence[Report]) -> dict[str, float]:
         count = np.sum([report.aux.stage_count for report in reports], axis=0)
         for stage in np.flatnonzero(count):
             values[f"loss_stage_{stage}"] = float(total[stage] / count[stage])
+    if isinstance(last.aux, Means):
+        for name in last.aux.sums:
+            total = sum(report.aux.sums[name] for report in reports)
+            count = sum(report.aux.counts[name] for report in reports)
+            if count:
+                values[name] = float(total / count)
     return values
 
 

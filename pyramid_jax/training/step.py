@@ -3,7 +3,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,14 @@ class StepConfig:
             raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
 
 
+class LossOfStep(Protocol):
+    """A `Loss` that may change over a run: it gets the number of steps so far."""
+
+    def __call__(
+        self, params: Any, batch: Any, key: jax.Array, *, step: jax.Array
+    ) -> tuple[jax.Array, Any]: ...
+
+
 class Report(NamedTuple):
     """What a step says about itself; still on the device, so reading it waits for it.
 
@@ -64,7 +73,7 @@ class Report(NamedTuple):
 
 
 def train_step(
-    loss: Loss,
+    loss: LossOfStep,
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
     cfg: StepConfig,
@@ -87,7 +96,9 @@ def train_step(
         state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
         key = jax.random.fold_in(key, state.step)
-        value, aux, gradient = gradients(loss, state.params, batch, key, cfg.accumulate)
+        value, aux, gradient = gradients(
+            partial(loss, step=state.step), state.params, batch, key, cfg.accumulate
+        )
         norm = optax.tree.norm(gradient)
         keep = jnp.isfinite(value) & jnp.isfinite(norm)
         if cfg.skip_above is not None:
