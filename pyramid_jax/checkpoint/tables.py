@@ -50,11 +50,24 @@ class Table(NamedTuple):
 
 TRANSFORMS: Mapping[str, Transform] = {
     "vector": Transform(("o -> o",)),
+    "table": Transform(("rows d -> rows d",)),
     "linear": Transform(("o i -> i o",)),
     "from_heads": Transform(("o (heads dim) -> heads dim o",)),
     "qkv": Transform(("three (heads dim) i -> i three heads dim",)),
     "qkv_vector": Transform(("three (heads dim) -> three heads dim",)),
     "patch_conv": Transform(("o c y x -> (y x c) o",), {"y": 2, "x": 2}),
+    "conv2d": Transform(("o i y x -> y x i o",)),
+    "conv3d": Transform(("o i t y x -> t y x i o",)),
+    "channel_weights": Transform(("1 i 1 1 -> i",)),
+    "pointwise": Transform(("o i 1 1 1 -> i o",)),
+    # Their channels spread out over the cells, or frames, that each one becomes; ours
+    # have the channels of each such cell together.
+    "conv3d_space": Transform(
+        ("(o y x) i t h w -> t h w i (y x o)",), {"y": 2, "x": 2}
+    ),
+    "vector_space": Transform(("(o y x) -> (y x o)",), {"y": 2, "x": 2}),
+    "conv3d_time": Transform(("(o two) i t h w -> t h w i (two o)",), {"two": 2}),
+    "vector_time": Transform(("(o two) -> (two o)",), {"two": 2}),
     # Theirs are scale, shift; ours are shift, scale, as in every other modulation.
     "scale_shift": Transform(("(two o) i -> i (two o)",), {"two": 2}, flip=True),
     "scale_shift_vector": Transform(("(two o) -> (two o)",), {"two": 2}, flip=True),
