@@ -93,7 +93,6 @@ def test_values_that_mean_nothing_are_left_out():
     [
         ({"model_class": "CausalVideoVAE"}, "out.moments", "VAE"),
         ({}, "out.frames_uint8", "VAE"),
-        ({"model_class": "T5EncoderModel"}, "out.last_hidden_state", "text encoders"),
         ({}, "out.x", "a scenario of an unknown kind"),
     ],
 )

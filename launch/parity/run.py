@@ -3,10 +3,10 @@
 
 from collections.abc import Iterator
 
-from launch.parity import dit, sampling, schedule, steps, targets
+from launch.parity import dit, sampling, schedule, steps, targets, text
 from launch.parity.cases import Case, Line, Scenario, compare, scenarios
 
-KINDS = (schedule, dit, targets, steps, sampling)
+KINDS = (schedule, dit, targets, steps, sampling, text)
 
 
 def replay(case: Case) -> Iterator[Line]:

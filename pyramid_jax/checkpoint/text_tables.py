@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text encoders of the original's folders: their config.json, names of tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pyramid_jax.checkpoint.tables import Rule, Table
+
+WORDS, WORDS_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
+COUNTED = "text_model.embeddings.position_ids"  # 0, 1, 2, ... in some older files
+LARGEST = 2  # the end that stands for "the largest id" in config files of CLIP
+
+
+def clip_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `models.clip.ClipConfig` from the config.json of a CLIP encoder.
+
+    Raises:
+        ValueError: an activation that no released encoder uses.
+    """
+    activation = given.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise ValueError(
+            f"hidden_act is {activation!r} in a CLIP encoder's config.json; only "
+            "'quick_gelu' and 'gelu', which the released encoders use, are supported"
+        )
+    projects = "CLIPTextModelWithProjection" in given.get("architectures", ())
+    end = given.get("eos_token_id", LARGEST)
+    return {
+        "vocabulary": given["vocab_size"],
+        "width": given["hidden_size"],
+        "heads": given["num_attention_heads"],
+        "mlp_width": given["intermediate_size"],
+        "blocks": given["num_hidden_layers"],
+        "positions": given["max_position_embeddings"],
+        "quick_gelu": activation == "quick_gelu",
+        "end": None if end == LARGEST else end,
+        "projection": given["projection_dim"] if projects else None,
+        "eps": given.get("layer_norm_eps", 1e-5),
+    }
+
+
+def t5_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `models.t5.T5Config` from the config.json of a T5 encoder.
+
+    Raises:
+        ValueError: an MLP that no released encoder uses.
+    """
+    mlp = given.get("feed_forward_proj", "relu")
+    if mlp != "gated-gelu":
+        raise ValueError(
+            f"feed_forward_proj is {mlp!r} in a T5 encoder's config.json; only "
+            "'gated-gelu', that of T5 v1.1, is supported"
+        )
+    return {
+        "vocabulary": given["vocab_size"],
+        "width": given["d_model"],
+        "heads": given["num_heads"],
+        "head_dim": given["d_kv"],
+        "mlp_width": given["d_ff"],
+        "blocks": given["num_layers"],
+        "buckets": given["relative_attention_num_buckets"],
+        "farthest": given.get("relative_attention_max_distance", 128),
+        "eps": given.get("layer_norm_epsilon", 1e-6),
+    }
+
+
+def clip(projects: bool) -> Table:
+    """The table of a CLIP text encoder of any size.
+
+    Args:
+        projects: its vectors pass through a last linear map.
+    """
+    layer = "text_model.encoder.layers.{i}"
+    rules = [
+        Rule(("text_model.embeddings.token_embedding.weight",), ("words",), "table"),
+        Rule(
+            ("text_model.embeddings.position_embedding.weight",),
+            ("positions",),
+            "table",
+        ),
+        *_norm("text_model.final_layer_norm", "norm"),
+        *_norm(f"{layer}.layer_norm1", "blocks/attention_norm"),
+        *_norm(f"{layer}.layer_norm2", "blocks/mlp_norm"),
+        _qkv(f"{layer}.self_attn.{{part}}_proj.weight", "kernel", "qkv"),
+        _qkv(f"{layer}.self_attn.{{part}}_proj.bias", "bias", "qkv_vector"),
+        *_linear(f"{layer}.self_attn.out_proj", "blocks/out", "from_heads"),
+        *_linear(f"{layer}.mlp.fc1", "blocks/mlp_in"),
+        *_linear(f"{layer}.mlp.fc2", "blocks/mlp_out"),
+    ]
+    if projects:
+        rules.append(Rule(("text_projection.weight",), ("project/kernel",), "linear"))
+    return Table(tuple(rules))
+
+
+def t5() -> Table:
+    """The table of a T5 encoder of any size."""
+    layer = "encoder.block.{i}.layer"
+    first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    mlp = {"gate": "wi_0", "mlp_in": "wi_1", "mlp_out": "wo"}
+    rules = [
+        Rule((WORDS,), ("words",), "table"),
+        Rule((first,), ("distances",), "table"),
+        Rule(("encoder.final_layer_norm.weight",), ("norm/weight",), "vector"),
+        _rms(f"{layer}.0.layer_norm.weight", "blocks/attention_norm"),
+        _rms(f"{layer}.1.layer_norm.weight", "blocks/mlp_norm"),
+        _qkv(f"{layer}.0.SelfAttention.{{part}}.weight", "kernel", "qkv"),
+        Rule(
+            (f"{layer}.0.SelfAttention.o.weight",), ("blocks/out/kernel",), "from_heads"
+        ),
+        *(
+            Rule(
+                (f"{layer}.1.DenseReluDense.{theirs}.weight",),
+                (f"blocks/{ours}/kernel",),
+                "linear",
+            )
+            for ours, theirs in mlp.items()
+        ),
+    ]
+    return Table(tuple(rules))
+
+
+def once(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors without those that some files hold a second time, or need not hold.
+
+    Raises:
+        ValueError: the table of words is there twice, but differs.
+    """
+    kept = {key: x for key, x in tensors.items() if key not in (WORDS_AGAIN, COUNTED)}
+    if WORDS_AGAIN in tensors:
+        again = tensors[WORDS_AGAIN]
+        if WORDS in kept and not np.array_equal(kept[WORDS], again):
+            raise ValueError(
+                f"{WORDS} and {WORDS_AGAIN} differ, but are one table in T5; give the "
+                "files of a released encoder"
+            )
+        kept.setdefault(WORDS, again)
+    return kept
+
+
+def _norm(theirs: str, ours: str) -> list[Rule]:
+    return [
+        Rule((f"{theirs}.{name}",), (f"{ours}/{name}",), "vector")
+        for name in ("weight", "bias")
+    ]
+
+
+def _rms(theirs: str, ours: str) -> Rule:
+    return Rule((theirs,), (f"{ours}/weight",), "vector")
+
+
+def _qkv(theirs: str, ours: str, transform: str) -> Rule:
+    """`theirs` names the tensor with {part} for q, k and v."""
+    parts = tuple(theirs.replace("{part}", part) for part in "qkv")
+    return Rule(parts, (f"blocks/qkv/{ours}",), transform)
+
+
+def _linear(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
+    return [
+        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
+        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
+    ]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text encoders of CLIP: token ids to one vector per prompt.
+
+Attention is causal, so nothing that follows the end of a text changes its vector.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float, Int
+
+from pyramid_jax.kernels.attention import attention
+from pyramid_jax.mask import TokenMask
+from pyramid_jax.models.layers import dense, layer_norm
+from pyramid_jax.models.stack import scan, stacked
+from pyramid_jax.sharding import named
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The defaults are CLIP ViT-L/14.
+
+    Args:
+        positions: most tokens of a text.
+        quick_gelu: x σ(1.702 x) in the MLP; False: the exact GELU.
+        end: id of the token where the vector is taken; None: the largest id in a row.
+        projection: width of the vector after a linear map; None: there is none.
+        dtype: of matrix products; the stream between blocks is float32.
+    """
+
+    vocabulary: int = 49408
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    blocks: int = 12
+    positions: int = 77
+    quick_gelu: bool = True
+    end: int | None = None
+    projection: int | None = None
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+
+class Encoding(NamedTuple):
+    """Normalised states of all tokens, and the vector of each text."""
+
+    features: Float[jax.Array, "b m d"]
+    pooled: Float[jax.Array, "b p"]
+
+
+class ClipEncoder(nn.Module):
+    """One text per row: the state at its end, projected or not.
+
+    Source: `CLIPTextModel` and `CLIPTextModelWithProjection` of transformers.
+    """
+
+    cfg: ClipConfig
+
+    def setup(self):
+        c = self.cfg
+        normal = named(nn.initializers.normal(0.02), (None, "embed"))
+        self.words = self.param("words", normal, (c.vocabulary, c.width))
+        self.positions = self.param("positions", normal, (c.positions, c.width))
+        order = jnp.zeros((1, 1), jnp.int32)
+        inputs = jnp.zeros((1, 1, c.width)), TokenMask(order, order)
+        block = ClipBlock(c, parent=None)
+        self.blocks = self.param(
+            "blocks", lambda key: stacked(key, block, c.blocks, *inputs)
+        )
+        self.norm = LayerNorm(c.eps)
+        if c.projection is not None:
+            axes = ("embed", None)
+            self.project = dense(c.projection, axes, c.dtype, bias=False)
+
+    def __call__(self, ids: Int[jax.Array, "b m"]) -> Encoding:
+        c = self.cfg
+        block = ClipBlock(c, parent=None)
+        x = self.norm(scan(block, self.blocks, self.embed(ids), self.mask(ids)))
+        # parity: released config files name an end that their tokenizers don't use.
+        end = ids.argmax(-1) if c.end is None else (ids == c.end).argmax(-1)
+        pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        if c.projection is not None:
+            pooled = self.project(pooled).astype(jnp.float32)
+        return Encoding(x, pooled)
+
+    def embed(self, ids: Int[jax.Array, "b m"]) -> Float[jax.Array, "b m d"]:
+        """The stream before the first block."""
+        x = jnp.take(self.words, ids, axis=0).astype(jnp.float32)
+        return x + self.positions[None, : ids.shape[1]].astype(jnp.float32)
+
+    def mask(self, ids: Int[jax.Array, "b m"]) -> TokenMask:
+        """A token sees itself and those before it."""
+        order = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        return TokenMask(jnp.zeros_like(ids), order)
+
+
+class ClipBlock(nn.Module):
+    """Causal attention, then an MLP, both added to the stream."""
+
+    cfg: ClipConfig
+
+    def setup(self):
+        c = self.cfg
+        heads = (3, c.heads, c.width // c.heads)
+        self.attention_norm, self.mlp_norm = LayerNorm(c.eps), LayerNorm(c.eps)
+        self.qkv = dense(heads, ("embed", None, "heads", None), c.dtype)
+        self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
+        self.mlp_in = dense(c.mlp_width, ("embed", "mlp"), c.dtype)
+        self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
+
+    def __call__(
+        self, x: Float[jax.Array, "b m d"], mask: TokenMask
+    ) -> Float[jax.Array, "b m d"]:
+        q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 2, 0)
+        x = x + self.out(attention(q, k, v, mask)).astype(jnp.float32)
+        hidden = self._activate(self.mlp_in(self.mlp_norm(x)))
+        return x + self.mlp_out(hidden).astype(jnp.float32)
+
+    def _activate(self, x: jax.Array) -> jax.Array:
+        if self.cfg.quick_gelu:
+            return x * nn.sigmoid(1.702 * x)
+        return nn.gelu(x, approximate=False)
+
+
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance, in float32, times a weight, plus a bias."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b m d"]) -> Float[jax.Array, "b m d"]:
+        shape = (x.shape[-1],)
+        weight = self.param("weight", named(nn.initializers.ones, (None,)), shape)
+        bias = self.param("bias", named(nn.initializers.zeros, (None,)), shape)
+        weight, bias = (p.astype(jnp.float32)[None, None] for p in (weight, bias))
+        return layer_norm(x, self.eps) * weight + bias

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts to `Text`, with the text encoders and tokenizers of a released model.
+
+A released folder has `text_encoder`, `text_encoder_2`, ... and a tokenizer beside each.
+One of them is a T5, whose features are what the network reads; the vectors of the
+others, which are CLIP's, are put together to the pooled vector.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from pyramid_jax import sharding
+from pyramid_jax.checkpoint import files, rename, text_tables
+from pyramid_jax.models.clip import ClipConfig, ClipEncoder
+from pyramid_jax.models.t5 import T5Config, T5Encoder
+from pyramid_jax.shapes import Array, Text
+
+logger = logging.getLogger(__name__)
+
+# What the released models were shown: added to every prompt, and led away from.
+SUFFIX = ", hyper quality, Ultra HD, 8K"
+NEGATIVE = (
+    "cartoon style, worst quality, low quality, blurry, absolute black, absolute white,"
+    " low res, extra limbs, extra digits, misplaced objects, mutated anatomy, "
+    "monochrome, horror"
+)
+LIMIT = 128  # tokens of T5 that the network reads
+FOLDERS = ("", "_2", "_3")  # what the names of encoders and tokenizers end with
+
+EncoderConfig = T5Config | ClipConfig
+
+
+class Network(NamedTuple):
+    """One text encoder: its config and its weights."""
+
+    cfg: EncoderConfig
+    params: Any
+
+
+class Ids(NamedTuple):
+    """Texts as token ids, a row each: T5's with their segments, and each CLIP's."""
+
+    words: Int[Array, "b m"]
+    segment: Int[Array, "b m"]
+    clips: tuple[Array, ...]
+
+
+class Cut(NamedTuple):
+    """Token ids of a text, and the part of it that they don't hold."""
+
+    ids: list[int]
+    lost: str
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Cuts a text into at most `limit` tokens, the last of which is the end.
+
+    Args:
+        tokenizer: one of transformers.
+    """
+
+    tokenizer: Any
+    limit: int
+
+    def __call__(self, text: str) -> Cut:
+        """The tokens of one text."""
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) <= self.limit:
+            return Cut(ids, "")
+        last = self.limit - 1
+        return Cut([*ids[:last], ids[-1]], self.tokenizer.decode(ids[last:-1]).strip())
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """The text encoders of a released model. Make one with `load`.
+
+    Attributes:
+        tokenizers: of T5, then of each CLIP.
+        clips: whose vectors are the pooled vector, in their order.
+    """
+
+    t5: Network
+    clips: tuple[Network, ...]
+    tokenizers: tuple[Tokenizer, ...]
+
+    def __call__(self, texts: Sequence[str]) -> Text:
+        """Features and pooled vector of each text, in float32.
+
+        A text has a row of its own, padded on the left to T5's limit, which is also
+        what the network's compiled steps are for. Words behind the limit are not read;
+        a warning shows them.
+
+        Raises:
+            ValueError: there is no text.
+        """
+        if not texts:
+            raise ValueError('there is no text to encode; give at least one, e.g. ""')
+        return encode(self.t5, self.clips, self.ids(texts))
+
+    def ids(self, texts: Sequence[str]) -> Ids:
+        """The tokens of texts, cut and padded to the limits of their readers."""
+        of_t5, *of_clips = self.tokenizers
+        words = np.zeros((len(texts), of_t5.limit), np.int32)
+        segment = np.full_like(words, -1)
+        for row, known, text in zip(words, segment, texts, strict=True):
+            ids, lost = of_t5(text)
+            row[-len(ids) :], known[-len(ids) :] = ids, 0
+            if lost:
+                logger.warning(
+                    "%d tokens of a prompt are read, this part is not: %r",
+                    of_t5.limit,
+                    lost,
+                )
+        return Ids(words, segment, tuple(_clip_ids(t, texts) for t in of_clips))
+
+
+def finished(prompts: Sequence[str]) -> list[str]:
+    """Prompts as the released models expect them, with `SUFFIX`."""
+    return [prompt + SUFFIX for prompt in prompts]
+
+
+def encode(t5: Network, clips: Sequence[Network], ids: Ids) -> Text:
+    """Features from T5, and the vectors of all CLIPs side by side; float32."""
+    cfgs = (t5.cfg, *(clip.cfg for clip in clips))
+    return _encode(cfgs, (t5.params, *(clip.params for clip in clips)), ids)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(cfgs: tuple[Any, ...], params: tuple[Any, ...], ids: Ids) -> Text:
+    of_t5 = {"params": params[0]}
+    features: Any = T5Encoder(cfgs[0]).apply(of_t5, ids.words, ids.segment)
+    vectors = []
+    for cfg, weights, words in zip(cfgs[1:], params[1:], ids.clips, strict=True):
+        found: Any = ClipEncoder(cfg).apply({"params": weights}, words)
+        vectors.append(found.pooled)
+    pooled = jnp.concatenate(vectors, axis=-1)[:, None]
+    return Text(features, jnp.asarray(ids.segment), pooled)
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+def load(
+    folder: str | Path, dtype: str = "bfloat16", over: Mesh | None = None
+) -> PromptEncoder:
+    """The text encoders and tokenizers in a released model's folder.
+
+    Weights are read one parameter at a time and put where they belong, so that neither
+    the host nor a device ever holds more of T5's 4.8 B than it has to.
+
+    Args:
+        dtype: of weights and matrix products.
+        over: devices that share the weights; None: all on the first one.
+
+    Raises:
+        ValueError: a file is missing, or does not fit the others.
+    """
+    folder, networks, tokenizers = Path(folder), [], []
+    for end in FOLDERS:
+        encoder = folder / f"text_encoder{end}"
+        if encoder.is_dir():
+            given = _config(encoder)
+            networks.append(network(given, files.read(encoder), dtype, over))
+            cfg = networks[-1].cfg
+            tokenizers.append(load_tokenizer(folder / f"tokenizer{end}", cfg))
+    is_t5 = [isinstance(n.cfg, T5Config) for n in networks]
+    if is_t5.count(True) != 1 or all(is_t5):
+        raise ValueError(
+            f"{folder} has {is_t5.count(True)} T5 and {is_t5.count(False)} CLIP "
+            "encoders in text_encoder, text_encoder_2 and text_encoder_3, expected one "
+            "T5 and at least one CLIP; give the folder of a released model"
+        )
+    place = is_t5.index(True)
+    t5, of_t5 = networks.pop(place), tokenizers.pop(place)
+    return PromptEncoder(t5, tuple(networks), (of_t5, *tokenizers))
+
+
+def network(
+    given: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    dtype: str = "float32",
+    over: Mesh | None = None,
+) -> Network:
+    """The encoder that a config.json of the original describes, with its weights.
+
+    Raises:
+        ValueError: another kind of encoder, or tensors that don't fit it.
+    """
+    if "d_model" in given:
+        cfg: EncoderConfig = T5Config(**text_tables.t5_config(given), dtype=dtype)
+        table = text_tables.t5()
+    elif "intermediate_size" in given:
+        cfg = ClipConfig(**text_tables.clip_config(given), dtype=dtype)
+        table = text_tables.clip(cfg.projection is not None)
+    else:
+        raise ValueError(
+            f"a config.json with {sorted(given)} describes neither a T5 nor a CLIP "
+            "text encoder; give that of a released model"
+        )
+    like = abstract(cfg)
+    plain = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), sharding.unbox(like)
+    )
+    once = text_tables.once(tensors)
+    return Network(cfg, rename.convert(once, table, plain, _place(like, over)))
+
+
+def abstract(cfg: EncoderConfig) -> Any:
+    """The shapes of an encoder's weights, in boxes that name their axes."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    if isinstance(cfg, T5Config):
+        init = partial(T5Encoder(cfg).init, ids=ids, segment=ids)
+    else:
+        init = partial(ClipEncoder(cfg).init, ids=ids)
+    return jax.eval_shape(init, jax.random.key(0))["params"]
+
+
+def load_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
+    """The tokenizer in a folder, with the limit of the encoder that reads its tokens.
+
+    Raises:
+        ValueError: the folder lacks the files of a tokenizer.
+    """
+    if isinstance(cfg, T5Config):
+        needed, limit = ("tokenizer.json",), LIMIT
+    else:
+        needed, limit = ("vocab.json", "merges.txt"), cfg.positions
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {' and '.join(missing)}; copy the tokenizers of the "
+            "released model beside its text encoders"
+        )
+    if isinstance(cfg, T5Config):
+        # parity: the file alone says how T5 splits text; the class of transformers
+        # would replace a part of it.
+        file = str(folder / needed[0])
+        return Tokenizer(
+            transformers.PreTrainedTokenizerFast(tokenizer_file=file), limit
+        )
+    found = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return Tokenizer(found, limit)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no config.json; copy the encoder again")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _place(like: Any, over: Mesh | None) -> Callable[[str, np.ndarray], jax.Array]:
+    """Moves a parameter to its devices; each process copies its own parts only."""
+    if over is None:
+        return lambda path, x: jnp.asarray(x)
+    where = flatten_dict(sharding.shardings(like, over), sep="/")
+
+    def place(path: str, x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, where[path], x.__getitem__)
+
+    return place
+
+
+def _clip_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[np.ndarray, "b m"]:
+    """Token ids, filled up with the end: what follows the first end has no effect."""
+    rows = np.zeros((len(texts), tokenizer.limit), np.int32)
+    for row, text in zip(rows, texts, strict=True):
+        ids, lost = tokenizer(text)
+        row[:], row[: len(ids)] = ids[-1], ids
+        if lost:
+            logger.info("the pooled vector is made without this part: %r", lost)
+    return rows
