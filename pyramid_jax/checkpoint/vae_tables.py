@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensor of the original's VAE is which parameter here. Data only."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pyramid_jax.checkpoint.tables import Rule, Table
+
+
+class Levels(Protocol):
+    """What the names of a VAE's tensors depend on, as in `models.vae.VAEConfig`."""
+
+    @property
+    def encoder_widths(self) -> tuple[int, ...]: ...
+    @property
+    def decoder_widths(self) -> tuple[int, ...]: ...
+    @property
+    def encoder_layers(self) -> tuple[int, ...]: ...
+    @property
+    def decoder_layers(self) -> tuple[int, ...]: ...
+    @property
+    def spatial(self) -> tuple[bool, ...]: ...
+    @property
+    def temporal(self) -> tuple[bool, ...]: ...
+
+
+def vae(cfg: Levels) -> Table:
+    """The table of a causal video VAE."""
+    rules = [
+        *_convolution("encoder.conv_in.conv", "encoder/entry"),
+        *_middle("encoder"),
+        *_activated("encoder.conv_norm_out", "encoder.conv_out.conv", "encoder/head"),
+        *_pair("quant_conv.conv", "encoder/mix", "pointwise"),
+        *_pair("post_quant_conv.conv", "decoder/mix", "pointwise"),
+        *_convolution("decoder.conv_in.conv", "decoder/entry"),
+        *_middle("decoder"),
+        *_activated("decoder.conv_norm_out", "decoder.conv_out.conv", "decoder/head"),
+        *_levels("encoder", cfg.encoder_widths, cfg.encoder_layers),
+        *_levels("decoder", cfg.decoder_widths[::-1], cfg.decoder_layers),
+    ]
+    for i, (space, time) in enumerate(zip(cfg.spatial, cfg.temporal, strict=True)):
+        rules += _resampling(i, "space") if space else ()
+        rules += _resampling(i, "time") if time else ()
+    return Table(tuple(rules))
+
+
+def _levels(
+    part: str, widths: tuple[int, ...], layers: tuple[int, ...]
+) -> Iterator[Rule]:
+    """The residual blocks; one that changes the width has a shortcut."""
+    before = widths[0]
+    for i, (width, count) in enumerate(zip(widths, layers, strict=True)):
+        blocks = {"encoder": "down_blocks", "decoder": "up_blocks"}[part]
+        for j in range(count):
+            theirs = f"{part}.{blocks}.{i}.resnets.{j}"
+            ours = f"{part}/levels_{i}/residuals_{j}"
+            yield from _residual(theirs, ours)
+            if before != width:
+                shortcut = f"{theirs}.conv_shortcut.conv"
+                yield from _pair(shortcut, f"{ours}/shortcut", "pointwise")
+            before = width
+
+
+def _resampling(level: int, axis: str) -> Iterator[Rule]:
+    """One step between resolutions of both networks."""
+    prefix = {"space": "", "time": "temporal_"}[axis]
+    down = f"encoder.down_blocks.{level}.{prefix}downsamplers.0.conv.conv"
+    up = f"decoder.up_blocks.{level}.{prefix}upsamplers.0.conv.conv"
+    ours = f"levels_{level}/resampled_{axis}"
+    yield from _convolution(down, f"encoder/{ours}")
+    yield Rule(
+        (f"{up}.weight",), (f"decoder/{ours}/convolution/kernel",), f"conv3d_{axis}"
+    )
+    yield Rule((f"{up}.bias",), (f"decoder/{ours}/convolution/bias",), f"vector_{axis}")
+
+
+def _middle(part: str) -> Iterator[Rule]:
+    theirs, ours = f"{part}.mid_block", f"{part}/middle"
+    yield from _residual(f"{theirs}.resnets.0", f"{ours}/first")
+    yield from _residual(f"{theirs}.resnets.1", f"{ours}/second")
+    attention = f"{theirs}.attentions.0"
+    yield from _norm(f"{attention}.group_norm", f"{ours}/attention/norm")
+    for name in ("query", "key", "value"):
+        to = f"{attention}.to_{name[0]}"
+        yield from _pair(to, f"{ours}/attention/{name}", "linear")
+    yield from _pair(f"{attention}.to_out.0", f"{ours}/attention/out", "linear")
+
+
+def _residual(theirs: str, ours: str) -> Iterator[Rule]:
+    for number, name in ((1, "first"), (2, "second")):
+        norm, convolution = f"{theirs}.norm{number}", f"{theirs}.conv{number}.conv"
+        yield from _activated(norm, convolution, f"{ours}/{name}")
+
+
+def _activated(norm: str, convolution: str, ours: str) -> Iterator[Rule]:
+    yield from _norm(norm, f"{ours}/norm")
+    yield from _convolution(convolution, f"{ours}/convolution")
+
+
+def _norm(theirs: str, ours: str) -> Iterator[Rule]:
+    yield Rule((f"{theirs}.weight",), (f"{ours}/weight",), "vector")
+    yield Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector")
+
+
+def _convolution(theirs: str, ours: str) -> Iterator[Rule]:
+    yield from _pair(theirs, ours, "conv3d")
+
+
+def _pair(theirs: str, ours: str, kernel: str) -> Iterator[Rule]:
+    yield Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel)
+    yield Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector")
