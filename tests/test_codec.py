@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of a video, put together, are the video: with filters instead of a network."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import repeat
+
+from pyramid_jax import codec
+
+
+def video(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+@partial(jax.jit, donate_argnums=1)
+def doubling(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+    """Adds half of the frame before, then doubles all frames but a video's first."""
+    before = jnp.zeros_like(x[:, :1]) if past is None else past
+    y = x + 0.5 * jnp.concatenate([before, x[:, :-1]], axis=1)
+    y = repeat(y, "b f h w c -> b (f two) h w c", two=2)
+    return y[:, 1:] if past is None else y, x[:, -1:]
+
+
+@partial(jax.jit, donate_argnums=1)
+def halving(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+    """The sum of each second frame, counted from a video's first, with its past one."""
+    before = jnp.zeros_like(x[:, :1]) if past is None else past
+    return x[:, ::2] + jnp.concatenate([before, x], axis=1)[:, :-1:2], x[:, -1:]
+
+
+# Later pieces of `halving` begin with the frame whose result is the next.
+def halving_later(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+    if past is None:
+        return halving(x, past)
+    both = jnp.concatenate([past, x], axis=1)
+    return x[:, 1::2] + both[:, 1:-1:2], x[:, -1:]
+
+
+# ----------------------------------------------------------------------------- in time
+
+
+@pytest.mark.parametrize(("first", "window"), [(1, 1), (1, 3), (3, 2), (1, 10)])
+def test_chunks_of_any_length_make_the_whole(first: int, window: int):
+    x = video(2, 8, 2, 3, 1)
+    whole, _ = doubling(x, None)
+    made = codec.chunked(doubling, x, first, window)
+    np.testing.assert_allclose(made, whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [2, 6])
+def test_chunks_of_a_step_that_leaves_out_frames_make_the_whole(window: int):
+    x = video(1, 9, 2, 2, 1)
+    whole, _ = halving(x, None)
+    made = codec.chunked(halving_later, x, 1, window)
+    np.testing.assert_allclose(made, whole, rtol=1e-6)
+
+
+def test_a_video_that_is_one_piece_is_not_filled_up():
+    lengths = []
+
+    def step(x: Any, past: Any) -> Any:
+        lengths.append(x.shape[1])
+        return x, past
+
+    codec.chunked(step, video(1, 2, 1, 1, 1), first=3, window=4)
+    codec.chunked(step, video(1, 8, 1, 1, 1), first=3, window=4)
+    assert lengths == [2, 3, 4, 4]
+
+
+def test_a_stream_gives_each_piece_before_it_asks_for_the_next():
+    asked = []
+
+    def pieces():
+        for i in range(3):
+            asked.append(i)
+            yield video(1, 8, 2, 2, 1)[:, 2 * i : 2 * i + 2]
+
+    made = []
+    for i, part in enumerate(codec.stream(doubling, pieces())):
+        assert asked == list(range(i + 1))
+        made.append(part)
+    whole, _ = doubling(video(1, 8, 2, 2, 1)[:, :6], None)
+    np.testing.assert_allclose(jnp.concatenate(made, axis=1), whole, rtol=1e-6)
+
+
+def test_a_stream_compiles_twice_and_consumes_its_past():
+    traces, pasts = [], []
+
+    @partial(jax.jit, donate_argnums=1)
+    def step(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+        traces.append(x.shape)
+        return (x * 2, x) if past is None else (x + past, x + past)
+
+    def noted(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+        pasts.append(past)
+        return step(x, past)
+
+    for _ in codec.stream(noted, (jnp.ones((1, 1, 4, 4, 1)) * i for i in range(5))):
+        pass
+    assert len(traces) == 2
+    assert all(past.is_deleted() for past in pasts[1:])
+
+
+# ------------------------------------------------------------------------------ tiles
+
+
+def enlarge(x: jax.Array, factor: int = 2) -> jax.Array:
+    return repeat(jnp.tanh(x), "b f h w c -> b f (h y) (w x) c", y=factor, x=factor)
+
+
+def shrink(x: jax.Array) -> jax.Array:
+    return x[:, :, ::2, ::2] + x[:, :, 1::2, 1::2]
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "height", "width"),
+    [(8, 0, 17, 8), (8, 1 / 4, 24, 14), (4, 1 / 2, 3, 10), (8, 3 / 4, 9, 12)],
+)
+def test_tiles_of_a_local_function_equal_the_whole(tile, overlap, height, width):
+    x = video(1, 2, height, width, 3)
+    made = codec.tiled(enlarge, x, tile, 2, overlap)
+    np.testing.assert_allclose(made, enlarge(x), rtol=1e-5, atol=1e-6)
+
+
+def test_tiles_of_a_function_that_shrinks_equal_the_whole():
+    x = video(1, 1, 40, 24, 2)
+    made = codec.tiled(shrink, x, 16, 1 / 2)
+    np.testing.assert_allclose(made, shrink(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_blend_rises_linearly_from_one_tile_to_the_next():
+    """Tiles say 0, 1, 2, ... in the order in which they are made; weights by hand."""
+    numbers = iter(range(10))
+
+    def number(x: jax.Array) -> jax.Array:
+        return jnp.full(x.shape, float(next(numbers)))
+
+    made = codec.tiled(number, jnp.zeros((1, 1, 1, 7, 1)), 4, 1, 1 / 2)[0, 0, 0, :, 0]
+    np.testing.assert_allclose(made, [0, 0, 0, 0.5, 1, 1.5, 2.25], rtol=1e-6)
+
+
+def test_a_wider_overlap_makes_smaller_seams():
+    """A tile with its own brightness differs from its neighbour by smaller steps."""
+    numbers = iter(range(100))
+
+    def number(x: jax.Array) -> jax.Array:
+        return jnp.full(x.shape, float(next(numbers) % 2))
+
+    def seam(overlap: float) -> float:
+        made = codec.tiled(number, jnp.zeros((1, 1, 8, 64, 1)), 16, 1, overlap)
+        return float(jnp.abs(jnp.diff(made[0, 0, 0, :, 0])).max())
+
+    assert seam(1 / 2) < seam(1 / 4) < seam(0)
+
+
+def test_equal_tiles_compile_once():
+    shapes = []
+
+    @jax.jit
+    def noted(x: jax.Array) -> jax.Array:
+        shapes.append(x.shape[2:4])
+        return x
+
+    codec.tiled(noted, video(1, 1, 14, 14, 1), 8, 1)
+    codec.tiled(noted, video(1, 1, 20, 20, 1), 8, 1)
+    assert sorted(shapes) == [(2, 2), (2, 8), (8, 2), (8, 8)]
+
+
+def test_a_stream_of_tiles_is_the_whole_video():
+    x = video(1, 5, 12, 20, 2)
+
+    def step(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+        y, past = doubling(x, past)
+        return enlarge(y), past
+
+    tiles = codec.tiled_step(step, 8, 2)
+    made = codec.chunked(tiles, x, 1, 2)
+    np.testing.assert_allclose(made, step(x, None)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tile", "scale", "overlap"),
+    [(36, 1 / 8, 1 / 4), (8, 8, 1 / 3), (8, 8, 1), (8, 8, -0.5)],
+)
+def test_tiles_that_do_not_fit_together_are_refused(tile, scale, overlap):
+    with pytest.raises(
+        ValueError, match="begin at multiples of 8 pixels; use a multiple of 32"
+    ):
+        codec.tiled(jnp.tanh, video(1, 1, 4, 4, 1), tile, scale, overlap)
