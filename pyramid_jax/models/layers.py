@@ -68,7 +68,7 @@ class RMSNorm(nn.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + self.eps)
         weight = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
-        return (y * weight).astype(x.dtype)
+        return (y * weight.astype(jnp.float32)).astype(x.dtype)
 
 
 class Affine(NamedTuple):
