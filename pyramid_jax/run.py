@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run of any model: state, steps, checkpoints and metrics in a folder."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +68,10 @@ def run(cfg: Any, workdir: str | Path, task: Task) -> TrainState:
             jax.random.fold_in(key, 1),
             Outputs(store, metrics, task.sample),
         )
-    task.batches.close()
-    task.sample(int(last.step), last.ema)
+        task.batches.close()
+        if values := task.sample(int(last.step), last.ema):
+            metrics.write(int(last.step), values)
+            logging.info("after %d steps: %s", last.step, values)
     if jax.process_index() == 0:
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
     return last

@@ -52,9 +52,12 @@ MAY_IMPORT["config"] = set(MAY_IMPORT)
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
+MAY_IMPORT["autoencoder"] = {"latents", "models", "checkpoint", "config", "sharding"}
+MAY_IMPORT["vae_task"] = {"vae_objective", "models", "data", "training"}
+MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
-SERVICES |= {"config", "generate", "train", "contact_sheet", "quality"}
+SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}

@@ -8,16 +8,17 @@ and the place in the last one and in the rows packed from it.
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 
-from pyramid_jax.data.records import Example, Failure
+from pyramid_jax.data.records import Failure
 from pyramid_jax.shapes import Rows
 
 logger = logging.getLogger(__name__)
 
-Message = list[Example | Failure]
+Message = list[Any]  # examples, which are NamedTuples, and `Failure`s
 
 _EXAMPLES = 8  # perf: of a message; each message costs a worker about 0.1 ms
 _SHARED = 2**20  # perf: bytes from which an array is shared instead of sent
@@ -92,7 +93,7 @@ class Sound(grain.experimental.FlatMapTransform):
             if isinstance(failure, Failure) and failure.path not in self._bad:
                 self._bad.add(failure.path)
                 self._report(failure)
-        return [e._asdict() for e in element if isinstance(e, Example)]
+        return [e._asdict() for e in element if not isinstance(e, Failure)]
 
     def _report(self, failure: Failure) -> None:
         logger.warning("skipped %s: %s", failure.path, failure.reason)

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a manifest to an endless, resumable stream of packed training rows.
 
-    records, endlessly in new orders -> this host's share      numbers only
-            -> decode, choose stage and unit, cut, tokenise    workers, records.py
-            -> drop bad files, pack, batch                     a thread, packing.py
-
-Workers hand over failures like any other example, so the rows depend on the seed and
-the number of hosts only, not on the number of workers.
+records, endlessly in new orders -> this host's share      numbers only
+        -> decode, choose stage and unit, cut, tokenise    workers, records.py
+        -> drop bad files, pack, batch                     a thread, packing.py
 """
 
 from dataclasses import dataclass
@@ -15,26 +12,23 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from absl import flags
 
 from pyramid_jax import layout as layouts
 from pyramid_jax.data.manifest import read_manifest
-from pyramid_jax.data.packing import Handed, Sound, packed
+from pyramid_jax.data.packing import packed
 from pyramid_jax.data.records import (
     Clips,
     Load,
     Maker,
     Pixels,
     Plan,
-    Shuffled,
     Size,
     Tokenize,
     choose,
 )
+from pyramid_jax.data.source import Source, ahead
 from pyramid_jax.layout import Layout
 from pyramid_jax.shapes import Rows
-
-_READY = 2  # batches made ahead
 
 
 @dataclass(frozen=True)
@@ -148,32 +142,15 @@ def batches(
     Raises ValueError for a bad manifest or a budget that a segment exceeds; the
     iterator does when more files than `max_bad` are unusable.
     """
-    host, hosts = shard
-    if not 0 <= host < hosts:
-        raise ValueError(
-            f"shard {shard} must be the index and the count of the hosts, e.g. (0, 1)"
-        )
-    if not flags.FLAGS.is_parsed():  # grain reads flags
-        flags.FLAGS.mark_as_parsed()
     _check_budget(cfg, layout)
     records = read_manifest(cfg.manifest)
+    source = Source(records, cfg.seed, cfg.workers, cfg.max_bad, shard, Path(folder))
     load = load or Pixels(cfg.frames, cfg.fps)
     clips = Clips(load, cfg.all_sizes, len(cfg.stage_shares), cfg.cache_mib * 2**20)
     plan = cfg.plan(layout, shard)
     make = Maker(clips, plan, layout, tokenize, cfg.tokens, cfg.text_tokens)
-    examples = grain.MapDataset.source(Shuffled(records, cfg.seed))[host::hosts]
-    made = Handed(examples.map_with_index(make), cfg.workers)
-    listed = Path(folder) / "skipped.jsonl"
-    files = len({record.path for record in records})
-    sound = grain.experimental.FlatMapIterDataset(
-        made, Sound(listed, cfg.max_bad, files)
-    )
     budget = {"video": cfg.tokens, "text": cfg.text_tokens, "stage": cfg.segments}
-    return iter(
-        grain.experimental.ThreadPrefetchIterDataset(
-            packed(sound, budget, cfg.batch), prefetch_buffer_size=_READY
-        )
-    )
+    return ahead(packed(source.examples(make), budget, cfg.batch))
 
 
 class Longest(NamedTuple):

@@ -9,7 +9,7 @@ and workers, and resumed.
 import functools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +104,33 @@ class Shuffled:
         return self.records[_order(self.seed, epoch, len(self.records))[place]]
 
 
+class Kept:
+    """Arrays by key; the last ones used stay in memory.
+
+    Args:
+        room: bytes of memory.
+    """
+
+    def __init__(self, room: int):
+        self._room = room
+        self._kept: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()
+
+    def get(
+        self, key: Hashable, make: Callable[[], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """The arrays of a key, made if they are not there."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        made = make()
+        self._kept[key] = made
+        self._room -= sum(array.nbytes for array in made)
+        while self._room < 0:
+            _, oldest = self._kept.popitem(last=False)
+            self._room += sum(array.nbytes for array in oldest)
+        return made
+
+
 class Clips:
     """The pyramids of the records' latents; the last ones used stay in memory.
 
@@ -115,24 +142,18 @@ class Clips:
     """
 
     def __init__(self, load: Load, sizes: tuple[Size, ...], stages: int, room: int):
-        self._load, self._sizes, self._stages, self._room = load, sizes, stages, room
-        self._kept: OrderedDict[Path, list[np.ndarray]] = OrderedDict()
+        self._load, self._sizes, self._stages = load, sizes, stages
+        self._kept = Kept(room)
 
     def __getitem__(self, record: Record) -> list[Float[np.ndarray, "t _ _ c"]]:
         """A record's pyramid, coarsest level first; ValueError for a bad file."""
-        if record.path in self._kept:
-            self._kept.move_to_end(record.path)
-            return self._kept[record.path]
+        return self._kept.get(record.path, lambda: self._levels(record))
+
+    def _levels(self, record: Record) -> list[Float[np.ndarray, "t _ _ c"]]:
         latent = self._load(record, nearest(self._sizes, record.path))
         if latent.dtype == np.uint8:
             latent = to_model(latent)
-        levels = [np.asarray(x) for x in pyramid.levels(latent, self._stages)]
-        self._kept[record.path] = levels
-        self._room -= sum(level.nbytes for level in levels)
-        while self._room < 0:
-            _, oldest = self._kept.popitem(last=False)
-            self._room += sum(level.nbytes for level in oldest)
-        return levels
+        return [np.asarray(x) for x in pyramid.levels(latent, self._stages)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ uint8 RGB, channels last; models see float32 in [-1, 1] (`to_model`, `to_uint8`)
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import av
@@ -24,6 +26,8 @@ from av.video.reformatter import (
 from einops import repeat
 from jaxtyping import Float, UInt8
 
+from pyramid_jax.shapes import Array
+
 # Pictures of fewer pixels are encoded faster without threads. Without x264's macroblock
 # tree their files are the same in every run: it reads stray memory below 48 x 48.
 _SMALL = 256 * 256
@@ -38,9 +42,13 @@ _EXACT = (
 
 
 def read_video(
-    path: str | Path, size: tuple[int, int], frames: int, fps: float
+    path: str | Path,
+    size: tuple[int, int],
+    frames: int,
+    fps: float,
+    place: float = 0.0,
 ) -> UInt8[np.ndarray, "f h w 3"]:
-    """The first `frames` frames of a video file, resampled to `fps` and `size`.
+    """`frames` frames of a video file, by default the first, at `fps` and `size`.
 
     Frame i is the source frame shown nearest to i / fps seconds after the first one
     (the earlier of two equally near ones). Pictures are scaled until they cover
@@ -49,19 +57,23 @@ def read_video(
 
     Args:
         size: height and width in pixels.
+        place: where the frames begin: 0 with the first one at `fps`, 1 with the last
+            from which there are enough.
 
     Raises ValueError for a missing, broken or too short file.
     """
     _check_request(size, frames, fps)
     scaler = VideoReformatter()
     with _opened(path, "video") as container:
-        chosen = _resampled(container, frames, fps)
+        spare = max(0, _length(container, fps) - frames) if place else 0
+        skipped = round(place * spare)
+        chosen = islice(_resampled(container, skipped + frames, fps), skipped, None)
         pictures = [_fit(frame, size, scaler) for frame in chosen]
     if len(pictures) < frames:
         raise ValueError(
-            f"{path} has {len(pictures)} frames at {fps:g} frames per second, expected "
-            f"at least {frames}; ask for fewer frames or a higher rate, or leave this "
-            "file out"
+            f"{path} has {skipped + len(pictures)} frames at {fps:g} frames per "
+            f"second, expected at least {skipped + frames}; ask for fewer frames or "
+            "a higher rate, or leave this file out"
         )
     return np.stack(pictures)
 
@@ -126,7 +138,7 @@ def write_video(
         container.mux(stream.encode(None))
 
 
-def to_model(pixels: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def to_model(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
     """8-bit pixels as float32 in [-1, 1], the range the models work in."""
     return pixels.astype(np.float32) / 127.5 - 1
 
@@ -189,6 +201,14 @@ def _resampled(
     while places and last and places[0] < end:
         places.pop(0)
         yield last
+
+
+def _length(container: InputContainer, fps: float) -> int:
+    """How many frames at `fps` a video has, by what its header says."""
+    stream = container.streams.video[0]
+    if stream.duration is None or stream.time_base is None:
+        return 0
+    return ceil(stream.duration * stream.time_base * Fraction(fps))
 
 
 def _duration(stream: av.VideoStream, frame: VideoFrame | None) -> Fraction:

@@ -157,9 +157,12 @@ def read(jsonl: str | Path) -> list[dict[str, float]]:
     kept: list[dict[str, float]] = []
     for line in Path(jsonl).read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
-        while kept and kept[-1]["step"] >= values["step"]:
+        while kept and kept[-1]["step"] > values["step"]:
             kept.pop()
-        kept.append(values)
+        if kept and kept[-1]["step"] == values["step"]:
+            kept[-1] |= values
+        else:
+            kept.append(values)
     return kept
 
 
