@@ -27,7 +27,7 @@ from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.models.text import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import Guidance, SamplerConfig
-from pyramid_jax.shapes import Rows, Text, Tokens
+from pyramid_jax.shapes import Rows, Text, Tokens, Velocity
 
 MMDIT = DiTConfig()
 MINIFLUX = DiTConfig(
@@ -225,7 +225,7 @@ def encode_text(
     return text
 
 
-def velocity(model: ModelConfig, params: Any) -> objective.Velocity:
+def velocity(model: ModelConfig, params: Any) -> Velocity:
     """The network as a function (tokens, time, text) -> velocity of every token."""
     network: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
     return network

@@ -5,7 +5,7 @@ Everything random (time, history corruption, white noise) is drawn here, on the 
 from a key per row: a loss depends on neither the number of hosts nor that of devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,11 +15,7 @@ from jaxtyping import Float
 
 from pyramid_jax import pyramid
 from pyramid_jax.pyramid import TIME_SCALE, Stage
-from pyramid_jax.shapes import Rows, Text, Tokens
-
-Velocity = Callable[
-    [Tokens, Float[jax.Array, "b s"], Text], Float[jax.Array, "b n p"]
-]  # (tokens, time, text) -> velocity of every token
+from pyramid_jax.shapes import Rows, Text, Tokens, Velocity
 
 
 class Draws(NamedTuple):

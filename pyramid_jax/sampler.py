@@ -20,11 +20,7 @@ from jaxtyping import Float, Int
 from pyramid_jax import layout, pyramid
 from pyramid_jax.layout import Layout
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens
-
-Velocity = Callable[
-    [Tokens, Float[jax.Array, "b s"], Text], Float[jax.Array, "b n p"]
-]  # (tokens, time, text) -> velocity of every token
+from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens, Velocity
 
 
 @dataclass(frozen=True)

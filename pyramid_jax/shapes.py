@@ -7,6 +7,7 @@ tokens, `n` video tokens, `l = m + n`, `s` segments in a row, `d` model width, `
 rotary pairs.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -49,6 +50,9 @@ class Tokens(NamedTuple):
 
 # In a list of `Tokens` all would have the same number n; in a list of these, any.
 AnyTokens = tuple[Array, ...]
+
+# A network as the algorithms see it: (tokens, time, text) -> velocity of every token.
+Velocity = Callable[[Tokens, Float[Array, "b s"], Text], Float[Array, "b n p"]]
 
 
 class Rows(NamedTuple):
