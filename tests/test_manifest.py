@@ -29,6 +29,7 @@ def test_records_are_read_as_written(tmp_path):
         Record(tmp_path / "clips" / "a.mp4", "video", "a red circle"),
         Record(tmp_path / "b.png", "image", 'Wörter, "quoted",\nand \u2028 more'),
         Record(Path("/elsewhere/c.mp4"), "video", "far away"),
+        Record(tmp_path / "d.mp4", "video", "waves", features=tmp_path / "d.features"),
     )
     write_manifest(tmp_path / "deep" / "manifest.jsonl", records)
     assert read_manifest(tmp_path / "deep" / "manifest.jsonl") == records

@@ -4,7 +4,8 @@
     {"video": "clips/00000.mp4", "text": "a red circle moves left"}
     {"image": "stills/00000.png", "text": "a lighthouse at dusk"}
 
-Paths are relative to the manifest's folder. Other keys are ignored.
+Paths are relative to the manifest's folder. A record may also name files that were made
+from it: "text_fea", features of its text (`data.features`). Other keys are ignored.
 """
 
 import json
@@ -16,16 +17,23 @@ from typing import Literal, get_args
 
 Kind = Literal["video", "image"]
 
+MADE = {"features": "text_fea"}  # of a record: field -> key, named as in the original
+
 _REPORTED = 10
 
 
 @dataclass(frozen=True)
 class Record:
-    """One video or image file and its caption."""
+    """One video or image file and its caption.
+
+    Args:
+        features: stored features of the caption.
+    """
 
     path: Path
     kind: Kind
     text: str
+    features: Path | None = None
 
 
 def read_manifest(path: str | Path) -> tuple[Record, ...]:
@@ -77,6 +85,9 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     for record in records:
         name = _relative(record.path, path.parent)
         fields = {record.kind: name, "text": record.text}
+        for field, key in MADE.items():
+            if (made := getattr(record, field)) is not None:
+                fields[key] = _relative(made, path.parent)
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(lines), encoding="utf-8")
@@ -94,11 +105,13 @@ def _record(line: str, folder: Path) -> Record:
     if len(kinds) != 1:
         found = "both" if kinds else "neither"
         raise ValueError(f'has {found} of "video" and "image", expected one')
-    for key in (kinds[0], "text"):
+    made = {field: key for field, key in MADE.items() if key in fields}
+    for key in (kinds[0], "text", *made.values()):
         value = fields.get(key)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f'"{key}" is {json.dumps(value)}, expected some text')
-    return Record(folder / fields[kinds[0]], kinds[0], fields["text"])
+    paths = {field: folder / fields[key] for field, key in made.items()}
+    return Record(folder / fields[kinds[0]], kinds[0], fields["text"], **paths)
 
 
 def _relative(path: Path, folder: Path) -> str:
