@@ -13,9 +13,9 @@ from configs import vae
 def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = vae.get_config()
-    cfg.vae.update(latent=8, groups=8, dtype="float32", remat=False)
+    cfg.vae.update(latent=8, groups=2, dtype="float32", remat=False)
     for part in ("encoder", "decoder"):
-        cfg.vae.update({f"{part}_widths": (16, 32, 64, 64)})
+        cfg.vae.update({f"{part}_widths": (8, 16, 32, 32)})
         cfg.vae.update({f"{part}_layers": (1, 1, 1, 1)})
     cfg.vae.temporal = (False, True, False, False)
     cfg.objective.update(pixel=10.0, perceptual=0.0, kl=1e-6, discriminator="none")
