@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 
 from pyramid_jax import prompts, sharding
-from pyramid_jax.data import embedded, features
+from pyramid_jax.data import captions, embedded
 from pyramid_jax.data.tokenizer import train_tokenizer
 
 EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
@@ -38,15 +38,15 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --embedded or --text, and --to=FOLDER; see --help")
     if EMBEDDED.value:
         manifest = embedded.write_dataset(TO.value, CLIPS.value, SEED.value)
-        captions = [caption.text for caption in embedded.captions()]
-        train_tokenizer(captions, VOCABULARY.value, Path(TO.value) / "tokenizer.json")
+        texts = [caption.text for caption in embedded.captions()]
+        train_tokenizer(texts, VOCABULARY.value, Path(TO.value) / "tokenizer.json")
         logging.info("%d clips: %s", CLIPS.value, manifest)
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("--text needs --manifest=FILE and --model=FOLDER")
     over = sharding.mesh(data=1, fsdp=len(jax.devices()))
     encode = prompts.load(MODEL.value, DTYPE.value, over)
-    manifest = features.write_features(MANIFEST.value, TO.value, encode, BATCH.value)
+    manifest = captions.write(MANIFEST.value, TO.value, encode, BATCH.value)
     logging.info("features of all captions: %s", manifest)
 
 

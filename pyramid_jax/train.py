@@ -85,7 +85,7 @@ def training_rows(
     return batches(
         data,
         model.layout,
-        load_tokenizer(model.tokenizer),
+        None if model.text is None else load_tokenizer(model.tokenizer),
         workdir,
         shard=(jax.process_index(), jax.process_count()),
         load=config.pixel_latents(model, data),

@@ -63,8 +63,8 @@ def assert_equal(a: Rows, b: Rows) -> None:
 @contextlib.contextmanager
 def opened(cfg: DataConfig, folder: Path, **options):
     """The iterator of a config, closed at the end; latents are synthetic by default."""
-    options = {"load": synthetic} | options
-    iterator = batches(cfg, LAYOUT, tokenize, folder, **options)
+    options = {"load": synthetic, "tokenize": tokenize} | options
+    iterator = batches(cfg, LAYOUT, folder=folder, **options)
     try:
         yield iterator
     finally:

@@ -114,12 +114,13 @@ def packed(
     """Batches of rows, each filled with the examples that still fit.
 
     Args:
-        budget: of a row: tokens of `video` and `text`, and segments, called `stage`.
+        budget: of a row: tokens of `video` and `text`; segments, for `stage` and
+            `pooled`.
     """
     rows = grain.experimental.FirstFitPackIterDataset(
         examples,
         length_struct=budget,
-        padding_struct={"video": None, "text": None, "stage": -1},
+        padding_struct={name: -1 if name == "stage" else None for name in budget},
         num_packing_bins=-(-_OPEN_ROWS // batch) * batch,
         shuffle_bins=False,
     )
@@ -138,5 +139,5 @@ def _rows(packed: dict[str, np.ndarray]) -> Rows:
         stage=stage,
         text=packed["text"],
         text_segment=packed["text_segment_ids"] - 1,
-        pooled=np.zeros((*stage.shape, 0), np.float32),
+        pooled=packed["pooled"],
     )

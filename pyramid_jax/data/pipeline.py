@@ -14,6 +14,8 @@ import grain
 import numpy as np
 
 from pyramid_jax import layout as layouts
+from pyramid_jax.data import captions
+from pyramid_jax.data.captions import Tokenised, Tokenize
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.packing import packed
 from pyramid_jax.data.records import (
@@ -23,7 +25,6 @@ from pyramid_jax.data.records import (
     Pixels,
     Plan,
     Size,
-    Tokenize,
     choose,
 )
 from pyramid_jax.data.source import Source, ahead
@@ -125,7 +126,7 @@ class DataConfig:
 def batches(
     cfg: DataConfig,
     layout: Layout,
-    tokenize: Tokenize,
+    tokenize: Tokenize | None,
     folder: str | Path,
     shard: tuple[int, int] = (0, 1),
     load: Load | None = None,
@@ -133,7 +134,8 @@ def batches(
     """An endless iterator of `Rows` in numpy; it has get_state, set_state and close.
 
     Args:
-        tokenize: token ids of a caption, also of the empty one; picklable.
+        tokenize: token ids of a caption, also of the empty one; picklable. None: the
+            records name stored features of their captions (`data.captions`).
         folder: gets `skipped.jsonl`, a line for each file that could not be used.
         shard: index and count of the hosts; each has examples of its own.
         load: the latent "t h w c" of a record at a size, or its 8-bit pixels;
@@ -148,8 +150,12 @@ def batches(
     load = load or Pixels(cfg.frames, cfg.fps)
     clips = Clips(load, cfg.all_sizes, len(cfg.stage_shares), cfg.cache_mib * 2**20)
     plan = cfg.plan(layout, shard)
-    make = Maker(clips, plan, layout, tokenize, cfg.tokens, cfg.text_tokens)
-    budget = {"video": cfg.tokens, "text": cfg.text_tokens, "stage": cfg.segments}
+    if tokenize is None:
+        captions.check_stored(records)
+    caption = captions.stored if tokenize is None else Tokenised(tokenize)
+    make = Maker(clips, plan, layout, caption, cfg.tokens, cfg.text_tokens)
+    budget = {"video": cfg.tokens, "text": cfg.text_tokens}
+    budget |= dict.fromkeys(("stage", "pooled"), cfg.segments)
     return ahead(packed(source.examples(make), budget, cfg.batch))
 
 

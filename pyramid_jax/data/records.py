@@ -21,25 +21,26 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from pyramid_jax import layout as layouts
 from pyramid_jax import pyramid
+from pyramid_jax.data.captions import Caption, Captions
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.video_io import read_image, read_video, to_model
 from pyramid_jax.layout import Clip, Layout
 
 Size = tuple[int, int]  # height and width
 Load = Callable[[Record, Size], np.ndarray]  # a latent "t h w c", or 8-bit pixels
-Tokenize = Callable[[str], list[int]]
 
 
 class Example(NamedTuple):
-    """One segment with its caption, before packing.
+    """One segment with its caption (`captions.Caption`), before packing.
 
     `video` is a structured array with the fields of `layout.Segment`. Lengths differ
     from example to example, so the axes have no letters.
     """
 
     video: Shaped[np.ndarray, "_"]
-    text: Int[np.ndarray, "_"]
+    text: Shaped[np.ndarray, "..."]
     stage: Int[np.ndarray, "1"]
+    pooled: Float[np.ndarray, "1 _"]
 
 
 class Failure(NamedTuple):
@@ -180,7 +181,7 @@ class Maker:
     clips: Clips
     plan: Plan
     layout: Layout
-    tokenize: Tokenize
+    captions: Captions
     tokens: int
     text_tokens: int
 
@@ -191,7 +192,7 @@ class Maker:
             return Failure(str(record.path), str(error))
 
     def _example(self, index: int, record: Record) -> Example:
-        text = self._text(index, record)
+        caption = self._caption(index, record)
         levels = self.clips[record]
         stage = self.plan.stage(index)
         unit = self.plan.unit(index, len(levels[0]), self.layout.frames_per_unit)
@@ -206,17 +207,17 @@ class Maker:
         video["clean"], video["coarser"] = layouts.segment_values(
             levels, form.chosen, self.layout.patch
         )
-        return Example(video, text, np.array([stage], np.int32))
+        number = np.array([stage], np.int32)
+        return Example(video, caption.tokens, number, caption.pooled)
 
-    def _text(self, index: int, record: Record) -> Int[np.ndarray, "m"]:
-        caption = "" if self.plan.drops_caption(index) else record.text
-        ids = np.array(self.tokenize(caption), np.int32)
-        if len(ids) > self.text_tokens:
+    def _caption(self, index: int, record: Record) -> Caption:
+        caption = self.captions(record, self.plan.drops_caption(index))
+        if len(caption.tokens) > self.text_tokens:
             raise ValueError(
-                f"the caption of {record.path} has {len(ids)} tokens, but a row has "
-                f"{self.text_tokens}; shorten it or raise text_tokens"
+                f"the caption of {record.path} has {len(caption.tokens)} tokens, but a "
+                f"row has {self.text_tokens}; shorten it or raise text_tokens"
             )
-        return ids
+        return caption
 
 
 def choose(
