@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 # Largest accepted absolute differences in float32 on a CPU (of losses: relative).
 SCHEDULE, TARGETS, DIT, LOSS, SAMPLING = 1e-6, 1e-5, 2e-5, 1e-4, 5e-4
-TEXT = 5e-5
+TEXT, VAE = 5e-5, 5e-5
 # A scenario runs once or twice: compile quickly, half the time, rather than run fast.
 QUICK = {"xla_backend_optimization_level": 0}
 # How the names of what goes in begin, or end.

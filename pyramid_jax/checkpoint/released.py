@@ -17,6 +17,20 @@ ONLY = {
     "pos_embed_type": "sincos",
     "temp_pos_embed_type": "rope",
 }
+# The VAE's, by the names of their arguments here; the original gives the resolutions of
+# encoder and decoder apart, and ignores the fields that are not listed.
+VAE_FIELDS = {
+    "pixels": ("encoder_in_channels", "decoder_out_channels"),
+    "latent": ("encoder_out_channels", "decoder_in_channels"),
+    "encoder_widths": ("encoder_block_out_channels",),
+    "decoder_widths": ("decoder_block_out_channels",),
+    "encoder_layers": ("encoder_layers_per_block",),
+    "decoder_layers": ("decoder_layers_per_block",),
+    "spatial": ("encoder_spatial_down_sample", "decoder_spatial_up_sample"),
+    "temporal": ("encoder_temporal_down_sample", "decoder_temporal_up_sample"),
+    "groups": ("encoder_norm_num_groups", "decoder_norm_num_groups"),
+}
+VAE_ONLY = {"encoder_act_fn": "silu", "decoder_act_fn": "silu", "interpolate": False}
 PATCH = 2  # of both; miniFLUX writes 1 into its file because its channels hold patches
 
 
@@ -100,3 +114,35 @@ def _mmdit(given: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArgume
     interpolate = given.get("interp_condition_pos", True)
     layout = {"patch": PATCH, "table": table, "interpolate": interpolate}
     return DiTArguments(dit, layout)
+
+
+def vae_config(given: Mapping[str, Any]) -> Arguments:
+    """Arguments of `models.vae.VAEConfig` from the VAE's config.json.
+
+    Raises:
+        ValueError: a field is missing, encoder and decoder do not belong together, or a
+            setting that no released VAE uses.
+    """
+    fields = [field for fields in VAE_FIELDS.values() for field in fields]
+    if missing := [field for field in fields if field not in given]:
+        raise ValueError(
+            f"the VAE's config.json lacks {missing}; give the config.json of a "
+            "released causal_video_vae folder"
+        )
+    for name, value in VAE_ONLY.items():
+        if given.get(name, value) != value:
+            raise ValueError(
+                f"{name} is {given[name]!r} in the VAE's config.json; only {value!r}, "
+                "which the released VAE uses, is supported"
+            )
+    arguments = {}
+    for name, fields in VAE_FIELDS.items():
+        values = [given[field] for field in fields]
+        if values[0] != values[-1]:
+            raise ValueError(
+                f"the VAE's config.json has {fields[0]} {values[0]} and {fields[1]} "
+                f"{values[1]}; encoder and decoder must agree on them"
+            )
+        listed = isinstance(values[0], list | tuple)
+        arguments[name] = tuple(values[0]) if listed else values[0]
+    return arguments

@@ -2,8 +2,8 @@
 """Convolutions over frames, rows and columns, channels last; one form per device.
 
 Accelerators run the convolution as it is. XLA's CPU code for three dimensions is slow:
-there each of the kernel's frames is a convolution of images, and their results are
-added. CPU time of forward / forward and backward in milliseconds, 2 x 9 x 32 x 32 cells,
+there each frame of the kernel is a convolution of images, and their results are
+added. CPU milliseconds of forward / forward and backward, 2 x 9 x 32 x 32 cells,
 3 x 3 x 3 kernel, float32, JAX 0.10.2, two cores of a shared machine:
 
     channels   three dimensions   images      27 (9 wide) matrix products
