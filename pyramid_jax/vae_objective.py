@@ -172,18 +172,11 @@ def autoencoder_loss(
 
     weight, adversarial = jnp.float32(0), jnp.float32(0)
     if cfg.discriminator != "none" and critics.judge is not None:
-
-        def judged() -> tuple[jax.Array, jax.Array, jax.Array]:
-            g, g_slope = jax.value_and_grad(partial(_looks_fake, critics.judge))(frozen)
-            ratio = _norm(pull(slope)) / scale / (_norm(pull(g_slope)) + SLOPE_FLOOR)
-            return cfg.adversarial * jnp.clip(ratio, 0, WEIGHT_LIMIT), g, g_slope
-
-        def not_yet() -> tuple[jax.Array, jax.Array, jax.Array]:
-            return jnp.float32(0), jnp.float32(0), jnp.zeros_like(frozen)
-
+        judge = partial(_judgement, critics.judge, pull, slope, frozen)
         # perf: before it starts, the discriminator costs nothing.
         begun = step >= cfg.discriminator_start
-        weight, g, g_slope = jax.lax.cond(begun, judged, not_yet)
+        g, g_slope, ratio = jax.lax.cond(begun, judge, lambda: _no_judgement(frozen))
+        weight = cfg.adversarial * jnp.clip(ratio / scale, 0, WEIGHT_LIMIT)
         adversarial = _linear(g, g_slope, reconstruction)
         loss = loss + jax.lax.stop_gradient(weight) * adversarial
     parts = VAELosses(nll, *found, kl, adversarial, weight, log_variance)
@@ -245,8 +238,26 @@ def _error(
     return cfg.pixel * pixel + cfg.perceptual * distance, (pixel, distance)
 
 
-def _looks_fake(judge: Judge, video: Float[jax.Array, "b f h w c"]) -> Scalar:
-    return -judge(video).astype(jnp.float32).mean()
+def _judgement(
+    judge: Judge,
+    pull: Callable[[jax.Array], tuple[jax.Array]],
+    error_slope: jax.Array,
+    reconstruction: Float[jax.Array, "b f h w c"],
+) -> tuple[Scalar, jax.Array, Scalar]:
+    """The adversarial loss, its slope in the reconstruction, and how many times larger
+    the slope of the error in the last kernel is."""
+
+    def looks_fake(video: jax.Array) -> Scalar:
+        return -judge(video).astype(jnp.float32).mean()
+
+    g, slope = jax.value_and_grad(looks_fake)(reconstruction)
+    return g, slope, _norm(pull(error_slope)) / (_norm(pull(slope)) + SLOPE_FLOOR)
+
+
+def _no_judgement(
+    reconstruction: Float[jax.Array, "b f h w c"],
+) -> tuple[Scalar, jax.Array, Scalar]:
+    return jnp.float32(0), jnp.zeros_like(reconstruction), jnp.float32(0)
 
 
 def _linear(value: Scalar, slope: jax.Array, x: jax.Array) -> Scalar:

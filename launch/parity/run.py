@@ -3,10 +3,19 @@
 
 from collections.abc import Iterator
 
-from launch.parity import dit, sampling, schedule, steps, targets, text
+from launch.parity import (
+    dit,
+    sampling,
+    schedule,
+    steps,
+    targets,
+    text,
+    vae,
+    vae_losses,
+)
 from launch.parity.cases import Case, Line, Scenario, compare, scenarios
 
-KINDS = (schedule, dit, targets, steps, sampling, text)
+KINDS = (schedule, dit, targets, steps, sampling, text, vae, vae_losses)
 
 
 def replay(case: Case) -> Iterator[Line]:
