@@ -24,6 +24,7 @@ from jaxtyping import Int
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint import files, rename, text_tables
+from pyramid_jax.checkpoint.tables import Table
 from pyramid_jax.models.clip import ClipConfig, ClipEncoder
 from pyramid_jax.models.t5 import T5Config, T5Encoder
 from pyramid_jax.shapes import Array, Text
@@ -160,8 +161,8 @@ def load(
 ) -> PromptEncoder:
     """The text encoders and tokenizers in a released model's folder.
 
-    Weights are read one parameter at a time and put where they belong, so that neither
-    the host nor a device ever holds more of T5's 4.8 B than it has to.
+    Weights are read one parameter at a time and put on their devices: of T5's 4.8 B the
+    host holds 2.4 GB at once in bfloat16, and a device its share.
 
     Args:
         dtype: of weights and matrix products.
@@ -201,23 +202,32 @@ def network(
     Raises:
         ValueError: another kind of encoder, or tensors that don't fit it.
     """
-    if "d_model" in given:
-        cfg: EncoderConfig = T5Config(**text_tables.t5_config(given), dtype=dtype)
-        table = text_tables.t5()
-    elif "intermediate_size" in given:
-        cfg = ClipConfig(**text_tables.clip_config(given), dtype=dtype)
-        table = text_tables.clip(cfg.projection is not None)
-    else:
-        raise ValueError(
-            f"a config.json with {sorted(given)} describes neither a T5 nor a CLIP "
-            "text encoder; give that of a released model"
-        )
+    cfg, table = described(given, dtype)
     like = abstract(cfg)
     plain = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), sharding.unbox(like)
     )
     once = text_tables.once(tensors)
     return Network(cfg, rename.convert(once, table, plain, _place(like, over)))
+
+
+def described(
+    given: Mapping[str, Any], dtype: str = "float32"
+) -> tuple[EncoderConfig, Table]:
+    """The config of the encoder that a config.json describes, and its tensors' table.
+
+    Raises:
+        ValueError: another kind of encoder, or one that no released model has.
+    """
+    if "d_model" in given:
+        return T5Config(**text_tables.t5_config(given), dtype=dtype), text_tables.t5()
+    if "intermediate_size" in given:
+        cfg = ClipConfig(**text_tables.clip_config(given), dtype=dtype)
+        return cfg, text_tables.clip(cfg.projection is not None)
+    raise ValueError(
+        f"a config.json with {sorted(given)} describes neither a T5 nor a CLIP text "
+        "encoder; give that of a released model"
+    )
 
 
 def abstract(cfg: EncoderConfig) -> Any:
@@ -268,7 +278,7 @@ def _place(like: Any, over: Mesh | None) -> Callable[[str, np.ndarray], jax.Arra
     """Moves a parameter to its devices; each process copies its own parts only."""
     if over is None:
         return lambda path, x: jnp.asarray(x)
-    where = flatten_dict(sharding.shardings(like, over), sep="/")
+    where: dict[str, Any] = flatten_dict(sharding.shardings(like, over), sep="/")
 
     def place(path: str, x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(x.shape, where[path], x.__getitem__)
