@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pyramid_jax import sharding
 from pyramid_jax.models.t5 import T5Config, T5Encoder, attend, buckets, distance_bias
 from pyramid_jax.prompts import abstract
 
@@ -40,6 +41,23 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
 def test_the_defaults_are_those_of_xxl():
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract(T5Config()))]
     assert sum(sizes) == 4_762_310_656
+
+
+def test_devices_hold_their_share_of_xxl_and_hardly_more():
+    """4.8 B parameters on 8 devices: no device ever gathers the stacked weights."""
+    over, cfg = sharding.mesh(data=1, fsdp=2, tensor=4), T5Config()
+    boxed = abstract(cfg)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        sharding.unbox(boxed),
+        sharding.shardings(boxed, over),
+    )
+    ids = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    run = jax.jit(lambda params, *row: T5Encoder(cfg).apply({"params": params}, *row))
+    memory = run.lower(like, ids, ids).compile().memory_analysis()
+    share = 4 * 4_762_310_656 / 8
+    assert share < memory.argument_size_in_bytes < 1.1 * share
+    assert memory.temp_size_in_bytes < 0.1 * share
 
 
 def test_a_word_has_the_same_features_wherever_its_text_stands(encode):
