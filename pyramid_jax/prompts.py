@@ -178,7 +178,7 @@ def load(
             given = _config(encoder)
             networks.append(network(given, files.read(encoder), dtype, over))
             cfg = networks[-1].cfg
-            tokenizers.append(read_tokenizer(folder / f"tokenizer{end}", cfg))
+            tokenizers.append(load_tokenizer(folder / f"tokenizer{end}", cfg))
     is_t5 = [isinstance(n.cfg, T5Config) for n in networks]
     if is_t5.count(True) != 1 or all(is_t5):
         raise ValueError(
@@ -240,7 +240,7 @@ def abstract(cfg: EncoderConfig) -> Any:
     return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
-def read_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
+def load_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
     """The tokenizer in a folder, with the limit of the encoder that reads its tokens.
 
     Raises:
