@@ -131,6 +131,9 @@ def gradients(
         return jax.tree.map(jnp.add, total, gradient), out
 
     zeros = jax.tree.map(jnp.zeros_like, params)
+    if parts == 1:  # perf: inside a loop XLA's convolutions on CPUs are 13 times slower
+        total, (value, aux) = one(zeros, (jnp.int32(0), batch))
+        return value, aux, total
     microbatches = jax.tree.map(lambda x: _cut(x, parts), batch)
     total, (values, aux) = jax.lax.scan(one, zeros, (jnp.arange(parts), microbatches))
     mean = jax.tree.map(lambda g: g / parts, total)
