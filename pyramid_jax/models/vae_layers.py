@@ -29,7 +29,7 @@ INIT = nn.initializers.normal(0.02)
 
 Past = Any  # nested tuples of `b _ h w c`, one entry per layer; None at the start
 Video = Float[jax.Array, "b _ _ _ _"]
-Layer = Callable[[Any, Past], tuple[Any, Past]]
+Layer = Callable[..., tuple[Any, Past]]  # (x, past) -> (y, past)
 
 
 @dataclass(frozen=True)
