@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VAE training: whose gradient is whose, and whole runs from mp4 files."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import tiny_vae, vae
+from pyramid_jax import autoencoder, sharding, vae_task
+from pyramid_jax.autoencoder import Autoencoder
+from pyramid_jax.data.clips import ClipConfig, Footage
+from pyramid_jax.data.embedded import write_dataset
+from pyramid_jax.data.video_io import to_model
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.models import vae as models
+from pyramid_jax.models.discriminator import DiscriminatorConfig
+from pyramid_jax.models.lpips import LPIPSConfig
+from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.train_vae import networks, statistics, taken, train_vae
+from pyramid_jax.training.optimizer import OptimizerConfig
+from pyramid_jax.vae_objective import ObjectiveConfig
+from pyramid_jax.vae_task import Networks
+
+TINY = VAEConfig(
+    latent=2,
+    encoder_widths=(4,),
+    decoder_widths=(4,),
+    encoder_layers=(1,),
+    decoder_layers=(1,),
+    spatial=(True,),
+    temporal=(True,),
+    groups=2,
+)
+NETWORKS = Networks(
+    TINY,
+    ObjectiveConfig(kl=1e-3, discriminator="2d", discriminator_start=5),
+    DiscriminatorConfig(width=2, layers=1),
+    LPIPSConfig(widths=(2, 2, 2, 2, 2)),
+    image_share=0.25,
+)
+RATES = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, steps=10)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    """Weights of all three networks."""
+    return sharding.unbox(vae_task.initialise(NETWORKS, KEY))
+
+
+def footage(images: int = 0) -> Footage:
+    draw = np.random.default_rng(0).integers
+    image = draw(0, 256, (images, 1, 16, 16, 3), np.uint8) if images else None
+    return Footage(draw(0, 256, (2, 3, 16, 16, 3), np.uint8), image)
+
+
+@partial(jax.jit, static_argnames="made")
+def gradient(made: Networks, params: Any, batch: Footage, step: int) -> Any:
+    differentiate = jax.value_and_grad(vae_task.loss, argnums=1, has_aux=True)
+    return differentiate(made, params, batch, KEY, jnp.asarray(step))
+
+
+def norm(tree: Any) -> float:
+    return float(optax.tree.norm(tree))
+
+
+# ------------------------------------------------------------------------ one gradient
+
+
+def test_the_discriminator_neither_learns_nor_counts_before_its_start(params):
+    (early, means), slopes = gradient(NETWORKS, params, footage(), 4)
+    plain = replace(
+        NETWORKS, objective=replace(NETWORKS.objective, discriminator="none")
+    )
+    (alone, _), expected = gradient(plain, params, footage(), 4)
+    np.testing.assert_allclose(early, alone, rtol=1e-6)
+    assert norm(slopes["discriminator"]) == 0 == means.sums["loss_discriminator"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        slopes["vae"],
+        expected["vae"],
+    )
+
+
+def test_one_gradient_trains_both_networks_and_leaves_lpips_alone(params):
+    (_, means), slopes = gradient(NETWORKS, params, footage(), 5)
+    assert norm(slopes["discriminator"]) > 0 < means.sums["loss_discriminator"]
+    assert norm(slopes["vae"]["encoder"]) > 0 < norm(slopes["vae"]["decoder"])
+    assert norm(slopes["perceptual"]) == 0
+    _, before = gradient(NETWORKS, params, footage(), 4)
+    difference = jax.tree.map(jnp.subtract, slopes["vae"], before["vae"])
+    assert norm(difference) > 1e-3 * norm(before["vae"])
+
+
+def test_pictures_have_their_share_of_the_loss(params):
+    batch = footage(images=4)
+    (whole, means), _ = gradient(NETWORKS, params, batch, 0)
+    video, _ = vae_task.footage_loss(NETWORKS, params, batch.video, KEY, jnp.int32(0))
+    of_images = (
+        10 * means.sums["image_loss_pixel"]
+        + means.sums["image_loss_perceptual"]
+        + 1e-3 * means.sums["image_kl"]
+    )
+    np.testing.assert_allclose(whole, 0.75 * video + 0.25 * of_images, rtol=1e-5)
+
+
+def test_a_discriminator_of_clips_does_not_judge_pictures(params):
+    made = replace(
+        NETWORKS,
+        objective=replace(NETWORKS.objective, discriminator="3d"),
+        discriminator=DiscriminatorConfig("3d", width=2, layers=1),
+    )
+    weights = sharding.unbox(vae_task.initialise(made, KEY))
+    draw = np.random.default_rng(0).integers
+    video = draw(0, 256, (2, 7, 16, 16, 3), np.uint8)
+    (_, means), _ = gradient(made, weights, Footage(video, footage(1).image), 9)
+    assert "loss_discriminator" in means.sums
+    assert "image_loss_discriminator" not in means.sums
+
+
+def updated(made: Networks, params: Any, slopes: Any) -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        both = vae_task.optimizers(made, RATES, replace(RATES, learning_rate=1e-3))
+        change, _ = jax.jit(both.update)(slopes, both.init(params), params)
+    return change
+
+
+def test_each_network_has_its_own_rate_and_lpips_never_changes(params):
+    ones = jax.tree.map(jnp.ones_like, params)
+    change = updated(NETWORKS, params, ones)
+    kernel = vae_task.last_kernel(change["vae"]["decoder"])
+    np.testing.assert_allclose(kernel, -1e-2, rtol=1e-2)
+    judge = change["discriminator"]["layer_0"]["kernel"]
+    np.testing.assert_allclose(judge, -1e-3, rtol=1e-2)
+    assert norm(change["perceptual"]) == 0
+
+
+def test_a_frozen_encoder_has_no_gradient_and_does_not_decay(params):
+    frozen = replace(NETWORKS, freeze_encoder=True)
+    _, slopes = gradient(frozen, params, footage(), 0)
+    assert norm(slopes["vae"]["encoder"]) == 0 < norm(slopes["vae"]["decoder"])
+    change = updated(frozen, params, slopes)["vae"]
+    assert norm(change["encoder"]) == 0 < norm(change["decoder"])
+
+
+def test_networks_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match=r"image_share 1.0 must lie in \[0, 1\)"):
+        replace(NETWORKS, image_share=1.0)
+    with pytest.raises(ValueError, match=r"asks for a '2d' discriminator.* is '3d'"):
+        replace(NETWORKS, discriminator=DiscriminatorConfig("3d"))
+
+
+# -------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes", 24, seed=2)
+
+
+def config(manifest: Path, **loop: int) -> Any:
+    """The smallest run with both networks: one level, 16x16 pixels, 3 frames."""
+    cfg = vae.get_config("smoke")
+    with cfg.unlocked():
+        cfg.vae.update(
+            {
+                name: getattr(TINY, name)
+                for name in vars(TINY)
+                if name not in ("dtype", "remat")
+            }
+        )
+    cfg.discriminator.update(width=2, layers=1)
+    cfg.data.update(manifest=str(manifest), height=16, width=16, frames=3)
+    cfg.optimizer.update(learning_rate=1e-2, warmup_steps=0)
+    cfg.loop.update(**{"steps": 3, "save_every": 3, "sample_every": 3} | loop)
+    return cfg
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a finished run of three steps on eight devices."""
+    workdir = tmp_path_factory.mktemp("run")
+    train_vae(config(manifest), workdir)
+    return workdir
+
+
+def test_a_run_leaves_losses_quality_reconstructions_and_a_model(run: Path):
+    first, *_, last = [line for line in metrics(run) if "loss" in line]
+    wanted = {"loss_pixel", "kl", "image_loss_pixel", "loss_discriminator"}
+    assert wanted <= set(last)
+    assert first["adversarial_weight"] == 0 < last["adversarial_weight"]
+    assert 5 < last["psnr"] < 60 and -1 < last["ssim"] < 1
+    assert (run / "samples/0000003/contact_sheet.png").stat().st_size > 1000
+    assert (run / "samples/0000003/0.mp4").stat().st_size > 0
+    made = autoencoder.load(run / "model")
+    assert made.cfg == TINY and made.latent.spatial == made.latent.temporal == 2
+
+
+def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(
+    run, manifest, tmp_path
+):
+    for steps in (1, 3):
+        train_vae(config(manifest, steps=steps, sample_every=0), tmp_path)
+    one, two = (autoencoder.load(folder / "model") for folder in (run, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    assert one.latent == two.latent
+
+
+def test_a_run_can_start_from_a_vae_and_train_its_decoder_alone(
+    run, manifest, tmp_path
+):
+    cfg = config(manifest, steps=1, sample_every=0)
+    cfg.freeze_encoder = True
+    start = run / "model"
+    after = autoencoder.load(train_vae(cfg, tmp_path, start)).params
+    before = autoencoder.load(start).params
+    jax.tree.map(np.testing.assert_array_equal, after["encoder"], before["encoder"])
+    kernel, old = (vae_task.last_kernel(x["decoder"]) for x in (after, before))
+    assert np.abs(kernel - old).max() > 1e-4
+
+    cfg.vae.groups = 4
+    with pytest.raises(ValueError, match="is of another config than this run's"):
+        train_vae(cfg, tmp_path / "other", start)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("data", {"frames": 4}, "4 frames are not 1 . a multiple of 2.* use 3 or 5"),
+        ("data", {"height": 15}, "15x16 pixels are not multiples of 2"),
+        ("objective", {"discriminator_start": 10**6}, "it would never train"),
+        ("objective", {"perceptual": 1.0}, "needs the weights of LPIPS"),
+    ],
+)
+def test_what_can_not_work_is_refused(manifest, tmp_path, section, changes, message):
+    cfg = config(manifest)
+    cfg[section].update(changes)
+    with pytest.raises(ValueError, match=message):
+        train_vae(cfg, tmp_path)
+
+
+def test_statistics_make_the_latents_standard(manifest, tmp_path):
+    data = ClipConfig(manifest, 16, 16, frames=5, fps=8, batch=8)
+    key, noise = jax.random.split(KEY)
+    over = sharding.mesh(devices=jax.devices()[:1])
+    params = sharding.unbox(models.initialise(TINY, key))
+    where = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec())
+    params = jax.device_put(jax.tree.map(lambda x: 5 * x, params), where)
+    latent = statistics(TINY, params, data, tmp_path, clips=8)
+
+    (batch,) = taken(data, tmp_path, "training", 8)
+    raw, _ = models.encode(TINY, params, to_model(jnp.asarray(batch.video)))
+    drawn = models.moments(raw).sample(jax.random.normal(noise, (8, 3, 8, 8, 2)))
+    z = np.asarray(latent.normalise(np.asarray(drawn)))
+    for frames in (z[:, :1], z[:, 1:]):
+        np.testing.assert_allclose([frames.mean(), frames.std()], [0, 1], atol=0.03)
+
+
+# ----------------------------------------------------------------------------- configs
+
+
+def test_a_vae_is_read_back_as_it_was_saved(tmp_path):
+    params = sharding.unbox(models.initialise(TINY, KEY))
+    data = LatentConfig(channels=2, image_shift=0.5)
+    autoencoder.save(tmp_path, Autoencoder(TINY, data, jax.device_get(params)))
+    back = autoencoder.load(tmp_path)
+    assert (back.cfg, back.latent) == (TINY, data)
+    jax.tree.map(np.testing.assert_array_equal, back.params, params)
+    with pytest.raises(ValueError, match=r"holds no config.json of a VAE"):
+        autoencoder.load(tmp_path / "nowhere")
+
+
+def parameters(cfg: Any) -> int:
+    shapes = jax.eval_shape(partial(vae_task.initialise, networks(cfg)), KEY)
+    return sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes)["vae"]))
+
+
+def test_the_configs_have_the_sizes_they_speak_of():
+    assert parameters(vae.get_config()) == 335_402_067
+    assert parameters(vae.get_config("long")) == 335_402_067
+    assert parameters(tiny_vae.get_config()) < 1.4e6  # 6 MB in float32
+
+
+def test_an_unknown_mode_is_refused():
+    for module in (vae, tiny_vae):
+        with pytest.raises(ValueError, match="unknown mode 'fast'; use 'full', 'long'"):
+            module.get_config("fast")
