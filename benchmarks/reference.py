@@ -34,7 +34,7 @@ UNUSED = ("video_vae", "video_vae.modeling_causal_vae", "torchvision", "accelera
 EARLY = ("models.modeling_utils", "models.embeddings", "schedulers.scheduling_utils")
 
 
-class _Empty(types.ModuleType):
+class Empty(types.ModuleType):
     """A module in which every public name is an empty class."""
 
     def __init__(self, name: str):
@@ -170,7 +170,7 @@ def _imported(path: Path) -> Any:
         for name in EARLY:
             import_module(f"diffusers.{name}")
         for name in UNUSED:
-            sys.modules[name] = _Empty(name)
+            sys.modules[name] = Empty(name)
         sys.path.insert(0, str(path))
         with contextlib.redirect_stdout(io.StringIO()):
             return import_module(PIPELINE)

@@ -70,6 +70,7 @@ def get_config(variant: str = "mmdit") -> Any:
     }
     every = dict(log_every=50, save_every=1000, sample_every=5000)
     cfg.loop = {"steps": 50_000} | every  # training.loop.LoopConfig
+    cfg.autoencoder = ""  # folder of the VAE that made the latents, for samples
     cfg.seed = 0
     cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
     return cfg.lock()

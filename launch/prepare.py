@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares training data.
+r"""Prepares training data.
 
     python -m launch.prepare --embedded --to=data/shapes
 
@@ -9,6 +9,12 @@ writes the embedded data set: mp4 files, their manifest.jsonl and a tokenizer.js
 
 writes the features of all captions of a manifest and of the empty caption, from the
 text encoders in the folder of a released model, and a manifest.jsonl that names them.
+
+    python -m launch.prepare --latents --model=MODEL --manifest=clips.jsonl \
+        --to=data/latents --sizes=384x640 --frames=121 --fps=24
+
+writes the latents of all videos and images, drawn by the VAE in the folder of a model,
+and a manifest.jsonl that names them.
 """
 
 import logging
@@ -17,37 +23,88 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from pyramid_jax import prompts, sharding
-from pyramid_jax.data import captions, embedded
+from pyramid_jax import autoencoder, prompts, sharding
+from pyramid_jax.data import captions, embedded, precompute
+from pyramid_jax.data.records import Pixels, Size
 from pyramid_jax.data.tokenizer import train_tokenizer
 
 EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
 TEXT = flags.DEFINE_bool("text", False, "write features of captions")
+LATENTS = flags.DEFINE_bool("latents", False, "write latents of videos and images")
 TO = flags.DEFINE_string("to", None, "folder to write to", required=True)
 CLIPS = flags.DEFINE_integer("clips", 3000, "clips of the embedded data set")
-SEED = flags.DEFINE_integer("seed", 0, "of the embedded data set")
+SEED = flags.DEFINE_integer("seed", 0, "of the embedded data set, of latents")
 VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "of its tokenizer")
-MANIFEST = flags.DEFINE_string("manifest", None, "whose captions are encoded")
-MODEL = flags.DEFINE_string("model", None, "folder of a released model")
-BATCH = flags.DEFINE_integer("batch", 16, "captions that are encoded at once")
+MANIFEST = flags.DEFINE_string("manifest", None, "whose records are encoded")
+MODEL = flags.DEFINE_string("model", None, "folder of a released model, or of a VAE")
+BATCH = flags.DEFINE_integer(
+    "batch", None, "encoded at once; by default 16 captions, a video per device"
+)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the encoders' matrix products")
+SIZES = flags.DEFINE_list(
+    "sizes", ["384x640"], "HEIGHTxWIDTH of videos; files get the nearest aspect ratio"
+)
+FRAMES = flags.DEFINE_integer("frames", 121, "of a video")
+FPS = flags.DEFINE_float("fps", 24, "at which frames are taken from files")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1 or EMBEDDED.value == TEXT.value:
-        raise app.UsageError("give --embedded or --text, and --to=FOLDER; see --help")
+    if len(argv) > 1 or EMBEDDED.value + TEXT.value + LATENTS.value != 1:
+        raise app.UsageError(
+            "give --embedded, --text or --latents, and --to=FOLDER; see --help"
+        )
     if EMBEDDED.value:
-        manifest = embedded.write_dataset(TO.value, CLIPS.value, SEED.value)
-        texts = [caption.text for caption in embedded.captions()]
-        train_tokenizer(texts, VOCABULARY.value, Path(TO.value) / "tokenizer.json")
-        logging.info("%d clips: %s", CLIPS.value, manifest)
-        return
-    if MANIFEST.value is None or MODEL.value is None:
-        raise app.UsageError("--text needs --manifest=FILE and --model=FOLDER")
+        write_clips()
+    elif MANIFEST.value is None or MODEL.value is None:
+        raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
+    elif TEXT.value:
+        write_features()
+    else:
+        write_latents()
+
+
+def write_clips() -> None:
+    """Writes the embedded data set, as the flags say."""
+    manifest = embedded.write_dataset(TO.value, CLIPS.value, SEED.value)
+    texts = [caption.text for caption in embedded.captions()]
+    train_tokenizer(texts, VOCABULARY.value, Path(TO.value) / "tokenizer.json")
+    logging.info("%d clips: %s", CLIPS.value, manifest)
+
+
+def write_features() -> None:
+    """Writes features of captions, as the flags say."""
     over = sharding.mesh(data=1, fsdp=len(jax.devices()))
     encode = prompts.load(MODEL.value, DTYPE.value, over)
-    manifest = captions.write(MANIFEST.value, TO.value, encode, BATCH.value)
+    batch = BATCH.value or 16
+    manifest = captions.write(MANIFEST.value, TO.value, encode, batch)
     logging.info("features of all captions: %s", manifest)
+
+
+def write_latents() -> None:
+    """Writes latents of videos and images, as the flags say."""
+    devices = len(jax.devices())
+    over = sharding.mesh() if devices > 1 else None
+    vae = autoencoder.load(MODEL.value)
+    job = precompute.Job(
+        encode=autoencoder.raw_encoder(vae, SEED.value, over),
+        load=Pixels(FRAMES.value, FPS.value),
+        sizes=tuple(size(text) for text in SIZES.value),
+        batch=BATCH.value or devices,
+    )
+    manifest = precompute.write_latents(MANIFEST.value, TO.value, job)
+    logging.info("latents of all records: %s", manifest)
+
+
+def size(text: str) -> Size:
+    """Height and width from text such as "384x640".
+
+    Raises:
+        ValueError: anything else.
+    """
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH; write e.g. 384x640")
+    return int(sides[0]), int(sides[1])
 
 
 if __name__ == "__main__":

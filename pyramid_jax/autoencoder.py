@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VAE in a folder: its config, the statistics of its latents, and its weights."""
+"""A VAE in a folder: its config, the statistics of its latents, and its weights.
+
+`codec` makes functions of it: from pixels to normalised latents, and back.
+"""
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
 
+from pyramid_jax import codec as codecs
+from pyramid_jax import sharding
 from pyramid_jax.checkpoint.trees import read_tree, write_tree
+from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import build
+from pyramid_jax.data.video_io import to_model
+from pyramid_jax.halo import Halo
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.sharding import unbox
+
+INSIDE = "vae"  # the folder of a model's VAE inside the model's
+PIECE = 2  # latent frames that `raw_encoder` makes at once
+
+RawEncoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Autoencoder(NamedTuple):
@@ -42,20 +58,93 @@ def save(folder: str | Path, made: Autoencoder) -> None:
 
 
 def load(folder: str | Path) -> Autoencoder:
-    """The VAE in a folder that `save` wrote.
+    """The VAE in a folder that `save` wrote, or in the folder of a model that has one.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
     folder = Path(folder)
+    folder = folder / INSIDE if (folder / INSIDE).is_dir() else folder
     about = folder / "config.json"
     sections = json.loads(about.read_text()) if about.is_file() else {}
     if not {"vae", "latent"} <= sections.keys():
         raise ValueError(
             f"{folder} holds no config.json of a VAE; give the `model` folder of a run "
-            "of launch.train_vae"
+            f"of launch.train_vae, or a model with a folder {INSIDE!r}"
         )
     cfg = build(VAEConfig, sections["vae"])
-    like = unbox(jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0)))
+    like = sharding.unbox(
+        jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
+    )
     params = jax.tree.map(jnp.asarray, read_tree(folder / "weights.safetensors", like))
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
+
+
+def codec(made: Autoencoder, over: Mesh | None = None) -> Codec:
+    """The VAE as compiled functions.
+
+    Args:
+        over: devices that share every video, see `codec.sharded`; None: one device.
+    """
+    cfg = made.cfg
+    steps = [
+        partial(_step, f, cfg, over, made.params) for f in (vae.encode, vae.decode)
+    ]
+    ranks = 1 if over is None else sharding.parts("frames", over)
+    return Codec(made.latent, steps[0], _posterior, steps[1], ranks)
+
+
+def raw_encoder(
+    made: Autoencoder, seed: int = 0, over: Mesh | None = None
+) -> RawEncoder:
+    """A function (8-bit pixels `b f h w 3`, numbers) to raw latents `b t h w c`.
+
+    They are drawn from the posterior, with noise that the seed and the number of a
+    video decide.
+    """
+    statistics = ("image_shift", "image_scale", "video_shift", "video_scale")
+    raw = dataclasses.replace(
+        made.latent, **dict(zip(statistics, (0.0, 1.0) * 2, strict=True))
+    )
+    functions, key = codec(made._replace(latent=raw), over), jax.random.key(seed)
+    pieces = Pieces(frames=PIECE * raw.temporal)
+
+    def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        _, frames, height, width, _ = pixels.shape
+        side = raw.spatial
+        shape = (raw.frames(frames), height // side, width // side, raw.channels)
+        noise = _noise(key, jnp.asarray(numbers), shape)
+        return sharding.to_host(functions.encode(to_model(pixels), noise, pieces))
+
+    return encode
+
+
+@partial(jax.jit, static_argnames="shape")
+def _noise(
+    key: jax.Array, numbers: jax.Array, shape: tuple[int, ...]
+) -> Float[jax.Array, "b t h w c"]:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def _step(
+    f: Any, cfg: VAEConfig, over: Mesh | None, params: Any, x: Any, past: Any
+) -> tuple[jax.Array, Any]:
+    if over is None:
+        return f(cfg, params, x, past)
+    factors = (cfg.temporal_factor, cfg.spatial_factor)
+    cell = factors if f is vae.encode else (1, 1)
+
+    def make(halo: Halo) -> codecs.Step:
+        return partial(f, cfg, params, halo=halo)
+
+    return codecs.sharded(make, over, cell)(x, past)
+
+
+@jax.jit
+def _posterior(
+    raw: Float[jax.Array, "b t h w _"], noise: Float[jax.Array, "b t h w c"] | None
+) -> Float[jax.Array, "b t h w c"]:
+    found = vae.moments(raw)
+    return found.mode() if noise is None else found.sample(noise)

@@ -10,18 +10,149 @@ beginning. How long the pieces are changes nothing but memory. A step that is co
 with its past donated, needs the memory of one piece.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
+from pyramid_jax import sharding
+from pyramid_jax.halo import Halo
+from pyramid_jax.latents import LatentConfig
 from pyramid_jax.shapes import Array
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How much of a video is worked on at once, which changes only speed and memory.
+
+    Tiles are the exception: they change colours a little, see `tiled`.
+
+    Args:
+        frames: pixel frames, a multiple of the latents' `temporal`; None: all.
+        tile: height and width in pixels, a multiple of four latent cells; None: all.
+        overlap: fraction of a tile that it shares with the next one.
+    """
+
+    frames: int | None = None
+    tile: int | None = None
+    overlap: float = 1 / 4
+
+
+WHOLE = Pieces()
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A VAE as functions: from pixels to normalised latents, and back.
+
+    Attributes:
+        latent: sizes of latents, and the statistics that normalise them.
+        encoder: step from pixels to moments of raw latents.
+        posterior: raw latents from moments, and noise to draw them or None.
+        decoder: step from raw latents to pixels.
+        ranks: how many devices divide the frames of both steps, see `sharded`.
+    """
+
+    latent: LatentConfig
+    encoder: Step
+    posterior: Callable[[Any, Any], Any]
+    decoder: Step
+    ranks: int = 1
+
+    def encode(
+        self,
+        pixels: Float[Array, "b f h w 3"],
+        noise: Float[Array, "b t y x c"] | None = None,
+        pieces: Pieces = WHOLE,
+    ) -> Float[jax.Array, "b t y x c"]:
+        """Normalised latents of videos that begin here.
+
+        Args:
+            pixels: in [-1, 1].
+            noise: standard normal, to draw from the posterior; None takes its mode.
+
+        Raises:
+            ValueError: sizes that the latents, or the pieces, do not fit.
+        """
+        self.latent.frames(pixels.shape[1])
+        self._small(pieces)
+        scale = 1 / self.latent.spatial
+        made = self._run(self.encoder, pixels, self.latent.temporal, scale, pieces)
+        return self.latent.normalise(self.posterior(made, noise))
+
+    def decode(
+        self, latents: Float[Array, "b t y x c"], pieces: Pieces = WHOLE
+    ) -> Float[jax.Array, "b f h w 3"]:
+        """Pixels of whole videos, about -1 to 1, from normalised latents.
+
+        Raises:
+            ValueError: sizes that the latents, or the pieces, do not fit.
+        """
+        raw = self.latent.denormalise(latents)
+        small, scale = self._small(pieces), float(self.latent.spatial)
+        return self._run(self.decoder, raw, 1, scale, small)
+
+    def stream(
+        self, units: Iterable[Float[Array, "b _ y x c"]], pieces: Pieces = WHOLE
+    ) -> Iterator[Float[jax.Array, "b _ h w 3"]]:
+        """Pixels of each unit of one video, as soon as its latents are there.
+
+        The first latent frame becomes one frame, each later one `latent.temporal`. The
+        memory that is needed does not depend on the length of the video.
+
+        Args:
+            units: normalised, one latent frame or more each.
+            pieces: its tiles; units are the pieces in time.
+        """
+        small, step = self._small(pieces), self.decoder
+        if small.tile is not None:
+            scale = float(self.latent.spatial)
+            step = tiled_step(step, small.tile, scale, small.overlap)
+        begins = itertools.chain([True], itertools.repeat(False))
+        raw = (
+            self.latent.denormalise(unit, start)
+            for unit, start in zip(units, begins, strict=False)
+        )
+        return stream(step, raw)
+
+    def _small(self, pieces: Pieces) -> Pieces:
+        """The pieces in latent frames and cells; ValueError where they don't fit."""
+        sizes = []
+        for name, factor in (("frames", "temporal"), ("tile", "spatial")):
+            given, by = getattr(pieces, name), getattr(self.latent, factor)
+            if given is not None and (given < 1 or given % by):
+                raise ValueError(
+                    f"pieces of {name} {given} are not a multiple of {by}; "
+                    f"use {max(given // by, 1) * by}"
+                )
+            sizes.append(None if given is None else given // by)
+        return Pieces(*sizes, pieces.overlap)
+
+    def _run(
+        self, step: Step, x: Array, unit: int, scale: float, pieces: Pieces
+    ) -> jax.Array:
+        """What a step makes of whole videos, in `pieces` of x of whole units."""
+
+        def one(x: Array) -> jax.Array:
+            later = x.shape[1] - 1
+            if later == 0 or (pieces.frames is None and self.ranks == 1):
+                return step(x, None)[0]
+            window = min(pieces.frames or later, later)
+            return chunked(step, x, 1, _multiple(window, unit * self.ranks))
+
+        if pieces.tile is None:
+            return one(x)
+        return tiled(one, x, pieces.tile, scale, pieces.overlap)
 
 
 def stream(step: Step, pieces: Iterable[Array]) -> Iterator[jax.Array]:
@@ -119,6 +250,48 @@ def tiled_step(step: Step, tile: int, scale: float, overlap: float = 1 / 4) -> S
         return tiled(one, x, tile, scale, overlap), tuple(after)
 
     return run
+
+
+def sharded(
+    make: Callable[[Halo], Step], over: Mesh, cell: tuple[int, int] = (1, 1)
+) -> Step:
+    """The step that all devices of a mesh do together, each with its part of a video.
+
+    Rows of the batch, frames and rows of pixels are divided as `sharding.RULES` says of
+    "batch", "frames" and "height"; what can not be divided evenly is on all devices.
+    The beginning of a video, which should be its first frame alone, is on all devices
+    of "frames". Pasts are divided by batch and height.
+
+    Args:
+        make: the step for a part of a video, with the halo that connects it to others.
+        cell: frames and rows that must stay together, e.g. (8, 8) of an encoder.
+    """
+
+    def run(x: Array, past: Any) -> tuple[jax.Array, Any]:
+        rows, frames, height = x.shape[:3]
+        units = 1 if past is None else frames // cell[0]
+        axes = ("batch", "frames", "height")
+        where = sharding.place((rows, units, height // cell[1]), axes, over).spec
+        batch, time, height = (_if_divided(axis, over) for axis in where)
+        step = make(Halo(time, height))
+        parts, kept = P(batch, time, height), P(batch, None, height)
+        divided = partial(jax.shard_map, mesh=over, out_specs=(parts, kept))
+        if past is None:
+            return divided(lambda x: step(x, None), in_specs=(parts,))(x)
+        return divided(step, in_specs=(parts, kept))(x, past)
+
+    return run
+
+
+def _if_divided(axis: Any, over: Mesh) -> Any:
+    """The axis of the mesh, or None if it has one device."""
+    names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+    return axis if math.prod(over.shape[name] for name in names) > 1 else None
+
+
+def _multiple(size: int, of: int) -> int:
+    """The smallest multiple that is not below `size`."""
+    return -(-size // of) * of
 
 
 def _tiling(tile: int, scale: float, overlap: float) -> tuple[int, int, int]:

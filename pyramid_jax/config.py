@@ -19,6 +19,7 @@ from jaxtyping import Float
 from pyramid_jax import objective, pyramid
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.pipeline import DataConfig
+from pyramid_jax.data.precompute import read_latent
 from pyramid_jax.data.records import Pixels, Size
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
@@ -181,16 +182,40 @@ class PixelLatents:
         return self.latent.normalise(to_model(self.pixels(record, size)))
 
 
-def pixel_latents(model: ModelConfig, data: DataConfig) -> PixelLatents:
-    """How the data workers get latents; ValueError unless the model works on pixels."""
+@dataclass(frozen=True)
+class StoredLatents:
+    """Loads the latents that `data.precompute` stored, and normalises them.
+
+    Longer ones are cut to `frames` latent frames.
+    """
+
+    latent: LatentConfig
+    frames: int
+
+    def __call__(self, record: Record, size: Size) -> Float[np.ndarray, "t h w c"]:
+        if record.latent is None:
+            raise ValueError(
+                "has no latent in the manifest; make latents with "
+                "python -m launch.prepare --latents"
+            )
+        raw = read_latent(record.latent)
+        frames = self.frames if record.kind == "video" else 1
+        cells = (side // self.latent.spatial for side in size)
+        expected = (frames, *cells, self.latent.channels)
+        if len(raw) < frames or raw.shape[1:] != expected[1:]:
+            raise ValueError(
+                f"{record.latent} has shape {raw.shape}, expected {expected}; prepare "
+                "latents of the size and frames of this run"
+            )
+        return self.latent.normalise(raw[:frames])
+
+
+def latent_loader(model: ModelConfig, data: DataConfig) -> PixelLatents | StoredLatents:
+    """How the data workers get latents: from pixels, or stored if a VAE made them."""
     latent = model.latent
-    if (latent.spatial, latent.temporal, latent.channels) != (1, 1, 3):
-        raise ValueError(
-            "training from files needs a model in pixel space, this one has latents of "
-            f"{latent.spatial}x{latent.spatial} pixels and its VAE is not here yet; "
-            "use configs/tiny.py, or any config as :smoke"
-        )
-    return PixelLatents(Pixels(data.frames, data.fps), model.latent)
+    if (latent.spatial, latent.temporal, latent.channels) == (1, 1, 3):
+        return PixelLatents(Pixels(data.frames, data.fps), latent)
+    return StoredLatents(latent, latent.frames(data.frames))
 
 
 def initialise(model: ModelConfig, key: jax.Array) -> Any:

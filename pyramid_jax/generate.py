@@ -16,8 +16,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Key, UInt8
 
-from pyramid_jax import config, sampler
+from pyramid_jax import autoencoder, config, sampler
+from pyramid_jax.autoencoder import Autoencoder
 from pyramid_jax.checkpoint.trees import read_tree, write_tree
+from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import to_model, to_uint8
@@ -49,6 +51,8 @@ class VideoModel:
     Attributes:
         defaults: steps and guidance where a call gives none.
         mesh: the devices to sample on; None: where the weights are.
+        vae: decodes latents; None where latents are pixels.
+        pieces: how much is decoded at once; None: two latent frames.
     """
 
     cfg: ModelConfig
@@ -56,6 +60,8 @@ class VideoModel:
     tokenize: Tokenize
     defaults: SampleConfig
     mesh: Mesh | None = None
+    vae: Autoencoder | None = None
+    pieces: Pieces | None = None
 
     def text_to_video(
         self,
@@ -91,7 +97,7 @@ class VideoModel:
         height, width = image.shape[:2]
         size = Size(height, width, frames)
         self._check(size)
-        first = self.cfg.latent.normalise(self._encoded(to_model(image)[None]))
+        first = self._encoded(to_model(image)[None], seed)
         made = self.latents(prompts, size, negative, seed, options, first)
         return self._pixels(made)
 
@@ -141,22 +147,33 @@ class VideoModel:
         return shape
 
     def _encoded(
-        self, pixels: Float[np.ndarray, "f h w 3"]
-    ) -> Float[np.ndarray, "t h w c"]:
-        self._need_pixel_space()
-        return pixels
+        self, pixels: Float[np.ndarray, "f h w 3"], seed: int
+    ) -> Float[np.ndarray, "t y x c"]:
+        """Normalised latents, drawn from the VAE's posterior if there is one."""
+        if self.cfg.latent.spatial == 1:
+            return self.cfg.latent.normalise(pixels)
+        latent = self.cfg.latent
+        cells = (side // latent.spatial for side in pixels.shape[1:3])
+        shape = (1, latent.frames(len(pixels)), *cells, latent.channels)
+        noise = jax.random.normal(jax.random.key(seed), shape)
+        return to_host(self._codec().encode(pixels[None], noise))[0]
 
     def _pixels(
-        self, latents: Float[jax.Array, "b t h w c"]
+        self, latents: Float[jax.Array, "b t y x c"]
     ) -> UInt8[np.ndarray, "b f h w 3"]:
-        self._need_pixel_space()
-        return to_uint8(self.cfg.latent.denormalise(to_host(latents)))
+        there = to_host(latents)
+        if self.cfg.latent.spatial == 1:
+            return to_uint8(self.cfg.latent.denormalise(there))
+        pieces = self.pieces or Pieces(frames=2 * self.cfg.latent.temporal)
+        return to_uint8(to_host(self._codec().decode(there, pieces)))
 
-    def _need_pixel_space(self) -> None:
-        if self.cfg.latent.spatial != 1:
+    def _codec(self) -> Codec:
+        if self.vae is None:
             raise ValueError(
-                "this model has no VAE to decode with; use `latents` and decode those"
+                "this model has no VAE to decode with; put one into the folder "
+                f"{autoencoder.INSIDE!r} of the model's, or use `latents`"
             )
+        return autoencoder.codec(self.vae, self.mesh)
 
 
 def load(folder: str | Path, mesh: Mesh | None = None) -> VideoModel:
@@ -175,15 +192,28 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> VideoModel:
     params = jax.tree.map(jnp.asarray, read_tree(folder / "weights.safetensors", like))
     beside = folder / cfg.tokenizer
     tokenize = load_tokenizer(beside if beside.is_file() else cfg.tokenizer)
-    return VideoModel(
-        cfg, params, tokenize, config.sample_config(sections["sample"]), mesh
-    )
+    inside = folder / autoencoder.INSIDE
+    vae = autoencoder.load(inside) if inside.is_dir() else None
+    if vae is not None and vae.latent != cfg.latent:
+        raise ValueError(
+            f"{inside} has latents {vae.latent}, but the model was trained on "
+            f"{cfg.latent}; put the VAE there that made the latents of its training"
+        )
+    defaults = config.sample_config(sections["sample"])
+    return VideoModel(cfg, params, tokenize, defaults, mesh, vae)
 
 
 def save(
-    folder: str | Path, cfg: ModelConfig, defaults: SampleConfig, params: Any
+    folder: str | Path,
+    cfg: ModelConfig,
+    defaults: SampleConfig,
+    params: Any,
+    vae: Autoencoder | None = None,
 ) -> None:
-    """Writes config.json, weights.safetensors (of host arrays) and tokenizer.json."""
+    """Writes config.json, weights.safetensors, tokenizer.json, and a VAE into vae/.
+
+    Weights are host arrays.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if Path(cfg.tokenizer).is_file():
@@ -197,6 +227,8 @@ def save(
     }
     (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
     write_tree(folder / "weights.safetensors", params)
+    if vae is not None:
+        autoencoder.save(folder / autoencoder.INSIDE, vae)
 
 
 def text_batch(

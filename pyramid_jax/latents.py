@@ -52,18 +52,31 @@ class LatentConfig:
                 )
         return height // self.spatial, width // self.spatial
 
-    def normalise(self, raw: Float[Array, "*b t h w c"]) -> Float[Array, "*b t h w c"]:
-        """Raw latents with about zero mean and unit deviation; frame 0 as an image."""
-        shift, scale = self._statistics(raw.shape[-4])
+    def normalise(
+        self, raw: Float[Array, "*b t h w c"], begins: bool = True
+    ) -> Float[Array, "*b t h w c"]:
+        """Raw latents with about zero mean and unit deviation.
+
+        Args:
+            begins: frame 0 is the first of its video, with the statistics of images.
+        """
+        shift, scale = self._statistics(raw.shape, begins)
         return (raw - shift) * scale
 
-    def denormalise(self, z: Float[Array, "*b t h w c"]) -> Float[Array, "*b t h w c"]:
+    def denormalise(
+        self, z: Float[Array, "*b t h w c"], begins: bool = True
+    ) -> Float[Array, "*b t h w c"]:
         """The inverse of `normalise`."""
-        shift, scale = self._statistics(z.shape[-4])
+        shift, scale = self._statistics(z.shape, begins)
         return z / scale + shift
 
-    def _statistics(self, frames: int) -> tuple[np.ndarray, np.ndarray]:
-        later = [(self.video_shift, self.video_scale)] * (frames - 1)
-        pairs = np.array([(self.image_shift, self.image_scale), *later], np.float32)
-        shift, scale = pairs.T.reshape(2, frames, 1, 1, 1)
+    def _statistics(
+        self, shape: tuple[int, ...], begins: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Shift and scale of every frame, of the rank of `shape`."""
+        frames = shape[-4]
+        first = [(self.image_shift, self.image_scale)] * begins
+        later = [(self.video_shift, self.video_scale)] * (frames - begins)
+        pairs = np.array(first + later, np.float32)
+        shift, scale = pairs.T.reshape(2, *[1] * (len(shape) - 4), frames, 1, 1, 1)
         return shift, scale

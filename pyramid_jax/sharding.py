@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
@@ -22,6 +22,8 @@ MESH_AXES = ("data", "fsdp", "context", "tensor")
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "tokens": "context",
+    "frames": "context",
+    "height": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
@@ -94,7 +96,9 @@ def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
     return P(*mesh_axes)
 
 
-def place(shape: tuple[int, ...], axes: Axes, over: Mesh) -> NamedSharding:
+def place(
+    shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMesh
+) -> NamedSharding:
     """The sharding of an array; a dimension that its axis can't divide is whole."""
     entries = []
     for size, entry in zip(shape, spec(axes), strict=True):
@@ -127,7 +131,12 @@ def batch_shardings(batch: Any, over: Mesh) -> Any:
 
 def batch_parts(over: Mesh) -> int:
     """How many devices divide a batch among them."""
-    return math.prod(over.shape[name] for name in _names(spec(("batch",))[0]))
+    return parts("batch", over)
+
+
+def parts(axis: str, over: Mesh) -> int:
+    """How many devices divide an axis of arrays among them."""
+    return math.prod(over.shape[name] for name in _names(spec((axis,))[0]))
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training from a config: data, model, optimizer and loop put together."""
 
+import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,16 +11,20 @@ from typing import Any
 import grain
 import jax
 
-from pyramid_jax import config, generate, sharding
-from pyramid_jax.config import ModelConfig, SampleConfig, build
+from pyramid_jax import autoencoder, config, generate, sharding
+from pyramid_jax.config import ModelConfig, build
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data.pipeline import DataConfig, batches
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
+from pyramid_jax.generate import VideoModel
+from pyramid_jax.latents import LatentConfig
 from pyramid_jax.run import Task, run, with_weights
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Path:
@@ -26,7 +32,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
     loss.png), skipped.jsonl if data files were unusable, and the model of the moving
-    average in model/, which `generate.load` reads.
+    average in model/, with the VAE if there is one, which `generate.load` reads.
 
     Args:
         start: folder of a model whose weights a new run starts from (fine-tuning).
@@ -37,9 +43,14 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     """
     workdir = Path(workdir)
     model = config.model_config(cfg.model.to_dict())
+    vae = autoencoder.load(cfg.autoencoder) if cfg.autoencoder else None
+    if vae is not None:
+        model = with_latents(model, vae.latent)
     defaults = config.sample_config(cfg.sample.to_dict())
     data = data_config(cfg, model)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
+    tokenize = load_tokenizer(model.tokenizer)
+    sampled = VideoModel(model, None, tokenize, defaults, vae=vae)
 
     task = Task(
         init=partial(config.initialise, model),
@@ -47,14 +58,30 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
         batches=training_rows(data, model, workdir),
-        sample=sampler(workdir, model, defaults, data, cfg.prompts),
+        sample=sampler(workdir, sampled, data, cfg.prompts),
     )
     if start is not None:
         task = task._replace(prepare=partial(start_from, model, start))
     weights = sharding.to_host(run(cfg, workdir, task).ema)
     if jax.process_index() == 0:
-        generate.save(workdir / "model", model, defaults, weights)
+        generate.save(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"
+
+
+def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:
+    """The model with a VAE's latents, whose statistics are measured, not configured.
+
+    Raises:
+        ValueError: the VAE has latents of another size than the model's.
+    """
+    sizes = ("channels", "spatial", "temporal")
+    ours, theirs = ([getattr(x, n) for n in sizes] for x in (model.latent, latent))
+    if ours != theirs:
+        raise ValueError(
+            f"model.latent has {', '.join(sizes)} {ours}, the VAE has {theirs}; "
+            "change model.latent, or give the VAE that belongs to it"
+        )
+    return dataclasses.replace(model, latent=latent)
 
 
 def start_from(model: ModelConfig, folder: str | Path, new: TrainState) -> TrainState:
@@ -88,24 +115,25 @@ def training_rows(
         None if model.text is None else load_tokenizer(model.tokenizer),
         workdir,
         shard=(jax.process_index(), jax.process_count()),
-        load=config.pixel_latents(model, data),
+        load=config.latent_loader(model, data),
     )
 
 
 def sampler(
-    workdir: Path,
-    model: ModelConfig,
-    defaults: SampleConfig,
-    data: DataConfig,
-    prompts: Sequence[str],
+    workdir: Path, made: VideoModel, data: DataConfig, prompts: Sequence[str]
 ) -> Callable[[int, Any], None]:
-    """A function (step, weights) that writes samples/STEP/*.mp4 and a contact sheet."""
+    """A function (step, weights) that writes samples/STEP/*.mp4 and a contact sheet.
+
+    Without a text encoder or, in a latent space, a VAE it does nothing.
+    """
+    if made.cfg.text is None or (made.vae is None and made.cfg.latent.spatial > 1):
+        logger.info("no samples: this run has no text encoder, or no autoencoder")
+        return lambda step, params: None
     size = generate.Size(data.height, data.width, data.frames)
-    tokenize = load_tokenizer(model.tokenizer)
 
     def sample(step: int, params: Any) -> None:
-        made = generate.VideoModel(model, params, tokenize, defaults)
-        videos = made.text_to_video(prompts, size)  # on all processes
+        now = dataclasses.replace(made, params=params)
+        videos = now.text_to_video(prompts, size)  # on all processes
         if jax.process_index() > 0:
             return
         folder = workdir / "samples" / f"{step:07}"

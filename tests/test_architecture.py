@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "models": {"shapes", "sharding", "mask", "rotary", "kernels", "halo"},
     "objective": {"shapes", "pyramid", "layout", "mask"},
     "sampler": {"shapes", "pyramid", "layout", "mask"},
-    "codec": {"shapes", "sharding", "latents"},
+    "codec": {"shapes", "sharding", "latents", "halo"},
     "vae_objective": {"shapes"},
     "data": {"shapes", "pyramid", "layout", "mask"},
     "checkpoint": {"shapes", "sharding"},
@@ -49,15 +49,16 @@ MAY_IMPORT["prompts"] = {"shapes", "sharding", "models", "checkpoint"}
 MAY_IMPORT["contact_sheet"] = {"shapes"}
 MAY_IMPORT["quality"] = {"shapes"}
 MAY_IMPORT["config"] = set(MAY_IMPORT)
+MAY_IMPORT["autoencoder"] = set(MAY_IMPORT)
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
-MAY_IMPORT["autoencoder"] = {"latents", "models", "checkpoint", "config", "sharding"}
 MAY_IMPORT["vae_task"] = {"vae_objective", "models", "data", "training"}
 MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
+SERVICES |= {"autoencoder", "codec", "latents"}
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}

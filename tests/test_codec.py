@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from einops import repeat
 
-from pyramid_jax import codec
+from pyramid_jax import codec, sharding
+from pyramid_jax.codec import Codec, Pieces
+from pyramid_jax.halo import Halo
+from pyramid_jax.latents import LatentConfig
 
 
 def video(*shape: int) -> jax.Array:
@@ -141,7 +144,7 @@ def test_the_blend_rises_linearly_from_one_tile_to_the_next():
         return jnp.full(x.shape, float(next(numbers)))
 
     made = codec.tiled(number, jnp.zeros((1, 1, 1, 7, 1)), 4, 1, 1 / 2)[0, 0, 0, :, 0]
-    np.testing.assert_allclose(made, [0, 0, 0, 0.5, 1, 1.5, 2.25], rtol=1e-6)
+    np.testing.assert_allclose(made, [0, 0, 0, 0.5, 1, 1.5, 2], rtol=1e-6)
 
 
 def test_a_wider_overlap_makes_smaller_seams():
@@ -192,3 +195,133 @@ def test_tiles_that_do_not_fit_together_are_refused(tile, scale, overlap):
         ValueError, match="begin at multiples of 8 pixels; use a multiple of 32"
     ):
         codec.tiled(jnp.tanh, video(1, 1, 4, 4, 1), tile, scale, overlap)
+
+
+# --------------------------------------------------------------------- many devices
+
+
+def neighbours(strength: Any, halo: Halo) -> codec.Step:
+    """Each cell with those of its frame and the two before, above and below it."""
+
+    def step(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+        x, past = halo.frames(x, past, 3, 1)
+        y = x[:, 2:] + strength * (x[:, 1:-1] - 2 * x[:, :-2])
+        around = ((0, 0), (0, 0), halo.padding, (0, 0), (0, 0))
+        y = jnp.pad(halo.rows(y), around)
+        y = y[:, :, 1:-1] + strength * (y[:, :, 2:] - 3 * y[:, :, :-2])
+        return y * halo.mean((y**2).mean(axis=2, keepdims=True)), past
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 2, "context": 2, "tensor": 2}, {"data": 1, "context": 8}],
+    ids=lambda sizes: "-".join(sizes),
+)
+def test_many_devices_compute_what_one_computes(sizes):
+    over, x = sharding.mesh(**sizes), video(2, 9, 8, 2, 1)
+
+    def run(step: codec.Step, x: jax.Array) -> jax.Array:
+        first, past = step(x[:, :1], None)
+        return jnp.concatenate([first, step(x[:, 1:], past)[0]], axis=1)
+
+    def on_one(strength: jax.Array, x: jax.Array) -> jax.Array:
+        return run(neighbours(strength, Halo()), x)
+
+    def on_many(strength: jax.Array, x: jax.Array) -> jax.Array:
+        return run(codec.sharded(partial(neighbours, strength), over), x)
+
+    results = []
+    for f in (on_one, on_many):
+        made, pull = jax.vjp(jax.jit(f), jnp.float32(0.3), x)
+        results.append((made, pull(jnp.sin(made))))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *results)
+
+
+def test_what_can_not_be_divided_is_on_all_devices():
+    over, x = sharding.mesh(data=1, context=4, tensor=2), video(1, 3, 5, 2, 1)
+    seen = []
+
+    def make(halo: Halo) -> codec.Step:
+        seen.append(halo)
+        return neighbours(0.5, halo)
+
+    step = codec.sharded(make, over)
+    _, past = step(x[:, :1], None)
+    made, _ = step(x[:, 1:], past)
+    assert seen == [Halo(), Halo()]
+    np.testing.assert_allclose(made, neighbours(0.5, Halo())(x, None)[0][:, 1:], 1e-5)
+
+
+# ---------------------------------------------------------------------------- a codec
+
+LATENT = LatentConfig(2, 2, 2, 0.5, 2.0, -1.0, 0.25)
+
+
+def spatial(step: codec.Step, change: Any) -> codec.Step:
+    """A step that also changes rows and columns."""
+
+    def run(x: Any, past: Any) -> Any:
+        y, past = step(x, past)
+        return change(y), past
+
+    return run
+
+
+@jax.jit
+def posterior(moments: jax.Array, noise: jax.Array | None) -> jax.Array:
+    mean, deviation = moments[..., :2], moments[..., 1:] ** 2
+    return mean if noise is None else mean + deviation * noise
+
+
+CODEC = Codec(
+    LATENT, spatial(halving_later, shrink), posterior, spatial(doubling, enlarge)
+)
+
+
+def test_pieces_change_neither_latents_nor_pixels():
+    x = video(1, 9, 16, 24, 3)
+    z = CODEC.encode(x)
+    assert z.shape == (1, 5, 8, 12, 2)
+    y = CODEC.decode(z)
+    for pieces in (Pieces(frames=2), Pieces(frames=4), Pieces(tile=8, overlap=1 / 2)):
+        np.testing.assert_allclose(CODEC.encode(x, pieces=pieces), z, 1e-5, 1e-5)
+        np.testing.assert_allclose(CODEC.decode(z, pieces), y, 1e-5, 1e-5)
+
+
+def test_latents_have_the_statistics_of_images_at_the_start_and_of_videos_later():
+    x = video(1, 5, 4, 4, 3)
+    raw = posterior(CODEC.encoder(x, None)[0], None)
+    z = CODEC.encode(x)
+    np.testing.assert_allclose(z[:, :1], (raw[:, :1] - 0.5) * 2, rtol=1e-5)
+    np.testing.assert_allclose(z[:, 1:], (raw[:, 1:] + 1) * 0.25, rtol=1e-5)
+
+
+def test_noise_draws_latents_from_the_posterior():
+    x, noise = video(1, 3, 4, 4, 3), jnp.ones((1, 2, 2, 2, 2))
+    moments = CODEC.encoder(x, None)[0]
+    drawn = CODEC.encode(x, noise) - CODEC.encode(x)
+    scale = jnp.array([2.0, 0.25]).reshape(1, 2, 1, 1, 1)
+    np.testing.assert_allclose(drawn, moments[..., 1:] ** 2 * scale, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("pieces", [Pieces(), Pieces(tile=8)])
+def test_a_stream_of_latents_is_the_decoded_video(pieces: Pieces):
+    z = video(1, 4, 6, 6, 2)
+    parts = CODEC.stream((z[:, :1], z[:, 1:3], z[:, 3:]), pieces)
+    made = jnp.concatenate(list(parts), axis=1)
+    np.testing.assert_allclose(made, CODEC.decode(z), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "pieces", "message"),
+    [
+        (4, Pieces(), r"4 frames are not 1 \+ a multiple of 2; use 3 or 5"),
+        (5, Pieces(frames=3), "pieces of frames 3 are not a multiple of 2; use 2"),
+        (5, Pieces(tile=0), "pieces of tile 0 are not a multiple of 2; use 2"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_advice(frames, pieces, message):
+    with pytest.raises(ValueError, match=message):
+        CODEC.encode(video(1, frames, 4, 4, 3), pieces=pieces)

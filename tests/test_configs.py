@@ -12,6 +12,7 @@ import pytest
 from configs import base
 from pyramid_jax import config, objective, sharding
 from pyramid_jax.data.embedded import Settings, write_dataset
+from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.pipeline import DataConfig, batches, longest
 from pyramid_jax.data.tokenizer import load_tokenizer
 
@@ -68,7 +69,7 @@ def test_a_smoke_step_is_finite_and_moves_the_weights(
     sections = cfg.data.to_dict() | {"manifest": manifest, "batch": 2}
     data = config.build(DataConfig, sections)
     tokenize = load_tokenizer(model.tokenizer)
-    load = config.pixel_latents(model, data)
+    load = config.latent_loader(model, data)
     rows = next(batches(data, model.layout, tokenize, tmp_path, load=load))
 
     init = jax.jit(partial(config.initialise, model))
@@ -129,9 +130,10 @@ def test_a_model_is_read_back_from_what_is_saved_of_it():
     assert config.model_config(config.model_section(model)) == model
 
 
-def test_training_a_latent_model_from_files_says_what_is_missing():
+def test_a_latent_model_trains_on_stored_latents(tmp_path: Path):
     cfg = build("mmdit_384p", "full")
     model = config.model_config(cfg.model.to_dict())
     data = config.build(DataConfig, cfg.data.to_dict())
-    with pytest.raises(ValueError, match="needs a model in pixel space"):
-        config.pixel_latents(model, data)
+    load = config.latent_loader(model, data)
+    with pytest.raises(ValueError, match=r"no latent .* launch.prepare --latents"):
+        load(Record(tmp_path / "a.mp4", "video", "a"), (384, 640))

@@ -5,7 +5,8 @@
     {"image": "stills/00000.png", "text": "a lighthouse at dusk"}
 
 Paths are relative to the manifest's folder. A record may also name files that were made
-from it: "text_fea", features of its text (`data.features`). Other keys are ignored.
+from it: "text_fea", features of its text (`data.captions`), and "latent", its latent
+(`data.precompute`). Other keys are ignored.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import Literal, get_args
 
 Kind = Literal["video", "image"]
 
-MADE = {"features": "text_fea"}  # of a record: field -> key, named as in the original
+# Of a record: field -> key, named as in the original.
+MADE = {"features": "text_fea", "latent": "latent"}
 
 _REPORTED = 10
 
@@ -28,12 +30,14 @@ class Record:
 
     Args:
         features: stored features of the caption.
+        latent: stored latent of the video or image.
     """
 
     path: Path
     kind: Kind
     text: str
     features: Path | None = None
+    latent: Path | None = None
 
 
 def read_manifest(path: str | Path) -> tuple[Record, ...]:

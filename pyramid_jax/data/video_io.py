@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import islice
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -39,6 +40,31 @@ _EXACT = (
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.FULL_CHR_H_INT
 )
+
+
+class About(NamedTuple):
+    """What the header of a file says: upright size, frames, frames per second."""
+
+    height: int
+    width: int
+    frames: int
+    fps: float
+
+
+def about(path: str | Path) -> About:
+    """Size, length and rate of a video or image file.
+
+    Raises ValueError for a missing or broken file.
+    """
+    with _opened(path, "video") as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or 1)
+        frames = stream.frames or _length(container, fps) or 1
+        for frame in container.decode(video=0):
+            upright = round(frame.rotation / 90) % 2 == 0
+            sides = (frame.height, frame.width)
+            return About(*(sides if upright else sides[::-1]), frames, fps)
+    raise ValueError(f"{path} holds no picture; replace the file or leave it out")
 
 
 def read_video(

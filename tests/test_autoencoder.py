@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small VAE as a codec: in pieces, on many devices, in a folder, on a real file."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import reconstruct
+from pyramid_jax import autoencoder, sharding
+from pyramid_jax.autoencoder import Autoencoder
+from pyramid_jax.codec import Codec, Pieces
+from pyramid_jax.data import embedded
+from pyramid_jax.data.video_io import about, read_image, write_video
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.models import vae
+from pyramid_jax.models.vae import VAEConfig
+
+CFG = VAEConfig(
+    latent=2,
+    encoder_widths=(4, 4),
+    decoder_widths=(4, 4),
+    encoder_layers=(1, 1),
+    decoder_layers=(1, 1),
+    spatial=(True, False),
+    temporal=(True, False),
+    groups=2,
+)
+LATENT = LatentConfig(2, 2, 2, 0.1, 2.0, -0.2, 3.0)
+
+
+@pytest.fixture(scope="module")
+def small() -> Autoencoder:
+    """Weights large enough that everything matters."""
+    params = sharding.unbox(vae.initialise(CFG, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [
+        x + 0.1 * jax.random.normal(key, x.shape)
+        for x, key in zip(leaves, keys, strict=True)
+    ]
+    return Autoencoder(CFG, LATENT, jax.tree.unflatten(tree, moved))
+
+
+@pytest.fixture(scope="module")
+def codec(small: Autoencoder) -> Codec:
+    return autoencoder.codec(small)
+
+
+PIXELS = np.random.default_rng(0).uniform(-1, 1, (2, 9, 8, 12, 3)).astype(np.float32)
+close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+
+
+def test_pieces_in_time_change_neither_latents_nor_pixels(codec: Codec):
+    z = codec.encode(PIXELS)
+    y = codec.decode(z)
+    assert z.shape == (2, 5, 4, 6, 2) and y.shape == PIXELS.shape
+    close(codec.encode(PIXELS, pieces=Pieces(frames=4)), z)
+    close(codec.decode(z, Pieces(frames=4)), y)
+
+
+def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
+    z = jax.random.normal(jax.random.key(0), (2, 5, 4, 6, 2))
+    parts = list(codec.stream(z[:, i : i + 1] for i in range(5)))
+    assert [part.shape[1] for part in parts] == [1, 2, 2, 2, 2]
+    close(jnp.concatenate(parts, axis=1), codec.decode(z))
+
+
+def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
+    """Two of each: four later latent frames and four rows of cells are divided."""
+    many = autoencoder.codec(small, sharding.mesh(data=2, context=2, tensor=2))
+    z = codec.encode(PIXELS)
+    close(many.encode(PIXELS), z)
+    close(many.decode(z), codec.decode(z))
+
+
+def test_frames_that_devices_can_not_divide_are_filled_up(small: Autoencoder, codec):
+    over = sharding.mesh(data=1, context=3, devices=jax.devices()[:3])
+    z = codec.encode(PIXELS)
+    close(autoencoder.codec(small, over).decode(z), codec.decode(z))
+
+
+def test_raw_latents_depend_on_the_number_of_a_video_alone(small: Autoencoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
+    encode = autoencoder.raw_encoder(small, seed=3)
+    both = encode(pixels, np.array([7, 8]))
+    turned = encode(pixels[::-1], np.array([8, 7]))
+    close(turned[::-1], both)
+    assert np.abs(encode(pixels, np.array([7, 9])) - both)[1].max() > 1e-3
+    again = encode(np.stack([pixels[0]] * 2), np.array([1, 2]))
+    assert np.abs(again[0] - again[1]).max() > 1e-3
+
+
+def test_a_saved_vae_is_read_back(small: Autoencoder, tmp_path: Path):
+    autoencoder.save(tmp_path / "model" / autoencoder.INSIDE, small)
+    for folder in (tmp_path / "model", tmp_path / "model" / autoencoder.INSIDE):
+        again = autoencoder.load(folder)
+        assert (again.cfg, again.latent) == (small.cfg, small.latent)
+        jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
+    with pytest.raises(ValueError, match=r"no config\.json of a VAE"):
+        autoencoder.load(tmp_path)
+
+
+# ---------------------------------------------------------------------- real files
+
+
+def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
+    caption = embedded.parse("a red circle moves left")
+    clip = embedded.small(embedded.render(caption, np.random.default_rng(0)))
+    write_video(tmp_path / "in.mp4", clip, 8)
+    pixels, fps = reconstruct.read(tmp_path / "in.mp4", LATENT)
+    assert pixels.shape == (7, 32, 32, 3) and fps == 8
+    found = reconstruct.reconstruct(small, pixels, Pieces(frames=4))
+    assert len(found.psnr) == len(found.ssim) == 7
+    mean = ((found.original / 255.0 - found.made / 255.0) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
+    reconstruct.write(tmp_path / "out.mp4", found, fps)
+    assert about(tmp_path / "out.mp4") == (32, 96, 7, 8.0)
+    assert "mean" in reconstruct.table(found).splitlines()[-1]
+    assert json.dumps(found.psnr)
+
+
+def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
+    one = np.full((1, 4, 6, 3), 100, np.uint8)
+    found = reconstruct.Reconstruction(one, one + 10, [28.1], [0.9])
+    reconstruct.write(tmp_path / "a" / "out.png", found, 1)
+    picture = read_image(tmp_path / "a" / "out.png", (4, 18))
+    np.testing.assert_array_equal(picture[0, ::6, 0], [100, 110, 40])
+    original, _ = reconstruct.read(tmp_path / "a" / "out.png", LATENT)
+    assert original.shape == (1, 4, 18, 3)
+
+
+def test_a_picture_smaller_than_a_latent_cell_is_refused(tmp_path: Path):
+    one = np.full((1, 4, 2, 3), 100, np.uint8)
+    found = reconstruct.Reconstruction(one, one, [0.0], [0.0])
+    reconstruct.write(tmp_path / "out.png", found, 1)
+    wide = LatentConfig(2, 8, 2)
+    with pytest.raises(ValueError, match="shows 4x6 pixels, expected at least 8x8"):
+        reconstruct.read(tmp_path / "out.png", wide)

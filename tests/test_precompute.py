@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stored latents are those of their files, each made once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+
+from pyramid_jax.config import StoredLatents
+from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
+from pyramid_jax.data.precompute import Job, latent_path, read_latent, write_latents
+from pyramid_jax.data.records import Pixels
+from pyramid_jax.data.video_io import write_video
+from pyramid_jax.latents import LatentConfig
+
+LATENT = LatentConfig(4, 8, 2, 1.0, 2.0, 3.0, 4.0)
+SIZE, FRAMES = (16, 24), 5
+
+
+class Encoder:
+    """Mean colours of cells as latents, and the record's number; counts its calls."""
+
+    def __init__(self):
+        self.batches: list[list[int]] = []
+
+    def __call__(self, pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        self.batches.append(numbers.tolist())
+        cells = pixels[:, ::2].reshape(len(pixels), -1, 2, 8, 3, 8, 3)
+        means = cells.astype(np.float32).mean(axis=(3, 5))
+        number = np.broadcast_to(
+            numbers[:, None, None, None, None], (*means.shape[:-1], 1)
+        )
+        return np.concatenate([means, number], axis=-1)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Three videos, the last named twice, and an image."""
+    random = np.random.default_rng(0)
+    records = []
+    for i in range(3):
+        video = np.full((FRAMES, *SIZE, 3), 40 * i + 20, np.uint8)
+        write_video(tmp_path / f"{i}.mp4", video, 8)
+        records.append(Record(tmp_path / f"{i}.mp4", "video", f"clip {i}"))
+    imsave(tmp_path / "i.png", random.integers(0, 256, (*SIZE, 3), np.uint8))
+    records.append(Record(tmp_path / "2.mp4", "video", "the same clip"))
+    records.append(Record(tmp_path / "i.png", "image", "a picture"))
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    return tmp_path / "manifest.jsonl"
+
+
+def job(encode: Encoder, **options) -> Job:
+    load = Pixels(FRAMES, 8)
+    return Job(encode, load, (SIZE,), **{"batch": 2, "max_bad": 0.5} | options)
+
+
+def test_every_record_gets_the_latent_of_its_file(manifest: Path, tmp_path: Path):
+    encode = Encoder()
+    made = write_latents(manifest, tmp_path / "latents", job(encode))
+    records = read_manifest(made)
+    assert [r.text for r in records] == [r.text for r in read_manifest(manifest)]
+    for number, record in enumerate(records[:3]):
+        latent = read_latent(record.latent)
+        assert latent.shape == (3, 2, 3, 4)
+        np.testing.assert_array_equal(latent[..., 3], number)
+        np.testing.assert_allclose(latent[..., :3], 40 * number + 20, atol=3)
+    assert records[3].latent == records[2].latent
+    assert read_latent(records[4].latent).shape == (1, 2, 3, 4)
+
+
+def test_batches_have_one_size_and_no_file_is_encoded_twice(manifest, tmp_path):
+    encode = Encoder()
+    write_latents(manifest, tmp_path / "latents", job(encode))
+    assert encode.batches == [[0, 1], [2, 2], [4, 4]]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(manifest: Path, tmp_path: Path):
+    folder, encode = tmp_path / "latents", Encoder()
+    write_latents(manifest, folder, job(Encoder()))
+    latent_path(folder, tmp_path / "1.mp4").unlink()
+    write_latents(manifest, folder, job(encode))
+    assert encode.batches == [[1, 1]]
+
+
+def test_unusable_files_are_left_out_and_listed(manifest: Path, tmp_path: Path):
+    (tmp_path / "1.mp4").write_bytes(b"nothing")
+    made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
+    assert len(read_manifest(made)) == 4
+    listed = (tmp_path / "latents" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in listed] == [str(tmp_path / "1.mp4")]
+    with pytest.raises(ValueError, match="raise max_bad"):
+        write_latents(manifest, tmp_path / "other", job(Encoder(), max_bad=0.1))
+
+
+def test_latents_do_not_replace_the_manifest_they_are_made_from(manifest: Path):
+    with pytest.raises(ValueError, match="holds the manifest itself"):
+        write_latents(manifest, manifest.parent, job(Encoder()))
+
+
+def test_a_missing_latent_is_an_error_with_advice(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"can't be read as a latent .* prepare it"):
+        read_latent(tmp_path / "none.safetensors")
+
+
+# ------------------------------------------------------------------------ for training
+
+
+def test_training_reads_normalised_latents_of_its_length(manifest, tmp_path):
+    made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
+    record = read_manifest(made)[1]
+    raw = read_latent(record.latent)
+    loaded = StoredLatents(LATENT, 2)(record, SIZE)
+    np.testing.assert_array_equal(loaded, LATENT.normalise(raw[:2]))
+    assert loaded.dtype == np.float32
+
+
+@pytest.mark.parametrize(("frames", "size"), [(4, SIZE), (2, (16, 16))])
+def test_latents_of_another_size_are_refused(manifest, tmp_path, frames, size):
+    made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
+    with pytest.raises(ValueError, match=r"has shape \(3, 2, 3, 4\), expected"):
+        StoredLatents(LATENT, frames)(read_manifest(made)[0], size)
