@@ -15,7 +15,13 @@ from pyramid_jax import autoencoder, sharding
 from pyramid_jax.autoencoder import Autoencoder
 from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.data import embedded
-from pyramid_jax.data.video_io import about, read_image, write_video
+from pyramid_jax.data.video_io import (
+    about,
+    read_image,
+    to_model,
+    to_uint8,
+    write_video,
+)
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
@@ -51,28 +57,30 @@ def codec(small: Autoencoder) -> Codec:
     return autoencoder.codec(small)
 
 
-PIXELS = np.random.default_rng(0).uniform(-1, 1, (2, 9, 8, 12, 3)).astype(np.float32)
+# perf: all tests use one size, because compiling is most of their time.
+PIXELS = np.random.default_rng(0).uniform(-1, 1, (1, 9, 12, 16, 3)).astype(np.float32)
+PIECES = Pieces(frames=4)
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
 
 
 def test_pieces_in_time_change_neither_latents_nor_pixels(codec: Codec):
     z = codec.encode(PIXELS)
     y = codec.decode(z)
-    assert z.shape == (2, 5, 4, 6, 2) and y.shape == PIXELS.shape
-    close(codec.encode(PIXELS, pieces=Pieces(frames=4)), z)
-    close(codec.decode(z, Pieces(frames=4)), y)
+    assert z.shape == (1, 5, 6, 8, 2) and y.shape == PIXELS.shape
+    close(codec.encode(PIXELS, pieces=PIECES), z)
+    close(codec.decode(z, PIECES), y)
 
 
 def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
-    z = jax.random.normal(jax.random.key(0), (2, 5, 4, 6, 2))
-    parts = list(codec.stream(z[:, i : i + 1] for i in range(5)))
-    assert [part.shape[1] for part in parts] == [1, 2, 2, 2, 2]
+    z = jax.random.normal(jax.random.key(0), (1, 5, 6, 8, 2))
+    parts = list(codec.stream((z[:, :1], z[:, 1:3], z[:, 3:])))
+    assert [part.shape[1] for part in parts] == [1, 4, 4]
     close(jnp.concatenate(parts, axis=1), codec.decode(z))
 
 
 def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
-    """Two of each: four later latent frames and four rows of cells are divided."""
-    many = autoencoder.codec(small, sharding.mesh(data=2, context=2, tensor=2))
+    """Each has one of the four later latent frames, and three of six rows of cells."""
+    many = autoencoder.codec(small, sharding.mesh(data=1, context=4, tensor=2))
     z = codec.encode(PIXELS)
     close(many.encode(PIXELS), z)
     close(many.decode(z), codec.decode(z))
@@ -84,15 +92,16 @@ def test_frames_that_devices_can_not_divide_are_filled_up(small: Autoencoder, co
     close(autoencoder.codec(small, over).decode(z), codec.decode(z))
 
 
-def test_raw_latents_depend_on_the_number_of_a_video_alone(small: Autoencoder):
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
-    encode = autoencoder.raw_encoder(small, seed=3)
-    both = encode(pixels, np.array([7, 8]))
-    turned = encode(pixels[::-1], np.array([8, 7]))
-    close(turned[::-1], both)
-    assert np.abs(encode(pixels, np.array([7, 9])) - both)[1].max() > 1e-3
-    again = encode(np.stack([pixels[0]] * 2), np.array([1, 2]))
-    assert np.abs(again[0] - again[1]).max() > 1e-3
+def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):
+    pixels = to_uint8(PIXELS)
+    first, again, other = (
+        autoencoder.raw_encoder(small, seed)(pixels, np.array([number]))
+        for seed, number in ((3, 7), (3, 7), (3, 8))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    mean = LATENT.denormalise(codec.encode(to_model(pixels), None, PIECES))
+    assert np.abs(first - mean).mean() < 3 * np.abs(first - other).mean()
 
 
 def test_a_saved_vae_is_read_back(small: Autoencoder, tmp_path: Path):
@@ -111,15 +120,16 @@ def test_a_saved_vae_is_read_back(small: Autoencoder, tmp_path: Path):
 def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     caption = embedded.parse("a red circle moves left")
     clip = embedded.small(embedded.render(caption, np.random.default_rng(0)))
+    clip = np.ascontiguousarray(clip[:, 10:22, 8:24])
     write_video(tmp_path / "in.mp4", clip, 8)
     pixels, fps = reconstruct.read(tmp_path / "in.mp4", LATENT)
-    assert pixels.shape == (7, 32, 32, 3) and fps == 8
-    found = reconstruct.reconstruct(small, pixels, Pieces(frames=4))
+    assert pixels.shape == (7, 12, 16, 3) and fps == 8
+    found = reconstruct.reconstruct(small, pixels, PIECES)
     assert len(found.psnr) == len(found.ssim) == 7
     mean = ((found.original / 255.0 - found.made / 255.0) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
     reconstruct.write(tmp_path / "out.mp4", found, fps)
-    assert about(tmp_path / "out.mp4") == (32, 96, 7, 8.0)
+    assert about(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
     assert "mean" in reconstruct.table(found).splitlines()[-1]
     assert json.dumps(found.psnr)
 
