@@ -7,7 +7,7 @@ the losses of `vae_objective` stop each other's gradients, so their sum has one 
 that is right for both, and labels tell the two optimizers which weights are theirs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, UInt8
 
-from pyramid_jax import vae_objective
+from pyramid_jax import codec, sharding, vae_objective
 from pyramid_jax.data.clips import Footage
 from pyramid_jax.data.video_io import to_model
+from pyramid_jax.halo import Halo
 from pyramid_jax.models import discriminator, vae
 from pyramid_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pyramid_jax.models.lpips import LPIPS, SMALLEST, LPIPSConfig
@@ -96,7 +97,7 @@ def optimizers(
         labels["discriminator"] = "discriminator"
     if networks.perceived:
         labels["perceptual"] = "frozen"
-    transforms = {
+    transforms: dict[Any, optax.GradientTransformation] = {
         "autoencoder": optimizer(autoencoder),
         "discriminator": optimizer(judge),
         "frozen": optax.set_to_zero(),
@@ -141,13 +142,13 @@ def footage_loss(
     encoder = weights["encoder"]
     if networks.freeze_encoder:
         encoder = jax.lax.stop_gradient(encoder)
-    raw, _ = vae.encode(networks.vae, {"encoder": encoder}, video)
+    raw = whole(vae.encode, networks.vae, {"encoder": encoder}, video)
     moments = vae.moments(raw)
     latents = moments.sample(jax.random.normal(key, moments.mean.shape))
 
     def reconstruct(kernel: jax.Array) -> jax.Array:
         decoder = with_last_kernel(weights["decoder"], kernel)
-        return vae.decode(networks.vae, {"decoder": decoder}, latents)[0]
+        return whole(vae.decode, networks.vae, {"decoder": decoder}, latents)
 
     decoded = Decoded(reconstruct, last_kernel(weights["decoder"]), moments.kl())
     judging = critics(networks, params)
@@ -171,9 +172,33 @@ def footage_loss(
     return out.loss + judged.loss, found
 
 
+def whole(
+    f: Callable[..., Any], cfg: VAEConfig, params: Any, x: Float[jax.Array, "b f h w c"]
+) -> Float[jax.Array, "b _ _ _ _"]:
+    """`vae.encode` or `vae.decode` of whole videos.
+
+    Where the mesh divides frames, its devices share each video: the first frame is on
+    all of them, and gradients cross the borders between them.
+    """
+    over: Any = jax.sharding.get_abstract_mesh()
+    if over.empty or sharding.parts("frames", over) == 1:
+        return f(cfg, params, x)[0]
+
+    def make(halo: Halo) -> codec.Step:
+        return partial(f, cfg, params, halo=halo)
+
+    factors = (cfg.temporal_factor, cfg.spatial_factor)
+    step = codec.sharded(make, over, factors if f is vae.encode else (1, 1))
+    first, past = step(x[:, :1], None)
+    if x.shape[1] == 1:
+        return first
+    return jnp.concatenate([first, step(x[:, 1:], past)[0]], axis=1)
+
+
 def critics(networks: Networks, params: Any) -> Critics:
     """The functions that the objective needs."""
-    perceptual = judge = None
+    perceptual: Any = None
+    judge: Any = None
     if networks.perceived:
         weights = {"params": params["perceptual"]}
         perceptual = partial(LPIPS(networks.lpips).apply, weights)

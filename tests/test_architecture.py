@@ -50,15 +50,19 @@ MAY_IMPORT["contact_sheet"] = {"shapes"}
 MAY_IMPORT["quality"] = {"shapes"}
 MAY_IMPORT["config"] = set(MAY_IMPORT)
 MAY_IMPORT["autoencoder"] = set(MAY_IMPORT)
+MAY_IMPORT["blueprints"] = {"shapes", "models", "checkpoint", "prompts"}
+MAY_IMPORT["original"] = set(MAY_IMPORT)
+MAY_IMPORT["convert"] = set(MAY_IMPORT)
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["vae_task"] = {"vae_objective", "models", "data", "training"}
+MAY_IMPORT["vae_task"] |= {"codec", "halo", "sharding"}
 MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
-SERVICES |= {"autoencoder", "codec", "latents"}
+SERVICES |= {"autoencoder", "codec", "latents", "original", "convert"}
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}

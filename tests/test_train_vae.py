@@ -41,7 +41,7 @@ TINY = VAEConfig(
 )
 NETWORKS = Networks(
     TINY,
-    ObjectiveConfig(kl=1e-3, discriminator="2d", discriminator_start=5),
+    ObjectiveConfig(perceptual=0.0, kl=1e-3, discriminator="2d", discriminator_start=5),
     DiscriminatorConfig(width=2, layers=1),
     LPIPSConfig(widths=(2, 2, 2, 2, 2)),
     image_share=0.25,
@@ -52,90 +52,101 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    """Weights of all three networks."""
-    return sharding.unbox(vae_task.initialise(NETWORKS, KEY))
+    """Weights of both networks."""
+    init = jax.jit(partial(vae_task.initialise, NETWORKS))
+    return sharding.unbox(init(KEY))
 
 
-def footage(images: int = 0) -> Footage:
+def footage() -> Footage:
     draw = np.random.default_rng(0).integers
-    image = draw(0, 256, (images, 1, 16, 16, 3), np.uint8) if images else None
-    return Footage(draw(0, 256, (2, 3, 16, 16, 3), np.uint8), image)
+    video = draw(0, 256, (2, 5, 16, 16, 3), np.uint8)
+    return Footage(video, draw(0, 256, (2, 1, 16, 16, 3), np.uint8))
 
 
-@partial(jax.jit, static_argnames="made")
-def gradient(made: Networks, params: Any, batch: Footage, step: int) -> Any:
+@jax.jit
+def gradient(params: Any, batch: Footage, step: Any) -> Any:
     differentiate = jax.value_and_grad(vae_task.loss, argnums=1, has_aux=True)
-    return differentiate(made, params, batch, KEY, jnp.asarray(step))
+    return differentiate(NETWORKS, params, batch, KEY, step)
+
+
+@pytest.fixture(scope="module")
+def early(params: Any) -> Any:
+    """Loss, means and gradient of the last step without discriminator."""
+    return gradient(params, footage(), jnp.int32(4))
+
+
+@pytest.fixture(scope="module")
+def late(params: Any) -> Any:
+    """The same for the first step with it."""
+    return gradient(params, footage(), jnp.int32(5))
 
 
 def norm(tree: Any) -> float:
     return float(optax.tree.norm(tree))
 
 
-# ------------------------------------------------------------------------ one gradient
+# ----------------------------------------------------------------------- one gradient
 
 
-def test_the_discriminator_neither_learns_nor_counts_before_its_start(params):
-    (early, means), slopes = gradient(NETWORKS, params, footage(), 4)
-    plain = replace(
-        NETWORKS, objective=replace(NETWORKS.objective, discriminator="none")
-    )
-    (alone, _), expected = gradient(plain, params, footage(), 4)
-    np.testing.assert_allclose(early, alone, rtol=1e-6)
+def test_without_discriminator_the_loss_is_that_of_clips_and_of_pictures(early):
+    (loss, means), _ = early
+    sums = means.sums
+    of_clips = 10 * sums["loss_pixel"] + 1e-3 * sums["kl"]
+    of_pictures = 10 * sums["image_loss_pixel"] + 1e-3 * sums["image_kl"]
+    np.testing.assert_allclose(loss, 0.75 * of_clips + 0.25 * of_pictures, rtol=1e-5)
+
+
+def test_the_discriminator_neither_learns_nor_counts_before_its_start(early, late):
+    (_, means), slopes = early
     assert norm(slopes["discriminator"]) == 0 == means.sums["loss_discriminator"]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
-        slopes["vae"],
-        expected["vae"],
-    )
+    (_, means), begun = late
+    assert norm(begun["discriminator"]) > 0 < means.sums["loss_discriminator"]
+    difference = jax.tree.map(jnp.subtract, begun["vae"], slopes["vae"])
+    assert norm(difference) > 1e-3 * norm(slopes["vae"])
 
 
-def test_one_gradient_trains_both_networks_and_leaves_lpips_alone(params):
-    (_, means), slopes = gradient(NETWORKS, params, footage(), 5)
-    assert norm(slopes["discriminator"]) > 0 < means.sums["loss_discriminator"]
-    assert norm(slopes["vae"]["encoder"]) > 0 < norm(slopes["vae"]["decoder"])
-    assert norm(slopes["perceptual"]) == 0
-    _, before = gradient(NETWORKS, params, footage(), 4)
-    difference = jax.tree.map(jnp.subtract, slopes["vae"], before["vae"])
-    assert norm(difference) > 1e-3 * norm(before["vae"])
+def test_devices_that_share_the_frames_compute_what_one_device_computes(params, late):
+    (loss, _), slopes = late
+    over = sharding.mesh(data=2, context=2, devices=jax.devices()[:4])
+    where = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec())
+    with jax.set_mesh(over):
+        batch = jax.device_put(footage(), where)
+        both = gradient(jax.device_put(params, where), batch, jnp.int32(5))
+    (shared, _), found = jax.device_get(both)
+    np.testing.assert_allclose(shared, loss, rtol=1e-5)
+    for one, two in zip(
+        jax.tree.leaves(slopes["vae"]), jax.tree.leaves(found["vae"]), strict=True
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-4 * norm(slopes["vae"]))
 
 
-def test_pictures_have_their_share_of_the_loss(params):
-    batch = footage(images=4)
-    (whole, means), _ = gradient(NETWORKS, params, batch, 0)
-    video, _ = vae_task.footage_loss(NETWORKS, params, batch.video, KEY, jnp.int32(0))
-    of_images = (
-        10 * means.sums["image_loss_pixel"]
-        + means.sums["image_loss_perceptual"]
-        + 1e-3 * means.sums["image_kl"]
-    )
-    np.testing.assert_allclose(whole, 0.75 * video + 0.25 * of_images, rtol=1e-5)
-
-
-def test_a_discriminator_of_clips_does_not_judge_pictures(params):
+def test_a_discriminator_of_clips_does_not_judge_pictures():
     made = replace(
         NETWORKS,
         objective=replace(NETWORKS.objective, discriminator="3d"),
         discriminator=DiscriminatorConfig("3d", width=2, layers=1),
     )
-    weights = sharding.unbox(vae_task.initialise(made, KEY))
-    draw = np.random.default_rng(0).integers
-    video = draw(0, 256, (2, 7, 16, 16, 3), np.uint8)
-    (_, means), _ = gradient(made, weights, Footage(video, footage(1).image), 9)
+    shapes = jax.eval_shape(partial(vae_task.initialise, made), KEY)
+    video = np.zeros((2, 7, 16, 16, 3), np.uint8)
+    batch = Footage(video, footage().image)
+    loss = partial(vae_task.loss, made)
+    _, means = jax.eval_shape(loss, sharding.unbox(shapes), batch, KEY, jnp.int32(9))
     assert "loss_discriminator" in means.sums
     assert "image_loss_discriminator" not in means.sums
 
 
-def updated(made: Networks, params: Any, slopes: Any) -> Any:
+def updated(made: Networks, params: Any) -> Any:
+    """How the weights change where all gradients are one."""
+    both = vae_task.optimizers(made, RATES, replace(RATES, learning_rate=1e-3))
+    ones = jax.tree.map(jnp.ones_like, params)
     with jax.numpy_dtype_promotion("standard"):
-        both = vae_task.optimizers(made, RATES, replace(RATES, learning_rate=1e-3))
-        change, _ = jax.jit(both.update)(slopes, both.init(params), params)
+        change, _ = jax.jit(both.update)(ones, both.init(params), params)
     return change
 
 
 def test_each_network_has_its_own_rate_and_lpips_never_changes(params):
-    ones = jax.tree.map(jnp.ones_like, params)
-    change = updated(NETWORKS, params, ones)
+    made = replace(NETWORKS, objective=replace(NETWORKS.objective, perceptual=1.0))
+    change = updated(made, params | {"perceptual": {"kernel": jnp.ones((2, 2))}})
     kernel = vae_task.last_kernel(change["vae"]["decoder"])
     np.testing.assert_allclose(kernel, -1e-2, rtol=1e-2)
     judge = change["discriminator"]["layer_0"]["kernel"]
@@ -143,11 +154,8 @@ def test_each_network_has_its_own_rate_and_lpips_never_changes(params):
     assert norm(change["perceptual"]) == 0
 
 
-def test_a_frozen_encoder_has_no_gradient_and_does_not_decay(params):
-    frozen = replace(NETWORKS, freeze_encoder=True)
-    _, slopes = gradient(frozen, params, footage(), 0)
-    assert norm(slopes["vae"]["encoder"]) == 0 < norm(slopes["vae"]["decoder"])
-    change = updated(frozen, params, slopes)["vae"]
+def test_a_frozen_encoder_does_not_even_decay(params):
+    change = updated(replace(NETWORKS, freeze_encoder=True), params)["vae"]
     assert norm(change["encoder"]) == 0 < norm(change["decoder"])
 
 

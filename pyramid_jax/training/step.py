@@ -55,7 +55,7 @@ class LossOfStep(Protocol):
     """A `Loss` that may change over a run: it gets the number of steps so far."""
 
     def __call__(
-        self, params: Any, batch: Any, key: jax.Array, *, step: jax.Array
+        self, params: Any, batch: Any, key: jax.Array, /, *, step: jax.Array
     ) -> tuple[jax.Array, Any]: ...
 
 
