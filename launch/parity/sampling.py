@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from launch.parity import vae
 from launch.parity.cases import QUICK, SAMPLING, Answer, Case, Scenario, latent_back
 from launch.parity.model import Model, load, recorded_text, text
 from launch.parity.model import velocity as network
@@ -46,7 +47,11 @@ def fits(scenario: Scenario) -> bool:
 def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     """The answers to a recorded sampling run."""
     model = load(case, scenario.settings)
+    autoencoder = vae.of_sampling(case)
     run = _settings(scenario, model)
+    from_image = run.first is not None
+    if from_image and autoencoder is not None:
+        run = run._replace(first=vae.first_latent(autoencoder, case, scenario))
     calls: list[Call] = []
     noise = _noise(scenario, run)
 
@@ -66,8 +71,11 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
 
     latents = jax.jit(sample, compiler_options=QUICK)()
     jax.effects_barrier()
-    note = "" if run.first is None else "the first latent is the recorded one"
+    recorded = from_image and autoencoder is None
+    note = "the first latent is the recorded one" * recorded
     yield Answer("out.latents", latent_back(latents), SAMPLING, note=note)
+    if autoencoder is not None:
+        yield from vae.frames(autoencoder, case, latents)
     yield from _observed(scenario, run, calls)
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VAE: moments, pixels and the states between; whole, in chunks and in tiles."""
+"""The VAE: moments, pixels and the states between; whole, in chunks and in tiles.
+
+Also what it does before and after sampling: the first latent of image to video, and the
+frames of a sampled video.
+"""
 
 import json
 import re
@@ -10,12 +14,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
-from launch.parity.cases import QUICK, VAE, Answer, Case, Scenario, latent_back
+from launch.parity.cases import (
+    QUICK,
+    SAMPLING,
+    VAE,
+    Answer,
+    Case,
+    Scenario,
+    latent_back,
+)
 from pyramid_jax import codec
 from pyramid_jax.checkpoint import files, released, rename
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
+from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
 
@@ -78,6 +92,44 @@ def _load(weights: Path, constructor: str) -> Autoencoder:
     abstract = jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
     params = rename.convert(files.read(weights), vae_table(cfg), abstract)
     return Autoencoder(cfg, jax.tree.map(jnp.asarray, params))
+
+
+def of_sampling(case: Case) -> Autoencoder | None:
+    """The VAE of a sampling case; None where its weights are not beside it."""
+    path = case.folder / case.config.get("vae_weights", "none")
+    if not path.is_file():
+        return None
+    return load(path, case.config["vae_constructor"])
+
+
+def latent_config(case: Case) -> LatentConfig:
+    """The statistics of latents that a sampling case was recorded with."""
+    given = case.config
+    return LatentConfig(
+        image_shift=given["vae_shift_factor"],
+        image_scale=given["vae_scale_factor"],
+        video_shift=given["vae_video_shift_factor"],
+        video_scale=given["vae_video_scale_factor"],
+    )
+
+
+def first_latent(model: Autoencoder, case: Case, scenario: Scenario) -> np.ndarray:
+    """The normalised latent of the recorded image."""
+    image = scenario.tensors["in.image"].astype(np.float32) / 127.5 - 1
+    raw, _ = model.encode(image[None, None])
+    noise = jnp.asarray(scenario.latent("draw.image_posterior_noise"))
+    return np.asarray(latent_config(case).normalise(vae.moments(raw).sample(noise)))
+
+
+def frames(model: Autoencoder, case: Case, latents: jax.Array) -> Iterator[Answer]:
+    """The frames of sampled latents: two latents, then one at a time."""
+    raw = latent_config(case).denormalise(latents)
+    pixels = np.asarray(codec.chunked(model.decode, raw, first=2, window=1))
+    yield Answer("out.decoded_every4", latent_back(pixels[:, ::4]), SAMPLING)
+    levels = np.clip(127.5 * pixels + 127.5, 0, 255).astype(np.uint8)
+    levels = rearrange(levels, "b f h w c -> (b f) h w c")
+    note = "of 255: rounding down turns the smallest difference into a whole level"
+    yield Answer("out.frames_uint8", levels, 1.0, note=note)
 
 
 def _whole(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answer]:
