@@ -2,6 +2,8 @@
 """The perceptual distance: its laws, its formula, and where its weights come from."""
 
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,10 +132,15 @@ def test_other_colours_in_the_file_are_refused(tmp_path, theirs):
         loss_tables.read_lpips(tmp_path, TABLE, lpips.shapes(CFG))
 
 
+def torch_with(load: Callable[..., object]) -> SimpleNamespace:
+    """A stand-in for torch; the real one is not needed to run the tests."""
+    serialization = SimpleNamespace(safe_globals=nullcontext)
+    return SimpleNamespace(load=load, serialization=serialization)
+
+
 def test_a_file_of_pytorch_is_read_without_running_its_code(
     tmp_path, monkeypatch, params, theirs
 ):
-    """By a stand-in for torch; the real one is not needed to run the tests."""
     asked = {}
 
     def tensor(values: np.ndarray) -> SimpleNamespace:
@@ -148,7 +155,7 @@ def test_a_file_of_pytorch_is_read_without_running_its_code(
         asked.update(how)
         return {key: tensor(values) for key, values in theirs.items()}
 
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, "torch", torch_with(load))
     path = tmp_path / "vgg_lpips.pth"
     path.touch()
     found = loss_tables.read_lpips(path, TABLE, lpips.shapes(CFG))
@@ -169,7 +176,7 @@ def test_a_checkpoint_of_a_training_run_is_not_mistaken_for_weights(
     tmp_path, monkeypatch
 ):
     load = lambda path, **how: {"model": {}, "epoch": 3}  # noqa: E731
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, "torch", torch_with(load))
     (tmp_path / "checkpoint.pth").touch()
     with pytest.raises(ValueError, match=r"\['model', 'epoch'\].* no tensors"):
         files.read(tmp_path)

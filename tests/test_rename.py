@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from launch.parity.model import abstract, dit_table
+from pyramid_jax.blueprints import dit_shapes as abstract
+from pyramid_jax.blueprints import dit_table
 from pyramid_jax.checkpoint import files, released, rename, tables
 from pyramid_jax.config import MINIFLUX, MMDIT
 from pyramid_jax.layout import Layout

@@ -13,10 +13,10 @@ from einops import rearrange
 from jaxtyping import Float
 
 from launch.parity.cases import QUICK, Case, Scenario
+from pyramid_jax.blueprints import dit_shapes, dit_table
 from pyramid_jax.checkpoint import files, released, rename, tables
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiT, DiTConfig
-from pyramid_jax.models.layers import position_table
 from pyramid_jax.shapes import Text, Tokens
 
 
@@ -42,7 +42,7 @@ def _load(given: str, weights: Path, units: int) -> Model:
     cfg = DiTConfig(**arguments.dit)
     layout = Layout(**arguments.layout, frames_per_unit=units)
     table = dit_table(cfg)
-    params = rename.convert(files.read(weights), table, abstract(cfg))
+    params = rename.convert(files.read(weights), table, dit_shapes(cfg))
     return Model(cfg, layout, jax.tree.map(jnp.asarray, params), table)
 
 
@@ -56,27 +56,6 @@ def velocity(
 
 
 compiled_velocity = jax.jit(velocity, static_argnums=0, compiler_options=QUICK)
-
-
-def dit_table(cfg: DiTConfig) -> tables.Table:
-    """The names that the original gives to the weights of a transformer like `cfg`."""
-    if cfg.table is None:
-        return tables.flux()
-    axis = position_table(cfg.table, cfg.table_base, cfg.width)
-    return tables.mmdit(cfg.double_blocks, axis)
-
-
-def abstract(cfg: DiTConfig) -> Any:
-    """The shapes of a transformer's parameters."""
-    order, segment = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1))
-    tokens = Tokens(
-        jnp.zeros((1, 1, cfg.patch_values)), jnp.zeros((1, 1, 3)), order, order
-    )
-    text = Text(
-        jnp.zeros((1, 1, cfg.text_width)), order, jnp.zeros((1, 1, cfg.pooled_width))
-    )
-    init = DiT(cfg).init
-    return jax.eval_shape(init, jax.random.key(0), tokens, segment, text)["params"]
 
 
 def text(

@@ -1,38 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors of safetensors and PyTorch files, each read only when it is used."""
 
+import json
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+
+from pyramid_jax.checkpoint import tensor_file
+from pyramid_jax.checkpoint.tensor_file import StoredTensor
 
 PICKLED = (".bin", ".pth", ".pt")
-
-
-class StoredTensor:
-    """A tensor on disk: its shape is known, numpy reads its values."""
-
-    def __init__(self, file: Any, key: str):
-        self._file, self._key = file, key
-        self.shape = tuple(file.get_slice(key).get_shape())
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = self._file.get_tensor(self._key)
-        return values if dtype is None else values.astype(dtype)
+# Where a training run of the original keeps its weights, beside its other states.
+WEIGHTS = "model"
 
 
 class PickledTensor:
-    """A tensor that PyTorch has read."""
+    """A tensor in a file that PyTorch has mapped; numpy reads the values."""
 
     def __init__(self, tensor: Any):
         self._tensor = tensor
         self.shape = tuple(tensor.shape)
+        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = np.asarray(self._tensor.float())  # numpy has no bfloat16
-        return values if dtype is None else values.astype(dtype)
+        values = self._tensor
+        if self.dtype.name == "bfloat16":  # numpy alone has none: by way of its bits
+            values = values.view(_torch().int16)
+        values = values.numpy().view(self.dtype)
+        return values if dtype is None else values.astype(dtype, copy=False)
 
 
 class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
@@ -41,7 +39,8 @@ class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
     def __init__(self, paths: list[Path]):
         self._tensor: dict[str, StoredTensor | PickledTensor] = {}
         for path in paths:
-            found = _pickled(path) if path.suffix in PICKLED else _stored(path)
+            pickled = path.suffix in PICKLED
+            found = _pickled(path) if pickled else tensor_file.read(path)
             if again := self._tensor.keys() & found.keys():
                 raise ValueError(
                     f"{path} repeats {sorted(again)} of another file of its folder; "
@@ -66,8 +65,8 @@ def read(path: str | Path) -> StoredTensors:
     .pth, .pt) are read, which needs torch to be installed.
 
     Raises:
-        ValueError: there is no such file, two of them hold the same tensor, or torch is
-            missing.
+        ValueError: there is no such file, one is damaged, one that the folder's index
+            lists is missing, two of them hold the same tensor, or torch is missing.
     """
     path = Path(path)
     files = _files(path) if path.is_dir() else [path]
@@ -79,25 +78,54 @@ def read(path: str | Path) -> StoredTensors:
     return StoredTensors(files)
 
 
+def part(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """The tensors whose names begin with `start`, without it; all, if none does.
+
+    The checkpoints of the original's training runs name all tensors of the transformer
+    `dit.…` and those of the VAE `vae.…`, beside tensors of other networks.
+    """
+    own = {k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)}
+    return own or dict(tensors)
+
+
 def _files(folder: Path) -> list[Path]:
-    pickled = sorted(file for file in folder.iterdir() if file.suffix in PICKLED)
-    return sorted(folder.glob("*.safetensors")) or pickled
+    for suffixes in ((".safetensors",), PICKLED):
+        found = {file.name for file in folder.iterdir() if file.suffix in suffixes}
+        for index in folder.glob(f"*{suffixes[0]}.index.json"):
+            listed = set(json.loads(index.read_text())["weight_map"].values())
+            if missing := sorted(listed - found):
+                raise ValueError(f"{folder} lacks {missing}; copy these files, too")
+        if found:
+            return [folder / name for name in sorted(found)]
+    return []
 
 
-def _stored(path: Path) -> dict[str, StoredTensor]:
-    file = safe_open(path, framework="numpy")
-    return {key: StoredTensor(file, key) for key in file.keys()}  # noqa: SIM118
+def _torch() -> Any:
+    import torch
+
+    return torch
 
 
 def _pickled(path: Path) -> dict[str, PickledTensor]:
     try:
-        import torch
+        torch = _torch()
     except ImportError as missing:
         raise ValueError(
             f"{path} can only be read with torch; `pip install 'pyramid_jax[torch]'`, "
             "or convert the file to .safetensors where torch is"
         ) from missing
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        # The checkpoints of the original's VAE training hold their options, too.
+        with torch.serialization.safe_globals([Namespace]):
+            # Mapped, so that a tensor is read when it is used.
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file makes of pickle and zip
+        raise ValueError(
+            f"{path} can't be read by torch ({error}); copy the file again, or save it "
+            "with a recent torch"
+        ) from error
+    if isinstance(inner := tensors.get(WEIGHTS), Mapping) and inner:
+        tensors = inner
     others = [key for key, value in tensors.items() if not hasattr(value, "shape")]
     if others:
         raise ValueError(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the original's config.json says, as arguments of this package's configs."""
+"""What the original's config.json says, as arguments of this package's configs.
+
+`dit_config` and `vae_config` read the files, `dit_fields` and `vae_fields` write them.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,14 +34,21 @@ VAE_FIELDS = {
     "groups": ("encoder_norm_num_groups", "decoder_norm_num_groups"),
 }
 VAE_ONLY = {"encoder_act_fn": "silu", "decoder_act_fn": "silu", "interpolate": False}
+# miniFLUX normalises first frames otherwise than the SD3-style transformer.
+FLUX_LATENT = {"image_shift": -0.04, "image_scale": 1 / 1.8726}
 PATCH = 2  # of both; miniFLUX writes 1 into its file because its channels hold patches
 
 
 class DiTArguments(NamedTuple):
-    """Arguments of `models.dit.DiTConfig` and of `layout.Layout`."""
+    """Arguments of `models.dit.DiTConfig`, `layout.Layout` and `latents.LatentConfig`.
+
+    Those of the latents are what the transformer was trained with; the others are the
+    VAE's.
+    """
 
     dit: Arguments
     layout: Arguments
+    latent: Arguments
 
 
 def dit_config(given: Mapping[str, Any]) -> DiTArguments:
@@ -91,7 +101,7 @@ def _flux(given: Mapping[str, Any], dit: Arguments) -> DiTArguments:
         "qk_eps": 1e-6,
         "text_ends_early": False,
     }
-    return DiTArguments(dit, {"patch": PATCH, "table": None})
+    return DiTArguments(dit, {"patch": PATCH, "table": None}, dict(FLUX_LATENT))
 
 
 def _mmdit(given: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArguments:
@@ -113,7 +123,7 @@ def _mmdit(given: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArgume
     }
     interpolate = given.get("interp_condition_pos", True)
     layout = {"patch": PATCH, "table": table, "interpolate": interpolate}
-    return DiTArguments(dit, layout)
+    return DiTArguments(dit, layout, {})
 
 
 def vae_config(given: Mapping[str, Any]) -> Arguments:
@@ -146,3 +156,68 @@ def vae_config(given: Mapping[str, Any]) -> Arguments:
         listed = isinstance(values[0], list | tuple)
         arguments[name] = tuple(values[0]) if listed else values[0]
     return arguments
+
+
+def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a transformer, from all fields of its config and layout.
+
+    Raises:
+        ValueError: the original has no such transformer.
+    """
+    head_dim = dit["width"] // dit["heads"]
+    given = {
+        "num_attention_heads": dit["heads"],
+        "attention_head_dim": head_dim,
+        "num_layers": dit["double_blocks"],
+        "joint_attention_dim": dit["text_width"],
+        "pooled_projection_dim": dit["pooled_width"],
+        "use_temporal_causal": dit["causal"],
+    }
+    if dit["table"] is None:
+        given |= {
+            "_class_name": "PyramidFluxTransformer",
+            "num_single_layers": dit["single_blocks"],
+            "patch_size": 1,
+            "in_channels": dit["patch_values"],
+            "axes_dims_rope": list(dit["rope_axes"]),
+        }
+    else:
+        given |= {
+            "_class_name": "PyramidDiffusionMMDiT",
+            "caption_projection_dim": dit["width"],
+            "patch_size": PATCH,
+            "in_channels": dit["patch_values"] // PATCH**2,
+            "pos_embed_max_size": dit["table"],
+            "sample_size": dit["table_base"] * PATCH,
+            "interp_condition_pos": layout["interpolate"],
+            "add_temp_pos_embed": True,
+            **ONLY,
+        }
+    back = dit_config(given)
+    _must_agree(back.dit, dit)
+    _must_agree(back.layout, layout)
+    return given
+
+
+def vae_fields(vae: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a VAE, from all fields of its config."""
+    given: dict[str, Any] = {"_class_name": "CausalVideoVAE", **VAE_ONLY}
+    for name, fields in VAE_FIELDS.items():
+        value = vae[name]
+        listed = list(value) if isinstance(value, tuple | list) else value
+        given |= dict.fromkeys(fields, listed)
+    levels = len(vae["spatial"])
+    return given | {
+        "encoder_down_block_types": ["DownEncoderBlockCausal3D"] * levels,
+        "decoder_up_block_types": ["UpDecoderBlockCausal3D"] * levels,
+    }
+
+
+def _must_agree(back: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """What the original would make of the written fields is what was to be written."""
+    for name, value in back.items():
+        if given[name] != value:
+            raise ValueError(
+                f"{name} is {given[name]!r}, where the original has {value!r}; only "
+                "models of its two transformers can be exported"
+            )

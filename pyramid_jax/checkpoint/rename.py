@@ -10,19 +10,21 @@ devices.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pyramid_jax.checkpoint.tables import TRANSFORMS, Rule, Table, Transform
+from pyramid_jax.checkpoint.tensor_file import Spec
 from pyramid_jax.sharding import unbox
 
-TOLERANCE = 1e-5  # between a stored constant and the computed one
+TOLERANCE = 1e-5  # between a computed constant and one stored in float32
 
 Shape = tuple[int, ...]
 Place = Callable[[str, np.ndarray], Any]  # (path, parameter) -> what the tree keeps
@@ -52,7 +54,7 @@ def convert(
     """
     expected = _flatten(abstract)
     problems = check({key: tensors[key].shape for key in tensors}, table, abstract)
-    problems += _wrong_constants(tensors, table)
+    problems += wrong_constants(tensors, table)
     if problems:
         raise ValueError(_report(problems))
     done: dict[str, Any] = {}
@@ -76,17 +78,60 @@ def export(params: Any, table: Table) -> dict[str, np.ndarray]:
     Raises:
         ValueError: listing all parameters that the table does not know, or knows twice.
     """
+    return dict(exported(params, table))
+
+
+def exported(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
+    """`export`, one tensor after the other, from parameters that may be lazy, too."""
     flat = _flatten(params)
-    if problems := list(_wrong_parameters(table, flat)):
-        raise ValueError(_report(problems))
-    tensors = {key: constant.value() for key, constant in table.constants.items()}
+    wanted = specs(params, table)
+    for key, constant in table.constants.items():
+        yield key, constant.value().astype(wanted[key].dtype)
     for rule in table.rules:
         whole = [np.asarray(flat[path]) for path in rule.ours if path in flat]
         for layer in _layers(rule, flat):
             parts = [parameter[layer.index] for parameter in whole]
             theirs = _to_theirs(parts, len(layer.theirs), TRANSFORMS[rule.transform])
-            tensors |= zip(layer.theirs, map(np.ascontiguousarray, theirs), strict=True)
-    return tensors
+            for key, tensor in zip(layer.theirs, theirs, strict=True):
+                yield key, np.ascontiguousarray(tensor)
+
+
+def specs(params: Any, table: Table) -> dict[str, Spec]:
+    """The types and shapes of the tensors that `export` gives.
+
+    Constants have the type that all weights have, or float32.
+
+    Raises:
+        ValueError: as `export`.
+    """
+    flat = _flatten(params)
+    if problems := list(_wrong_parameters(table, flat)):
+        raise ValueError(_report(problems))
+    found = {}
+    for rule in table.rules:
+        for layer in _layers(rule, flat):
+            shapes = _their_shapes(rule.transform, layer.shapes, len(layer.theirs))
+            dtype = np.dtype(flat[rule.ours[0]].dtype)
+            found |= {
+                k: Spec(dtype, s) for k, s in zip(layer.theirs, shapes, strict=True)
+            }
+    common = _common(spec.dtype for spec in found.values())
+    constants = {k: Spec(common, c.shape) for k, c in table.constants.items()}
+    return constants | found
+
+
+def typed(abstract: Any, table: Table, tensors: Mapping[str, Any]) -> dict[str, Spec]:
+    """The parameters of `abstract` by path, with the types of the tensors they're from.
+
+    A parameter whose tensors have several types is float32.
+    """
+    flat, found = _flatten(abstract), {}
+    for rule in table.rules:
+        keys = [key for layer in _layers(rule, flat) for key in layer.theirs]
+        for path in rule.ours if keys else ():
+            dtype = _common(tensors[key].dtype for key in keys)
+            found[path] = Spec(dtype, tuple(flat[path].shape))
+    return found
 
 
 def check(shapes: Mapping[str, Shape], table: Table, abstract: Any) -> list[str]:
@@ -157,13 +202,29 @@ def _wrong_parameters(table: Table, flat: Mapping[str, Any]) -> Iterator[str]:
             yield f"the model has no parameter {', '.join(rule.ours)}"
 
 
-def _wrong_constants(tensors: Mapping[str, Any], table: Table) -> Iterator[str]:
+def wrong_constants(tensors: Mapping[str, Any], table: Table) -> list[str]:
+    """Which of the tensors are not the constants that the model computes.
+
+    Constants are the only tensors whose values are looked at.
+    """
+    problems = []
     for key, constant in table.constants.items():
         if key not in tensors or tuple(tensors[key].shape) != constant.shape:
             continue
-        stored = np.asarray(tensors[key]).astype(np.float32)
-        if not (error := np.abs(stored - constant.value()).max()) <= TOLERANCE:
-            yield f"{key} differs by {error:.2g} from what this model computes"
+        stored = np.asarray(tensors[key])
+        tolerance = max(TOLERANCE, float(ml_dtypes.finfo(stored.dtype).eps))
+        wrong = np.abs(stored.astype(np.float32) - constant.value()).max()
+        if not wrong <= tolerance:
+            problems.append(
+                f"{key} differs by {wrong:.2g} from what this model computes"
+            )
+    return problems
+
+
+def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The type that all are, or else float32."""
+    different = set(dtypes)
+    return different.pop() if len(different) == 1 else np.dtype(np.float32)
 
 
 def _report(problems: list[str]) -> str:
@@ -218,7 +279,7 @@ def _sizes(shape: Shape, right: str, transform: Transform) -> dict[str, int]:
     return dict(zip(right.split(), shape, strict=True)) | dict(transform.sizes)
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
 def _their_shapes(name: str, shapes: tuple[Shape, ...], count: int) -> list[Shape]:
     """The shapes of their `count` tensors for parameters of `shapes` of ours."""
     leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]

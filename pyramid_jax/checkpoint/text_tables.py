@@ -139,6 +139,15 @@ def once(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def without_copies(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """`once`, by names alone."""
+    again = {WORDS_AGAIN} if WORDS in shapes else set()
+    kept = {key: x for key, x in shapes.items() if key not in again | {COUNTED}}
+    if WORDS_AGAIN in kept:
+        kept[WORDS] = kept.pop(WORDS_AGAIN)
+    return kept
+
+
 def _norm(theirs: str, ours: str) -> list[Rule]:
     return [
         Rule((f"{theirs}.{name}",), (f"{ours}/{name}",), "vector")

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converts released models, and exports models in the original's layout.
+
+python -m launch.convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
+    --to=models/sd3_384p
+python -m launch.convert --from=rain1011/pyramid-flow-miniflux --check
+python -m launch.convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
+
+--from is the folder of a released model (or its name on the hub), with --export one of
+this package. --check reads headers only, reports what is there, and exits with 1 if
+anything is missing, left over, of another shape or damaged.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from pyramid_jax import convert, original
+from pyramid_jax.checkpoint import hub
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    given = flags.FLAGS
+    come = given["from"].value  # the word itself is Python's
+    if given.check == bool(given.to) or (given.check and given.export):
+        raise app.UsageError("give either --check, or --to=FOLDER; see --help")
+    if given.export:
+        convert.export(come, given.to)
+        print(f"the model in the original's layout: {given.to}")
+        return
+    folder = hub.folder(come, given.variant)
+    dit, vae = (Path(x) if x else None for x in (given.dit, given.vae))
+    source = original.Source(folder, given.variant, dit, vae, given.text)
+    if given.check:
+        found = original.look(source)
+        print(found)
+        sys.exit(bool(found.problems))
+    print(convert.convert(source, given.to))
+    print(f"the model for pyramid_jax.load: {given.to}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("from", None, "folder, or name on the hub", required=True)
+    flags.DEFINE_string("to", None, "new folder to write to")
+    flags.DEFINE_string("variant", None, "folder of the transformer in --from")
+    flags.DEFINE_string("dit", None, "other weights of the transformer, e.g. trained")
+    flags.DEFINE_string("vae", None, "other weights of the VAE, e.g. trained")
+    flags.DEFINE_bool("text", True, "text encoders and tokenizers, too")
+    flags.DEFINE_bool("check", False, "report what is there and write nothing")
+    flags.DEFINE_bool("export", False, "write the original's layout")
+    app.run(main)

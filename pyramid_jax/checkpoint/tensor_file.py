@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files in the safetensors format, read and written one tensor at a time.
+
+A file is the length of its header in 8 bytes, the header (a JSON object: type, shape
+and place of every tensor), and the values. So what a file holds is known without
+reading values, and who knows names, types and shapes can write the header first and the
+values in any order: neither needs more memory than one tensor.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: Mapping[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ALIGN = 8  # bytes; the header is filled up with spaces
+LONGEST = 100 * 2**20  # bytes of a header, a limit of the format
+# Libraries that read the original's files ask for this entry.
+METADATA = {"__metadata__": {"format": "pt"}}
+
+
+class Spec(NamedTuple):
+    """The type and shape of a tensor."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class StoredTensor:
+    """A tensor in a file: type and shape are known, numpy reads the values."""
+
+    def __init__(self, path: Path, spec: Spec, begin: int):
+        self._path, self._spec, self._begin = path, spec, begin
+        self.dtype, self.shape = spec
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raw = np.fromfile(
+            self._path, np.uint8, count=self._spec.size, offset=self._begin
+        )
+        values = raw.view(self.dtype).reshape(self.shape)
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+
+def read(path: str | Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, unread.
+
+    Raises:
+        ValueError: the file is missing, of another format, or was cut off.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, LONGEST)))
+        header.pop("__metadata__", None)
+        tensors, end = _tensors(path, header, 8 + length)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} can't be read as safetensors ({error}); copy the file again"
+        ) from error
+    if (size := path.stat().st_size) != end:
+        raise ValueError(
+            f"{path} can't be read: it has {size} bytes, its header says {end}; copy "
+            "the file again"
+        )
+    return tensors
+
+
+def _tensors(
+    path: Path, header: Mapping[str, Any], start: int
+) -> tuple[dict[str, StoredTensor], int]:
+    """The tensors that a header describes, and where the last one ends."""
+    tensors, end = {}, start
+    for name, about in header.items():
+        spec = Spec(DTYPES[about["dtype"]], tuple(about["shape"]))
+        first, last = about["data_offsets"]
+        if last - first != spec.size:
+            raise ValueError(f"{name} has {last - first} bytes, not {spec.size}")
+        tensors[name] = StoredTensor(path, spec, start + first)
+        end = max(end, start + last)
+    return tensors, end
+
+
+class Writer:
+    """Writes a file whose tensors are known before their values are.
+
+    Used in a `with`; the file gets its name when every tensor is written, and nothing
+    is left of it if not. Equal tensors make equal files.
+
+    Raises:
+        ValueError: a type that the format does not have.
+        AssertionError: a tensor is unknown, of another type or shape, or was forgotten.
+    """
+
+    def __init__(self, path: str | Path, specs: Mapping[str, Spec]):
+        self._path = Path(path)
+        self._partial = self._path.with_name(f"{self._path.name}.partial")
+        # Wide types first, so that every tensor is aligned; then by name.
+        self._specs = dict(
+            sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        )
+        self._places: dict[str, int] = {}
+        self._left = set(specs)
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        head, end = _header(self._specs)
+        place = len(head)
+        for name, spec in self._specs.items():
+            self._places[name] = place
+            place += spec.size
+        assert place == end
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        self._file.write(head)
+        self._file.truncate(end)
+        return self
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Writes the values of one tensor, once."""
+        assert name in self._left, f"{name} is unknown, or written twice"
+        assert Spec(values.dtype, values.shape) == self._specs[name], name
+        self._left.remove(name)
+        self._file.seek(self._places[name])
+        np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(self._file)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if kind is None and not self._left:
+            self._partial.replace(self._path)
+            return
+        self._partial.unlink()
+        assert kind is not None, f"forgotten: {sorted(self._left)}"
+
+
+def _header(specs: Mapping[str, Spec]) -> tuple[bytes, int]:
+    """The beginning of a file, and the size of the whole."""
+    unknown = {str(spec.dtype) for spec in specs.values()} - set(map(str, NAMES))
+    if unknown:
+        raise ValueError(
+            f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
+        )
+    header, end = dict[str, Any](METADATA), 0
+    for name, spec in specs.items():
+        header[name] = {
+            "dtype": NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.size],
+        }
+        end += spec.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGN)
+    head = len(text).to_bytes(8, "little") + text
+    return head, len(head) + end

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformer of the released size is converted and exported in little memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pyramid_jax.checkpoint import tensor_file
+from pyramid_jax.checkpoint.tensor_file import Spec, Writer
+from tests import original_files
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+LIMIT = 4.0  # GiB; the checkpoint has 3.9, the largest parameter 0.4
+# In a process of its own, whose memory is then known.
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from pyramid_jax import blueprints, config
+from pyramid_jax.checkpoint import files, rename
+from pyramid_jax.checkpoint.tensor_file import Writer
+
+theirs, ours, back = map(Path, sys.argv[1:])
+blueprint = blueprints.dit(config.VARIANTS["mmdit"])
+table, tensors = blueprint.table, files.read(theirs)
+specs = rename.typed(blueprint.shapes, table, tensors)
+with Writer(ours, specs) as out:
+    rename.convert(tensors, table, specs, lambda path, x: out.write(path, x))
+params = files.read(ours)
+with Writer(back, rename.specs(params, table)) as out:
+    for key, values in rename.exported(params, table):
+        out.write(key, values)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB
+"""
+
+
+@pytest.mark.slow
+def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: Path):
+    theirs, ours, back = (tmp_path / f"{name}.safetensors" for name in "abc")
+    shapes = original_files.mmdit(original_files.MMDIT)
+    rng = np.random.default_rng(0)
+    row = rng.normal(size=2**20).astype(BFLOAT16)
+    with Writer(theirs, {key: Spec(BFLOAT16, s) for key, s in shapes.items()}) as out:
+        for i, (key, shape) in enumerate(shapes.items()):
+            values = np.resize(np.roll(row, i), shape)
+            if key == "pos_embed.pos_embed":
+                values = original_files.positions(original_files.MMDIT).astype(BFLOAT16)
+            out.write(key, values)
+    command = [sys.executable, "-c", SCRIPT, *map(str, (theirs, ours, back))]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert float(run.stdout.split()[-1]) < LIMIT
+    with theirs.open("rb") as one, back.open("rb") as two:
+        while block := one.read(2**24):
+            assert two.read(2**24) == block
+        assert not two.read(1)
+    _compare_some(theirs, ours)
+
+
+def _compare_some(theirs: Path, ours: Path) -> None:
+    """Parameters here and there, by the documented meaning of their names."""
+    one, two = tensor_file.read(theirs), tensor_file.read(ours)
+    query = np.asarray(one["transformer_blocks.5.attn.to_q.weight"])
+    qkv = np.asarray(two["double/video/qkv/kernel"])
+    assert qkv.dtype == BFLOAT16 and qkv.shape == (23, 1536, 3, 24, 64)
+    assert (qkv[5, :, 0].reshape(1536, 1536) == query.T).all()
+    head = np.asarray(two["head/kernel"])
+    assert (head == np.asarray(one["proj_out.weight"]).T).all()
