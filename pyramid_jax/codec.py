@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
@@ -253,7 +253,9 @@ def tiled_step(step: Step, tile: int, scale: float, overlap: float = 1 / 4) -> S
 
 
 def sharded(
-    make: Callable[[Halo], Step], over: Mesh, cell: tuple[int, int] = (1, 1)
+    make: Callable[[Halo], Step],
+    over: Mesh | AbstractMesh,
+    cell: tuple[int, int] = (1, 1),
 ) -> Step:
     """The step that all devices of a mesh do together, each with its part of a video.
 
@@ -283,7 +285,7 @@ def sharded(
     return run
 
 
-def _if_divided(axis: Any, over: Mesh) -> Any:
+def _if_divided(axis: Any, over: Mesh | AbstractMesh) -> Any:
     """The axis of the mesh, or None if it has one device."""
     names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
     return axis if math.prod(over.shape[name] for name in names) > 1 else None

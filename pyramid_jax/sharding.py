@@ -134,7 +134,7 @@ def batch_parts(over: Mesh) -> int:
     return parts("batch", over)
 
 
-def parts(axis: str, over: Mesh) -> int:
+def parts(axis: str, over: Mesh | AbstractMesh) -> int:
     """How many devices divide an axis of arrays among them."""
     return math.prod(over.shape[name] for name in _names(spec((axis,))[0]))
 

@@ -180,7 +180,7 @@ def whole(
     Where the mesh divides frames, its devices share each video: the first frame is on
     all of them, and gradients cross the borders between them.
     """
-    over: Any = jax.sharding.get_abstract_mesh()
+    over = jax.sharding.get_abstract_mesh()
     if over.empty or sharding.parts("frames", over) == 1:
         return f(cfg, params, x)[0]
 
