@@ -97,7 +97,9 @@ def choose(cfg: Any, mode: str) -> Any:
     cfg.data.update(height=32, width=32, frames=frames, fps=8.0, batch=8, workers=0)
     cfg.data.update(tokens=600, text_tokens=128, segments=4)
     cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=0)
-    cfg.sample.update(first_steps=(2, 2, 2), video_steps=(2, 2, 2))
+    steps = (2,) * (len(cfg.model.edges) - 1)
+    cfg.sample.update(first_steps=steps, video_steps=steps)
+    cfg.autoencoder = ""
     cfg.mesh.update(data=-1, fsdp=1)
     with cfg.unlocked():
         cfg.model.text = {"vocabulary": 384, "width": 32, "heads": 1}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The embedded VAE: clips of 64x64 pixels and 7 frames to 4 latent frames of 8x8x8.
+r"""The embedded VAE: clips of 32x32 pixels and 7 frames to 4 latent frames of 8x8x8.
 
 python -m launch.prepare --embedded --to=data/shapes       # 3000 mp4 files
 python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae
@@ -15,14 +15,14 @@ def get_config(mode: str = "full") -> Any:
     cfg = vae.get_config()
     cfg.vae.update(latent=8, groups=2, dtype="float32", remat=False)
     for part in ("encoder", "decoder"):
-        cfg.vae.update({f"{part}_widths": (8, 16, 32, 32)})
-        cfg.vae.update({f"{part}_layers": (1, 1, 1, 1)})
-    cfg.vae.temporal = (False, True, False, False)
+        cfg.vae.update({f"{part}_widths": (16, 32, 32)})
+        cfg.vae.update({f"{part}_layers": (1, 1, 1)})
+    cfg.vae.update(spatial=(True, True, False), temporal=(False, True, False))
     cfg.objective.update(pixel=10.0, perceptual=0.0, kl=1e-6, discriminator="none")
     cfg.data.update(
         manifest="data/shapes/manifest.jsonl",
-        height=64,
-        width=64,
+        height=32,
+        width=32,
         frames=7,
         fps=8.0,
         batch=4,
@@ -36,10 +36,10 @@ def get_config(mode: str = "full") -> Any:
         b2=0.99,
         weight_decay=1e-4,
         warmup_steps=50,
-        steps=3000,
+        steps=1500,
         final_rate=2e-5,
     )
     cfg.step.ema_decay = 0.99
-    cfg.loop.update(steps=3000, log_every=20, save_every=250, sample_every=250)
+    cfg.loop.update(steps=1500, log_every=20, save_every=250, sample_every=250)
     cfg.statistics = 512
     return vae.choose(cfg, mode)

@@ -27,9 +27,12 @@ from pyramid_jax.models.vae_layers import (
     chain,
     linear,
 )
+from pyramid_jax.sharding import named
 
 DTYPES = ("float32", "bfloat16")
 ALONE = Halo()
+# Log-variance of the latents of a new encoder: noise must not drown what it finds.
+NARROW = -8.0
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class Encoder(nn.Module):
         self.levels = [Level(s, False, *level) for level in levels]
         self.middle = Middle(s, c.encoder_widths[-1])
         self.head = Activated(s, 2 * c.latent)
-        self.mix = linear(2 * c.latent, s)
+        self.mix = linear(2 * c.latent, s).copy(bias_init=named(_narrow, (None,)))
 
     def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
         layers = (self.entry, *self.levels, self.middle, self.head)
@@ -235,6 +238,12 @@ class Decoder(nn.Module):
 
 def _setting(cfg: VAEConfig, halo: Halo) -> Setting:
     return Setting(cfg.groups, cfg.dtype, cfg.remat, halo)
+
+
+def _narrow(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
+    """The bias of means and log-variances."""
+    latent = shape[0] // 2
+    return jnp.repeat(jnp.array([0.0, NARROW], dtype), latent)
 
 
 def _apply(module: nn.Module, params: Any, x: Any, past: Past) -> Any:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The second embedded model: the same clips in the latent space of configs/tiny_vae.py.
+
+    python -m launch.prepare --latents --model=pyramid_jax/assets/tiny_latent \
+        --manifest=data/shapes/manifest.jsonl --to=data/shape_latents \
+        --sizes=32x32 --frames=7 --fps=8
+    python -m launch.train --config=configs/tiny_latent.py --workdir=runs/tiny_latent
+
+Two stages of 4x4 and 8x8 latent cells, patches of 2x2 cells: a frame is 4 or 16 tokens.
+"""
+
+from typing import Any
+
+from configs import base, tiny
+
+
+def get_config(mode: str = "full") -> Any:
+    """The config; `smoke` is a minute on a laptop."""
+    cfg = tiny.get_config()
+    with cfg.unlocked():
+        cfg.model.update(edges=(0.0, 0.5, 1.0))
+    cfg.model.dit.update(patch_values=2 * 2 * 8, table=4, table_base=4)
+    cfg.model.layout.update(patch=2, table=4)
+    cfg.model.latent.update(channels=8, spatial=4, temporal=2)
+    cfg.autoencoder = "pyramid_jax/assets/tiny_latent"
+    cfg.data.update(
+        manifest="data/shape_latents/manifest.jsonl",
+        frames=7,
+        batch=16,
+        tokens=128,
+        text_tokens=40,
+        stage_shares=(1, 2),
+    )
+    cfg.optimizer.update(steps=6000)
+    cfg.loop.update(steps=6000)
+    cfg.sample.update(first_steps=(10, 10), video_steps=(6, 6))
+    if mode == "smoke":  # which has pixels instead of latents
+        cfg.data.manifest = "data/shapes/manifest.jsonl"
+        cfg.model.dit.table = cfg.model.layout.table = 16
+    return base.choose(cfg, mode)
