@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     given = flags.FLAGS
-    come = given["from"].value  # the word itself is Python's
+    come = str(given["from"].value)  # the word itself is Python's
     if given.check == bool(given.to) or (given.check and given.export):
         raise app.UsageError("give either --check, or --to=FOLDER; see --help")
     if given.export:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from pyramid_jax import codec as codecs
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.trees import read_tree, write_tree
+from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
 from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import build
 from pyramid_jax.data.video_io import to_model
@@ -57,8 +57,12 @@ def save(folder: str | Path, made: Autoencoder) -> None:
     write_tree(folder / "weights.safetensors", made.params)
 
 
-def load(folder: str | Path) -> Autoencoder:
+def load(folder: str | Path, dtype: str | None = None) -> Autoencoder:
     """The VAE in a folder that `save` wrote, or in the folder of a model that has one.
+
+    Args:
+        dtype: of weights and convolutions; None: as they are stored, and as its
+            config says.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
@@ -73,10 +77,12 @@ def load(folder: str | Path) -> Autoencoder:
             f"of launch.train_vae, or a model with a folder {INSIDE!r}"
         )
     cfg = build(VAEConfig, sections["vae"])
+    cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=dtype)
     like = sharding.unbox(
         jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
     )
-    params = jax.tree.map(jnp.asarray, read_tree(folder / "weights.safetensors", like))
+    place = placing(like, None, dtype)
+    params = read_tree(folder / "weights.safetensors", like, place)
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
 
 

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Key, UInt8
 
 from pyramid_jax import autoencoder, config, sampler
+from pyramid_jax import prompts as released
 from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.checkpoint.trees import read_tree, write_tree
+from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
 from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import to_model, to_uint8
+from pyramid_jax.prompts import PromptEncoder
 from pyramid_jax.sampler import SamplerConfig
-from pyramid_jax.shapes import Array
+from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings, to_host, unbox
 
 TINY = (
@@ -53,6 +54,8 @@ class VideoModel:
         mesh: the devices to sample on; None: where the weights are.
         vae: decodes latents; None where latents are pixels.
         pieces: how much is decoded at once; None: two latent frames.
+        prompts: reads the prompts of models with T5 and CLIP, which get the endings
+            that the released models were trained with; None: the model reads them.
     """
 
     cfg: ModelConfig
@@ -62,20 +65,22 @@ class VideoModel:
     mesh: Mesh | None = None
     vae: Autoencoder | None = None
     pieces: Pieces | None = None
+    prompts: PromptEncoder | None = None
 
     def text_to_video(
         self,
         prompts: str | Sequence[str],
         size: Size,
         *,
-        negative: str | Sequence[str] = "",
+        negative: str | Sequence[str] | None = None,
         seed: int = 0,
         options: SampleConfig | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """A video per prompt; video i is that of its prompt alone with `seed + i`.
 
         Args:
-            negative: what guidance leads away from; one for all prompts, or one each.
+            negative: what guidance leads away from; one for all prompts, or one each;
+                None: "", or what the released models are led away from.
 
         Raises:
             ValueError: a size or number of frames that the model can't make, no prompt,
@@ -89,7 +94,7 @@ class VideoModel:
         prompts: str | Sequence[str],
         frames: int,
         *,
-        negative: str | Sequence[str] = "",
+        negative: str | Sequence[str] | None = None,
         seed: int = 0,
         options: SampleConfig | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
@@ -111,7 +116,7 @@ class VideoModel:
         self,
         prompts: str | Sequence[str],
         size: Size,
-        negative: str | Sequence[str] = "",
+        negative: str | Sequence[str] | None = None,
         seed: int = 0,
         options: SampleConfig | None = None,
         first: Float[np.ndarray, "1 h w c"] | None = None,
@@ -124,12 +129,9 @@ class VideoModel:
         options = options or self.defaults
         scales = options.guidance.scales(_units(shape, self.cfg))
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
-        texts = [*_negatives(negative, len(prompts)), *prompts] if guided else prompts
-        ids, segment = text_batch(self.tokenize, texts)
         inputs = _Inputs(
             scales=np.asarray(scales, np.float32) if guided else None,
-            ids=ids,
-            segment=segment,
+            text=self._text(prompts, negative, guided),
             keys=jax.vmap(jax.random.key)(seed + np.arange(len(prompts))),
             first=None if first is None else np.stack([first] * len(prompts)),
         )
@@ -137,6 +139,26 @@ class VideoModel:
             inputs = jax.device_put(inputs, _placement(inputs, self.mesh))
         how = options.sampler(self.cfg)
         return _sample(self.cfg, how, shape, self.params, inputs)
+
+    def _text(
+        self,
+        prompts: list[str],
+        negative: str | Sequence[str] | None,
+        guided: bool,
+    ) -> Text:
+        """A row for every negative prompt if `guided`, then one for every prompt."""
+        if negative is None:
+            negative = "" if self.prompts is None else released.NEGATIVE
+        away = _negatives(negative, len(prompts)) if guided else []
+        if self.prompts is not None:
+            return self.prompts([*away, *released.finished(prompts)])
+        if self.cfg.text is None:
+            raise ValueError(
+                "this model reads features of T5 and CLIP, which are not loaded; put "
+                "text encoders and tokenizers into its folder, and load it with text"
+            )
+        ids, segment = text_batch(self.tokenize, [*away, *prompts])
+        return _encode_text(self.cfg, self.params, ids, segment)
 
     def _check(self, size: Size) -> tuple[int, int, int, int]:
         """The shape (t, h, w, c) of the latents of a video."""
@@ -176,8 +198,21 @@ class VideoModel:
         return autoencoder.codec(self.vae, self.mesh)
 
 
-def load(folder: str | Path, mesh: Mesh | None = None) -> VideoModel:
-    """The model in a folder that `save` wrote.
+def load(
+    folder: str | Path,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    text: bool = True,
+) -> VideoModel:
+    """The model in a folder that `save` or `launch.convert` wrote.
+
+    Weights are read one parameter at a time and go straight to where they belong.
+
+    Args:
+        mesh: the devices that share weights and work; None: the first one.
+        dtype: of weights and matrix products, "float32" or "bfloat16"; None: weights as
+            they are stored, products as the model's config says.
+        text: False leaves out T5 and CLIP, for which `latents` of a model then fails.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
@@ -188,19 +223,26 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> VideoModel:
         raise ValueError(f"{folder} has no config.json; give a folder of a saved model")
     sections = json.loads(about.read_text())
     cfg = config.model_config(sections["model"])
-    like = unbox(jax.eval_shape(partial(config.initialise, cfg), jax.random.key(0)))
-    params = jax.tree.map(jnp.asarray, read_tree(folder / "weights.safetensors", like))
+    if dtype is not None:
+        cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, dtype=dtype))
+    like = jax.eval_shape(partial(config.initialise, cfg), jax.random.key(0))
+    params = read_tree(
+        folder / "weights.safetensors", unbox(like), placing(like, mesh, dtype)
+    )
     beside = folder / cfg.tokenizer
     tokenize = load_tokenizer(beside if beside.is_file() else cfg.tokenizer)
     inside = folder / autoencoder.INSIDE
-    vae = autoencoder.load(inside) if inside.is_dir() else None
+    vae = autoencoder.load(inside, dtype) if inside.is_dir() else None
     if vae is not None and vae.latent != cfg.latent:
         raise ValueError(
             f"{inside} has latents {vae.latent}, but the model was trained on "
             f"{cfg.latent}; put the VAE there that made the latents of its training"
         )
+    prompts = None
+    if text and cfg.text is None and any(folder.glob("text_encoder*")):
+        prompts = released.load(folder, dtype or cfg.dit.dtype, mesh)
     defaults = config.sample_config(sections["sample"])
-    return VideoModel(cfg, params, tokenize, defaults, mesh, vae)
+    return VideoModel(cfg, params, tokenize, defaults, mesh, vae, prompts=prompts)
 
 
 def save(
@@ -264,10 +306,9 @@ class _Inputs(NamedTuple):
     """What changes from call to call of one compiled sampler."""
 
     scales: Float[Array, "units"] | None
-    ids: Int[Array, "rows m"]
-    segment: Int[Array, "rows m"]
-    keys: Key[jax.Array, "b"]
-    first: Float[Array, "b 1 h w c"] | None
+    text: Text
+    keys: Key[jax.Array, "videos"]
+    first: Float[Array, "videos 1 h w c"] | None
 
 
 def _placement(inputs: _Inputs, mesh: Mesh) -> Any:
@@ -277,6 +318,13 @@ def _placement(inputs: _Inputs, mesh: Mesh) -> Any:
     return placed._replace(scales=None if inputs.scales is None else whole)
 
 
+@partial(jax.jit, static_argnames="cfg")
+def _encode_text(
+    cfg: ModelConfig, params: Any, ids: Int[Array, "b m"], segment: Int[Array, "b m"]
+) -> Text:
+    return config.encode_text(cfg, params, ids, segment, 1)
+
+
 @partial(jax.jit, static_argnames=("cfg", "how", "shape"))
 def _sample(
     cfg: ModelConfig,
@@ -284,12 +332,10 @@ def _sample(
     shape: tuple[int, int, int, int],
     params: Any,
     inputs: _Inputs,
-) -> Float[jax.Array, "b t h w c"]:
-    text = config.encode_text(cfg, params, inputs.ids, inputs.segment, 1)
-
+) -> Float[jax.Array, "videos t h w c"]:
     def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
         return sampler.draw(inputs.keys, unit, (frames, *shape[1:]), how)
 
     canvas = sampler.Canvas(shape, noise, inputs.first)
     velocity = config.velocity(cfg, params)
-    return sampler.sample(velocity, text, canvas, inputs.scales, how)
+    return sampler.sample(velocity, inputs.text, canvas, inputs.scales, how)

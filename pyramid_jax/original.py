@@ -132,7 +132,7 @@ class _Reader:
         given = self.attempt(name, _fields, self.folder / name / CONFIG)
         tensors = self.attempt(name, files.read, weights or self.folder / name)
         blueprint = None if given is None else self.attempt(name, _make, make, given)
-        if blueprint is None or tensors is None:
+        if given is None or blueprint is None or tensors is None:
             return None
         part = Part(name, given, blueprint, files.part(tensors, start))
         shapes = text_tables.without_copies(

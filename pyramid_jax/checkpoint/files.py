@@ -4,6 +4,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,15 @@ WEIGHTS = "model"
 class PickledTensor:
     """A tensor in a file that PyTorch has mapped; numpy reads the values."""
 
-    def __init__(self, tensor: Any):
-        self._tensor = tensor
+    def __init__(self, tensor: Any, torch: Any):
         self.shape = tuple(tensor.shape)
         self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        # numpy alone has no bfloat16: by way of its bits
+        bits = self.dtype.name == "bfloat16"
+        self._tensor = tensor.view(torch.int16) if bits else tensor
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = self._tensor
-        if self.dtype.name == "bfloat16":  # numpy alone has none: by way of its bits
-            values = values.view(_torch().int16)
-        values = values.numpy().view(self.dtype)
+        values = self._tensor.numpy().view(self.dtype)
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
@@ -100,15 +100,9 @@ def _files(folder: Path) -> list[Path]:
     return []
 
 
-def _torch() -> Any:
-    import torch
-
-    return torch
-
-
 def _pickled(path: Path) -> dict[str, PickledTensor]:
     try:
-        torch = _torch()
+        torch = import_module("torch")
     except ImportError as missing:
         raise ValueError(
             f"{path} can only be read with torch; `pip install 'pyramid_jax[torch]'`, "
@@ -132,4 +126,4 @@ def _pickled(path: Path) -> dict[str, PickledTensor]:
             f"{path} holds {others}, which are no tensors; give a file of weights, "
             "saved from the part of this one that has them"
         )
-    return {key: PickledTensor(tensor) for key, tensor in tensors.items()}
+    return {key: PickledTensor(tensor, torch) for key, tensor in tensors.items()}

@@ -73,7 +73,7 @@ def placing(like: Any, over: Mesh | None, dtype: str | None = None) -> Place:
         over: the devices; None: all parameters whole on the first one.
         dtype: that the parameters get; None: they keep theirs.
     """
-    where = None
+    where: Any = None
     if over is not None:
         where = flatten_dict(sharding.shardings(like, over), sep="/")
 
