@@ -57,7 +57,7 @@ def text_to_video(
     model: generate.VideoModel, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of every prompt, sampled as one batch."""
-    size = generate.Size(SIDE, SIDE, FRAMES)
+    size = generate.Size(SIDE, SIDE, model.cfg.latent.longest(FRAMES))
     videos = model.text_to_video(PROMPTS, size, seed=seed)
     return zip(PROMPTS, videos, strict=True)
 
@@ -66,10 +66,11 @@ def image_to_video(
     model: generate.VideoModel, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of prompts whose first frame is drawn, not generated."""
+    frames = model.cfg.latent.longest(FRAMES)
     for i, prompt in enumerate(FIRST_FRAMES):
         rng = np.random.default_rng((seed, i))
         image = embedded.small(embedded.render(embedded.parse(prompt), rng))[0]
-        (video,) = model.image_to_video(image, prompt, FRAMES, seed=seed + i)
+        (video,) = model.image_to_video(image, prompt, frames, seed=seed + i)
         yield f"{prompt} (first frame given)", video
 
 

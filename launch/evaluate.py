@@ -55,7 +55,8 @@ def sampled(
     seed: int,
 ) -> np.ndarray:
     """A video of the model for every caption; all batches have the same size."""
-    size = generate.Size(32, 32, embedded.Settings().frames)
+    frames = model.cfg.latent.longest(embedded.Settings().frames)
+    size = generate.Size(32, 32, frames)
     texts = [caption.text for caption in captions]
     videos = []
     for start in range(0, len(texts), batch):

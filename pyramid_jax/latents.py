@@ -38,6 +38,10 @@ class LatentConfig:
             )
         return 1 + (pixel_frames - 1) // self.temporal
 
+    def longest(self, pixel_frames: int) -> int:
+        """The frames of the longest video that has at most so many."""
+        return 1 + (pixel_frames - 1) // self.temporal * self.temporal
+
     def grid(self, height: int, width: int, patch: int, stages: int) -> tuple[int, int]:
         """Latent height and width; ValueError where a size does not fit the pyramid."""
         factors = (self.spatial, patch, 2 ** (stages - 1))

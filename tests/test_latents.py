@@ -21,6 +21,11 @@ def test_a_model_in_pixel_space_has_one_cell_per_pixel_and_one_latent_per_frame(
     assert [PIXELS.frames(n) for n in (1, 2, 17)] == [1, 2, 17]
 
 
+def test_the_longest_video_of_at_most_so_many_frames():
+    assert [RELEASED.longest(n) for n in (1, 8, 9, 16, 17)] == [1, 1, 9, 9, 17]
+    assert PIXELS.longest(8) == 8
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
