@@ -162,6 +162,7 @@ def autoencoder_loss(
 
     error_of = partial(_error, cfg, critics.perceptual, video)
     (error, found), slope = jax.value_and_grad(error_of, has_aux=True)(frozen)
+    pixel, distance = found
     log_variance = critics.log_variance
     if log_variance is None:
         log_variance = jnp.float32(cfg.log_variance)
@@ -179,7 +180,7 @@ def autoencoder_loss(
         weight = cfg.adversarial * jnp.clip(ratio / scale, 0, WEIGHT_LIMIT)
         adversarial = _linear(g, g_slope, reconstruction)
         loss = loss + jax.lax.stop_gradient(weight) * adversarial
-    parts = VAELosses(nll, *found, kl, adversarial, weight, log_variance)
+    parts = VAELosses(nll, pixel, distance, kl, adversarial, weight, log_variance)
     return Reconstructed(loss, jax.lax.stop_gradient(parts), reconstruction)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judges of single frames and of clips."""
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ def judged(cfg: DiscriminatorConfig, params: Any, video: jax.Array) -> jax.Array
     return Discriminator(cfg).apply({"params": params}, video)
 
 
+@lru_cache
 def weights(cfg: DiscriminatorConfig) -> Any:
     """Weights whose differences can be seen in the logits."""
     params = unbox(jax.jit(lambda key: initialise(cfg, key))(jax.random.key(0)))

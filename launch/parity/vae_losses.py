@@ -49,11 +49,13 @@ class Networks(NamedTuple):
 
     def distance(self, weights: Any, x: Images, y: Images) -> jax.Array:
         """How different the images of each pair look."""
-        return LPIPS(self.features).apply({"params": weights}, x, y)
+        out: Any = LPIPS(self.features).apply({"params": weights}, x, y)
+        return out
 
     def logits(self, weights: Any, video: Video) -> jax.Array:
         """What the judge thinks of a video."""
-        return Discriminator(self.judge).apply({"params": weights}, video)
+        out: Any = Discriminator(self.judge).apply({"params": weights}, video)
+        return out
 
 
 class Found(NamedTuple):
@@ -98,11 +100,13 @@ def _distances(scenario: Scenario) -> Iterator[Answer]:
     parts = jax.jit(_contributions, compiler_options=QUICK)(params, x, y)
     for i, part in enumerate(parts):
         yield Answer(f"out.layer{i}", _per_image(part), LOSS, relative=True)
-    yield Answer("out.lpips", _per_image(sum(parts)), LOSS, relative=True)
+    total = jnp.stack(parts).sum(axis=0)
+    yield Answer("out.lpips", _per_image(total), LOSS, relative=True)
 
 
 def _contributions(params: Any, x: Images, y: Images) -> list[jax.Array]:
-    return LPIPS().apply({"params": params}, x, y, method="contributions")
+    out: Any = LPIPS().apply({"params": params}, x, y, method="contributions")
+    return out
 
 
 def _drawn(recipe: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: the images are smaller.
         """
-        return sum(self.contributions(x, y))
+        return jnp.stack(self.contributions(x, y)).sum(axis=0)
 
     def contributions(self, x: Images, y: Images) -> list[Float[jax.Array, "b"]]:
         """What each slice adds to the distance."""
