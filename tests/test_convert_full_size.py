@@ -29,7 +29,7 @@ table, tensors = blueprint.table, files.read(theirs)
 specs = rename.typed(blueprint.shapes, table, tensors)
 with Writer(ours, specs) as out:
     rename.convert(tensors, table, specs, lambda path, x: out.write(path, x))
-params = files.read(ours)
+params = dict(files.read(ours))
 with Writer(back, rename.specs(params, table)) as out:
     for key, values in rename.exported(params, table):
         out.write(key, values)
@@ -50,7 +50,7 @@ def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: 
                 values = original_files.positions(original_files.MMDIT).astype(BFLOAT16)
             out.write(key, values)
     command = [sys.executable, "-c", SCRIPT, *map(str, (theirs, ours, back))]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert float(run.stdout.split()[-1]) < LIMIT
     with theirs.open("rb") as one, back.open("rb") as two:
         while block := one.read(2**24):
