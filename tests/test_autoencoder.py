@@ -28,12 +28,12 @@ from pyramid_jax.models.vae import VAEConfig
 
 CFG = VAEConfig(
     latent=2,
-    encoder_widths=(4, 4),
-    decoder_widths=(4, 4),
-    encoder_layers=(1, 1),
-    decoder_layers=(1, 1),
-    spatial=(True, False),
-    temporal=(True, False),
+    encoder_widths=(4,),
+    decoder_widths=(4,),
+    encoder_layers=(1,),
+    decoder_layers=(1,),
+    spatial=(True,),
+    temporal=(True,),
     groups=2,
 )
 LATENT = LatentConfig(2, 2, 2, 0.1, 2.0, -0.2, 3.0)

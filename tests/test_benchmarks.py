@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import cpu_vs_reference
+from benchmarks import vae as vae_benchmark
 from benchmarks.reference import Original
+from benchmarks.reference_vae import OriginalVAE
 from benchmarks.timing import interleaved, ratios, spread
 from benchmarks.workload import COLUMNS, Workload
 
@@ -35,6 +37,26 @@ def test_the_command_writes_what_was_measured(tmp_path, capsys):
         assert name in printed
     parts = result["breakdown"]
     assert min(parts[name] for name in ("dense", "attention", "floor", "rate")) > 0
+
+
+@pytest.mark.slow  # compiles every way to encode and decode
+def test_the_command_for_the_vae_writes_what_was_measured(tmp_path, capsys):
+    path = tmp_path / "results" / "toy.json"
+    sizes = {"height": 32, "width": 64, "frames": 9, "tile": 32}
+    arguments = [f"--{name}={value}" for name, value in sizes.items()]
+    vae_benchmark.main([*arguments, "--repeats=1", f"--to={path}"])
+    printed, result = capsys.readouterr().out, json.loads(path.read_text())
+    assert sizes.items() <= result["workload"].items()
+    measured = result["measured"]
+    for name, one in measured.items():
+        assert one["seconds"]["median"] > 0 and one["memory"] > 0
+        assert one["reference"] is None and name in printed
+    assert measured["decode, tiled"]["memory"] < measured["decode, whole"]["memory"]
+
+
+def test_a_path_without_the_original_vae_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no folder video_vae"):
+        OriginalVAE(tmp_path, vae_benchmark.Workload().cfg, 0, 256, 8)
 
 
 def test_seconds_are_taken_in_turns():
