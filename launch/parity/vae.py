@@ -185,7 +185,7 @@ def _captured(network: Any, params: Any, x: Any) -> dict[str, jax.Array]:
 def _pieces(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answer]:
     """Whole, chunked and tiled runs, as the names of the recorded results say."""
     z, settings = scenario.latent("in.z"), scenario.settings
-    tile = settings.get("tile_sample_min_size")
+    tile = int(settings.get("tile_sample_min_size", 0))
     factor = model.cfg.spatial_factor
     for name in scenario.tensors:
         match = re.fullmatch(
@@ -198,7 +198,7 @@ def _pieces(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Ans
         step, x, side, scale = (
             (model.encode, pixels, tile, 1 / factor)
             if of == "encode"
-            else (model.decode, z, tile and tile // factor, factor)
+            else (model.decode, z, tile // factor, factor)
         )
         run = partial(_first, step)
         if chunk:
