@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The second embedded model: the same clips in the latent space of configs/tiny_vae.py.
+r"""The second embedded model: the clips in the latent space of configs/tiny_vae.py.
 
     python -m launch.prepare --latents --model=pyramid_jax/assets/tiny_latent \
         --manifest=data/shapes/manifest.jsonl --to=data/shape_latents \
