@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention under a `TokenMask`: the entry, the XLA form, the choice of backend."""
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Float
 
-from pyramid_jax.kernels.attention_blocks import FLOOR, blocks
+from pyramid_jax.kernels.attention_blocks import blocks
+from pyramid_jax.kernels.attention_tpu import attention_tpu
+from pyramid_jax.kernels.attention_triton import attention_triton
+from pyramid_jax.kernels.flash import FLOOR
+from pyramid_jax.kernels.sharded import Form, over_mesh
 from pyramid_jax.mask import TokenMask, dense
 
-BACKENDS = ("xla", "blocks")
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("xla", "blocks", "pallas_tpu", "pallas_triton")
 # perf: in shorter rows the loop over blocks costs more than it saves.
 SHORT = 512
+WIDEST = 128  # of the heads that the kernels' tiles are made for
 
 
 def attention(
@@ -26,25 +36,47 @@ def attention(
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        backend: one of BACKENDS; None picks the best one for the device.
+        backend: one of BACKENDS; None picks the best one for the device. The Pallas
+            kernels run on their device only; compiled for a CPU they are interpreted,
+            exactly and slowly. They follow the mesh that is set.
 
     Raises:
-        ValueError: unknown backend.
+        ValueError: unknown backend, or heads too wide for it.
     """
-    backend = backend or _best(q.shape[1])
+    length, dim = q.shape[1], q.shape[3]
+    if backend is None:
+        backend = _best(length, dim)
+        logger.info("attention over rows of %d tokens: %s", length, backend)
     if backend == "xla":
         return _xla(q, k, v, mask)
     if backend == "blocks":
         return blocks(q, k, v, mask)
-    raise ValueError(
-        f"unknown attention backend {backend!r}; use one of {BACKENDS} or None"
-    )
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"unknown attention backend {backend!r}; use one of {BACKENDS} or None"
+        )
+    if dim > WIDEST:
+        raise ValueError(
+            f"heads of width {dim} are too wide for {backend}, which takes up to "
+            f"{WIDEST}; use the backend 'xla'"
+        )
+    kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
+    return over_mesh(_interpreted_on_cpu(kernel), q, k, v, mask)
 
 
-def _best(length: int) -> str:
-    """The backend that is fastest on this device for rows of `length` tokens."""
-    on_cpu = jax.default_backend() == "cpu"
-    return "blocks" if on_cpu and length >= SHORT else "xla"
+def _best(length: int, dim: int) -> str:
+    """The backend for this device and rows of `length` tokens."""
+    device = jax.default_backend()
+    if length < SHORT or (device != "cpu" and dim > WIDEST):
+        return "xla"
+    names = {"cpu": "blocks", "tpu": "pallas_tpu", "gpu": "pallas_triton"}
+    return names.get(device, "xla")
+
+
+def _interpreted_on_cpu(kernel: Form) -> Form:
+    """The kernel, decided when compiled and not here: devices may be absent."""
+    slow = functools.partial(kernel, interpret=True)
+    return functools.partial(jax.lax.platform_dependent, cpu=slow, default=kernel)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: TokenMask) -> jax.Array:

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.mask import TokenMask, dense, visible
 
 BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
-FLOOR = -1e30  # finite, so that a row without visible keys stays finite
 
 Blocks = Float[Array, "blocks heads size dim"]
 

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention for TPUs (Pallas, Mosaic): one grid step per pair of blocks that meets.
+
+The batch is laid out as one long row of blocks with the heads in front, `heads dim
+tokens`. The mask gives the list of pairs (block of queries, block of keys); it is read
+before the kernel starts, and its length is the length of the grid, so nothing is loaded
+or run for a pair in which no query sees a key. Pairs of one output block follow each
+other: the output, the running peak and the running total stay in VMEM until the block
+changes.
+
+Tokens lie along the 128 lanes, in inputs, logits (keys x queries) and outputs alike.
+Head widths below 128 therefore waste no lanes, what is kept per query is one row, and
+sums over keys add registers instead of shuffling lanes. Two backward kernels compute
+the logits again: one walks the pairs by queries (dq), one by keys (dk, dv).
+
+Compiled for v5e, v5p and v6e (docs/kernels.md), run only by the interpreter.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from pyramid_jax.kernels.flash import (
+    FLOOR,
+    HIDDEN,
+    advance,
+    finish,
+    product,
+    seen,
+    slope_of_logits,
+)
+from pyramid_jax.kernels.visits import ALL, SOME, Mask, Pairs, fill, kinds, pairs
+
+LANES = 128
+SUBLANES = 16  # of a tile of bfloat16; float32 has 8
+MASK_ROWS = 8  # of a tile of int32; segment, frame and six unused
+
+Lanes = Float[Array, "heads _ _"]  # heads, values of a token, tokens of all rows
+Ref = Any
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tokens in a block of queries and in a block of keys, for all three kernels."""
+
+    query: int = 512
+    key: int = 512
+
+    def cut(self, queries: int, keys: int) -> "Tiles":
+        """No larger than rows of so many queries and keys need."""
+        wide = (math.ceil(length / LANES) * LANES for length in (queries, keys))
+        return Tiles(*map(min, (self.query, self.key), wide))
+
+
+class Plan(NamedTuple):
+    """What the mask means to the kernels: who is who, and which pairs to walk."""
+
+    query: Int[Array, "rows _"]
+    key: Int[Array, "rows _"]
+    by_query: Pairs
+    by_key: Pairs
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is fixed while tracing."""
+
+    tiles: Tiles
+    slope: float
+    interpret: bool
+
+
+def attention_tpu(
+    q: Float[Array, "b lq heads dim"],
+    k: Float[Array, "b lk heads dim"],
+    v: Float[Array, "b lk heads dim"],
+    query: Mask,
+    key: Mask,
+    tiles: Tiles | None = None,
+    interpret: bool = False,
+) -> Float[Array, "b lq heads dim"]:
+    """`kernels.attention.attention` on a TPU; `interpret` runs it anywhere, slowly."""
+    rows, length, _, dim = q.shape
+    tiles = (tiles or Tiles()).cut(length, k.shape[1])
+    kind = kinds(query, key, tiles.query, tiles.key)
+    plan = Plan(
+        _identities(query, tiles.query),
+        _identities(key, tiles.key),
+        pairs(kind),
+        pairs(kind.mT),
+    )
+    out: Any = _attend(
+        Call(tiles, slope_of_logits(dim), interpret),
+        _lanes(q, tiles.query),
+        _lanes(k, tiles.key),
+        _lanes(v, tiles.key),
+        plan,
+    )
+    out = rearrange(out, "heads dim (b l) -> b l heads dim", b=rows)
+    return out[:, :length, :, :dim]
+
+
+def _lanes(x: Float[Array, "b _ heads dim"], size: int) -> Lanes:
+    """The rows, filled to whole blocks, one after the other along the last axis."""
+    more = (-x.shape[1] % size, 0, -x.shape[3] % SUBLANES)
+    x = jnp.pad(x, ((0, 0), *((0, n) for n in more)))
+    return rearrange(x, "b l heads dim -> heads dim (b l)")
+
+
+def _identities(mask: Mask, size: int) -> Int[Array, "rows _"]:
+    """Segment and frame of every token, as two rows of one tile."""
+    segment, frame = (jnp.asarray(x, jnp.int32) for x in mask)
+    filled = fill(segment, size, -1), fill(frame, size, 0)
+    both = jnp.stack([x.ravel() for x in filled])
+    return jnp.pad(both, ((0, MASK_ROWS - 2), (0, 0)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Plan) -> Lanes:
+    return _forward(call, q, k, v, plan)[0]
+
+
+def _forward(
+    call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Plan
+) -> tuple[Lanes, tuple]:
+    per_query = (q.shape[0], 1, q.shape[2])
+    size, other = call.tiles.query, call.tiles.key
+    out, norm = _walk(
+        call,
+        _forward_kernel,
+        plan.by_query,
+        own=(size, [q, plan.query]),
+        other=(other, [k, v, plan.key]),
+        out=[jax.ShapeDtypeStruct(q.shape, v.dtype), _float32(per_query)],
+        kept=[(q.shape[1], size), (1, size), (1, size)],
+    )
+    return out, (q, k, v, plan, out, norm)
+
+
+def _backward(
+    call: Call, saved: tuple, back: Lanes
+) -> tuple[Lanes, Lanes, Lanes, None]:
+    q, k, v, plan, out, norm = saved
+    along = (back.astype(jnp.float32) * out.astype(jnp.float32)).sum(1, keepdims=True)
+    queries = (call.tiles.query, [q, back, norm, along, plan.query])
+    keys = (call.tiles.key, [k, v, plan.key])
+    (dq,) = _walk(
+        call,
+        _query_kernel,
+        plan.by_query,
+        own=queries,
+        other=keys,
+        out=[jax.ShapeDtypeStruct(q.shape, q.dtype)],
+        kept=[(q.shape[1], call.tiles.query)],
+    )
+    dk, dv = _walk(
+        call,
+        _key_kernel,
+        plan.by_key,
+        own=keys,
+        other=queries,
+        out=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
+        kept=[(k.shape[1], call.tiles.key)] * 2,
+    )
+    return dq, dk, dv, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _walk(
+    call: Call,
+    kernel: Callable[..., None],
+    walk: Pairs,
+    own: tuple[int, list[Array]],
+    other: tuple[int, list[Array]],
+    out: Sequence[jax.ShapeDtypeStruct],
+    kept: Sequence[tuple[int, int]],
+) -> Sequence[Array]:
+    """Runs `kernel` on every pair of the walk, for every head.
+
+    Args:
+        own, other: block size and arrays of the side that `walk` is ordered by, and of
+            the other one; cut along the last axis.
+        out: results, in blocks of the own side.
+        kept: shapes of what stays in VMEM from pair to pair.
+    """
+
+    def blocks(x: Any, size: int, side: int) -> pl.BlockSpec:
+        if x.ndim == 2:  # the mask: the same for all heads
+            return pl.BlockSpec(
+                (x.shape[0], size), lambda head, at, *lists: (0, lists[side][at])
+            )
+        return pl.BlockSpec(
+            (None, x.shape[1], size),
+            lambda head, at, *lists: (head, 0, lists[side][at]),
+        )
+
+    inputs = [(x, own[0], 0) for x in own[1]] + [(x, other[0], 1) for x in other[1]]
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(out[0].shape[0], walk.count),
+        in_specs=[blocks(*each) for each in inputs],
+        out_specs=[blocks(x, own[0], 0) for x in out],
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kept],
+    )
+    return pl.pallas_call(
+        functools.partial(kernel, call.slope),
+        out_shape=list(out),
+        grid_spec=grid,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary")
+        ),
+        interpret=call.interpret,
+        name=kernel.__name__.strip("_"),
+    )(walk.own, walk.other, walk.kind, *(x for x, _, _ in inputs))
+
+
+def _forward_kernel(
+    slope: float,
+    own: Ref,
+    other: Ref,
+    kind: Ref,
+    q: Ref,
+    query: Ref,
+    k: Ref,
+    v: Ref,
+    key: Ref,
+    out: Ref,
+    norm: Ref,
+    sums: Ref,
+    peak: Ref,
+    total: Ref,
+) -> None:
+    def start() -> None:
+        sums[...] = jnp.zeros(sums.shape, sums.dtype)
+        peak[...] = jnp.full(peak.shape, FLOOR, peak.dtype)
+        total[...] = jnp.zeros(total.shape, total.dtype)
+
+    def visit(partly: bool) -> None:
+        logits = _logits(slope, q, k, query, key, partly)
+        weights, faded, higher, added = advance(logits, peak[...], total[...], axis=0)
+        peak[...], total[...] = higher, added
+        sums[...] = sums[...] * faded + product(v[...], weights.astype(v.dtype), 1, 0)
+
+    def stop() -> None:
+        mean, norm[...] = finish(sums[...], peak[...], total[...])
+        out[...] = mean.astype(out.dtype)
+
+    _steps(own, kind, start, visit, stop)
+
+
+def _query_kernel(
+    slope: float,
+    own: Ref,
+    other: Ref,
+    kind: Ref,
+    q: Ref,
+    back: Ref,
+    norm: Ref,
+    along: Ref,
+    query: Ref,
+    k: Ref,
+    v: Ref,
+    key: Ref,
+    dq: Ref,
+    sums: Ref,
+) -> None:
+    def start() -> None:
+        sums[...] = jnp.zeros(sums.shape, sums.dtype)
+
+    def visit(partly: bool) -> None:
+        weights = jnp.exp2(_logits(slope, q, k, query, key, partly) - norm[...])
+        change = weights * (product(v[...], back[...], 0, 0) - along[...])
+        sums[...] += product(k[...], change.astype(k.dtype), 1, 0)
+
+    def stop() -> None:
+        dq[...] = (sums[...] * (slope * math.log(2))).astype(dq.dtype)
+
+    _steps(own, kind, start, visit, stop)
+
+
+def _key_kernel(
+    slope: float,
+    own: Ref,
+    other: Ref,
+    kind: Ref,
+    k: Ref,
+    v: Ref,
+    key: Ref,
+    q: Ref,
+    back: Ref,
+    norm: Ref,
+    along: Ref,
+    query: Ref,
+    dk: Ref,
+    dv: Ref,
+    k_sums: Ref,
+    v_sums: Ref,
+) -> None:
+    def start() -> None:
+        k_sums[...] = jnp.zeros(k_sums.shape, k_sums.dtype)
+        v_sums[...] = jnp.zeros(v_sums.shape, v_sums.dtype)
+
+    def visit(partly: bool) -> None:
+        weights = jnp.exp2(_logits(slope, q, k, query, key, partly) - norm[...])
+        v_sums[...] += product(back[...], weights.astype(back.dtype), 1, 1)
+        change = weights * (product(v[...], back[...], 0, 0) - along[...])
+        k_sums[...] += product(q[...], change.astype(q.dtype), 1, 1)
+
+    def stop() -> None:
+        dk[...] = (k_sums[...] * (slope * math.log(2))).astype(dk.dtype)
+        dv[...] = v_sums[...].astype(dv.dtype)
+
+    _steps(own, kind, start, visit, stop)
+
+
+def _steps(
+    own: Ref,
+    kind: Ref,
+    start: Callable[[], None],
+    visit: Callable[[bool], None],
+    stop: Callable[[], None],
+) -> None:
+    """Starts with the first pair of an own block, visits each, stops after the last."""
+    at = pl.program_id(1)
+    pl.when((at == 0) | (own[jnp.maximum(at - 1, 0)] != own[at]))(start)
+    pl.when(kind[at] == ALL)(lambda: visit(False))
+    pl.when(kind[at] == SOME)(lambda: visit(True))
+    pl.when(own[at + 1] != own[at])(stop)
+
+
+def _logits(
+    slope: float, q: Ref, k: Ref, query: Ref, key: Ref, partly: bool
+) -> Float[Array, "keys queries"]:
+    logits = product(k[...], q[...], 0, 0) * slope
+    if not partly:
+        return logits
+    return jnp.where(_seen(query[...], key[...]), logits, HIDDEN)
+
+
+def _seen(
+    query: Int[Array, "rows queries"], key: Int[Array, "rows keys"]
+) -> Bool[Array, "keys queries"]:
+    key = key.T  # keys are the rows of the logits
+    return seen(query[0:1], query[1:2], key[:, 0:1], key[:, 1:2])
+
+
+def _float32(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)

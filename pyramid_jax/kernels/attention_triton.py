@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention for NVIDIA GPUs from Ampere on (Pallas, Triton): a program per own block.
+
+A program owns one block of queries of one head and keeps it, the sums, the running peak
+and the running total in registers while it walks the blocks of keys that the mask lists
+for it: first those wholly visible, without mask arithmetic, then those in which the
+mask has to be asked. Blocks that are not listed are never loaded. The compiler copies
+the next blocks to shared memory while the present ones are multiplied (`stages`).
+Programs with the longest lists, the last frames, start first.
+
+Two backward kernels compute the logits again from the saved log-sum-exp: one owns
+queries (dq), one owns keys and walks queries (dk, dv). No atomics, so results do not
+vary. Rows are read in place, `b l heads dim`; the last block of a row is masked in the
+load, never padded in memory.
+
+Pallas' Triton backend is deprecated since JAX 0.11, but is what drives an A100 well; it
+is used in this file only. Compiled for sm_80 and sm_90 (docs/kernels.md), run only by
+the interpreter.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from pyramid_jax.kernels.flash import (
+    FLOOR,
+    HIDDEN,
+    advance,
+    finish,
+    product,
+    seen,
+    slope_of_logits,
+)
+from pyramid_jax.kernels.visits import Mask, Visits, fill, kinds, visits
+
+Tokens = Float[Array, "b _ heads _"]
+Ref = Any
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Tokens in a block of queries and of keys; warps and loads in flight of a program.
+
+    Sizes are powers of two, 16 or more.
+    """
+
+    query: int
+    key: int
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of the three kernels."""
+
+    forward: Tile
+    query: Tile  # backward, queries own: dq
+    key: Tile  # backward, keys own: dk, dv
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is fixed while tracing."""
+
+    tiles: Tiles
+    slope: float
+    interpret: bool
+
+
+class Own(NamedTuple):
+    """The blocks that programs own: how they are cut, and in which order they start."""
+
+    size: int
+    count: int
+    last_first: bool
+
+    def place(self, at: Any) -> Any:
+        """The block of the program number `at`."""
+        return self.count - 1 - at if self.last_first else at
+
+    def tokens(self, x: Any) -> pl.BlockSpec:
+        """A block of `b l heads dim`."""
+        return pl.BlockSpec(
+            (None, self.size, None, x.shape[3]),
+            lambda i, head, b: (b, self.place(i), head, 0),
+        )
+
+    def column(self, x: Any) -> pl.BlockSpec:
+        """A block of `b heads l 1`, or of the same for all heads, `b 1 l 1`."""
+        return pl.BlockSpec(
+            (None, None, self.size, 1),
+            lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, self.place(i), 0),
+        )
+
+    def visited(self, x: Any) -> pl.BlockSpec:
+        """The list, or the number, that belongs to a block: `b blocks _`."""
+        return pl.BlockSpec(
+            (None, None, x.shape[2]), lambda i, head, b: (b, self.place(i), 0)
+        )
+
+
+def tiles_for(dim: int, dtype: Any) -> Tiles:
+    """The largest tiles that keep an A100's registers, as its compiler reports them.
+
+    Float32 products run outside the tensor cores, unrolled: small tiles compile faster.
+    """
+    if dtype == jnp.float32:
+        short = 32 if dim <= 64 else 16
+        return Tiles(Tile(32, short), Tile(32, short), Tile(short, 32))
+    if dim > 64:
+        return Tiles(Tile(128, 64, 8), Tile(64, 64, 8), Tile(64, 64, 8))
+    return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8), Tile(64, 128, 8))
+
+
+def attention_triton(
+    q: Float[Array, "b lq heads dim"],
+    k: Float[Array, "b lk heads dim"],
+    v: Float[Array, "b lk heads dim"],
+    query: Mask,
+    key: Mask,
+    tiles: Tiles | None = None,
+    interpret: bool = False,
+) -> Float[Array, "b lq heads dim"]:
+    """`kernels.attention.attention` on a GPU; `interpret` runs it anywhere, slowly."""
+    dim = q.shape[3]
+    wide = max(16, 1 << (dim - 1).bit_length())
+    more = ((0, 0), (0, 0), (0, 0), (0, wide - dim))
+    call = Call(tiles or tiles_for(wide, q.dtype), slope_of_logits(dim), interpret)
+    if wide > dim:
+        q, k, v = (jnp.pad(x, more) for x in (q, k, v))
+    out: Any = _attend(call, q, k, v, query, key)
+    return out[..., :dim]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    call: Call, q: Tokens, k: Tokens, v: Tokens, query: Mask, key: Mask
+) -> Tokens:
+    return _forward(call, q, k, v, query, key)[0]
+
+
+def _forward(
+    call: Call, q: Tokens, k: Tokens, v: Tokens, query: Mask, key: Mask
+) -> tuple[Tokens, tuple]:
+    tile = call.tiles.forward
+    walk = visits(kinds(query, key, tile.query, tile.key))
+    own = Own(tile.query, walk.block.shape[1], last_first=True)
+    norm = jax.ShapeDtypeStruct(
+        (*q.shape[::2], own.count * own.size, 1), dtype=jnp.float32
+    )
+    out, norm = _run(
+        call,
+        _forward_kernel,
+        tile,
+        own,
+        walk,
+        own_tokens=[q],
+        own_columns=_columns(query, tile.query),
+        tokens=[k, v],
+        rows=_rows(key, tile.key),
+        out=[(jax.ShapeDtypeStruct(q.shape, v.dtype), own.tokens), (norm, own.column)],
+    )
+    norm = norm[:, :, : q.shape[1], 0]
+    return out, (q, k, v, query, key, out, norm)
+
+
+def _backward(
+    call: Call, saved: tuple, back: Tokens
+) -> tuple[Tokens, Tokens, Tokens, None, None]:
+    q, k, v, query, key, out, norm = saved
+    along = jnp.einsum(
+        "blhd,blhd->bhl", back.astype(jnp.float32), out.astype(jnp.float32)
+    )
+    tile = call.tiles.query
+    walk = visits(kinds(query, key, tile.query, tile.key))
+    own = Own(tile.query, walk.block.shape[1], last_first=True)
+    (dq,) = _run(
+        call,
+        _query_kernel,
+        tile,
+        own,
+        walk,
+        own_tokens=[q, back],
+        own_columns=[
+            *(_even(x, tile.query)[..., None] for x in (norm, along)),
+            *_columns(query, tile.query),
+        ],
+        tokens=[k, v],
+        rows=_rows(key, tile.key),
+        out=[(jax.ShapeDtypeStruct(q.shape, q.dtype), own.tokens)],
+    )
+    tile = call.tiles.key
+    walk = visits(kinds(query, key, tile.query, tile.key).mT)
+    own = Own(tile.key, walk.block.shape[1], last_first=False)
+    dk, dv = _run(
+        call,
+        _key_kernel,
+        tile,
+        own,
+        walk,
+        own_tokens=[k, v],
+        own_columns=_columns(key, tile.key),
+        tokens=[q, back],
+        rows=[
+            *(_even(x, tile.query)[:, :, None] for x in (norm, along)),
+            *_rows(query, tile.query),
+        ],
+        out=[(jax.ShapeDtypeStruct(x.shape, x.dtype), own.tokens) for x in (k, v)],
+    )
+    return dq, dk, dv, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _columns(mask: Mask, size: int) -> list[Array]:
+    """Segment and frame as `b 1 l 1`, filled to whole blocks."""
+    return [x[:, None, :, None] for x in _filled(mask, size)]
+
+
+def _rows(mask: Mask, size: int) -> list[Array]:
+    """Segment and frame as `b 1 1 l`, filled to whole blocks."""
+    return [x[:, None, None] for x in _filled(mask, size)]
+
+
+def _filled(mask: Mask, size: int) -> Mask:
+    segment, frame = (jnp.asarray(x, jnp.int32) for x in mask)
+    return fill(segment, size, -1), fill(frame, size, 0)
+
+
+def _even(x: Float[Array, "b heads _"], size: int) -> Float[Array, "b heads _"]:
+    return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size)))
+
+
+def _run(
+    call: Call,
+    kernel: Callable[..., None],
+    tile: Tile,
+    own: Own,
+    walk: Visits,
+    *,
+    own_tokens: Sequence[Array],
+    own_columns: Sequence[Array],
+    tokens: Sequence[Array],
+    rows: Sequence[Array],
+    out: Sequence[tuple[jax.ShapeDtypeStruct, Callable[[Any], pl.BlockSpec]]],
+) -> Sequence[Array]:
+    """Runs `kernel` for every own block of every head and row of the batch.
+
+    Args:
+        own_tokens, own_columns: what is cut into own blocks.
+        tokens, rows: what a program loads by blocks as it walks.
+        out: results, each with the way it is cut.
+    """
+
+    def all_tokens(x: Array) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (None, x.shape[1], None, x.shape[3]), lambda i, head, b: (b, 0, head, 0)
+        )
+
+    def all_of_row(x: Array) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (None, None, 1, x.shape[3]),
+            lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, 0, 0),
+        )
+
+    lists = [walk.block, walk.whole[..., None], walk.count[..., None]]
+    inputs = [
+        *((x, own.visited) for x in lists),
+        *((x, own.tokens) for x in own_tokens),
+        *((x, own.column) for x in own_columns),
+        *((x, all_tokens) for x in tokens),
+        *((x, all_of_row) for x in rows),
+    ]
+    rows_of_batch, length, heads = own_tokens[0].shape[:3]
+    return pl.pallas_call(
+        functools.partial(kernel, call.slope, tile, own, length),
+        out_shape=[shape for shape, _ in out],
+        grid=(own.count, heads, rows_of_batch),
+        in_specs=[cut(x) for x, cut in inputs],
+        out_specs=[cut(shape) for shape, cut in out],
+        compiler_params=plgpu.CompilerParams(
+            num_warps=tile.warps, num_stages=tile.stages
+        ),
+        interpret=call.interpret,
+        name=kernel.__name__.strip("_"),
+    )(*(x for x, _ in inputs))
+
+
+def _forward_kernel(
+    slope: float,
+    tile: Tile,
+    own: Own,
+    length: int,
+    block: Ref,
+    whole: Ref,
+    count: Ref,
+    q: Ref,
+    query_segment: Ref,
+    query_frame: Ref,
+    k: Ref,
+    v: Ref,
+    key_segment: Ref,
+    key_frame: Ref,
+    out: Ref,
+    norm: Ref,
+) -> None:
+    there = _there(own, length, q.shape)
+    queries = plgpu.load(q, mask=there, other=0.0)
+    segment, frame = query_segment[...], query_frame[...]
+
+    def visit(partly: bool, at: Array, state: tuple) -> tuple:
+        sums, peak, total = state
+        keys, values = (_block(x, block[at], tile.key, partly) for x in (k, v))
+        logits = product(queries, keys, 1, 1) * slope
+        if partly:
+            here = pl.ds(block[at] * tile.key, tile.key)
+            visible = seen(segment, frame, key_segment[:, here], key_frame[:, here])
+            logits = jnp.where(visible, logits, HIDDEN)
+        weights, faded, peak, total = advance(logits, peak, total, axis=1)
+        sums = sums * faded + product(weights.astype(values.dtype), values, 1, 0)
+        return sums, peak, total
+
+    state = (
+        jnp.zeros(q.shape, jnp.float32),
+        jnp.full((own.size, 1), FLOOR, jnp.float32),
+        jnp.zeros((own.size, 1), jnp.float32),
+    )
+    mean, norm[...] = finish(*_walked(visit, whole, count, state))
+    plgpu.store(out, mean.astype(out.dtype), mask=there)
+
+
+def _query_kernel(
+    slope: float,
+    tile: Tile,
+    own: Own,
+    length: int,
+    block: Ref,
+    whole: Ref,
+    count: Ref,
+    q: Ref,
+    back: Ref,
+    norm: Ref,
+    along: Ref,
+    query_segment: Ref,
+    query_frame: Ref,
+    k: Ref,
+    v: Ref,
+    key_segment: Ref,
+    key_frame: Ref,
+    dq: Ref,
+) -> None:
+    there = _there(own, length, q.shape)
+    queries = plgpu.load(q, mask=there, other=0.0)
+    backs = plgpu.load(back, mask=there, other=0.0)
+    norms, alongs = norm[...], along[...]
+    segment, frame = query_segment[...], query_frame[...]
+
+    def visit(partly: bool, at: Array, sums: Array) -> Array:
+        keys, values = (_block(x, block[at], tile.key, partly) for x in (k, v))
+        logits = product(queries, keys, 1, 1) * slope
+        if partly:
+            here = pl.ds(block[at] * tile.key, tile.key)
+            visible = seen(segment, frame, key_segment[:, here], key_frame[:, here])
+            logits = jnp.where(visible, logits, HIDDEN)
+        change = jnp.exp2(logits - norms) * (product(backs, values, 1, 1) - alongs)
+        return sums + product(change.astype(keys.dtype), keys, 1, 0)
+
+    sums = _walked(visit, whole, count, jnp.zeros(q.shape, jnp.float32))
+    plgpu.store(dq, (sums * (slope * math.log(2))).astype(dq.dtype), mask=there)
+
+
+def _key_kernel(
+    slope: float,
+    tile: Tile,
+    own: Own,
+    length: int,
+    block: Ref,
+    whole: Ref,
+    count: Ref,
+    k: Ref,
+    v: Ref,
+    key_segment: Ref,
+    key_frame: Ref,
+    q: Ref,
+    back: Ref,
+    norm: Ref,
+    along: Ref,
+    query_segment: Ref,
+    query_frame: Ref,
+    dk: Ref,
+    dv: Ref,
+) -> None:
+    there = _there(own, length, k.shape)
+    keys = plgpu.load(k, mask=there, other=0.0)
+    values = plgpu.load(v, mask=there, other=0.0)
+    segment, frame = key_segment[...], key_frame[...]
+
+    def visit(partly: bool, at: Array, state: tuple) -> tuple:
+        k_sums, v_sums = state
+        queries, backs = (_block(x, block[at], tile.query, partly) for x in (q, back))
+        here = pl.ds(block[at] * tile.query, tile.query)
+        logits = product(keys, queries, 1, 1) * slope
+        if partly:
+            visible = seen(query_segment[:, here], query_frame[:, here], segment, frame)
+            logits = jnp.where(visible, logits, HIDDEN)
+        weights = jnp.exp2(logits - norm[:, here])
+        v_sums += product(weights.astype(backs.dtype), backs, 1, 0)
+        change = weights * (product(values, backs, 1, 1) - along[:, here])
+        k_sums += product(change.astype(queries.dtype), queries, 1, 0)
+        return k_sums, v_sums
+
+    nothing = jnp.zeros(k.shape, jnp.float32)
+    k_sums, v_sums = _walked(visit, whole, count, (nothing, nothing))
+    k_sums = k_sums * (slope * math.log(2))
+    plgpu.store(dk, k_sums.astype(dk.dtype), mask=there)
+    plgpu.store(dv, v_sums.astype(dv.dtype), mask=there)
+
+
+def _walked(
+    visit: Callable[[bool, Array, Any], Any], whole: Ref, count: Ref, state: Any
+) -> Any:
+    """The state after the listed blocks: the wholly visible ones, then the others."""
+    state = jax.lax.fori_loop(0, whole[0], functools.partial(visit, False), state)
+    return jax.lax.fori_loop(whole[0], count[0], functools.partial(visit, True), state)
+
+
+def _there(own: Own, length: int, shape: tuple[int, int]) -> Array:
+    """Where an own block lies inside its row."""
+    first = own.place(pl.program_id(0)) * own.size
+    return first + jax.lax.broadcasted_iota(jnp.int32, shape, 0) < length
+
+
+def _block(x: Ref, at: Array, size: int, may_end: bool) -> Array:
+    """Block `at` of a row; zeros where the row has ended."""
+    tokens = x.at[pl.ds(at * size, size), :]
+    if not may_end:
+        return tokens[...]
+    left = x.shape[0] - at * size
+    there = jax.lax.broadcasted_iota(jnp.int32, (size, x.shape[1]), 0) < left
+    return plgpu.load(tokens, mask=there, other=0.0)

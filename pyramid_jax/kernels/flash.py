@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic that all Pallas kernels share: softmax over keys, a block at a time.
+
+Running softmax of flash attention (arXiv:2205.14135), with powers of two. `axis` is the
+axis of the keys; what is kept per query has size 1 there. A query that has seen no key
+has peak FLOOR and total 0. Hidden logits are so far below FLOOR that their weight is
+exactly zero, so nothing is infinite and nothing has to be hidden twice.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+FLOOR = -1e30
+HIDDEN = 2 * FLOOR
+
+
+def slope_of_logits(dim: int) -> float:
+    """What turns q·k into logits of base 2."""
+    return math.log2(math.e) / math.sqrt(dim)
+
+
+def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "_ _"]:
+    """Contracts one axis of each matrix; sums are float32, float32 inputs stay it."""
+    exact = x.dtype == jnp.float32
+    return jax.lax.dot_general(
+        x,
+        y,
+        (((x_axis,), (y_axis,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def seen(
+    query_segment: Int[Array, "_ _"],
+    query_frame: Int[Array, "_ _"],
+    key_segment: Int[Array, "_ _"],
+    key_frame: Int[Array, "_ _"],
+) -> Bool[Array, "_ _"]:
+    """`mask.visible` for one pair of blocks, whichever way they are turned."""
+    same = (query_segment == key_segment) & (query_segment >= 0)
+    return same & (key_frame <= query_frame)
+
+
+def advance(
+    logits: Float[Array, "_ _"],
+    peak: Float[Array, "_ _"],
+    total: Float[Array, "_ _"],
+    axis: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Weights of this block, what fades the sums so far, the new peak and total."""
+    higher = jnp.maximum(peak, logits.max(axis=axis, keepdims=True))
+    weights, faded = jnp.exp2(logits - higher), jnp.exp2(peak - higher)
+    return weights, faded, higher, total * faded + weights.sum(axis=axis, keepdims=True)
+
+
+def finish(
+    out: Float[Array, "_ _"], peak: Float[Array, "_ _"], total: Float[Array, "_ _"]
+) -> tuple[Float[Array, "_ _"], Float[Array, "_ _"]]:
+    """The output and the log-sum-exp (base 2); zeros for queries that saw no key."""
+    blind = total == 0
+    total = jnp.where(blind, 1.0, total)
+    return out / total, jnp.where(blind, 0.0, peak + jnp.log2(total))

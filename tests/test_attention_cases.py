@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend on every case, values and gradients, against the formula in float64.
+
+Pallas kernels are interpreted, in blocks of 16 tokens, so that rows of 90 have many. On
+a GPU or TPU the tests marked for it run the compiled kernels at their own block sizes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pyramid_jax import sharding
+from pyramid_jax.kernels import attention_tpu as tpu
+from pyramid_jax.kernels import attention_triton as triton
+from pyramid_jax.kernels.attention import BACKENDS, attention
+from pyramid_jax.kernels.attention_blocks import blocks
+from pyramid_jax.kernels.cases import batch, case_names
+from pyramid_jax.mask import TokenMask, dense
+
+SCALE, LENGTH, HEADS, DIM = 1 / 16, 90, 2, 16
+SMALL = tpu.Tiles(16, 16)
+EVEN = triton.Tiles(*[triton.Tile(16, 16)] * 3)
+# Other sizes for the kernels that walk keys and for the one that walks queries.
+UNEVEN = triton.Tiles(triton.Tile(32, 16), triton.Tile(16, 32), triton.Tile(32, 16))
+
+
+def with_tpu(q, k, v, mask, tiles=SMALL):
+    return tpu.attention_tpu(q, k, v, mask, mask, tiles, interpret=True)
+
+
+def with_triton(q, k, v, mask, tiles=EVEN):
+    return triton.attention_triton(q, k, v, mask, mask, tiles, interpret=True)
+
+
+FORMS = {
+    "xla": lambda *x: attention(*x, "xla"),
+    "blocks": functools.partial(blocks, size=16),
+    "pallas_tpu": with_tpu,
+    "pallas_triton": with_triton,
+}
+PALLAS = ["pallas_tpu", "pallas_triton"]
+
+
+def inputs(
+    rows: int = 1, dim: int = DIM, dtype: str = "float32", length: int = LENGTH
+) -> list[jax.Array]:
+    """Queries, keys, values and what comes back; large logits, so that rows differ."""
+    draw = np.random.default_rng(0)
+    shape = (rows, length, HEADS, dim)
+    q, *others = (draw.standard_normal(shape, np.float32) for _ in range(4))
+    return [jnp.asarray(x, dtype) for x in (2 * q, *others)]
+
+
+def row(name: str, length: int = LENGTH) -> TokenMask:
+    """One case as arrays on the device."""
+    return TokenMask(*map(jnp.asarray, batch([name], length, SCALE)))
+
+
+def both_ways(form, *args) -> list[jax.Array]:
+    """The output of `form(q, k, v, mask)` and the gradients of q, k and v."""
+    *arrays, back, mask = args
+    out, pull = jax.vjp(lambda *x: form(*x, mask), *arrays)
+    return [out, *pull(back)]
+
+
+@functools.cache
+def compiled(backend: str):
+    """`both_ways` in one program for all cases, which have one shape."""
+    return jax.jit(functools.partial(both_ways, FORMS[backend]))
+
+
+def by_the_formula(q, k, v, back, mask: TokenMask) -> list[np.ndarray]:
+    """Output and gradients of softmax(q kᵀ / sqrt(dim)) v in float64 numpy."""
+    q, k, v, back = (np.asarray(x, np.float64) for x in (q, k, v, back))
+    scale = q.shape[-1] ** -0.5
+    seen = np.asarray(dense(mask))[:, None]
+    logits = np.where(seen, np.einsum("bqhd,bkhd->bhqk", q, k) * scale, -1e9)
+    weights = np.exp(logits - logits.max(-1, keepdims=True)) * seen
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    out = np.einsum("bhqk,bkhd->bqhd", weights, v)
+    change = np.einsum("bqhd,bkhd->bhqk", back, v)
+    change = weights * (change - (change * weights).sum(-1, keepdims=True)) * scale
+    return [
+        out,
+        np.einsum("bhqk,bkhd->bqhd", change, k),
+        np.einsum("bhqk,bqhd->bkhd", change, q),
+        np.einsum("bhqk,bqhd->bkhd", weights, back),
+    ]
+
+
+def assert_close(found, expected, share: float) -> None:
+    """Each array to `share` of its largest value."""
+    for ours, exact in zip(found, expected, strict=True):
+        ours = np.asarray(ours, np.float64)
+        atol = share * np.abs(exact).max()
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", case_names())
+@pytest.mark.parametrize("backend", FORMS)
+def test_values_and_gradients_are_those_of_the_formula(backend, name):
+    """Rounding of float32 products over 90 keys: a few 1e-6 of the largest value."""
+    mask, arrays = row(name), inputs()
+    found = compiled(backend)(*arrays, mask)
+    assert_close(found, by_the_formula(*arrays, mask), 1e-5)
+    padded = np.asarray(mask.segment) < 0
+    for values in found:
+        np.testing.assert_array_equal(np.asarray(values)[padded], 0.0)
+
+
+def test_every_backend_is_tested():
+    assert set(FORMS) == set(BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("form", "dim"),
+    [
+        (functools.partial(with_tpu, tiles=tpu.Tiles(32, 16)), 24),
+        (functools.partial(with_triton, tiles=UNEVEN), 24),
+    ],
+    ids=PALLAS,
+)
+def test_blocks_of_any_size_serve_heads_of_any_width_in_rows_of_a_batch(form, dim):
+    names = ["768p stage 2 unit 30", "packed", "scattered"]
+    mask = TokenMask(*map(jnp.asarray, batch(names, 77, SCALE)))
+    arrays = inputs(len(names), dim, length=77)
+    found = jax.jit(functools.partial(both_ways, form))(*arrays, mask)
+    assert_close(found, by_the_formula(*arrays, mask), 1e-5)
+
+
+@pytest.mark.parametrize("backend", PALLAS)
+def test_bfloat16_is_as_close_as_its_rounding(backend):
+    """Weights, their slopes and results are rounded to 8 bits."""
+    arrays, mask = inputs(dtype="bfloat16"), row("packed")
+    found = compiled(backend)(*arrays, mask)
+    assert {x.dtype for x in found} == {jnp.dtype("bfloat16")}
+    assert_close(found, by_the_formula(*arrays, mask), 0.02)
+
+
+@pytest.mark.parametrize("backend", FORMS)
+def test_a_row_of_padding_gives_zeros_and_no_nan(backend):
+    mask = row("packed")
+    mask = TokenMask(jnp.full_like(mask.segment, -1), mask.frame)
+    for values in compiled(backend)(*inputs(), mask):
+        np.testing.assert_array_equal(values, 0.0)
+
+
+@pytest.mark.parametrize("backend", PALLAS)
+def test_logits_may_be_large(backend):
+    q, k, v, back = inputs()
+    for values in compiled(backend)(1e4 * q, 1e4 * k, v, back, row("packed")):
+        assert jnp.isfinite(values).all()
+
+
+@pytest.mark.parametrize("backend", PALLAS)
+def test_recomputing_in_the_backward_pass_changes_nothing(backend):
+    arrays, mask = inputs(), row("packed")
+    again = functools.partial(both_ways, jax.checkpoint(FORMS[backend]))
+    plain = compiled(backend)(*arrays, mask)
+    for a, b in zip(plain, jax.jit(again)(*arrays, mask), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", PALLAS)
+def test_mapping_over_a_new_axis_equals_a_loop(backend):
+    """With gradients; the mask is shared, as between samples of one layout."""
+    q, k, v, back = inputs()
+    mask, several = row("384p stage 2 unit 8"), jnp.stack([q, -q])
+    each = functools.partial(both_ways, FORMS[backend])
+    over = jax.vmap(each, in_axes=(0, None, None, None, None))
+    mapped = jax.jit(over)(several, k, v, back, mask)
+    looped = [compiled(backend)(q, k, v, back, mask) for q in several]
+    for found, *single in zip(mapped, *looped, strict=True):
+        np.testing.assert_allclose(found, np.stack(single), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", PALLAS)
+def test_a_mesh_divides_rows_heads_and_queries_and_changes_nothing(backend):
+    """Two devices for each of batch, context and heads; block sizes of the device."""
+    mask = TokenMask(*map(jnp.asarray, batch(["packed", "scattered"], 64, SCALE)))
+    arrays = inputs(rows=2, length=64)
+    both = functools.partial(both_ways, lambda *x: attention(*x, backend))
+    with jax.set_mesh(sharding.mesh(data=2, context=2, tensor=2)):
+        found = jax.jit(both)(*arrays, mask)
+    assert_close(found, by_the_formula(*arrays, mask), 1e-5)
+
+
+def test_heads_too_wide_for_a_kernel_are_refused():
+    q, k, v, _ = inputs(dim=144)
+    with pytest.raises(ValueError, match="width 144 are too wide for pallas_triton"):
+        attention(q, k, v, row("packed"), "pallas_triton")
+
+
+def on_this_device(dtype: str, share: float) -> None:
+    """The default backend at a real size, against the formula, on the device."""
+    names, length = ["384p stage 1 unit 15", "packed tightly"], 1500
+    mask = TokenMask(*map(jnp.asarray, batch(names, length, 1.0)))
+    arrays = inputs(len(names), 64, dtype, length)
+    both = functools.partial(both_ways, attention)
+    found = jax.jit(both)(*arrays, mask)
+    assert_close(found, by_the_formula(*arrays, mask), share)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.02), ("float32", 2e-5)])
+def test_a_gpu_computes_the_formula(dtype, share):
+    on_this_device(dtype, share)
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.02), ("float32", 2e-5)])
+def test_a_tpu_computes_the_formula(dtype, share):
+    on_this_device(dtype, share)
