@@ -11,13 +11,15 @@ CASES ?= tests/golden
 STEPS ?= 1200
 
 VENV := .venv
+# The environment with the compilers of `make test-compile`.
+COMPILERS := .venv-compile
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock format lint types test test-slow test-gpu test-tpu check \
-	demo train-demo notebooks bench parity clean
+.PHONY: help setup lock format lint types test test-slow test-compile test-gpu \
+	test-tpu check demo train-demo notebooks bench parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,15 @@ test: setup ## run the tests that need only a CPU and a few minutes
 
 test-slow: setup ## run the slow tests
 	$(RUN) -m pytest -n $(WORKERS) -m "slow and not gpu and not tpu"
+
+test-compile: $(COMPILERS)/.installed ## compile the kernels for A100, H200, v5e, v5p, v6e
+	$(COMPILERS)/bin/python -m launch.compile
+
+$(COMPILERS)/.installed: requirements.lock pyproject.toml
+	test -x $(COMPILERS)/bin/python || $(PYTHON) -m venv $(COMPILERS)
+	$(COMPILERS)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint requirements.lock --editable ".[compile]"
+	@touch $@
 
 test-gpu: setup ## run the tests that need a GPU
 	$(RUN) -m pytest -m gpu
