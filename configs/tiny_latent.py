@@ -31,8 +31,8 @@ def get_config(mode: str = "full") -> Any:
         text_tokens=40,
         stage_shares=(1, 2),
     )
-    cfg.optimizer.update(steps=6000)
-    cfg.loop.update(steps=6000)
+    cfg.optimizer.update(steps=4000)
+    cfg.loop.update(steps=4000)
     cfg.sample.update(first_steps=(10, 10), video_steps=(6, 6))
     if mode == "smoke":  # which has pixels instead of latents
         cfg.data.manifest = "data/shapes/manifest.jsonl"
