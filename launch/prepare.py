@@ -55,12 +55,11 @@ def main(argv: list[str]) -> None:
         )
     if EMBEDDED.value:
         write_clips()
-    elif MANIFEST.value is None or MODEL.value is None:
+        return
+    if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
-    elif TEXT.value:
-        write_features()
-    else:
-        write_latents()
+    write = write_features if TEXT.value else write_latents
+    write(MANIFEST.value, MODEL.value)
 
 
 def write_clips() -> None:
@@ -71,28 +70,27 @@ def write_clips() -> None:
     logging.info("%d clips: %s", CLIPS.value, manifest)
 
 
-def write_features() -> None:
+def write_features(manifest: str, model: str) -> None:
     """Writes features of captions, as the flags say."""
     over = sharding.mesh(data=1, fsdp=len(jax.devices()))
-    encode = prompts.load(MODEL.value, DTYPE.value, over)
-    batch = BATCH.value or 16
-    manifest = captions.write(MANIFEST.value, TO.value, encode, batch)
-    logging.info("features of all captions: %s", manifest)
+    encode = prompts.load(model, DTYPE.value, over)
+    made = captions.write(manifest, TO.value, encode, BATCH.value or 16)
+    logging.info("features of all captions: %s", made)
 
 
-def write_latents() -> None:
+def write_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
     devices = len(jax.devices())
     over = sharding.mesh() if devices > 1 else None
-    vae = autoencoder.load(MODEL.value)
+    vae = autoencoder.load(model)
     job = precompute.Job(
         encode=autoencoder.raw_encoder(vae, SEED.value, over),
         load=Pixels(FRAMES.value, FPS.value),
         sizes=tuple(size(text) for text in SIZES.value),
         batch=BATCH.value or devices,
     )
-    manifest = precompute.write_latents(MANIFEST.value, TO.value, job)
-    logging.info("latents of all records: %s", manifest)
+    made = precompute.write_latents(manifest, TO.value, job)
+    logging.info("latents of all records: %s", made)
 
 
 def size(text: str) -> Size:

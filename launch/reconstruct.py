@@ -72,7 +72,7 @@ def read(
     """
     about = video_io.about(path)
     multiple = math.lcm(latent.spatial, 2)  # H.264 wants even sizes
-    size = tuple(side // multiple * multiple for side in (about.height, about.width))
+    size = (about.height // multiple * multiple, about.width // multiple * multiple)
     if not min(size):
         raise ValueError(
             f"{path} shows {about.height}x{about.width} pixels, expected at least "

@@ -127,16 +127,9 @@ class Codec:
 
     def _small(self, pieces: Pieces) -> Pieces:
         """The pieces in latent frames and cells; ValueError where they don't fit."""
-        sizes = []
-        for name, factor in (("frames", "temporal"), ("tile", "spatial")):
-            given, by = getattr(pieces, name), getattr(self.latent, factor)
-            if given is not None and (given < 1 or given % by):
-                raise ValueError(
-                    f"pieces of {name} {given} are not a multiple of {by}; "
-                    f"use {max(given // by, 1) * by}"
-                )
-            sizes.append(None if given is None else given // by)
-        return Pieces(*sizes, pieces.overlap)
+        frames = _divided("frames", pieces.frames, self.latent.temporal)
+        tile = _divided("tile", pieces.tile, self.latent.spatial)
+        return Pieces(frames, tile, pieces.overlap)
 
     def _run(
         self, step: Step, x: Array, unit: int, scale: float, pieces: Pieces
@@ -289,6 +282,20 @@ def _if_divided(axis: Any, over: Mesh | AbstractMesh) -> Any:
     """The axis of the mesh, or None if it has one device."""
     names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
     return axis if math.prod(over.shape[name] for name in names) > 1 else None
+
+
+def _divided(name: str, size: int | None, by: int) -> int | None:
+    """`size` in units of `by`, if it is given.
+
+    Raises:
+        ValueError: it is no multiple.
+    """
+    if size is not None and (size < 1 or size % by):
+        raise ValueError(
+            f"pieces of {name} {size} are not a multiple of {by}; "
+            f"use {max(size // by, 1) * by}"
+        )
+    return None if size is None else size // by
 
 
 def _multiple(size: int, of: int) -> int:

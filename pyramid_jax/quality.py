@@ -75,5 +75,7 @@ def _smooth(x: Float[jax.Array, "*b h w c"]) -> Float[jax.Array, "*b _ _ c"]:
         shifted = (
             jax.lax.slice_in_dim(x, i, i + places, axis=axis) for i in range(WINDOW)
         )
-        x = sum((w * part for w, part in zip(weights, shifted, strict=True)), start=0.0)
+        x = jax.tree.reduce(
+            jnp.add, [w * part for w, part in zip(weights, shifted, strict=True)]
+        )
     return x
