@@ -143,7 +143,7 @@ class Tensor(SimpleNamespace):
 
 def torch_that_loads(contents: dict[Path, dict]) -> SimpleNamespace:
     def load(path: Path, **how: object) -> dict:
-        assert how == {"map_location": "cpu", "weights_only": True, "mmap": True}
+        assert how == {"map_location": "cpu", "weights_only": True, "mmap": False}
         return {
             key: Tensor(shape=x.shape, dtype=f"torch.{x.dtype}", values=x)
             if isinstance(x, np.ndarray)

@@ -2,6 +2,7 @@
 """The perceptual distance: its laws, its formula, and where its weights come from."""
 
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -138,29 +139,29 @@ def torch_with(load: Callable[..., object]) -> SimpleNamespace:
     return SimpleNamespace(load=load, serialization=serialization)
 
 
+@pytest.mark.parametrize("archive", [True, False])
 def test_a_file_of_pytorch_is_read_without_running_its_code(
-    tmp_path, monkeypatch, params, theirs
+    tmp_path, monkeypatch, params, theirs, archive
 ):
+    """By a stand-in for torch, which maps only archives: VGG16's file is older."""
     asked = {}
-
-    def tensor(values: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(
-            shape=values.shape,
-            dtype="torch.float32",
-            float=lambda: values,
-            numpy=lambda: values,
-        )
 
     def load(path: Path, **how: object) -> dict[str, SimpleNamespace]:
         asked.update(how)
-        return {key: tensor(values) for key, values in theirs.items()}
+        return {
+            key: SimpleNamespace(shape=x.shape, dtype="torch.float32", numpy=x.view)
+            for key, x in theirs.items()
+        }
 
     monkeypatch.setitem(sys.modules, "torch", torch_with(load))
     path = tmp_path / "vgg_lpips.pth"
-    path.touch()
+    if archive:
+        zipfile.ZipFile(path, "w").close()
+    else:
+        path.touch()
     found = loss_tables.read_lpips(path, TABLE, lpips.shapes(CFG))
     jax.tree.map(np.testing.assert_array_equal, found, dict(params))
-    assert asked["weights_only"] is True
+    assert asked["weights_only"] is True and asked["mmap"] is archive
 
 
 def test_a_file_of_pytorch_without_torch_is_an_error_that_says_what_to_do(

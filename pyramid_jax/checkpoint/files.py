@@ -2,6 +2,7 @@
 """Tensors of safetensors and PyTorch files, each read only when it is used."""
 
 import json
+import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -111,8 +112,14 @@ def _pickled(path: Path) -> dict[str, PickledTensor]:
     try:
         # The checkpoints of the original's VAE training hold their options, too.
         with torch.serialization.safe_globals([Namespace]):
-            # Mapped, so that a tensor is read when it is used.
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Mapped, so that a tensor is read when it is used; files of torch before
+            # 1.6, which are no archives, can't be.
+            tensors = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(path),
+            )
     except Exception as error:  # whatever a damaged file makes of pickle and zip
         raise ValueError(
             f"{path} can't be read by torch ({error}); copy the file again, or save it "
