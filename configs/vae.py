@@ -97,7 +97,7 @@ def choose(cfg: Any, mode: str) -> Any:
 
 def smoke(cfg: Any) -> None:
     """Everything small: 32x32 pixels, 5 frames, both networks from the first step."""
-    cfg.vae.update(latent=4, groups=4, dtype="float32")
+    cfg.vae.update(latent=4, groups=4, dtype="float32", remat=False)
     for part in ("encoder", "decoder"):
         cfg.vae.update({f"{part}_widths": (4, 8), f"{part}_layers": (1, 1)})
     cfg.vae.update(spatial=(True, False), temporal=(True, False))

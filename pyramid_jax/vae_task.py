@@ -185,7 +185,7 @@ def whole(
         return f(cfg, params, x)[0]
 
     def make(halo: Halo) -> codec.Step:
-        return partial(f, cfg, params, halo=halo)
+        return lambda part, past: f(cfg, params, part, past, halo)
 
     factors = (cfg.temporal_factor, cfg.spatial_factor)
     step = codec.sharded(make, over, factors if f is vae.encode else (1, 1))
