@@ -51,11 +51,11 @@ class Autoencoder(NamedTuple):
     cfg: VAEConfig
     params: Any
 
-    def encode(self, pixels: Any, past: Any = None) -> tuple[jax.Array, Any]:
+    def encode(self, pixels: Any, past: Any) -> tuple[jax.Array, Any]:
         """Raw moments of some frames, see `models.vae.encode`."""
         return _run(vae.encode, self.cfg, self.params, pixels, past)
 
-    def decode(self, latents: Any, past: Any = None) -> tuple[jax.Array, Any]:
+    def decode(self, latents: Any, past: Any) -> tuple[jax.Array, Any]:
         """Pixels of some latents, see `models.vae.decode`."""
         return _run(vae.decode, self.cfg, self.params, latents, past)
 
@@ -116,7 +116,7 @@ def latent_config(case: Case) -> LatentConfig:
 def first_latent(model: Autoencoder, case: Case, scenario: Scenario) -> np.ndarray:
     """The normalised latent of the recorded image."""
     image = scenario.tensors["in.image"].astype(np.float32) / 127.5 - 1
-    raw, _ = model.encode(image[None, None])
+    raw, _ = model.encode(image[None, None], None)
     noise = jnp.asarray(scenario.latent("draw.image_posterior_noise"))
     return np.asarray(latent_config(case).normalise(vae.moments(raw).sample(noise)))
 
@@ -133,10 +133,10 @@ def frames(model: Autoencoder, case: Case, latents: jax.Array) -> Iterator[Answe
 
 
 def _whole(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answer]:
-    raw, _ = model.encode(pixels)
+    raw, _ = model.encode(pixels, None)
     found = vae.moments(raw)
     z = found.sample(jnp.asarray(scenario.latent("in.posterior_noise")))
-    decoded, mode = model.decode(z)[0], model.decode(found.mode())[0]
+    decoded, mode = model.decode(z, None)[0], model.decode(found.mode(), None)[0]
     values = {
         "moments": raw,
         "mean": found.mean,
@@ -210,4 +210,4 @@ def _pieces(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Ans
 
 
 def _first(step: Any, x: Any) -> jax.Array:
-    return step(x)[0]
+    return step(x, None)[0]
