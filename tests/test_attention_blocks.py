@@ -99,16 +99,20 @@ def test_mapping_over_a_new_axis_equals_a_loop():
     np.testing.assert_allclose(mapped, looped, rtol=0, atol=1e-6)
 
 
-def test_long_rows_on_a_cpu_go_by_blocks_and_short_ones_do_not(monkeypatch):
-    q, k, v = inputs()
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", "blocks"), ("gpu", "pallas_triton"), ("tpu", "pallas_tpu")],
+)
+def test_long_rows_go_to_the_backend_of_the_device_which_the_log_names(
+    device, backend, monkeypatch, caplog
+):
+    def chosen() -> str:
+        caplog.clear()
+        with caplog.at_level("INFO", entry.__name__):
+            jax.eval_shape(lambda *x: attention(*x, packed()), *inputs())
+        return caplog.messages[0].split()[-1]
 
-    def loops() -> bool:
-        return "while" in str(
-            jax.make_jaxpr(lambda *x: attention(*x, packed()))(q, k, v)
-        )
-
-    assert not loops()
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    assert chosen() == "xla"
     monkeypatch.setattr(entry, "SHORT", LENGTH)
-    assert loops()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not loops()
+    assert chosen() == backend

@@ -8,14 +8,12 @@ mask has to be asked. Blocks that are not listed are never loaded. The compiler 
 the next blocks to shared memory while the present ones are multiplied (`stages`).
 Programs with the longest lists, the last frames, start first.
 
-Two backward kernels compute the logits again from the saved log-sum-exp: one owns
-queries (dq), one owns keys and walks queries (dk, dv). No atomics, so results do not
-vary. Rows are read in place, `b l heads dim`; the last block of a row is masked in the
-load, never padded in memory.
+Two backward kernels compute the logits again: one owns queries (dq), one owns keys and
+walks queries (dk, dv); no atomics, so results do not vary. Rows are read in place, `b l
+heads dim`; the end of a row is masked in the load, never padded in memory.
 
-Pallas' Triton backend is deprecated since JAX 0.11, but is what drives an A100 well; it
-is used in this file only. Compiled for sm_80 and sm_90 (docs/kernels.md), run only by
-the interpreter.
+Pallas' Triton backend is deprecated since JAX 0.11; it is used in this file only.
+Compiled for sm_80 and sm_90 (docs/kernels.md), run only by the interpreter.
 """
 
 import functools
@@ -39,32 +37,11 @@ from pyramid_jax.kernels.flash import (
     seen,
     slope_of_logits,
 )
+from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import Mask, Visits, fill, kinds, visits
 
 Tokens = Float[Array, "b _ heads _"]
 Ref = Any
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Tokens in a block of queries and of keys; warps and loads in flight of a program.
-
-    Sizes are powers of two, 16 or more.
-    """
-
-    query: int
-    key: int
-    warps: int = 4
-    stages: int = 2
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The tiles of the three kernels."""
-
-    forward: Tile
-    query: Tile  # backward, queries own: dq
-    key: Tile  # backward, keys own: dk, dv
 
 
 @dataclass(frozen=True)
@@ -106,19 +83,6 @@ class Own(NamedTuple):
         return pl.BlockSpec(
             (None, None, x.shape[2]), lambda i, head, b: (b, self.place(i), 0)
         )
-
-
-def tiles_for(dim: int, dtype: Any) -> Tiles:
-    """The largest tiles that keep an A100's registers, as its compiler reports them.
-
-    Float32 products run outside the tensor cores, unrolled: small tiles compile faster.
-    """
-    if dtype == jnp.float32:
-        short = 32 if dim <= 64 else 16
-        return Tiles(Tile(32, short), Tile(32, short), Tile(short, 32))
-    if dim > 64:
-        return Tiles(Tile(128, 64, 8), Tile(64, 64, 8), Tile(64, 64, 8))
-    return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8), Tile(64, 128, 8))
 
 
 def attention_triton(
@@ -164,9 +128,9 @@ def _forward(
         own,
         walk,
         own_tokens=[q],
-        own_columns=_columns(query, tile.query),
+        own_columns=[_columns(query, tile.query)],
         tokens=[k, v],
-        rows=_rows(key, tile.key),
+        rows=[_rows(key, tile.key)],
         out=[(jax.ShapeDtypeStruct(q.shape, v.dtype), own.tokens), (norm, own.column)],
     )
     norm = norm[:, :, : q.shape[1], 0]
@@ -192,10 +156,10 @@ def _backward(
         own_tokens=[q, back],
         own_columns=[
             *(_even(x, tile.query)[..., None] for x in (norm, along)),
-            *_columns(query, tile.query),
+            _columns(query, tile.query),
         ],
         tokens=[k, v],
-        rows=_rows(key, tile.key),
+        rows=[_rows(key, tile.key)],
         out=[(jax.ShapeDtypeStruct(q.shape, q.dtype), own.tokens)],
     )
     tile = call.tiles.key
@@ -208,11 +172,11 @@ def _backward(
         own,
         walk,
         own_tokens=[k, v],
-        own_columns=_columns(key, tile.key),
+        own_columns=[_columns(key, tile.key)],
         tokens=[q, back],
         rows=[
             *(_even(x, tile.query)[:, :, None] for x in (norm, along)),
-            *_rows(query, tile.query),
+            _rows(query, tile.query),
         ],
         out=[(jax.ShapeDtypeStruct(x.shape, x.dtype), own.tokens) for x in (k, v)],
     )
@@ -222,19 +186,16 @@ def _backward(
 _attend.defvjp(_forward, _backward)
 
 
-def _columns(mask: Mask, size: int) -> list[Array]:
+def _columns(mask: Mask, size: int) -> Mask:
     """Segment and frame as `b 1 l 1`, filled to whole blocks."""
-    return [x[:, None, :, None] for x in _filled(mask, size)]
+    segment, frame = _rows(mask, size)
+    return segment.mT, frame.mT
 
 
-def _rows(mask: Mask, size: int) -> list[Array]:
+def _rows(mask: Mask, size: int) -> Mask:
     """Segment and frame as `b 1 1 l`, filled to whole blocks."""
-    return [x[:, None, None] for x in _filled(mask, size)]
-
-
-def _filled(mask: Mask, size: int) -> Mask:
     segment, frame = (jnp.asarray(x, jnp.int32) for x in mask)
-    return fill(segment, size, -1), fill(frame, size, 0)
+    return fill(segment, size, -1)[:, None, None], fill(frame, size, 0)[:, None, None]
 
 
 def _even(x: Float[Array, "b heads _"], size: int) -> Float[Array, "b heads _"]:
@@ -249,9 +210,9 @@ def _run(
     walk: Visits,
     *,
     own_tokens: Sequence[Array],
-    own_columns: Sequence[Array],
+    own_columns: Sequence[Array | Mask],
     tokens: Sequence[Array],
-    rows: Sequence[Array],
+    rows: Sequence[Array | Mask],
     out: Sequence[tuple[jax.ShapeDtypeStruct, Callable[[Any], pl.BlockSpec]]],
 ) -> Sequence[Array]:
     """Runs `kernel` for every own block of every head and row of the batch.
@@ -273,9 +234,9 @@ def _run(
             lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, 0, 0),
         )
 
-    lists = [walk.block, walk.whole[..., None], walk.count[..., None]]
+    lists = walk._replace(whole=walk.whole[..., None], count=walk.count[..., None])
     inputs = [
-        *((x, own.visited) for x in lists),
+        (lists, own.visited),
         *((x, own.tokens) for x in own_tokens),
         *((x, own.column) for x in own_columns),
         *((x, all_tokens) for x in tokens),
@@ -286,7 +247,7 @@ def _run(
         functools.partial(kernel, call.slope, tile, own, length),
         out_shape=[shape for shape, _ in out],
         grid=(own.count, heads, rows_of_batch),
-        in_specs=[cut(x) for x, cut in inputs],
+        in_specs=[jax.tree.map(cut, x) for x, cut in inputs],
         out_specs=[cut(shape) for shape, cut in out],
         compiler_params=plgpu.CompilerParams(
             num_warps=tile.warps, num_stages=tile.stages
@@ -301,30 +262,26 @@ def _forward_kernel(
     tile: Tile,
     own: Own,
     length: int,
-    block: Ref,
-    whole: Ref,
-    count: Ref,
+    walk: Ref,
     q: Ref,
-    query_segment: Ref,
-    query_frame: Ref,
+    query: tuple[Ref, Ref],
     k: Ref,
     v: Ref,
-    key_segment: Ref,
-    key_frame: Ref,
+    key: tuple[Ref, Ref],
     out: Ref,
     norm: Ref,
 ) -> None:
     there = _there(own, length, q.shape)
     queries = plgpu.load(q, mask=there, other=0.0)
-    segment, frame = query_segment[...], query_frame[...]
+    segment, frame = query[0][...], query[1][...]
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         sums, peak, total = state
-        keys, values = (_block(x, block[at], tile.key, partly) for x in (k, v))
+        keys, values = (_block(x, walk.block[at], tile.key, partly) for x in (k, v))
         logits = product(queries, keys, 1, 1) * slope
         if partly:
-            here = pl.ds(block[at] * tile.key, tile.key)
-            visible = seen(segment, frame, key_segment[:, here], key_frame[:, here])
+            here = pl.ds(walk.block[at] * tile.key, tile.key)
+            visible = seen(segment, frame, key[0][:, here], key[1][:, here])
             logits = jnp.where(visible, logits, HIDDEN)
         weights, faded, peak, total = advance(logits, peak, total, axis=1)
         sums = sums * faded + product(weights.astype(values.dtype), values, 1, 0)
@@ -335,7 +292,7 @@ def _forward_kernel(
         jnp.full((own.size, 1), FLOOR, jnp.float32),
         jnp.zeros((own.size, 1), jnp.float32),
     )
-    mean, norm[...] = finish(*_walked(visit, whole, count, state))
+    mean, norm[...] = finish(*_walked(visit, walk, state))
     plgpu.store(out, mean.astype(out.dtype), mask=there)
 
 
@@ -344,38 +301,34 @@ def _query_kernel(
     tile: Tile,
     own: Own,
     length: int,
-    block: Ref,
-    whole: Ref,
-    count: Ref,
+    walk: Ref,
     q: Ref,
     back: Ref,
     norm: Ref,
     along: Ref,
-    query_segment: Ref,
-    query_frame: Ref,
+    query: tuple[Ref, Ref],
     k: Ref,
     v: Ref,
-    key_segment: Ref,
-    key_frame: Ref,
+    key: tuple[Ref, Ref],
     dq: Ref,
 ) -> None:
     there = _there(own, length, q.shape)
     queries = plgpu.load(q, mask=there, other=0.0)
     backs = plgpu.load(back, mask=there, other=0.0)
     norms, alongs = norm[...], along[...]
-    segment, frame = query_segment[...], query_frame[...]
+    segment, frame = query[0][...], query[1][...]
 
     def visit(partly: bool, at: Array, sums: Array) -> Array:
-        keys, values = (_block(x, block[at], tile.key, partly) for x in (k, v))
+        keys, values = (_block(x, walk.block[at], tile.key, partly) for x in (k, v))
         logits = product(queries, keys, 1, 1) * slope
         if partly:
-            here = pl.ds(block[at] * tile.key, tile.key)
-            visible = seen(segment, frame, key_segment[:, here], key_frame[:, here])
+            here = pl.ds(walk.block[at] * tile.key, tile.key)
+            visible = seen(segment, frame, key[0][:, here], key[1][:, here])
             logits = jnp.where(visible, logits, HIDDEN)
         change = jnp.exp2(logits - norms) * (product(backs, values, 1, 1) - alongs)
         return sums + product(change.astype(keys.dtype), keys, 1, 0)
 
-    sums = _walked(visit, whole, count, jnp.zeros(q.shape, jnp.float32))
+    sums = _walked(visit, walk, jnp.zeros(q.shape, jnp.float32))
     plgpu.store(dq, (sums * (slope * math.log(2))).astype(dq.dtype), mask=there)
 
 
@@ -384,34 +337,32 @@ def _key_kernel(
     tile: Tile,
     own: Own,
     length: int,
-    block: Ref,
-    whole: Ref,
-    count: Ref,
+    walk: Ref,
     k: Ref,
     v: Ref,
-    key_segment: Ref,
-    key_frame: Ref,
+    key: tuple[Ref, Ref],
     q: Ref,
     back: Ref,
     norm: Ref,
     along: Ref,
-    query_segment: Ref,
-    query_frame: Ref,
+    query: tuple[Ref, Ref],
     dk: Ref,
     dv: Ref,
 ) -> None:
     there = _there(own, length, k.shape)
     keys = plgpu.load(k, mask=there, other=0.0)
     values = plgpu.load(v, mask=there, other=0.0)
-    segment, frame = key_segment[...], key_frame[...]
+    segment, frame = key[0][...], key[1][...]
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         k_sums, v_sums = state
-        queries, backs = (_block(x, block[at], tile.query, partly) for x in (q, back))
-        here = pl.ds(block[at] * tile.query, tile.query)
+        queries, backs = (
+            _block(x, walk.block[at], tile.query, partly) for x in (q, back)
+        )
+        here = pl.ds(walk.block[at] * tile.query, tile.query)
         logits = product(keys, queries, 1, 1) * slope
         if partly:
-            visible = seen(query_segment[:, here], query_frame[:, here], segment, frame)
+            visible = seen(query[0][:, here], query[1][:, here], segment, frame)
             logits = jnp.where(visible, logits, HIDDEN)
         weights = jnp.exp2(logits - norm[:, here])
         v_sums += product(weights.astype(backs.dtype), backs, 1, 0)
@@ -420,18 +371,17 @@ def _key_kernel(
         return k_sums, v_sums
 
     nothing = jnp.zeros(k.shape, jnp.float32)
-    k_sums, v_sums = _walked(visit, whole, count, (nothing, nothing))
+    k_sums, v_sums = _walked(visit, walk, (nothing, nothing))
     k_sums = k_sums * (slope * math.log(2))
     plgpu.store(dk, k_sums.astype(dk.dtype), mask=there)
     plgpu.store(dv, v_sums.astype(dv.dtype), mask=there)
 
 
-def _walked(
-    visit: Callable[[bool, Array, Any], Any], whole: Ref, count: Ref, state: Any
-) -> Any:
+def _walked(visit: Callable[[bool, Array, Any], Any], walk: Ref, state: Any) -> Any:
     """The state after the listed blocks: the wholly visible ones, then the others."""
-    state = jax.lax.fori_loop(0, whole[0], functools.partial(visit, False), state)
-    return jax.lax.fori_loop(whole[0], count[0], functools.partial(visit, True), state)
+    whole, count = walk.whole[0], walk.count[0]
+    state = jax.lax.fori_loop(0, whole, functools.partial(visit, False), state)
+    return jax.lax.fori_loop(whole, count, functools.partial(visit, True), state)
 
 
 def _there(own: Own, length: int, shape: tuple[int, int]) -> Array:
