@@ -62,7 +62,7 @@ MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
-SERVICES |= {"autoencoder", "codec", "latents", "original", "convert"}
+SERVICES |= {"autoencoder", "codec", "latents", "original", "convert", "train_vae"}
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "mask", "rotary", "latents", "layout"}
