@@ -36,7 +36,7 @@ def attention(
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        backend: one of BACKENDS; None picks the best one for the device. The Pallas
+        backend: one of BACKENDS; None takes one of XLA's. The Pallas
             kernels run on their device only; compiled for a CPU they are interpreted,
             exactly and slowly. They follow the mesh that is set.
 
@@ -45,7 +45,8 @@ def attention(
     """
     length, dim = q.shape[1], q.shape[3]
     if backend is None:
-        backend = _best(length, dim)
+        # The Pallas kernels have not run on a device yet, only in its compiler.
+        backend = "xla" if length < SHORT else "blocks"
         logger.info("attention over rows of %d tokens: %s", length, backend)
     if backend == "xla":
         return _xla(q, k, v, mask)
@@ -62,15 +63,6 @@ def attention(
         )
     kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
     return over_mesh(_interpreted_on_cpu(kernel), q, k, v, mask)
-
-
-def _best(length: int, dim: int) -> str:
-    """The backend for this device and rows of `length` tokens."""
-    device = jax.default_backend()
-    if length < SHORT or (device != "cpu" and dim > WIDEST):
-        return "xla"
-    names = {"cpu": "blocks", "tpu": "pallas_tpu", "gpu": "pallas_triton"}
-    return names.get(device, "xla")
 
 
 def _interpreted_on_cpu(kernel: Form) -> Form:
