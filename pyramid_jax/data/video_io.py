@@ -63,7 +63,8 @@ def about(path: str | Path) -> About:
         for frame in container.decode(video=0):
             upright = round(frame.rotation / 90) % 2 == 0
             sides = (frame.height, frame.width)
-            return About(*(sides if upright else sides[::-1]), frames, fps)
+            height, width = sides if upright else sides[::-1]
+            return About(height, width, frames, fps)
     raise ValueError(f"{path} holds no picture; replace the file or leave it out")
 
 
