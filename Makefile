@@ -2,8 +2,8 @@
 # `make` lists the targets. Everything runs in .venv, which `make setup` builds.
 
 PYTHON ?= python3
-# Test processes: 0 runs the tests in this process.
-WORKERS ?= 0
+# Test processes, each with whole files; 0 runs the tests in this process.
+WORKERS ?= 2
 # A folder of recorded cases for `make parity`.
 CASES ?= tests/golden
 
@@ -52,10 +52,10 @@ types: setup ## check types
 	$(VENV)/bin/basedpyright
 
 test: setup ## run the tests that need only a CPU and a few minutes
-	$(RUN) -m pytest -n $(WORKERS)
+	$(RUN) -m pytest -n $(WORKERS) --dist=loadfile
 
 test-slow: setup ## run the slow tests
-	$(RUN) -m pytest -n $(WORKERS) -m "slow and not gpu and not tpu"
+	$(RUN) -m pytest -n $(WORKERS) --dist=loadfile -m "slow and not gpu and not tpu"
 
 test-compile: $(COMPILERS)/.installed ## compile the kernels for A100, H200, v5e, v5p, v6e
 	$(COMPILERS)/bin/python -m launch.compile
