@@ -143,7 +143,7 @@ def _step(
     cell = factors if f is vae.encode else (1, 1)
 
     def make(halo: Halo) -> codecs.Step:
-        return partial(f, cfg, params, halo=halo)
+        return lambda x, past: f(cfg, params, x, past, halo)
 
     return codecs.sharded(make, over, cell)(x, past)
 

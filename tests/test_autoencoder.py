@@ -59,14 +59,13 @@ def compiled_quickly():
 @pytest.fixture(scope="module")
 def small() -> Autoencoder:
     """Weights large enough that everything matters."""
-    params = sharding.unbox(vae.initialise(CFG, jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        x + 0.1 * jax.random.normal(key, x.shape)
-        for x, key in zip(leaves, keys, strict=True)
-    ]
-    return Autoencoder(CFG, LATENT, jax.tree.unflatten(tree, moved))
+    init = jax.jit(partial(vae.initialise, CFG), compiler_options=FAST)
+    params = sharding.to_host(sharding.unbox(init(jax.random.key(0))))
+    random = np.random.default_rng(0)
+    moved = jax.tree.map(
+        lambda x: x + 0.1 * random.normal(size=x.shape).astype(np.float32), params
+    )
+    return Autoencoder(CFG, LATENT, moved)
 
 
 @pytest.fixture(scope="module")

@@ -275,8 +275,12 @@ def posterior(moments: jax.Array, noise: jax.Array | None) -> jax.Array:
     return mean if noise is None else mean + deviation * noise
 
 
+def coloured(x: jax.Array) -> jax.Array:
+    return enlarge(jnp.concatenate([x, x[..., :1]], axis=-1))
+
+
 CODEC = Codec(
-    LATENT, spatial(halving_later, shrink), posterior, spatial(doubling, enlarge)
+    LATENT, spatial(halving_later, shrink), posterior, spatial(doubling, coloured)
 )
 
 
