@@ -165,7 +165,9 @@ def test_a_new_state_is_in_parts_on_the_devices_and_stays_so():
     like = abstract(linear, optimizer(cfg), over)
     state = create(KEY, linear, optimizer(cfg), over)
 
-    def error(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    def error(
+        params: Any, batch: jax.Array, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Any]:
         return jnp.square(batch @ params["kernel"] + params["bias"][None]).mean(), ()
 
     step = train_step(
@@ -199,7 +201,7 @@ def test_a_step_consumes_its_state():
     state = create(KEY, linear, optimizer(cfg), over)
     first, average = state.params["kernel"], state.ema["kernel"]
     step = train_step(
-        lambda params, batch, key: (params["kernel"].sum(), ()),
+        lambda params, batch, key, step: (params["kernel"].sum(), ()),
         optimizer(cfg),
         learning_rate(cfg),
         StepConfig(),
