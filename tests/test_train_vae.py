@@ -105,6 +105,7 @@ def test_the_discriminator_neither_learns_nor_counts_before_its_start(early, lat
     assert norm(difference) > 1e-3 * norm(slopes["vae"])
 
 
+@pytest.mark.slow
 def test_devices_that_share_the_frames_compute_what_one_device_computes(params, late):
     (loss, _), slopes = late
     over = sharding.mesh(data=2, context=2, devices=jax.devices()[:4])
