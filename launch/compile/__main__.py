@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the attention kernels, forward and backward, for chips that are not here.
+"""Compiles attention, both passes, and the VAE's decoder for chips that are not here.
 
     python -m launch.compile [--chips a100,v5e] [--only PATTERN]
 
-The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), the kernels do
-not. One line is printed per kernel and size: what it takes on the chip. The exit code
-is 1 if a compiler refuses one. `make test-compile` installs the compilers and runs it.
+The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), the programs do
+not. One line is printed per kernel, or step of the decoder, and size: what it takes on
+the chip. The exit code is 1 if a compiler refuses one. `make test-compile` installs the
+compilers and runs it.
 """
 
 import argparse
@@ -26,8 +27,8 @@ ENVIRONMENT = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     os.environ.update(ENVIRONMENT)
+    from launch.compile import kernels, vae
     from launch.compile.chips import CHIPS
-    from launch.compile.kernels import WORKS, compiled
 
     parser = argparse.ArgumentParser(
         prog="python -m launch.compile", description=__doc__
@@ -40,12 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     for name in given.chips.split(","):
         if name not in CHIPS:
             parser.error(f"no chip {name!r}; the chips are {list(CHIPS)}")
-        for work in WORKS:
-            if not fnmatch.fnmatch(work.name, given.only):
-                continue
-            for line in compiled(CHIPS[name], work):
-                print(line, flush=True)
-                failed += line.refused is not None
+        for part in (kernels, vae):
+            for work in part.WORKS:
+                if not fnmatch.fnmatch(work.name, given.only):
+                    continue
+                for line in part.compiled(CHIPS[name], work):
+                    print(line, flush=True)
+                    failed += line.refused is not None
     print(f"{failed} refused")
     return int(failed > 0)
 
