@@ -42,7 +42,7 @@ def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
     params, latents, past = arguments(work, chip.device())
     step = jax.jit(partial(vae.decode, CFG), donate_argnums=2)
     try:
-        memory = step.lower(params, latents, past).compile().memory_analysis()
+        memory: Any = step.lower(params, latents, past).compile().memory_analysis()
     except Exception as error:  # each compiler has its own kinds
         yield Line(chip.name, work.name, refused=str(error).split("\n")[0][:300])
         return
@@ -57,7 +57,7 @@ def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
     yield Line(chip.name, work.name, "decoder", used)
 
 
-def arguments(work: Work, device: jax.Device) -> tuple[Any, Any, Any]:
+def arguments(work: Work, device: Any) -> tuple[Any, Any, Any]:
     """Shapes of weights, latents and past on a device."""
     one = Mesh(np.array([device]), ("one",), axis_types=(AxisType.Auto,))
     here = NamedSharding(one, PartitionSpec())
