@@ -79,7 +79,7 @@ def _name(caption: str) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
+    flags.DEFINE_string("model", str(generate.TINY_LATENT), "folder of the model")
     flags.DEFINE_string("to", "runs/demo", "folder to write to")
     flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
     app.run(main)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the embedded model: does a video show what its caption says?
+"""Measures an embedded model: does a video show what its caption says?
 
     python -m launch.evaluate --captions=200
+    python -m launch.evaluate --captions=200 --model=pyramid_jax/assets/tiny
 
 Samples captions, lets `data/judge.py` look at the videos, and prints how often shape,
 colour and direction are right, with 95 % intervals, next to real clips and to chance.
@@ -103,7 +104,7 @@ def table(rows: dict[str, dict[str, int]], n: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(generate.TINY), "folder of the model")
+    flags.DEFINE_string("model", str(generate.TINY_LATENT), "folder of the model")
     flags.DEFINE_integer("captions", 200, "how many to sample", lower_bound=1)
     flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of captions and videos")

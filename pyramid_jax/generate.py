@@ -28,12 +28,11 @@ from pyramid_jax.sampler import SamplerConfig
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings, to_host, unbox
 
-TINY = (
-    Path(__file__).parent / "assets" / "tiny"
-)  # the model that ships with the package
-TEXT_MULTIPLE = (
-    16  # prompts are padded to a multiple of it, so that few lengths compile
-)
+# The models that ship with the package: pixels are latents, or a VAE makes them.
+ASSETS = Path(__file__).parent / "assets"
+TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
+# Prompts are padded to a multiple of it, so that few lengths compile.
+TEXT_MULTIPLE = 16
 
 
 @dataclass(frozen=True)

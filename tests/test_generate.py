@@ -13,6 +13,7 @@ import pytest
 from configs import tiny
 from launch import demo
 from pyramid_jax import config, generate, sharding
+from pyramid_jax.data.judge import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.sampler import Guidance
@@ -166,3 +167,11 @@ def test_the_demo_writes_videos_and_a_contact_sheet(model: VideoModel, tmp_path:
     made = sorted(path.name for path in tmp_path.glob("*.mp4"))
     assert len(made) == len(demo.PROMPTS) + len(demo.FIRST_FRAMES)
     assert made[0] == "0_a_red_circle_moves_left.mp4"
+
+
+@pytest.mark.parametrize("folder", [generate.TINY, generate.TINY_LATENT])
+def test_a_model_that_ships_shows_what_its_prompt_says(folder: Path):
+    model = generate.load(folder)
+    size = Size(32, 32, model.cfg.latent.longest(8))
+    (video,) = model.text_to_video("a red circle moves left", size)
+    assert judge(video) == ("red", "circle", "left")
