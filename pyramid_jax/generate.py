@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: a model in a folder, and videos and images from its prompts."""
 
-import dataclasses
+import itertools
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, Key, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
 
 from pyramid_jax import autoencoder, config, sampler
 from pyramid_jax import prompts as released
@@ -24,9 +25,9 @@ from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.prompts import PromptEncoder
-from pyramid_jax.sampler import SamplerConfig
 from pyramid_jax.shapes import Array, Text
-from pyramid_jax.sharding import batch_shardings, to_host, unbox
+from pyramid_jax.sharding import to_host, unbox
+from pyramid_jax.stepping import Inputs, Stepper, Watch
 
 # The models that ship with the package: pixels are latents, or a VAE makes them.
 ASSETS = Path(__file__).parent / "assets"
@@ -53,6 +54,7 @@ class VideoModel:
         mesh: the devices to sample on; None: where the weights are.
         vae: decodes latents; None where latents are pixels.
         pieces: how much is decoded at once; None: two latent frames.
+        watch: is told of every Euler step that has ended, see `stepping.Progress`.
         prompts: reads the prompts of models with T5 and CLIP, which get the endings
             that the released models were trained with; None: the model reads them.
     """
@@ -65,6 +67,7 @@ class VideoModel:
     vae: Autoencoder | None = None
     pieces: Pieces | None = None
     prompts: PromptEncoder | None = None
+    watch: Watch | None = None
 
     def text_to_video(
         self,
@@ -98,10 +101,8 @@ class VideoModel:
         options: SampleConfig | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Videos that begin with `image`, one for every prompt; see `text_to_video`."""
-        height, width = image.shape[:2]
-        size = Size(height, width, frames)
-        self._check(size)
-        first = self._encoded(to_model(image)[None], seed)
+        size = Size(*image.shape[:2], frames)
+        first = self._first(image, size, seed)
         made = self.latents(prompts, size, negative, seed, options, first)
         return self._pixels(made)
 
@@ -110,6 +111,31 @@ class VideoModel:
     ) -> UInt8[np.ndarray, "b h w 3"]:
         """An image for every prompt; the options are those of `text_to_video`."""
         return self.text_to_video(prompts, Size(height, width), **options)[:, 0]
+
+    def stream(
+        self,
+        prompts: str | Sequence[str],
+        size: Size,
+        *,
+        image: UInt8[np.ndarray, "h w 3"] | None = None,
+        negative: str | Sequence[str] | None = None,
+        seed: int = 0,
+        options: SampleConfig | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
+        """The frames of `text_to_video` (`image_to_video`) as soon as they exist.
+
+        First comes a single frame, then those of unit after unit. Memory for decoding
+        does not depend on the length.
+        """
+        first = None if image is None else self._first(image, size, seed)
+        units = self.units(prompts, size, negative, seed, options, first)
+        if self.cfg.latent.spatial == 1:
+            begins = itertools.chain([True], itertools.repeat(False))
+            made = map(self.cfg.latent.denormalise, units, begins)
+        else:
+            pieces = None if self.pieces is None else replace(self.pieces, frames=None)
+            made = self._codec().stream(units, pieces or Pieces())
+        return (to_uint8(to_host(frames)) for frames in made)
 
     def latents(
         self,
@@ -120,7 +146,24 @@ class VideoModel:
         options: SampleConfig | None = None,
         first: Float[np.ndarray, "1 h w c"] | None = None,
     ) -> Float[jax.Array, "b t h w c"]:
-        """The normalised latents of `text_to_video` (`image_to_video` if `first`)."""
+        """The normalised latents of `text_to_video`; see `units`."""
+        made = self.units(prompts, size, negative, seed, options, first)
+        return jnp.concatenate(list(made), axis=1)
+
+    def units(
+        self,
+        prompts: str | Sequence[str],
+        size: Size,
+        negative: str | Sequence[str] | None = None,
+        seed: int = 0,
+        options: SampleConfig | None = None,
+        first: Float[np.ndarray, "1 h w c"] | None = None,
+    ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
+        """The normalised latents of unit after unit; unit 0 is `first` if given.
+
+        Raises:
+            FloatingPointError: a step made numbers that are not finite.
+        """
         shape = self._check(size)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
@@ -128,16 +171,15 @@ class VideoModel:
         options = options or self.defaults
         scales = options.guidance.scales(_units(shape, self.cfg))
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
-        inputs = _Inputs(
+        inputs = Inputs(
             scales=np.asarray(scales, np.float32) if guided else None,
             text=self._text(prompts, negative, guided),
             keys=jax.vmap(jax.random.key)(seed + np.arange(len(prompts))),
             first=None if first is None else np.stack([first] * len(prompts)),
         )
-        if self.mesh is not None:
-            inputs = jax.device_put(inputs, _placement(inputs, self.mesh))
         how = options.sampler(self.cfg)
-        return _sample(self.cfg, how, shape, self.params, inputs)
+        stepper = Stepper(self.cfg, how, shape, self.mesh, self.watch)
+        return stepper(self.params, inputs)
 
     def _text(
         self,
@@ -167,15 +209,20 @@ class VideoModel:
         _units(shape, self.cfg)
         return shape
 
-    def _encoded(
-        self, pixels: Float[np.ndarray, "f h w 3"], seed: int
-    ) -> Float[np.ndarray, "t y x c"]:
+    def _first(
+        self, image: UInt8[np.ndarray, "h w 3"], size: Size, seed: int
+    ) -> Float[np.ndarray, "1 y x c"]:
         """Normalised latents, drawn from the VAE's posterior if there is one."""
-        if self.cfg.latent.spatial == 1:
-            return self.cfg.latent.normalise(pixels)
-        latent = self.cfg.latent
-        cells = (side // latent.spatial for side in pixels.shape[1:3])
-        shape = (1, latent.frames(len(pixels)), *cells, latent.channels)
+        if image.shape[:2] != (size.height, size.width):
+            raise ValueError(
+                f"the image has {image.shape[0]} x {image.shape[1]} pixels, the video "
+                f"{size.height} x {size.width}; resize and crop the image first"
+            )
+        _, *cells, channels = self._check(size)
+        pixels, latent = to_model(image)[None], self.cfg.latent
+        if latent.spatial == 1:
+            return latent.normalise(pixels)
+        shape = (1, 1, *cells, channels)
         noise = jax.random.normal(jax.random.key(seed), shape)
         return to_host(self._codec().encode(pixels[None], noise))[0]
 
@@ -223,7 +270,7 @@ def load(
     sections = json.loads(about.read_text())
     cfg = config.model_config(sections["model"])
     if dtype is not None:
-        cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, dtype=dtype))
+        cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
     like = jax.eval_shape(partial(config.initialise, cfg), jax.random.key(0))
     params = read_tree(
         folder / "weights.safetensors", unbox(like), placing(like, mesh, dtype)
@@ -261,10 +308,10 @@ def save(
         kept = folder / "tokenizer.json"
         if not (kept.exists() and kept.samefile(cfg.tokenizer)):
             shutil.copyfile(cfg.tokenizer, kept)
-        cfg = dataclasses.replace(cfg, tokenizer=kept.name)
+        cfg = replace(cfg, tokenizer=kept.name)
     sections = {
         "model": config.model_section(cfg),
-        "sample": dataclasses.asdict(defaults),
+        "sample": asdict(defaults),
     }
     (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
     write_tree(folder / "weights.safetensors", params)
@@ -301,40 +348,8 @@ def _units(shape: tuple[int, int, int, int], cfg: ModelConfig) -> int:
     return sampler.layout.units(shape[0], cfg.layout.frames_per_unit)
 
 
-class _Inputs(NamedTuple):
-    """What changes from call to call of one compiled sampler."""
-
-    scales: Float[Array, "units"] | None
-    text: Text
-    keys: Key[jax.Array, "videos"]
-    first: Float[Array, "videos 1 h w c"] | None
-
-
-def _placement(inputs: _Inputs, mesh: Mesh) -> Any:
-    """Everything but the guidance scales is divided by rows, where they can be."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = batch_shardings(inputs._replace(scales=None), mesh)
-    return placed._replace(scales=None if inputs.scales is None else whole)
-
-
 @partial(jax.jit, static_argnames="cfg")
 def _encode_text(
     cfg: ModelConfig, params: Any, ids: Int[Array, "b m"], segment: Int[Array, "b m"]
 ) -> Text:
     return config.encode_text(cfg, params, ids, segment, 1)
-
-
-@partial(jax.jit, static_argnames=("cfg", "how", "shape"))
-def _sample(
-    cfg: ModelConfig,
-    how: SamplerConfig,
-    shape: tuple[int, int, int, int],
-    params: Any,
-    inputs: _Inputs,
-) -> Float[jax.Array, "videos t h w c"]:
-    def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
-        return sampler.draw(inputs.keys, unit, (frames, *shape[1:]), how)
-
-    canvas = sampler.Canvas(shape, noise, inputs.first)
-    velocity = config.velocity(cfg, params)
-    return sampler.sample(velocity, inputs.text, canvas, inputs.scales, how)

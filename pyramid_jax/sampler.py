@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pyramid_jax import layout, pyramid
-from pyramid_jax.layout import Layout
+from pyramid_jax.layout import Clip, Layout
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens, Velocity
 
@@ -42,6 +42,16 @@ class Guidance:
         if self.decay is not None:
             return np.maximum(self.first - self.decay * np.arange(units), self.floor)
         return np.array([self.first] + [self.video] * (units - 1), np.float64)
+
+
+class Turn(NamedTuple):
+    """Which unit it is, which may be traced, and for how many units slots are kept.
+
+    A turn with one slot is that of unit 0, the first frame, which has no history.
+    """
+
+    unit: int | Int[jax.Array, ""]
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,17 @@ class SamplerConfig:
                 )
         if self.scans < 1:
             raise ValueError(f"scans={self.scans} must be 1 or more")
+
+    def times(self, stage: int, turn: Turn) -> Float[np.ndarray, "steps 2"]:
+        """Sigma at the start and at the end of every Euler step of a stage."""
+        steps = self.first_steps if turn.slots == 1 else self.video_steps
+        sigmas = pyramid.sigmas(steps[stage], self.last_step)
+        return np.stack([sigmas[:-1], sigmas[1:]], axis=1).astype(np.float32)
+
+    def clips(self, stage: int, turn: Turn) -> tuple[Clip, ...]:
+        """The frames that a unit sees at a stage, and its own."""
+        per_unit = 1 if turn.slots == 1 else self.layout.frames_per_unit
+        return layout.clips(stage, turn.unit, turn.slots, per_unit)
 
 
 class Noise(NamedTuple):
@@ -135,32 +156,73 @@ def sample(
     """
     t, h, w, c = canvas.shape
     per_unit = cfg.layout.frames_per_unit
-    step = _Unit(velocity, text, cfg)
+    climb = Climb(velocity, text, cfg)
     scales = None if scales is None else jnp.asarray(scales, jnp.float32)
     first = canvas.first
     if first is None:
         noise = canvas.noise(0, 1)
         nothing = jnp.zeros((noise.start.shape[0], 1, h, w, c))
-        first = step(nothing, 0, noise, None if scales is None else scales[0], slots=1)
+        first = climb(nothing, Turn(0, 1), noise, None if scales is None else scales[0])
 
     later = jnp.zeros((first.shape[0], t - 1, h, w, c))
     video = jnp.concatenate([first.astype(jnp.float32), later], axis=1)
-    for begin, end in _spans(layout.units(t, per_unit), cfg.scans):
+    for begin, end in spans(layout.units(t, per_unit), cfg.scans):
 
         def body(
             video: jax.Array, unit: jax.Array, slots: int = end
         ) -> tuple[jax.Array, None]:
             scale = None if scales is None else scales[unit]
-            new = step(video, unit, canvas.noise(unit, per_unit), scale, slots)
-            at = (unit - 1) * per_unit + 1
-            return jax.lax.dynamic_update_slice_in_dim(video, new, at, axis=1), None
+            new = climb(video, Turn(unit, slots), canvas.noise(unit, per_unit), scale)
+            return put(video, new, unit), None
 
         video, _ = jax.lax.scan(body, video, jnp.arange(begin, end))
     return video
 
 
+def put(
+    video: Float[jax.Array, "b t h w c"],
+    new: Float[jax.Array, "b _ h w c"],
+    unit: int | Int[jax.Array, ""],
+) -> Float[jax.Array, "b t h w c"]:
+    """The video with the frames of one unit, which is not unit 0."""
+    at = (unit - 1) * new.shape[1] + 1
+    return jax.lax.dynamic_update_slice_in_dim(video, new, at, axis=1)
+
+
+def spans(units: int, scans: int) -> list[tuple[int, int]]:
+    """Units 1 .. units - 1 in `scans` runs of about equal length."""
+    bounds = np.unique(np.linspace(1, max(units, 1), scans + 1).round().astype(int))
+    return [(int(a), int(b)) for a, b in pairwise(bounds)]
+
+
+class View(NamedTuple):
+    """What stays the same while a stage is climbed: the history, and the frames."""
+
+    seen: list[AnyTokens]
+    frame: Int[Array, "_"]
+
+
+def enter(
+    stage: int,
+    x: Float[jax.Array, "b _ _ _ c"] | None,
+    video: Float[jax.Array, "b t h w c"],
+    turn: Turn,
+    noise: Noise,
+    cfg: SamplerConfig,
+) -> tuple[Float[jax.Array, "b _ _ _ c"], View]:
+    """Where a stage starts, from where the one below ended, and what it sees."""
+    if stage == 0 or x is None:
+        x = noise.start
+    else:
+        start = cfg.stages[stage].start
+        x = pyramid.jump(x, noise.jumps[stage - 1], start, cfg.gamma)
+    *past, current = cfg.clips(stage, turn)
+    levels = pyramid.levels(video, len(cfg.stages))
+    return x, View(layout.history(levels, past, stage, cfg.layout), current.frame)
+
+
 @dataclass(frozen=True)
-class _Unit:
+class Climb:
     """One autoregressive step: noise to the clean frames of a unit, given the past."""
 
     velocity: Velocity
@@ -170,48 +232,46 @@ class _Unit:
     def __call__(
         self,
         video: Float[jax.Array, "b t h w c"],
-        unit: int | Int[jax.Array, ""],
+        turn: Turn,
         noise: Noise,
         scale: Float[jax.Array, ""] | None,
-        slots: int,
     ) -> Float[jax.Array, "b _ h w c"]:
-        cfg = self.cfg
-        levels = pyramid.levels(video, len(cfg.stages))
-        steps = cfg.first_steps if slots == 1 else cfg.video_steps
-        x = noise.start
-        for k, stage in enumerate(cfg.stages):
-            if k:
-                x = pyramid.jump(x, noise.jumps[k - 1], stage.start, cfg.gamma)
-            per_unit = 1 if slots == 1 else cfg.layout.frames_per_unit
-            *past, current = layout.clips(k, unit, slots, per_unit)
-            seen = layout.history(levels, past, k, cfg.layout)
-            sigmas = pyramid.sigmas(steps[k], cfg.last_step)
+        x = None
+        for k in range(len(self.cfg.stages)):
+            x, view = enter(k, x, video, turn, noise, self.cfg)
 
             def euler(
-                x: jax.Array, at: tuple, stage=stage, seen=seen, frame=current.frame
-            ):
-                sigma, following = at
-                v = self.guided(x, frame, seen, pyramid.time(sigma, stage), scale)
-                return pyramid.euler(x, v, sigma, following), None
+                x: jax.Array, at: jax.Array, k: int = k, view: View = view
+            ) -> tuple[jax.Array, None]:
+                return self.step(k, x, view, at, scale), None
 
-            pairs = jnp.asarray(
-                np.stack([sigmas[:-1], sigmas[1:]], axis=1), jnp.float32
-            )
-            x, _ = jax.lax.scan(euler, x, (pairs[:, 0], pairs[:, 1]))
+            x, _ = jax.lax.scan(euler, x, jnp.asarray(self.cfg.times(k, turn)))
         return x
+
+    def step(
+        self,
+        k: int,
+        x: Float[jax.Array, "b t h w c"],
+        view: View,
+        at: Float[Array, "2"],
+        scale: Float[jax.Array, ""] | None,
+    ) -> Float[jax.Array, "b t h w c"]:
+        """One Euler step of stage k, from sigma `at[0]` to `at[1]`."""
+        time = pyramid.time(at[0], self.cfg.stages[k])
+        return pyramid.euler(x, self.guided(x, view, time, scale), at[0], at[1])
 
     def guided(
         self,
         x: Float[jax.Array, "b t h w c"],
-        frame: Int[Array, "t"],
-        seen: list[AnyTokens],
+        view: View,
         time: Float[jax.Array, ""],
         scale: Float[jax.Array, ""] | None,
     ) -> Float[jax.Array, "b t h w c"]:
         """The velocity of the frames `x`, with classifier-free guidance."""
         patch = self.cfg.layout.patch
         grid = layout.grid(x, patch)
-        row = layout.join([*seen, layout.tokens(x, frame, grid, self.cfg.layout)])
+        current = layout.tokens(x, view.frame, grid, self.cfg.layout)
+        row = layout.join([*view.seen, current])
         if scale is not None:
             row = Tokens(*(jnp.concatenate([part, part]) for part in row))
         time = jnp.full((row.values.shape[0], 1), time)
@@ -221,9 +281,3 @@ class _Unit:
             negative, positive = jnp.split(v, 2)
             v = negative + scale * (positive - negative)
         return layout.unpatchify(v, grid, patch)
-
-
-def _spans(units: int, scans: int) -> list[tuple[int, int]]:
-    """Units 1 .. units - 1 in `scans` runs of about equal length."""
-    bounds = np.unique(np.linspace(1, max(units, 1), scans + 1).round().astype(int))
-    return [(int(a), int(b)) for a, b in pairwise(bounds)]

@@ -53,6 +53,7 @@ MAY_IMPORT["autoencoder"] = set(MAY_IMPORT)
 MAY_IMPORT["blueprints"] = {"shapes", "models", "checkpoint", "prompts"}
 MAY_IMPORT["original"] = set(MAY_IMPORT)
 MAY_IMPORT["convert"] = set(MAY_IMPORT)
+MAY_IMPORT["stepping"] = {"shapes", "layout", "sampler", "sharding", "config"}
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling step by step: the same videos as in one piece, told of, and checked."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from pyramid_jax import config, sampler, sharding, stepping
+from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax.shapes import Text
+from pyramid_jax.stepping import Inputs, Progress, Stepper
+
+CFG: ModelConfig = config.model_config(tiny.get_config("smoke").model.to_dict())
+SHAPE = (4, 16, 16, 3)
+VIDEOS = 2
+
+
+def options(scans: int = 1, steps: int = 2) -> SamplerConfig:
+    stages = len(CFG.stages)
+    given = SampleConfig((steps,) * stages, (2,) * stages, scans=scans)
+    return given.sampler(CFG)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    """Weights of a small network, none of them zero."""
+    init = jax.jit(partial(config.initialise, CFG))
+    leaves, tree = jax.tree.flatten(sharding.unbox(init(jax.random.key(0))))
+    rng = np.random.default_rng(1)
+    noisy = [x + np.float32(0.1) * rng.normal(size=x.shape) for x in leaves]
+    return jax.tree.unflatten(tree, [jnp.asarray(x, jnp.float32) for x in noisy])
+
+
+def inputs(guided: bool = True, first: np.ndarray | None = None) -> Inputs:
+    """Features of two prompts, after those of their negative prompts if guided."""
+    rows = VIDEOS * (1 + guided)
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(rows, 16, CFG.dit.text_width)).astype(np.float32)
+    pooled = rng.normal(size=(rows, 1, CFG.dit.pooled_width)).astype(np.float32)
+    scales = Guidance(3, 2).scales(SHAPE[0]).astype(np.float32) if guided else None
+    text = Text(*map(jnp.asarray, (features, np.zeros((rows, 16), np.int32), pooled)))
+    return Inputs(scales, text, jax.random.split(jax.random.key(3), VIDEOS), first)
+
+
+def in_one_piece(params: dict, given: Inputs, how: SamplerConfig) -> jax.Array:
+    def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
+        return sampler.draw(given.keys, unit, (frames, *SHAPE[1:]), how)
+
+    on = Canvas(SHAPE, noise, given.first)
+    velocity = config.velocity(CFG, params)
+    return jax.jit(
+        lambda: sampler.sample(velocity, given.text, on, given.scales, how)
+    )()
+
+
+def in_steps(params: dict, given: Inputs, how: SamplerConfig, **more) -> jax.Array:
+    return jnp.concatenate(list(Stepper(CFG, how, SHAPE, **more)(params, given)), 1)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("image", [True, False])
+def test_steps_make_the_video_that_one_program_makes(params, guided, image):
+    rng = np.random.default_rng(4)
+    first = rng.normal(size=(VIDEOS, 1, *SHAPE[1:])).astype(np.float32)
+    given = inputs(guided, first if image else None)
+    stepped = in_steps(params, given, options())
+    whole = in_one_piece(params, given, options())
+    np.testing.assert_allclose(stepped, whole, rtol=0, atol=1e-4)
+
+
+def test_fewer_history_slots_change_nothing(params):
+    one = in_steps(params, inputs(), options())
+    many = in_steps(params, inputs(), options(scans=3))
+    np.testing.assert_allclose(one, many, rtol=0, atol=1e-4)
+
+
+def test_four_devices_make_the_same_video(params):
+    over = sharding.mesh(data=2, tensor=2, devices=jax.devices()[:4])
+    alone = in_steps(params, inputs(), options())
+    spread = in_steps(params, inputs(), options(), mesh=over)
+    np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-4)
+
+
+def test_every_step_is_told_of_and_all_work_is_done_at_the_end(params):
+    told: list[Progress] = []
+    in_steps(params, inputs(), options(steps=3), watch=told.append)
+    stages = len(CFG.stages)
+    assert len(told) == stages * (3 + 2 * (SHAPE[0] - 1))
+    assert [at.done for at in told] == sorted({at.done for at in told})
+    assert told[-1].done == 1
+    assert str(told[0]).startswith(f"unit 1/4, stage 1/{stages}, step 1/3")
+
+
+def test_units_come_one_by_one(params):
+    told: list[Progress] = []
+    units = Stepper(CFG, options(), SHAPE, watch=told.append)(params, inputs())
+    assert next(units).shape == (VIDEOS, 1, *SHAPE[1:])
+    assert {at.unit for at in told} == {0}
+    next(units)
+    assert told[-1].unit == 1
+
+
+def test_more_steps_units_or_guidance_compile_nothing_new(params):
+    in_steps(params, inputs(), options(steps=2))
+    before = stepping._step._cache_size()
+    other = inputs()._replace(scales=np.full(SHAPE[0], 5, np.float32))
+    in_steps(params, other, options(steps=4))
+    assert stepping._step._cache_size() == before
+
+
+def test_broken_weights_are_named(params):
+    head = {
+        **params["dit"]["head"],
+        "bias": jnp.full_like(params["dit"]["head"]["bias"], jnp.nan),
+    }
+    broken = {**params, "dit": {**params["dit"], "head": head}}
+    message = r"unit 1/4, stage 1/\d, step 1/2: .*weights dit/head/bias are not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        in_steps(broken, inputs(), options())
+
+
+def test_broken_prompts_and_overflow_are_told_apart(params):
+    given = inputs()
+    text = given.text._replace(pooled=jnp.full_like(given.text.pooled, np.inf))
+    with pytest.raises(FloatingPointError, match="features of a prompt are not finite"):
+        in_steps(params, given._replace(text=text), options())
+    scales = np.array([3, np.inf, 2, 2], np.float32)
+    with pytest.raises(FloatingPointError, match=r"unit 2/4.*overflows in float32"):
+        in_steps(params, given._replace(scales=scales), options())
