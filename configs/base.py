@@ -67,6 +67,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "video_steps": (10, 10, 10),
         "guidance": {"first": 7.0, "video": 5.0},
         "last_step": True,
+        "image_guidance": 4.0,
     }
     every = dict(log_every=50, save_every=1000, sample_every=5000)
     cfg.loop = {"steps": 50_000} | every  # training.loop.LoopConfig

@@ -53,6 +53,7 @@ def get_config(mode: str = "full") -> Any:
     cfg.loop.update(steps=7000, log_every=20, save_every=300, sample_every=2000)
     cfg.sample.update(first_steps=(8, 8, 8), video_steps=(5, 5, 5), last_step=False)
     cfg.sample.guidance.update(first=4.0, video=2.0)
+    cfg.sample.image_guidance = 2.0
     cfg.prompts = (
         "a red circle moves left",
         "a green triangle moves up",

@@ -90,13 +90,36 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Defaults for sampling a model: Euler steps per stage, and guidance."""
+    """Defaults for sampling a model: Euler steps per stage, guidance; what it can make.
+
+    Args:
+        image_guidance: scale of later units where the first frame is given; None: that
+            of `guidance`.
+        sizes: (height, width, frames of the longest video) of the training; (): unknown.
+        fps: frames per second of the training.
+    """
 
     first_steps: tuple[int, ...] = (20, 20, 20)
     video_steps: tuple[int, ...] = (10, 10, 10)
     guidance: Guidance = field(default_factory=Guidance)
     last_step: bool = True
     scans: int = 1
+    image_guidance: float | None = None
+    sizes: tuple[tuple[int, int, int], ...] = ()
+    fps: float = 24.0
+
+    def with_image(self) -> "SampleConfig":
+        """These choices where the first frame is given."""
+        if self.image_guidance is None:
+            return self
+        guidance = dataclasses.replace(self.guidance, video=self.image_guidance)
+        return dataclasses.replace(self, guidance=guidance)
+
+    def made_for(self, data: DataConfig, latent: LatentConfig) -> "SampleConfig":
+        """These choices with the sizes, the length and the rate of a training."""
+        longest = latent.longest(data.frames)
+        sizes = tuple((*size, longest) for size in data.all_sizes)
+        return dataclasses.replace(self, sizes=sizes, fps=float(data.fps))
 
     def sampler(self, model: ModelConfig) -> SamplerConfig:
         """These choices for one model."""
@@ -152,7 +175,8 @@ def sample_config(section: Mapping[str, Any]) -> SampleConfig:
     """The `sample` section of a config."""
     section = dict(section)
     guidance = build(Guidance, section.pop("guidance", {}))
-    return build(SampleConfig, section | {"guidance": guidance})
+    sizes = tuple(tuple(size) for size in section.pop("sizes", ()))
+    return build(SampleConfig, section | {"guidance": guidance, "sizes": sizes})
 
 
 def build(cls: type, section: Mapping[str, Any]) -> Any:

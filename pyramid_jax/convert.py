@@ -27,7 +27,13 @@ from pyramid_jax.sampler import Guidance
 from pyramid_jax.sharding import unbox
 
 ORIGINAL = "original"  # our folder with their config files; their name of the variant
-IMAGES = "diffusion_transformer_image"  # the variant that makes single images
+# Height, width and longest number of frames that the original's variants make.
+LANDSCAPE = (768, 1280)
+SIZES = {
+    "diffusion_transformer_384p": ((384, 640, 121),),
+    "diffusion_transformer_768p": ((*LANDSCAPE, 241),),
+    "diffusion_transformer_image": ((1024, 1024, 1), (*LANDSCAPE, 1), (1280, 768, 1)),
+}
 WEIGHTS = "weights.safetensors"
 # The names that the libraries of the original look for.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -123,8 +129,11 @@ def export(folder: str | Path, to: str | Path) -> None:
 
 
 def _defaults(variant: str) -> SampleConfig:
-    """How the original recommends to sample its models."""
-    return SampleConfig(guidance=Guidance(first=9.0 if variant == IMAGES else 7.0))
+    """What the original's models can make, and how it recommends to sample them."""
+    sizes = SIZES.get(variant, ())
+    images = bool(sizes) and all(frames == 1 for *_, frames in sizes)
+    guidance = Guidance(first=9.0 if images else 7.0)
+    return SampleConfig(guidance=guidance, image_guidance=4.0, sizes=sizes)
 
 
 def _write(part: Part, path: Path, start: str = "") -> None:

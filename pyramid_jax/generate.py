@@ -57,6 +57,7 @@ class VideoModel:
         watch: is told of every Euler step that has ended, see `stepping.Progress`.
         prompts: reads the prompts of models with T5 and CLIP, which get the endings
             that the released models were trained with; None: the model reads them.
+        name: that of its folder.
     """
 
     cfg: ModelConfig
@@ -68,6 +69,7 @@ class VideoModel:
     pieces: Pieces | None = None
     prompts: PromptEncoder | None = None
     watch: Watch | None = None
+    name: str = ""
 
     def text_to_video(
         self,
@@ -168,7 +170,8 @@ class VideoModel:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise ValueError("there is no prompt; give at least one")
-        options = options or self.defaults
+        if options is None:
+            options = self.defaults if first is None else self.defaults.with_image()
         scales = options.guidance.scales(_units(shape, self.cfg))
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
         inputs = Inputs(
@@ -288,7 +291,10 @@ def load(
     if text and cfg.text is None and any(folder.glob("text_encoder*")):
         prompts = released.load(folder, dtype or cfg.dit.dtype, mesh)
     defaults = config.sample_config(sections["sample"])
-    return VideoModel(cfg, params, tokenize, defaults, mesh, vae, prompts=prompts)
+    name = folder.resolve().name
+    return VideoModel(
+        cfg, params, tokenize, defaults, mesh, vae, prompts=prompts, name=name
+    )
 
 
 def save(

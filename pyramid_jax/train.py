@@ -46,8 +46,8 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     vae = autoencoder.load(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
         model = with_latents(model, vae.latent)
-    defaults = config.sample_config(cfg.sample.to_dict())
     data = data_config(cfg, model)
+    defaults = config.sample_config(cfg.sample.to_dict()).made_for(data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
     sampled = VideoModel(model, None, tokenize, defaults, vae=vae)

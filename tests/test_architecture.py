@@ -55,6 +55,8 @@ MAY_IMPORT["original"] = set(MAY_IMPORT)
 MAY_IMPORT["convert"] = set(MAY_IMPORT)
 MAY_IMPORT["stepping"] = {"shapes", "layout", "sampler", "sharding", "config"}
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
+MAY_IMPORT["presets"] = {"config", "generate"}
+MAY_IMPORT["renders"] = {"config", "data", "generate", "presets", "prompts"}
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["vae_task"] = {"vae_objective", "models", "data", "training"}
@@ -63,6 +65,7 @@ MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
+SERVICES |= {"presets", "renders"}
 SERVICES |= {"autoencoder", "codec", "latents", "original", "convert", "train_vae"}
 
 # The files that a newcomer reads as mathematics need nothing else.
