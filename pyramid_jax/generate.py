@@ -103,7 +103,8 @@ class VideoModel:
         options: SampleConfig | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Videos that begin with `image`, one for every prompt; see `text_to_video`."""
-        size = Size(*image.shape[:2], frames)
+        height, width = image.shape[:2]
+        size = Size(height, width, frames)
         first = self._first(image, size, seed)
         made = self.latents(prompts, size, negative, seed, options, first)
         return self._pixels(made)

@@ -204,14 +204,17 @@ class View(NamedTuple):
 
 def enter(
     stage: int,
-    x: Float[jax.Array, "b _ _ _ c"] | None,
+    x: Float[jax.Array, "b _ _ _ c"],
     video: Float[jax.Array, "b t h w c"],
     turn: Turn,
     noise: Noise,
     cfg: SamplerConfig,
 ) -> tuple[Float[jax.Array, "b _ _ _ c"], View]:
-    """Where a stage starts, from where the one below ended, and what it sees."""
-    if stage == 0 or x is None:
+    """Where a stage starts, from where the one below ended, and what it sees.
+
+    Stage 0 starts from `noise.start`, whatever `x` is.
+    """
+    if stage == 0:
         x = noise.start
     else:
         start = cfg.stages[stage].start
@@ -236,7 +239,7 @@ class Climb:
         noise: Noise,
         scale: Float[jax.Array, ""] | None,
     ) -> Float[jax.Array, "b _ h w c"]:
-        x = None
+        x = noise.start
         for k in range(len(self.cfg.stages)):
             x, view = enter(k, x, video, turn, noise, self.cfg)
 

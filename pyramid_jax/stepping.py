@@ -105,9 +105,9 @@ class Stepper:
     def _unit(self, call: "_Call", ahead: Iterator[float]) -> jax.Array:
         """The frames of one unit."""
         turn, keys, last = call.turn, call.inputs.keys, None
-        unit, units = turn.unit, self._units
+        unit, units = int(turn.unit), self._units
         about = _About(self.cfg, self.shape, turn.slots, self.mesh)
-        x = None
+        x = call.video
         for k in range(len(self.how.stages)):
             x, view = _enter(about, k, x, call.video, np.int32(unit), keys)
             times = self.how.times(k, turn)
@@ -118,7 +118,7 @@ class Stepper:
                     self._ended(call, *last)
                 count = (unit, units, k, len(self.how.stages), i, len(times))
                 last = fine, Progress(*count, next(ahead))
-        assert last is not None and x is not None  # a stage has a step at least
+        assert last is not None  # there is a stage, and it has a step
         self._ended(call, *last)
         return x
 
@@ -189,7 +189,7 @@ class _About(NamedTuple):
 def _enter(
     about: _About,
     k: int,
-    x: Float[jax.Array, "b _ _ _ c"] | None,
+    x: Float[jax.Array, "b _ _ _ c"],
     video: Float[jax.Array, "b t h w c"],
     unit: Int[Array, ""],
     keys: Key[jax.Array, "b"],

@@ -9,19 +9,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # What JAX may use in `pytest -m gpu` and `pytest -m tpu`; otherwise only the CPU.
 PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # perf: compiling is most of the suite's time; this halves it.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the platform before JAX starts, then makes JAX strict.
 
     Implicit broadcasting across ranks and implicit promotion of dtypes raise. An
-    explicit JAX_PLATFORMS or XLA_FLAGS in the environment is respected.
+    explicit JAX_PLATFORMS, and every flag in XLA_FLAGS, is respected.
     """
     os.environ.setdefault("JAX_PLATFORMS", PLATFORMS.get(config.option.markexpr, "cpu"))
-    devices = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "")
-    if devices not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {devices}=8".strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    missing = [flag for flag in FLAGS if flag.split("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 
     import jax
     from absl import flags as absl_flags

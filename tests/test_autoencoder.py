@@ -39,27 +39,10 @@ CFG = VAEConfig(
 LATENT = LatentConfig(2, 2, 2, 0.1, 2.0, -0.2, 3.0)
 
 
-# perf: compiling is most of these tests' time, running is nothing.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    quick = jax.jit(
-        autoencoder._step.__wrapped__,
-        static_argnums=(0, 1, 2),
-        donate_argnums=5,
-        compiler_options=FAST,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoencoder, "_step", quick)
-        yield
-
-
 @pytest.fixture(scope="module")
 def small() -> Autoencoder:
     """Weights large enough that everything matters."""
-    init = jax.jit(partial(vae.initialise, CFG), compiler_options=FAST)
+    init = jax.jit(partial(vae.initialise, CFG))
     params = sharding.to_host(sharding.unbox(init(jax.random.key(0))))
     random = np.random.default_rng(0)
     moved = jax.tree.map(

@@ -15,6 +15,7 @@ from launch import demo
 from pyramid_jax import config, generate, sharding
 from pyramid_jax.data.judge import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.data.video_io import read_video
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.sampler import Guidance
 
@@ -63,12 +64,6 @@ def test_a_video_of_a_batch_is_that_of_its_prompt_alone(
 ):
     alone = model.text_to_video(PROMPTS[1], SIZE, seed=6)
     assert np.abs(alone[0].astype(int) - videos[1].astype(int)).max() <= 1  # rounding
-
-
-def test_many_devices_make_the_same_videos(model: VideoModel, videos: np.ndarray):
-    over = sharding.mesh(data=2, devices=jax.devices()[:2])
-    spread = replace(model, mesh=over).text_to_video(PROMPTS, SIZE, seed=5)
-    assert np.abs(spread.astype(int) - videos.astype(int)).max() <= 1
 
 
 def test_a_given_image_is_the_first_frame(model: VideoModel):
@@ -161,17 +156,18 @@ def test_a_missing_or_cut_off_model_is_refused(model: VideoModel, tmp_path: Path
         generate.load(tmp_path)
 
 
-def test_the_demo_writes_videos_and_a_contact_sheet(model: VideoModel, tmp_path: Path):
+def test_the_demo_shows_what_its_prompts_say(tmp_path: Path):
+    model = generate.load(generate.TINY_LATENT)
     sheet = demo.make(model, tmp_path, seed=0)
     assert sheet.stat().st_size > 10_000
     made = sorted(path.name for path in tmp_path.glob("*.mp4"))
     assert len(made) == len(demo.PROMPTS) + len(demo.FIRST_FRAMES)
     assert made[0] == "0_a_red_circle_moves_left.mp4"
+    video = read_video(tmp_path / made[0], (256, 256), 7, demo.FPS)[:, ::8, ::8]
+    assert judge(video) == ("red", "circle", "left")
 
 
-@pytest.mark.parametrize("folder", [generate.TINY, generate.TINY_LATENT])
-def test_a_model_that_ships_shows_what_its_prompt_says(folder: Path):
-    model = generate.load(folder)
-    size = Size(32, 32, model.cfg.latent.longest(8))
-    (video,) = model.text_to_video("a red circle moves left", size)
+def test_the_model_of_pixels_shows_what_its_prompt_says():
+    model = generate.load(generate.TINY)
+    (video,) = model.text_to_video("a red circle moves left", Size(32, 32, 8))
     assert judge(video) == ("red", "circle", "left")

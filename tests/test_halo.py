@@ -16,7 +16,6 @@ from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sharding import unbox
 
 # Compiling is most of the time that these tests take.
-FAST = {"xla_backend_optimization_level": 0}
 CFG = VAEConfig(
     latent=2,
     encoder_widths=(4,),
@@ -45,7 +44,7 @@ def divided(f: Any, sizes: tuple[int, int], halo: Halo, outputs: Any) -> Any:
     run = jax.shard_map(
         f, mesh=grid(sizes), in_specs=P(None, halo.time, halo.height), out_specs=outputs
     )
-    return jax.jit(run, compiler_options=FAST)
+    return jax.jit(run)
 
 
 def video(frames: int, rows: int = 2) -> jax.Array:
@@ -163,7 +162,7 @@ def results(run: Any, params: Any) -> Any:
         return jnp.sin(raw).sum() + jnp.cos(decoded).sum(), (raw, decoded)
 
     value = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    return jax.device_get(jax.jit(value, compiler_options=FAST)(params, pixels()))
+    return jax.device_get(jax.jit(value)(params, pixels()))
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,6 @@ KEYS = jax.random.split(jax.random.key(0), 2)
 FEW = SamplerConfig(
     stages=pyramid.stages((0, 0.5, 1)), first_steps=(3, 2), video_steps=(2, 2)
 )
-# perf: compiling is most of these tests' time, running is nothing.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -56,7 +54,7 @@ def run(
 ) -> jax.Array:
     weights = None if scales is None else jnp.array(scales, jnp.float32)
     sample = partial(sampler.sample, velocity, text, on, weights, cfg)
-    return jax.jit(sample, compiler_options=FAST)()
+    return jax.jit(sample)()
 
 
 # --------------------------------------------------------------------------- velocities

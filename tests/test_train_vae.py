@@ -217,6 +217,7 @@ def test_a_run_leaves_losses_quality_reconstructions_and_a_model(run: Path):
     assert made.cfg == TINY and made.latent.spatial == made.latent.temporal == 2
 
 
+@pytest.mark.slow
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(
     run, manifest, tmp_path
 ):
@@ -251,7 +252,12 @@ def test_a_run_can_start_from_a_vae_and_train_its_decoder_alone(
         ("data", {"frames": 4}, "4 frames are not 1 . a multiple of 2.* use 3 or 5"),
         ("data", {"height": 15}, "15x16 pixels are not multiples of 2"),
         ("objective", {"discriminator_start": 10**6}, "it would never train"),
-        ("objective", {"perceptual": 1.0}, "needs the weights of LPIPS"),
+        pytest.param(
+            "objective",
+            {"perceptual": 1.0},
+            "needs the weights of LPIPS",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_can_not_work_is_refused(manifest, tmp_path, section, changes, message):
@@ -265,7 +271,7 @@ def test_statistics_make_the_latents_standard(manifest, tmp_path):
     data = ClipConfig(manifest, 16, 16, frames=5, fps=8, batch=8)
     key, noise = jax.random.split(KEY)
     over = sharding.mesh(devices=jax.devices()[:1])
-    params = sharding.unbox(models.initialise(TINY, key))
+    params = sharding.unbox(jax.jit(partial(models.initialise, TINY))(key))
     where = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec())
     params = jax.device_put(params, where)
     latent = statistics(TINY, params, data, tmp_path, clips=8)
@@ -284,7 +290,7 @@ def test_statistics_make_the_latents_standard(manifest, tmp_path):
 
 
 def test_a_vae_is_read_back_as_it_was_saved(tmp_path):
-    params = sharding.unbox(models.initialise(TINY, KEY))
+    params = sharding.unbox(jax.jit(partial(models.initialise, TINY))(KEY))
     data = LatentConfig(channels=2, image_shift=0.5)
     autoencoder.save(tmp_path, Autoencoder(TINY, data, jax.device_get(params)))
     back = autoencoder.load(tmp_path)
