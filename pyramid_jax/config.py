@@ -95,7 +95,8 @@ class SampleConfig:
     Args:
         image_guidance: scale of later units where the first frame is given; None: that
             of `guidance`.
-        sizes: (height, width, frames of the longest video) of the training; (): unknown.
+        sizes: (height, width, frames of the longest video) of the training, () where
+            they are not known.
         fps: frames per second of the training.
     """
 

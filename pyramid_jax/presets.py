@@ -78,7 +78,7 @@ def choose(
         size = known[0].height, known[0].width
     if count is None:
         longest = [preset.frames for preset in known if preset[:2] == size]
-        count = min(longest + [frames(model, USUAL)])
+        count = min([*longest, frames(model, USUAL)])
     chosen = Size(*size, count)
     check(model, chosen, any_size)
     return chosen
@@ -102,8 +102,8 @@ def check(model: VideoModel, size: Size, any_size: bool = False) -> None:
         allowed = ", ".join(map(str, known))
         raise ValueError(
             f"{size.height}x{size.width} with {size.frames} frames was asked for, but "
-            f"{model.name or 'this model'} was made for {allowed}; choose one of these, "
-            "or allow any size if its weights were trained on others"
+            f"{model.name or 'this model'} was made for {allowed}; choose one of "
+            "these, or allow any size if its weights were trained on others"
         )
     latent, stages = model.cfg.latent, len(model.cfg.stages)
     latent.grid(size.height, size.width, model.cfg.layout.patch, stages)

@@ -127,12 +127,14 @@ def write_video(
     *,
     crf: int = 18,
     scale: int = 1,
+    comment: str = "",
 ) -> None:
     """Writes an H.264 mp4 file (yuv420p, BT.709) that every player and browser shows.
 
     Args:
         crf: quality of x264, 0 (best) to 51; 18 looks like the original.
         scale: shows every pixel as a block of scale x scale, for tiny videos.
+        comment: any text, which `read_comment` finds again.
 
     Raises ValueError for an empty video or an odd height or width.
     """
@@ -151,6 +153,7 @@ def write_video(
         )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
+        container.metadata["comment"] = comment
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -163,6 +166,15 @@ def write_video(
         for pixels in video:
             container.mux(stream.encode(_to_yuv(pixels, scaler)))
         container.mux(stream.encode(None))
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment of a video file, "" if it has none.
+
+    Raises ValueError for a missing or broken file.
+    """
+    with _opened(path, "video") as container:
+        return container.metadata.get("comment", "")
 
 
 def to_model(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and GIF animations as files, with a comment inside, through Pillow."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+_COMMENT = "Comment"  # the keyword that the PNG standard has for it
+
+
+def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file scaled with a Lanczos filter until it covers `size`, and cropped.
+
+    What is too much is cropped on both sides alike. Transparent parts become white.
+
+    Args:
+        size: height and width in pixels.
+
+    Raises:
+        ValueError: no such file, or no picture.
+
+    Source: the image-to-video page of the original's demo.
+    """
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            opaque = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
+        rgb = upright.convert("RGB")
+    return np.asarray(ImageOps.fit(rgb, size[::-1], Image.Resampling.LANCZOS))
+
+
+def write_picture(
+    path: str | Path, picture: UInt8[np.ndarray, "h w 3"], comment: str = ""
+) -> None:
+    """Writes a PNG file; `read_comment` finds the comment again."""
+    about = PngInfo()
+    about.add_itxt(_COMMENT, comment)
+    Image.fromarray(picture).save(path, format="PNG", pnginfo=about)
+
+
+def write_gif(
+    path: str | Path, video: UInt8[np.ndarray, "f h w 3"], fps: float, comment: str = ""
+) -> None:
+    """Writes a GIF animation that repeats for ever, every frame with its own palette.
+
+    GIF counts hundredths of a second: frames differ by one, so that the rate is right.
+
+    Raises:
+        ValueError: no frame, or a rate that GIF has not.
+    """
+    ends = np.rint(100 / fps * np.arange(len(video) + 1)) * 10
+    if not len(video) or fps > 50:
+        raise ValueError(
+            f"{len(video)} frames at {fps:g} frames per second: a GIF has one frame or "
+            "more, at 50 frames per second or less; write an mp4 file"
+        )
+    first, *others = (Image.fromarray(frame) for frame in video)
+    first.save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=others,
+        duration=np.diff(ends).astype(int).tolist(),
+        loop=0,
+        comment=comment.encode(),
+    )
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment of a PNG or GIF file, "" if it has none.
+
+    Raises:
+        ValueError: no such file, or no picture.
+    """
+    with _opened(path) as image:
+        image.load()  # PNG may have text behind the pixels
+        text = image.info.get(_COMMENT, image.info.get("comment", ""))
+        return text.decode() if isinstance(text, bytes) else str(text)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An open image; errors while it is read name the file and the cure."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except OSError as error:  # Pillow's own are of this kind
+        raise ValueError(
+            f"{path} can not be read as an image ({error}); give the path of a whole "
+            "png, jpg or webp file"
+        ) from error
