@@ -1,0 +1,199 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Make a video
+#
+# This notebook samples videos and images with a small model that ships with the
+# project, on any CPU. It has 2 million weights and knows 144 captions, "a COLOUR SHAPE
+# moves DIRECTION". The last section says what to change for the released models.
+
+# %%
+# SPDX-License-Identifier: Apache-2.0
+import os
+import time
+import warnings
+from dataclasses import replace
+
+# Libraries would miss PyTorch and Jupyter's widgets, which nothing here needs.
+os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+warnings.filterwarnings("ignore", message="IProgress")
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import pyramid_jax
+from pyramid_jax.data import embedded
+from pyramid_jax.generate import TINY_LATENT, Size
+
+# With models as small as these, compiling takes longer than running.
+jax.config.update("jax_disable_most_optimizations", True)
+plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.titlesize": 9})
+
+
+def sheet(rows, names, titles=()):
+    """Draws rows of pictures, each with its name above the first one."""
+    columns = max(map(len, rows))
+    size = (1.1 * columns, 1.3 * len(rows))
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    for line, pictures, name in zip(axes, rows, names, strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, picture in zip(line, pictures, strict=False):
+            axis.imshow(picture, interpolation="nearest")
+        line[0].set_title(name, loc="left")
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title)
+    plt.show()
+
+
+# %% [markdown]
+# ## Text to video
+#
+# `load` takes a folder. `Size` is height, width and frames in pixels. The result is
+# 8-bit RGB, one video for every prompt. The first call compiles one function per stage
+# of the pyramid; later calls of the same size do not.
+
+# %%
+model = pyramid_jax.load(TINY_LATENT)
+prompts = [
+    "a red circle moves left",
+    "a green square moves up",
+    "a yellow cross moves right",
+    "a magenta star moves down",
+]
+size = Size(height=32, width=32, frames=7)
+began = time.monotonic()
+videos = model.text_to_video(prompts, size, seed=1)
+print(videos.shape, videos.dtype, f"{time.monotonic() - began:.1f} s with compiling")
+sheet(videos, prompts)
+
+# %% [markdown]
+# ## Image to video
+#
+# The first frame is given; the prompt says what happens next: here one drawn picture,
+# and four directions.
+
+# %%
+drawn = embedded.parse("a cyan ring moves left")
+clip = embedded.small(embedded.render(drawn, np.random.default_rng(0)))
+image = clip[len(clip) // 2]  # the ring is in the middle
+wishes = [f"a cyan ring moves {way}" for way in ("left", "right", "up", "down")]
+sheet(model.image_to_video(image, wishes, frames=7, seed=1), wishes)
+
+# %% [markdown]
+# ## Text to image
+#
+# An image is a video of one frame: only the first unit is sampled.
+
+# %%
+images = model.text_to_image(prompts, 32, 32, seed=1)
+sheet([images], [""], [prompt.split(" moves")[0] for prompt in prompts])
+
+# %% [markdown]
+# ## Frame by frame
+#
+# A video grows in *units*: the first frame, then one latent frame at a time, which is
+# two pixel frames here and eight in the released models. `stream` hands over the frames
+# of each unit when they are done, and does not need the later ones. `watch` is told of
+# every Euler step. Both make the same video as `text_to_video`.
+
+# %%
+steps = []
+watching = replace(model, watch=steps.append)
+arrived = []
+for frames in watching.stream(prompts, size, seed=1):
+    arrived.append(frames)
+    print(f"{frames.shape[1]} frames; the last step was {steps[-1]}", end=" ")
+    print(f"({steps[-1].done:.0%} of the work)")
+difference = np.abs(np.concatenate(arrived, axis=1).astype(int) - videos).max()
+print("largest difference of a pixel value:", difference)
+
+# %% [markdown]
+# ## What the seed and guidance do
+#
+# The seed draws the noise from which a video starts: other shapes, sizes and places for
+# the same words. Video *i* of a batch is the video of its prompt alone with `seed + i`.
+#
+# Classifier-free guidance runs the network twice, with the prompt and with the negative
+# prompt (empty by default), and goes further in the direction of their difference:
+#
+# $$ v = v_{\mathrm{negative}} + \mathrm{scale}\,(v_{\mathrm{prompt}} -
+# v_{\mathrm{negative}}) . $$
+#
+# At 1 that is the prompt's velocity alone. More obeys the prompt better; too much
+# oversteers. Rows below are scales, columns are seeds 3 to 6. Neither guidance nor the numbers
+# of steps are compiled in.
+
+# %%
+prompt = "a blue triangle moves down"
+scales = (1.0, 3.0, 12.0)
+
+
+def four_seeds(scale):
+    """The same four seeds with another guidance."""
+    guidance = replace(model.defaults.guidance, first=scale)
+    options = replace(model.defaults, guidance=guidance)
+    return model.text_to_image([prompt] * 4, 32, 32, seed=3, options=options)
+
+
+sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scales])
+
+# %% [markdown]
+# ## Files
+#
+# `write_video` of `pyramid_jax.data.video_io` writes mp4 files:
+#
+# ```python
+# write_video("circle.mp4", videos[0], fps=8, scale=8)
+# ```
+#
+# ## The released models
+#
+# They are used by the same calls. First convert one, once, from the hub or from a
+# folder that you have downloaded:
+#
+# ```sh
+# python -m launch.convert --from=rain1011/pyramid-flow-miniflux \
+#     --variant=diffusion_transformer_384p --to=models/miniflux_384p
+# ```
+#
+# Then load it in bfloat16, on a machine with a GPU or TPU:
+#
+# ```python
+# model = pyramid_jax.load("models/miniflux_384p", dtype="bfloat16")
+# video = model.text_to_video("a lighthouse at dusk", Size(384, 640, 121), seed=0)
+# write_video("lighthouse.mp4", video[0], fps=24)
+# ```
+#
+# | variant | height x width | frames at 24 a second |
+# |---|---|---|
+# | `diffusion_transformer_384p` | 384 x 640 | up to 121 (5 s) |
+# | `diffusion_transformer_768p` | 768 x 1280 | up to 241 (10 s) |
+# | `diffusion_transformer_image` (miniFLUX) | 1024 x 1024 | 1: use `text_to_image` |
+#
+# Height and width are multiples of 64 = 8 (VAE) x 2 (patch) x 4 (pyramid), frames are 1
+# plus a multiple of 8; other values are refused with the nearest ones that fit. The
+# first frame takes 20 Euler steps per stage, each later unit 10, with guidance 7 and 5:
+# all of that is in the model's `defaults`, and `options=` of each call replaces it.
+#
+# ## Where to go on
+#
+# - `01_the_pyramid` draws what a stage is, `02_tokens_and_masks` what a unit sees of
+#   its past.
+# - `pyramid_jax/generate.py` has all calls of this notebook.
