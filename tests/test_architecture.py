@@ -56,7 +56,8 @@ MAY_IMPORT["convert"] = set(MAY_IMPORT)
 MAY_IMPORT["stepping"] = {"shapes", "layout", "sampler", "sharding", "config"}
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["presets"] = {"config", "generate"}
-MAY_IMPORT["renders"] = {"config", "data", "generate", "presets", "prompts"}
+MAY_IMPORT["renders"] = {"config", "data", "generate", "prompts"}
+MAY_IMPORT["render_lists"] = {"generate", "renders"}
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["vae_task"] = {"vae_objective", "models", "data", "training"}
@@ -65,7 +66,7 @@ MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
-SERVICES |= {"presets", "renders"}
+SERVICES |= {"presets", "renders", "render_lists"}
 SERVICES |= {"autoencoder", "codec", "latents", "original", "convert", "train_vae"}
 
 # The files that a newcomer reads as mathematics need nothing else.

@@ -31,8 +31,9 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "
         if upright.has_transparency_data:
             opaque = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
-        rgb = upright.convert("RGB")
-    return np.asarray(ImageOps.fit(rgb, size[::-1], Image.Resampling.LANCZOS))
+        rgb, (height, width) = upright.convert("RGB"), size
+    fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
 
 
 def write_picture(
