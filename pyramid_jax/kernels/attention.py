@@ -45,8 +45,7 @@ def attention(
     """
     length, dim = q.shape[1], q.shape[3]
     if backend is None:
-        # The Pallas kernels have not run on a device yet, only in its compiler.
-        backend = "xla" if length < SHORT else "blocks"
+        backend = default(length)
         logger.info("attention over rows of %d tokens: %s", length, backend)
     if backend == "xla":
         return _xla(q, k, v, mask)
@@ -63,6 +62,12 @@ def attention(
         )
     kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
     return over_mesh(_interpreted_on_cpu(kernel), q, k, v, mask)
+
+
+def default(length: int) -> str:
+    """The backend that None means for rows of `length` tokens."""
+    # The Pallas kernels have not run on a device yet, only in its compiler.
+    return "xla" if length < SHORT else "blocks"
 
 
 def _interpreted_on_cpu(kernel: Form) -> Form:
