@@ -53,6 +53,11 @@ MAY_IMPORT["autoencoder"] = set(MAY_IMPORT)
 MAY_IMPORT["blueprints"] = {"shapes", "models", "checkpoint", "prompts"}
 MAY_IMPORT["original"] = set(MAY_IMPORT)
 MAY_IMPORT["convert"] = set(MAY_IMPORT)
+MAY_IMPORT["offload"] = set()
+MAY_IMPORT["compile_cache"] = set()
+MAY_IMPORT["prompts"] |= {"offload"}
+MAY_IMPORT["footprint"] = {"sharding", "kernels", "models"}
+MAY_IMPORT["memory"] = set(MAY_IMPORT)
 MAY_IMPORT["stepping"] = {"shapes", "layout", "sampler", "sharding", "config"}
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["presets"] = {"config", "generate"}
@@ -67,6 +72,7 @@ MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
 SERVICES |= {"presets", "renders", "render_lists"}
+SERVICES |= {"compile_cache", "memory"}
 SERVICES |= {"autoencoder", "codec", "latents", "original", "convert", "train_vae"}
 
 # The files that a newcomer reads as mathematics need nothing else.

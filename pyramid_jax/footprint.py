@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one compiled call of a network holds besides weights, inputs and its past.
+
+Estimates in bytes: how many arrays of the largest size live at once. The factors are
+those of XLA's compiler for an A100 (docs/memory.md); its compiler for CPUs keeps up to
+half as much again.
+"""
+
+import math
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from pyramid_jax.kernels import attention
+from pyramid_jax.models import vae as vaes
+from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.dit import DiTConfig
+from pyramid_jax.models.t5 import T5Config
+from pyramid_jax.models.text import TextConfig
+from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.models.vae_layers import LOGITS
+from pyramid_jax.sharding import unbox
+
+Shape = tuple[int, int, int, int]  # videos, frames, height, width
+
+BLOCK = 10  # arrays of tokens times width inside a transformer's block
+READER = 16  # the same in a text encoder, whose MLP is wider, in float32
+EDGE = 3  # frames, beside those of a convolution's output, that it holds
+
+
+def text(cfg: T5Config | ClipConfig | TextConfig, rows: int, words: int) -> int:
+    """Of a text encoder that reads rows of `words` tokens."""
+    return 4 * rows * words * (READER * cfg.width + 3 * cfg.heads * words)
+
+
+def transformer(cfg: DiTConfig, rows: int, tokens: int, words: int) -> int:
+    """Of a `DiT` that reads rows of video and text tokens."""
+    length, size = tokens + words, jnp.dtype(cfg.dtype).itemsize
+    held = BLOCK * size * length * cfg.width
+    if (cfg.attention or attention.default(length)) == "xla":
+        held += (4 + size) * cfg.heads * length**2
+    return rows * held
+
+
+def encoder(cfg: VAEConfig, shape: Shape) -> int:
+    """Of the VAE's encoder, for pixels."""
+    videos, frames, height, width = shape
+    area, before, most = height * width, cfg.encoder_widths[0], 0
+    for after, space, time in zip(
+        cfg.encoder_widths, cfg.spatial, cfg.temporal, strict=True
+    ):
+        most = max(most, _residual(frames * area, area, before, after))
+        area, before = area // (4 if space else 1), after
+        frames = -(-frames // 2) if time else frames
+    return _of_vae(cfg, videos * most, frames, area)
+
+
+def decoder(cfg: VAEConfig, shape: Shape) -> int:
+    """Of the VAE's decoder, for latents; and the pixels that it makes, twice."""
+    videos, frames, height, width = shape
+    cells = area = height * width
+    before, most, made = cfg.decoder_widths[-1], 0, frames
+    for after, space, time in zip(
+        cfg.decoder_widths[::-1], cfg.spatial, cfg.temporal, strict=True
+    ):
+        most = max(most, _residual(made * area, area, before, after))
+        area, before = area * (4 if space else 1), after
+        made *= 2 if time else 1
+    most = max(most, _residual(made * area, area, before, before))
+    pixels = 2 * 4 * videos * made * area * cfg.pixels
+    return _of_vae(cfg, videos * most, videos * frames, cells) + pixels
+
+
+@lru_cache
+def past(cfg: VAEConfig) -> int:
+    """What the decoder remembers of a video for each latent cell of a frame; exact."""
+    params = jax.eval_shape(partial(vaes.initialise, cfg), jax.random.key(0))
+    cell = jax.ShapeDtypeStruct((1, 1, 1, 1, cfg.latent), jnp.float32)
+    _, kept = jax.eval_shape(partial(vaes.decode, cfg), unbox(params), cell)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+
+def _residual(cells: int, area: int, before: int, after: int) -> int:
+    """Values of a block's input, of its norm with the past, and of its output."""
+    return (cells + EDGE * area) * (2 * before + after)
+
+
+def _of_vae(cfg: VAEConfig, values: int, frames: int, cells: int) -> int:
+    """Bytes of the values, or of the attention between all cells of a frame."""
+    size = jnp.dtype(cfg.dtype).itemsize
+    at_once = min(frames, max(1, LOGITS // cells**2))
+    return max(size * values, (4 + size) * at_once * cells**2)
