@@ -52,6 +52,18 @@ def frames(model: VideoModel, seconds: float) -> int:
     return 1 + max(0, math.ceil(units - 0.5)) * stride
 
 
+def sides(text: str) -> tuple[int, int]:
+    """Height and width from text such as "384x640".
+
+    Raises:
+        ValueError: anything else.
+    """
+    numbers = text.split("x")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH; write e.g. 384x640")
+    return int(numbers[0]), int(numbers[1])
+
+
 def choose(
     model: VideoModel,
     size: tuple[int, int] | None = None,
