@@ -2,9 +2,9 @@
 r"""Makes videos and images from prompts.
 
     python -m launch.sample --prompt="a red circle moves left"
-    python -m launch.sample --model=MODEL --prompt="a lighthouse" --size=384x640 --seconds=5
+    python -m launch.sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
     python -m launch.sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
-    python -m launch.sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=2,fsdp=2
+    python -m launch.sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
     python -m launch.sample --model=MODEL --show
 
 What is not given is what the model was made for (--show tells). Each file says what it
@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from pyramid_jax import generate, presets, render_lists, renders, sharding
@@ -144,7 +145,7 @@ def steps(given: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
     return tuple(map(int, given)) * (stages if len(given) == 1 else 1)
 
 
-def mesh(given: Sequence[str] | None) -> Any:
+def mesh(given: Sequence[str] | None) -> Mesh | None:
     """Devices from texts such as "data=2"; None: the first device.
 
     Raises:
@@ -152,13 +153,16 @@ def mesh(given: Sequence[str] | None) -> Any:
     """
     if given is None:
         return None
-    sizes = dict(text.partition("=")[::2] for text in given)
-    if set(sizes) - set(sharding.MESH_AXES):
-        raise ValueError(
-            f"mesh {','.join(given)} has other axes than {sharding.MESH_AXES}; give "
-            "e.g. data=2,fsdp=-1"
-        )
-    return sharding.mesh(**{axis: int(size) for axis, size in sizes.items()})
+    sizes = {}
+    for text in given:
+        axis, _, size = text.partition("=")
+        if axis not in sharding.MESH_AXES or not size.removeprefix("-").isdecimal():
+            raise ValueError(
+                f"mesh {text!r} is not AXIS=SIZE with an axis of {sharding.MESH_AXES}; "
+                "give e.g. data=2,fsdp=-1"
+            )
+        sizes[axis] = int(size)
+    return sharding.mesh(**sizes)
 
 
 def run(model: VideoModel, jobs: Sequence[Job], batch: int) -> None:
@@ -191,14 +195,12 @@ def about(model: VideoModel) -> str:
     made, guidance = model.defaults, model.defaults.guidance
     later = made.with_image().guidance.video
     sizes = presets.presets(model)
-    return "\n".join(
-        [
-            f"model: {model.name}",
-            f"sizes: {', '.join(map(str, sizes)) or 'not known'}, at {made.fps:g} fps",
-            f"steps: {made.first_steps} for the first frame, then {made.video_steps}",
-            f"guidance: {guidance.first:g} for the first frame, then {guidance.video:g}; "
-            f"{later:g} if the first frame is given",
-        ]
+    return (
+        f"model: {model.name}\n"
+        f"sizes: {', '.join(map(str, sizes)) or 'not known'}, at {made.fps:g} fps\n"
+        f"steps: {made.first_steps} for the first frame, then {made.video_steps}\n"
+        f"guidance: {guidance.first:g} for the first frame, then {guidance.video:g}, "
+        f"or {later:g} if the first frame is given"
     )
 
 

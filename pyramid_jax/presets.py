@@ -89,8 +89,8 @@ def choose(
             )
         size = known[0].height, known[0].width
     if count is None:
-        longest = [preset.frames for preset in known if preset[:2] == size]
-        count = min([*longest, frames(model, USUAL)])
+        fitting = [preset for preset in known if preset[:2] == size] or known
+        count = min([*(preset.frames for preset in fitting), frames(model, USUAL)])
     chosen = Size(*size, count)
     check(model, chosen, any_size)
     return chosen
