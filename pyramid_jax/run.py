@@ -59,9 +59,10 @@ def run(cfg: Any, workdir: str | Path, task: Task) -> TrainState:
         return task.prepare(state.create(key, task.init, task.optimizer, over))
 
     kept = {k: v for k, v in cfg.to_dict().items() if k not in FREE}
+    loops = build(LoopConfig, cfg.loop.to_dict())
     with Store(workdir / "checkpoints", kept) as store, Metrics(workdir) as metrics:
         last = loop.run(
-            build(LoopConfig, cfg.loop.to_dict()),
+            loops,
             step,
             loop.resume(store, like, task.batches, fresh),
             task.batches,
@@ -69,7 +70,8 @@ def run(cfg: Any, workdir: str | Path, task: Task) -> TrainState:
             Outputs(store, metrics, task.sample),
         )
         task.batches.close()
-        if values := task.sample(int(last.step), last.ema):
+        sampled = loops.sample_every and int(last.step) % loops.sample_every == 0
+        if not sampled and (values := task.sample(int(last.step), last.ema)):
             metrics.write(int(last.step), values)
             logging.info("after %d steps: %s", last.step, values)
     if jax.process_index() == 0:

@@ -10,12 +10,12 @@ numbers of steps nor guidance are compiled in.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int, Key
 
 from pyramid_jax import config, layout, sampler
@@ -68,7 +68,7 @@ class Stepper:
     Attributes:
         how: numbers of steps and scans.
         shape: (t, h, w, c) of the latents.
-        mesh: devices that divide the videos among them; None: where the weights are.
+        mesh: devices that divide the videos among them; None: those of the weights.
         watch: is told of every Euler step that has ended.
     """
 
@@ -90,15 +90,16 @@ class Stepper:
         turns = self._turns(inputs.first is not None)
         ahead = self._shares(turns)
         video = jnp.zeros((len(inputs.keys), *self.shape), jnp.float32)
-        if self.mesh is not None:
+        mesh = self.mesh or _devices(params)
+        if mesh is not None:
             given = (inputs, video)
-            inputs, video = jax.device_put(given, batch_shardings(given, self.mesh))
+            inputs, video = jax.device_put(given, batch_shardings(given, mesh))
         if inputs.first is not None:
             video = _put(video, jnp.asarray(inputs.first, jnp.float32), np.int32(0))
             yield jnp.asarray(inputs.first)
         for turn in turns:
             scale = None if scales is None else np.float32(scales[turn.unit])
-            new = self._unit(_Call(params, inputs, video, turn, scale), ahead)
+            new = self._unit(_Call(params, inputs, video, turn, scale, mesh), ahead)
             video = _put(video, new, np.int32(turn.unit))
             yield new
 
@@ -106,7 +107,7 @@ class Stepper:
         """The frames of one unit."""
         turn, keys, last = call.turn, call.inputs.keys, None
         unit, units = int(turn.unit), self._units
-        about = _About(self.cfg, self.shape, turn.slots, self.mesh)
+        about = _About(self.cfg, self.shape, turn.slots, call.mesh)
         x = call.video
         for k in range(len(self.how.stages)):
             x, view = _enter(about, k, x, call.video, np.int32(unit), keys)
@@ -159,6 +160,7 @@ class _Call(NamedTuple):
     video: jax.Array
     turn: Turn
     scale: np.float32 | None
+    mesh: Mesh | None
 
 
 class _About(NamedTuple):
@@ -217,6 +219,14 @@ def _step(
 
 
 _put = jax.jit(sampler.put)
+
+
+def _devices(params: Any) -> Mesh | None:
+    """The mesh that the weights are on, None if that is one device."""
+    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+        return None
+    return cast(Mesh, where.mesh)
 
 
 def _cause(params: Any, text: Text, dtype: str) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny
 from pyramid_jax import config, sampler, sharding, stepping
@@ -63,8 +64,12 @@ def in_steps(params: dict, given: Inputs, how: SamplerConfig, **more) -> jax.Arr
     return jnp.concatenate(list(Stepper(CFG, how, SHAPE, **more)(params, given)), 1)
 
 
-@pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("image", [True, False])
+def compiled() -> int:
+    step: Any = stepping._step
+    return step._cache_size()
+
+
+@pytest.mark.parametrize(("guided", "image"), [(True, False), (False, True)])
 def test_steps_make_the_video_that_one_program_makes(params, guided, image):
     rng = np.random.default_rng(4)
     first = rng.normal(size=(VIDEOS, 1, *SHAPE[1:])).astype(np.float32)
@@ -87,6 +92,15 @@ def test_eight_devices_make_the_same_video(params):
     np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-4)
 
 
+def test_weights_on_many_devices_are_used_where_they_are(params):
+    over = sharding.mesh(data=8)
+    there = jax.device_put(params, NamedSharding(over, PartitionSpec()))
+    spread = in_steps(there, inputs(), options())
+    np.testing.assert_allclose(
+        spread, in_steps(params, inputs(), options()), rtol=0, atol=1e-4
+    )
+
+
 def test_every_step_is_told_of_and_all_work_is_done_at_the_end(params):
     told: list[Progress] = []
     in_steps(params, inputs(), options(steps=3), watch=told.append)
@@ -104,11 +118,6 @@ def test_units_come_one_by_one(params):
     assert {at.unit for at in told} == {0}
     next(units)
     assert told[-1].unit == 1
-
-
-def compiled() -> int:
-    step: Any = stepping._step
-    return step._cache_size()
 
 
 def test_more_steps_units_or_guidance_compile_nothing_new(params):
