@@ -77,7 +77,7 @@ def convert(source: Source, to: str | Path) -> Opened:
         shutil.copyfile(source.folder / part.name / CONFIG, kept)
     sections = {
         "model": config.model_section(found.model),
-        "sample": dataclasses.asdict(_defaults(dit.name)),
+        "sample": dataclasses.asdict(recommended(dit.name)),
         ORIGINAL: dit.name,
     }
     _write_json(to / CONFIG, sections)
@@ -128,7 +128,7 @@ def export(folder: str | Path, to: str | Path) -> None:
             shutil.copytree(part, to / part.name)
 
 
-def _defaults(variant: str) -> SampleConfig:
+def recommended(variant: str) -> SampleConfig:
     """What the original's models can make, and how it recommends to sample them."""
     sizes = SIZES.get(variant, ())
     images = bool(sizes) and all(frames == 1 for *_, frames in sizes)

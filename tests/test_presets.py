@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model makes what it was made for, and says what that is."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs import tiny_latent
+from pyramid_jax import config, convert, generate, presets
+from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.layout import Layout
+from pyramid_jax.train import data_config
+
+
+def released(variant: str) -> VideoModel:
+    """A released model without its weights, which presets do not read."""
+    cfg = ModelConfig(config.MMDIT, Layout(), LatentConfig())
+    defaults = convert.recommended(variant)
+    tokenize = load_tokenizer(cfg.tokenizer)
+    return VideoModel(cfg, None, tokenize, defaults, name=variant)
+
+
+SMALL, LARGE, IMAGES = (
+    released(f"diffusion_transformer_{name}") for name in ("384p", "768p", "image")
+)
+UNKNOWN = replace(SMALL, defaults=SampleConfig())
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen"),
+    [
+        (SMALL, Size(384, 640, 121)),
+        (LARGE, Size(768, 1280, 121)),  # 5 seconds, though it makes 10
+        (IMAGES, Size(1024, 1024, 1)),
+    ],
+    ids=["384p", "768p", "image"],
+)
+def test_nothing_given_is_the_favourite_size_and_at_most_five_seconds(
+    model: VideoModel, chosen: Size
+):
+    assert presets.choose(model) == chosen
+
+
+def test_released_models_say_what_they_make():
+    assert [str(preset) for preset in presets.presets(LARGE)] == [
+        "768x1280 up to 241 frames (10 s)"
+    ]
+    assert str(presets.presets(IMAGES)[-1]) == "1280x768 (images)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"), [(0.01, 1), (0.5, 9), (1, 25), (5, 121), (10, 241)]
+)
+def test_seconds_become_the_nearest_number_of_frames(seconds: float, frames: int):
+    assert presets.frames(SMALL, seconds) == frames
+
+
+def test_no_other_number_of_frames_is_nearer():
+    makeable = 1 + 8 * np.arange(40)
+    for seconds in np.linspace(0.1, 10, 57):
+        chosen = presets.frames(SMALL, float(seconds))
+        nearest = np.abs(makeable - seconds * 24).min()
+        assert abs(chosen - seconds * 24) == pytest.approx(nearest)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_length_is_refused(seconds: float):
+    with pytest.raises(ValueError, match="positive"):
+        presets.frames(SMALL, seconds)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "count"),
+    [
+        (SMALL, (768, 1280), None),
+        (SMALL, (640, 384), None),
+        (SMALL, (384, 640), 129),
+        (LARGE, (384, 640), 121),
+        (IMAGES, (1024, 1024), 9),
+    ],
+)
+def test_what_no_checkpoint_supports_is_refused_with_what_is_allowed(
+    model: VideoModel, size: tuple[int, int], count: int | None
+):
+    with pytest.raises(ValueError, match="was made for") as raised:
+        presets.choose(model, size, count)
+    assert all(preset.name in str(raised.value) for preset in presets.presets(model))
+
+
+def test_any_size_allows_what_the_layers_have_a_shape_for():
+    assert presets.choose(SMALL, (256, 448), 17, any_size=True) == Size(256, 448, 17)
+    with pytest.raises(ValueError, match="use 384 or 448"):
+        presets.choose(SMALL, (400, 640), any_size=True)
+    with pytest.raises(ValueError, match="use 17 or 25"):
+        presets.choose(SMALL, (384, 640), 20, any_size=True)
+
+
+def test_a_model_that_does_not_say_its_sizes_makes_any_but_chooses_none():
+    assert presets.choose(UNKNOWN, (256, 256), 9) == Size(256, 256, 9)
+    assert presets.presets(UNKNOWN) == ()
+    with pytest.raises(ValueError, match="give height and width"):
+        presets.choose(UNKNOWN)
+
+
+@pytest.mark.parametrize("text", ["384", "384x", "ax640", "384x640x3", "-64x64"])
+def test_a_size_that_is_none_is_refused(text: str):
+    assert presets.sides("384x640") == (384, 640)
+    with pytest.raises(ValueError, match="is not HEIGHTxWIDTH"):
+        presets.sides(text)
+
+
+def test_a_given_first_frame_has_guidance_of_its_own():
+    assert SMALL.defaults.guidance.video == 5.0
+    assert SMALL.defaults.with_image().guidance.video == 4.0
+    assert IMAGES.defaults.guidance.first == 9.0
+    assert UNKNOWN.defaults.with_image() == UNKNOWN.defaults
+
+
+def test_a_trained_model_was_made_for_the_sizes_of_its_data():
+    cfg = tiny_latent.get_config()
+    model = config.model_config(cfg.model.to_dict())
+    data = replace(data_config(cfg, model), sizes=((32, 64),), frames=8)
+    made = config.sample_config(cfg.sample.to_dict()).made_for(data, model.latent)
+    assert made.sizes == ((32, 32, 7), (32, 64, 7)) and made.fps == 8.0
+
+
+@pytest.mark.parametrize("folder", [generate.TINY, generate.TINY_LATENT])
+def test_the_embedded_models_say_what_they_make(folder: Any):
+    model = generate.load(folder)
+    assert model.name == folder.name
+    assert presets.choose(model).height == 32 and model.defaults.fps == 8.0
