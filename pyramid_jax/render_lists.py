@@ -71,8 +71,9 @@ def jobs(requests: Sequence[Request], folder: str | Path, kind: str) -> list[Job
 
 def file_name(place: int, request: Request, kind: str) -> str:
     """The name of a file: its place in the list, the prompt in brief, the seed."""
-    words = re.sub(r"\W+", "_", request.prompt.lower()).strip("_")
-    return f"{place:04}_{words[:40].rstrip('_')}_{request.seed}.{kind}"
+    words = re.sub(r"\W+", "_", request.prompt.lower()).strip("_")[:40].rstrip("_")
+    parts = f"{place:04}", words, str(request.seed)
+    return "_".join(filter(None, parts)) + f".{kind}"
 
 
 def waiting(model: VideoModel, jobs: Sequence[Job]) -> list[Job]:
