@@ -58,11 +58,14 @@ MAY_IMPORT["compile_cache"] = set()
 MAY_IMPORT["prompts"] |= {"offload"}
 MAY_IMPORT["footprint"] = {"sharding", "kernels", "models"}
 MAY_IMPORT["memory"] = set(MAY_IMPORT)
+MAY_IMPORT["saved"] = set(MAY_IMPORT)
 MAY_IMPORT["stepping"] = {"shapes", "layout", "sampler", "sharding", "config"}
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["presets"] = {"config", "generate"}
 MAY_IMPORT["renders"] = {"config", "data", "generate", "prompts"}
 MAY_IMPORT["render_lists"] = {"generate", "renders"}
+MAY_IMPORT["gate"] = set()
+MAY_IMPORT["web"] = {"config", "generate", "presets", "renders", "stepping"}
 MAY_IMPORT["run"] = {"sharding", "checkpoint", "config", "training"}
 MAY_IMPORT["train"] = set(MAY_IMPORT)
 MAY_IMPORT["vae_task"] = {"vae_objective", "models", "data", "training"}
@@ -71,7 +74,7 @@ MAY_IMPORT["train_vae"] = set(MAY_IMPORT)
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
-SERVICES |= {"presets", "renders", "render_lists"}
+SERVICES |= {"presets", "renders", "render_lists", "gate", "web", "stepping"}
 SERVICES |= {"compile_cache", "memory"}
 SERVICES |= {"autoencoder", "codec", "latents", "original", "convert", "train_vae"}
 
@@ -323,7 +326,7 @@ def test_importing_the_package_needs_no_accelerator_and_no_optional_library():
     modules = [s.module for s in sources() if s.folder == PACKAGE]
     script = (
         "import importlib, sys\n"
-        "sys.modules.update(torch=None, sklearn=None)\n"
+        "sys.modules.update(torch=None, sklearn=None, gradio=None)\n"
         f"for name in {modules}: importlib.import_module(name)\n"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "missing"}

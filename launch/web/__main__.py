@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A web page that makes videos from prompts and images.
+
+    python -m launch.web
+    python -m launch.web --model=MODEL --to=runs/mine --port=8000
+
+It is for this machine only, unless `--host` says otherwise, and asks no other machine
+for anything. It needs the extra `web`: `pip install "pyramid_jax[web]"`.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from pyramid_jax import compile_cache, gate, generate
+from pyramid_jax.web import Studio
+
+try:
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from launch.web.page import STYLE, page
+except ModuleNotFoundError as error:
+    sys.exit(f"launch.web: {error}; run pip install 'pyramid_jax[web]'")
+
+LOOPBACK = ("127.0.0.1", "localhost")
+WAITING = 8  # requests beside the one that is worked on
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    for chatty in ("httpx", "pyramid_jax.kernels"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    compile_cache.enable()
+    given = flags.FLAGS
+    if given.host not in LOOPBACK:
+        logging.warning(
+            "everyone who reaches %s can make videos and see all in %s",
+            given.host,
+            given.to,
+        )
+    with tempfile.TemporaryDirectory() as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        try:
+            demo = page(studio(given, Path(uploads)), examples=ships(given.model))
+            url = serve(demo, given.host, given.port)
+        except ValueError as error:
+            sys.exit(f"launch.web: {error}")
+        print(f"the page: {url}\nits results: {given.to}", flush=True)
+        demo.block_thread()
+
+
+def studio(given: Any, uploads: Path) -> Studio:
+    """The model and the folders that the flags name.
+
+    Raises:
+        ValueError: no such model, or one that makes no videos.
+    """
+    folder = Path(given.to)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Studio(generate.load(given.model, dtype=given.dtype), folder, uploads)
+
+
+def ships(model: str) -> bool:
+    """Whether a folder is that of a model which ships with the package."""
+    return Path(model).resolve().parent == generate.ASSETS.resolve()
+
+
+def serve(demo: gr.Blocks, host: str, port: int) -> str:
+    """Shows a page until the process ends; returns its address.
+
+    Raises:
+        ValueError: another program has the port.
+    """
+    demo.queue(max_size=WAITING, api_open=False)
+    # A browser sends the name it was given: no other site may pose as this one.
+    names = [*LOOPBACK] if host in LOOPBACK else ["*"]
+    guards = [Middleware(TrustedHostMiddleware, names), Middleware(gate.Gate)]
+    try:
+        _, url, _ = demo.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            css=STYLE,
+            max_file_size=gate.UPLOAD,
+            app_kwargs={"middleware": guards},
+        )
+    except OSError as error:
+        raise ValueError(f"port {port} is taken; give another --port") from error
+    return url
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("model", str(generate.TINY_LATENT), "folder of the model")
+    flags.DEFINE_string("to", "runs/web", "folder for results, which the page shows")
+    flags.DEFINE_string("host", LOOPBACK[0], "address to listen on")
+    flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=1, upper_bound=65535)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "of weights; none: as stored"
+    )
+    app.run(main)
