@@ -27,6 +27,7 @@ from benchmarks.timing import (
     Times,
     environment,
     interleaved,
+    plain,
     ratios,
     spread,
 )
@@ -83,7 +84,7 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The result as JSON stores it, spreads as objects."""
-        return _plain(self)
+        return plain(self)
 
 
 def measure(
@@ -227,16 +228,6 @@ def _named(runs: dict[str, ours.Run], *names: str) -> dict[str, ours.Run]:
 
 def _theirs(name: str) -> str:
     return f"original: {name}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spread):
-        return value._asdict()
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from benchmarks.workload import Product, Workload
+from benchmarks.flops import Product
+from benchmarks.workload import Workload
 from pyramid_jax import config, sampler, sharding
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax.stepping import Inputs, Stepper
 from pyramid_jax.training import state, step
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 
@@ -72,29 +75,44 @@ def sampling(work: Workload, scans: int = 1) -> Run:
     Args:
         scans: see `SamplerConfig`; `work.sampled - 1` gives every unit its own scan.
     """
-    steps = (work.steps,) * len(work.model.stages)
-    cfg = SamplerConfig(work.model.stages, work.model.layout, steps, steps, scans=scans)
-    shape = (work.sampled, *work.cells, work.model.latent.channels)
-    scales = jnp.asarray(Guidance().scales(work.sampled), jnp.float32)
+    cfg, shape, given = _sampled(work, scans)
 
     @jax.jit
-    def compute(params: Any, text: Any, keys: jax.Array) -> jax.Array:
+    def compute(params: Any, given: Inputs) -> jax.Array:
         def noise(unit: Any, frames: int) -> sampler.Noise:
-            return sampler.draw(keys, unit, (frames, *shape[1:]), cfg)
+            return sampler.draw(given.keys, unit, (frames, *shape[1:]), cfg)
 
         network = config.velocity(work.model, params)
-        return sampler.sample(network, text, Canvas(shape, noise), scales, cfg)
+        canvas = Canvas(shape, noise)
+        return sampler.sample(network, given.text, canvas, given.scales, cfg)
 
-    text = jax.tree.map(jnp.asarray, work.prompts)
-    return partial(
-        compute, _weights(work), text, jax.random.split(jax.random.key(1), 1)
-    )
+    return partial(compute, _weights(work), given)
+
+
+def stepping(work: Workload) -> Run:
+    """Runs the same as `sampling`, every step as a call of a compiled function."""
+    cfg, shape, given = _sampled(work, scans=1)
+    stepper, params = Stepper(work.model, cfg, shape), _weights(work)
+    return lambda: list(stepper(params, given))
 
 
 def multiply(side: int) -> Run:
     """Runs one product of square matrices, the best rate that a step could have."""
     x = jax.random.normal(jax.random.key(0), (side, side))
     return partial(jax.jit(jnp.matmul), x, x)
+
+
+def _sampled(
+    work: Workload, scans: int
+) -> tuple[SamplerConfig, tuple[int, int, int, int], Inputs]:
+    """How a video is sampled, its latents' shape, and what it is made from."""
+    steps = (work.steps,) * len(work.model.stages)
+    cfg = SamplerConfig(work.model.stages, work.model.layout, steps, steps, scans=scans)
+    shape = (work.sampled, *work.cells, work.model.latent.channels)
+    scales = np.asarray(Guidance().scales(work.sampled), np.float32)
+    text = jax.tree.map(jnp.asarray, work.prompts)
+    keys = jax.random.split(jax.random.key(1), 1)
+    return cfg, shape, Inputs(scales, text, keys, first=None)
 
 
 def _product(product: Product) -> Run:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -159,18 +159,36 @@ class Original:
         }
 
 
-def _imported(path: Path) -> Any:
-    """The original's pipeline module."""
-    if not (path / "pyramid_dit").is_dir():
+def check(path: Path, folder: str) -> None:
+    """Raises ValueError if `path` is no checkout of the original with this folder."""
+    if not (path / folder).is_dir():
         raise ValueError(
-            f"{path} has no folder pyramid_dit; give the path of a checkout of "
+            f"{path} has no folder {folder}; give the path of a checkout of "
             "https://github.com/jy0205/Pyramid-Flow"
         )
+
+
+def before_empty_modules() -> None:
+    """Imports what looks for the packages that empty modules replace."""
+    for name in EARLY:
+        import_module(f"diffusers.{name}")
+
+
+def replace_by_empty(names: Sequence[str]) -> None:
+    """Puts empty modules in place of packages and, after them, of their modules."""
+    for name in names:
+        sys.modules[name] = Empty(name)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, sys.modules[name])
+
+
+def _imported(path: Path) -> Any:
+    """The original's pipeline module."""
+    check(path, "pyramid_dit")
     try:
-        for name in EARLY:
-            import_module(f"diffusers.{name}")
-        for name in UNUSED:
-            sys.modules[name] = Empty(name)
+        before_empty_modules()
+        replace_by_empty(UNUSED)
         sys.path.insert(0, str(path))
         with contextlib.redirect_stdout(io.StringIO()):
             return import_module(PIPELINE)

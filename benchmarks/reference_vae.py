@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from benchmarks.reference import Empty
+from benchmarks.reference import replace_by_empty
 from pyramid_jax.models.vae import VAEConfig
 
 NEEDED = ("torch", "diffusers", "IPython")
@@ -23,6 +23,8 @@ UNUSED = ("torchvision", "timm", "timm.models", "timm.models.hub", "timm.models.
 
 class OriginalVAE:
     """The original's VAE with fresh weights, of the sizes of a config.
+
+    `network` is its module.
 
     Args:
         path: a checkout of the original.
@@ -37,8 +39,8 @@ class OriginalVAE:
     def __init__(
         self, path: Path, cfg: VAEConfig, parameters: int, tile: int, frames: int
     ):
-        self._vae = _built(_imported(path), cfg)
-        count = sum(weight.numel() for weight in self._vae.parameters())
+        self.network = _built(_imported(path), cfg)
+        count = sum(weight.numel() for weight in self.network.parameters())
         if count != parameters:
             raise ValueError(
                 f"the original has {count} weights, this project {parameters}; choose "
@@ -54,11 +56,11 @@ class OriginalVAE:
         given = torch.from_numpy(
             np.ascontiguousarray(rearrange(x, "b f h w c -> b c f h w"))
         )
-        call = getattr(self._vae, what)
+        call = getattr(self.network, what)
         options = {"temporal_chunk": how != "whole", "window_size": self._windows[what]}
 
         def once() -> Any:
-            self._vae.enable_tiling(how == "tiled")
+            self.network.enable_tiling(how == "tiled")
             with torch.no_grad():
                 return call(given, tile_sample_min_size=self._tile, **options)
 
@@ -73,11 +75,11 @@ def _imported(path: Path) -> Any:
             "https://github.com/jy0205/Pyramid-Flow"
         )
     try:
-        import_module("diffusers.models.attention_processor")
+        for real in ("diffusers.models.attention_processor", "diffusers.models.lora"):
+            import_module(real)  # both find out which of the packages below are there
         import torch
 
-        for name in UNUSED:
-            sys.modules[name] = Empty(name)
+        replace_by_empty(UNUSED)
         sys.modules["timm.models.layers"].trunc_normal_ = torch.nn.init.trunc_normal_
         sys.path.insert(0, str(path))
         with contextlib.redirect_stdout(io.StringIO()):

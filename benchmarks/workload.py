@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from benchmarks import flops
 from pyramid_jax import config, layout, mask, pyramid, sharding
 from pyramid_jax.config import ModelConfig
 from pyramid_jax.latents import LatentConfig
@@ -20,18 +21,6 @@ from pyramid_jax.shapes import Rows, Text
 # Stages of the segments of a row, as the original's training script mixes them.
 COLUMNS = (0, 1, 1, 2)
 NEGATIVE, PROMPT = 0, 1  # rows of the text that guides sampling
-
-
-class Product(NamedTuple):
-    """A matrix product of a forward pass: (tokens, inputs) with (inputs, outputs)."""
-
-    tokens: int
-    inputs: int
-    outputs: int
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.tokens * self.inputs * self.outputs
 
 
 class Features(NamedTuple):
@@ -169,26 +158,7 @@ class Workload:
         """Query-key pairs that the training row's mask lets through."""
         return int(mask.dense(self.mask).sum())
 
-    def products(self) -> Counter[Product]:
+    def products(self) -> Counter[flops.Product]:
         """How often each matrix product with weights occurs in a forward pass."""
-        m, n = self.tokens
-        found: Counter[Product] = Counter()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.weights):
-            names = [entry.key for entry in path]
-            if names[-1] != "kernel":
-                continue
-            stacked = names[0] in ("double", "single")
-            count, shape = (leaf.shape[0] if stacked else 1), leaf.shape[stacked:]
-            inputs = math.prod(shape[:2]) if len(shape) == 3 else shape[0]
-            product = Product(_seen(names, m, n), inputs, math.prod(shape) // inputs)
-            found[product] += count
-        return found
-
-
-def _seen(names: list[str], m: int, n: int) -> int:
-    """How many tokens of a row of m + n pass a layer; conditioning is per segment."""
-    if {"modulation", "head_modulation", "time", "pooled"} & set(names):
-        return len(COLUMNS)
-    if names[0] == "single":
-        return m + n
-    return m if {"text", "context"} & set(names) else n
+        row = flops.Row(*self.tokens, segments=len(COLUMNS))
+        return flops.products(self.weights, row)

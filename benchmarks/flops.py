@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much arithmetic a step of the transformer is, and what chips could do of it.
+
+Counted are matrix products, an addition and a multiplication as two operations: of
+tokens with weights, and in attention of the query-key pairs that the mask lets through.
+Not counted are norms, activations and the softmax, and what a program computes beyond
+that: hidden pairs, empty slots of the history. Rates that are derived from these counts
+therefore fall when a program does useless work.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import jax
+
+from pyramid_jax import layout
+from pyramid_jax.config import ModelConfig
+
+# Dense bfloat16 FLOP/s that the makers state; the first name that a device's begins
+# with counts. The boards with PCIe have lower clocks.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6": 918e12,  # v6e
+}
+PER_SEGMENT = {"modulation", "head_modulation", "time", "pooled"}
+OF_TEXT = {"text", "context"}
+
+
+class Product(NamedTuple):
+    """A matrix product of a forward pass: (tokens, inputs) with (inputs, outputs)."""
+
+    tokens: int
+    inputs: int
+    outputs: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.tokens * self.inputs * self.outputs
+
+
+class Row(NamedTuple):
+    """How many text tokens, video tokens and segments a row has."""
+
+    text: int
+    video: int
+    segments: int = 1
+
+
+def products(weights: Any, row: Row) -> Counter[Product]:
+    """How often each matrix product with weights occurs in a forward pass of one row.
+
+    Args:
+        weights: of a `DiT`, or their shapes.
+    """
+    found: Counter[Product] = Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel":
+            continue
+        stacked = names[0] in ("double", "single")
+        count, shape = (leaf.shape[0] if stacked else 1), leaf.shape[stacked:]
+        inputs = math.prod(shape[:2]) if len(shape) == 3 else shape[0]
+        product = Product(_seen(names, row), inputs, math.prod(shape) // inputs)
+        found[product] += count
+    return found
+
+
+def pairs(text: int, frames: Sequence[int]) -> int:
+    """Query-key pairs that the causal mask of one segment lets through.
+
+    Args:
+        text: text tokens, which count as frame 0.
+        frames: tokens of frame 0, 1, ...
+    """
+    sizes = [text + frames[0], *frames[1:]]
+    seen = accumulate(sizes)
+    return sum(size * before for size, before in zip(sizes, seen, strict=True))
+
+
+def frames(
+    model: ModelConfig, cells: tuple[int, int], stage: int, unit: int
+) -> list[int]:
+    """Tokens of each frame, earliest first, that the network reads in a step.
+
+    Args:
+        cells: height and width of the latents at the finest stage.
+    """
+    per_unit = model.layout.frames_per_unit if unit else 1
+    chosen = layout.compact(layout.clips(stage, unit, unit + 1, per_unit))
+    finest = math.prod(cells) // model.layout.patch**2
+    last = len(model.stages) - 1
+    return [finest // 4 ** (last - clip.stage) for clip in chosen for _ in clip.frame]
+
+
+def step(weights: Any, model: ModelConfig, text: int, of_frames: Sequence[int]) -> int:
+    """FLOP of the network on one row: one segment with these tokens."""
+    row = Row(text, sum(of_frames))
+    dense = sum(p.flops * n for p, n in products(weights, row).items())
+    blocks = model.dit.double_blocks + model.dit.single_blocks
+    return dense + 4 * pairs(text, of_frames) * model.dit.width * blocks
+
+
+def peak(device_kind: str) -> float | None:
+    """The FLOP/s of `PEAKS` for a device as JAX names it; None: unknown, or a slice."""
+    if "MIG" in device_kind:
+        return None
+    rates = (rate for name, rate in PEAKS.items() if device_kind.startswith(name))
+    return next(rates, None)
+
+
+def _seen(names: list[str], row: Row) -> int:
+    """How many tokens of a row pass a layer; conditioning is per segment."""
+    if PER_SEGMENT & set(names):
+        return row.segments
+    if names[0] == "single":
+        return row.text + row.video
+    return row.text if OF_TEXT & set(names) else row.video

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole text-to-video model with random weights, and the video that it samples.
+
+Everything runs but the tokenizers: text encoders, units, stages and steps with
+guidance, the VAE's decoder, 8-bit frames on the host. Weights are made on the device,
+so nothing is read and the host needs no memory for them.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.workload import Workload
+from pyramid_jax import prompts, sharding
+from pyramid_jax.autoencoder import Autoencoder
+from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.models import vae
+from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.t5 import T5Config
+from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.prompts import LIMIT, Network, PromptEncoder, Tokenizer
+from pyramid_jax.stepping import Watch
+
+SMALL = "small"
+RELEASED = {  # height, width and frames in pixels; 24 frames are a second
+    "384p_5s": Size(384, 640, 121),
+    "768p_5s": Size(768, 1280, 121),
+    "768p_10s": Size(768, 1280, 241),
+}
+PRESETS = (SMALL, *RELEASED)
+CLIP_L, CLIP_G = 768, 1280  # their widths
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a video.
+
+    Args:
+        work: the transformer, the latents' size, how many latent frames are sampled.
+        first_steps, video_steps: Euler steps of every stage, of unit 0 and of others.
+        clips: one for each part of the pooled vector.
+        dtype: of weights and matrix products.
+        attention: a backend of `kernels.attention`; None: its default.
+        scans: see `SamplerConfig`.
+    """
+
+    work: Workload
+    t5: T5Config
+    clips: tuple[ClipConfig, ...]
+    vae: VAEConfig
+    first_steps: int = 20
+    video_steps: int = 10
+    dtype: str = "bfloat16"
+    attention: str | None = None
+    scans: int = 1
+    latent: LatentConfig = field(default_factory=LatentConfig)
+
+    @property
+    def size(self) -> Size:
+        """Of the video in pixels."""
+        height, width = (side * self.latent.spatial for side in self.work.cells)
+        return Size(height, width, self.vae.frames(self.work.sampled))
+
+    @property
+    def options(self) -> SampleConfig:
+        """Steps, and the guidance of the released models."""
+        stages = len(self.cfg.stages)
+        first, video = (
+            (steps,) * stages for steps in (self.first_steps, self.video_steps)
+        )
+        return SampleConfig(first, video, scans=self.scans)
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """The transformer's config in this case's dtype."""
+        dit = replace(self.work.model.dit, dtype=self.dtype, attention=self.attention)
+        return replace(self.work.model, dit=dit)
+
+    @cached_property
+    def weights(self) -> dict[str, Any]:
+        """Shapes of the weights of each network."""
+        init = partial(vae.initialise, self.vae)
+        return {
+            "transformer": self.work.weights,
+            "text encoders": tuple(
+                sharding.unbox(prompts.abstract(cfg)) for cfg in (self.t5, *self.clips)
+            ),
+            "VAE": sharding.unbox(jax.eval_shape(init, jax.random.key(0))),
+        }
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many numbers each network has learned."""
+        return {
+            name: sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for name, tree in self.weights.items()
+        }
+
+    @cached_property
+    def loaded(self) -> dict[str, Any]:
+        """Random weights of every network on the device."""
+        return random_weights(self.weights, self.dtype)
+
+    def model(self, watch: Watch | None = None) -> VideoModel:
+        """What `pyramid_jax.load` returns for a converted model."""
+        made = self.loaded
+        dtype: Any = {"dtype": self.dtype}
+        cfgs = [replace(cfg, **dtype) for cfg in (self.t5, *self.clips)]
+        t5, *clips = map(Network, cfgs, made["text encoders"])
+        limits = LIMIT, *(cfg.positions for cfg in self.clips)
+        words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
+        return VideoModel(
+            self.cfg,
+            {"dit": made["transformer"]},
+            tokenize=lambda text: [],  # the prompts have tokenizers of their own
+            defaults=self.options,
+            vae=Autoencoder(replace(self.vae, **dtype), self.latent, made["VAE"]),
+            prompts=PromptEncoder(t5, tuple(clips), words),
+            watch=watch,
+        )
+
+
+@dataclass(frozen=True)
+class Words:
+    """Stands for a tokenizer: every text has `count` tokens, the last the largest."""
+
+    count: int
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens of any text."""
+        return np.arange(self.count).tolist()
+
+    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": self.ids}
+
+
+def random_weights(shapes: Any, dtype: str) -> Any:
+    """Arrays of these shapes with deviation 0.02, made on the device one by one."""
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    pairs = zip(keys, leaves, strict=True)
+    return tree.unflatten([_normal(key, leaf.shape, dtype) for key, leaf in pairs])
+
+
+def case(preset: str, variant: str = "mmdit") -> Case:
+    """The small case for a CPU, in float32, or a released model with random weights.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; use one of {PRESETS}")
+    return _small(variant) if preset == SMALL else _released(variant, RELEASED[preset])
+
+
+def _small(variant: str) -> Case:
+    """Few and narrow layers; widths where networks meet are as released."""
+    work = Workload(variant, depth=6, width=384, heads=6, cells=(16, 24), sampled=3)
+    widths = (32, 32, 64, 64)
+    return Case(
+        work,
+        T5Config(vocabulary=1024, heads=8, mlp_width=1024, blocks=2),
+        _clips(variant, blocks=(2, 2), vocabulary=1024),
+        VAEConfig(
+            encoder_widths=widths,
+            decoder_widths=widths,
+            encoder_layers=(1,) * 4,
+            decoder_layers=(1,) * 4,
+        ),
+        first_steps=2,
+        video_steps=2,
+        dtype="float32",
+    )
+
+
+def _released(variant: str, size: Size) -> Case:
+    latent = LatentConfig()
+    width, heads = (1920, 30) if variant == "miniflux" else (1536, 24)
+    cells = (size.height // latent.spatial, size.width // latent.spatial)
+    sampled = latent.frames(size.frames)
+    work = Workload(variant, 24, width, heads, cells, sampled=sampled)
+    return Case(work, T5Config(), _clips(variant), VAEConfig())
+
+
+def _clips(
+    variant: str, blocks: tuple[int, int] = (12, 32), vocabulary: int = 49408
+) -> tuple[ClipConfig, ...]:
+    """CLIP ViT-L, and for the SD3-style model CLIP ViT-bigG."""
+    large = ClipConfig(vocabulary, CLIP_L, blocks=blocks[0])
+    if variant == "miniflux":
+        return (large,)
+    giant = ClipConfig(
+        vocabulary,
+        CLIP_G,
+        heads=20,
+        mlp_width=4 * CLIP_G,
+        blocks=blocks[1],
+        quick_gelu=False,
+        projection=CLIP_G,
+    )
+    return replace(large, projection=CLIP_L), giant
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return 0.02 * jax.random.normal(key, shape, dtype)
