@@ -57,12 +57,15 @@ def save(folder: str | Path, made: Autoencoder) -> None:
     write_tree(folder / "weights.safetensors", made.params)
 
 
-def load(folder: str | Path, dtype: str | None = None) -> Autoencoder:
+def load(
+    folder: str | Path, dtype: str | None = None, over: Mesh | None = None
+) -> Autoencoder:
     """The VAE in a folder that `save` wrote, or in the folder of a model that has one.
 
     Args:
         dtype: of weights and convolutions; None: as they are stored, and as its
             config says.
+        over: devices that get all weights each; None: the first one.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
@@ -81,7 +84,7 @@ def load(folder: str | Path, dtype: str | None = None) -> Autoencoder:
     like = sharding.unbox(
         jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
     )
-    place = placing(like, None, dtype)
+    place = placing(like, over, dtype)
     params = read_tree(folder / "weights.safetensors", like, place)
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
 

@@ -98,9 +98,21 @@ class Codec:
         Raises:
             ValueError: sizes that the latents, or the pieces, do not fit.
         """
+        return _joined(self.decoded(latents, pieces))
+
+    def decoded(
+        self, latents: Float[Array, "b t y x c"], pieces: Pieces = WHOLE
+    ) -> Iterator[Float[jax.Array, "b _ h w 3"]]:
+        """What `decode` makes, piece after piece in time; of tiles, all at once.
+
+        Raises:
+            ValueError: sizes that the latents, or the pieces, do not fit.
+        """
         raw = self.latent.denormalise(latents)
         small, scale = self._small(pieces), float(self.latent.spatial)
-        return self._run(self.decoder, raw, 1, scale, small)
+        if small.tile is None:
+            return self._windows(self.decoder, raw, 1, small.frames)
+        return iter([self._run(self.decoder, raw, 1, scale, small)])
 
     def stream(
         self, units: Iterable[Float[Array, "b _ y x c"]], pieces: Pieces = WHOLE
@@ -137,15 +149,21 @@ class Codec:
         """What a step makes of whole videos, in `pieces` of x of whole units."""
 
         def one(x: Array) -> jax.Array:
-            later = x.shape[1] - 1
-            if later == 0 or (pieces.frames is None and self.ranks == 1):
-                return step(x, None)[0]
-            window = min(pieces.frames or later, later)
-            return chunked(step, x, 1, _multiple(window, unit * self.ranks))
+            return _joined(self._windows(step, x, unit, pieces.frames))
 
         if pieces.tile is None:
             return one(x)
         return tiled(one, x, pieces.tile, scale, pieces.overlap)
+
+    def _windows(
+        self, step: Step, x: Array, unit: int, frames: int | None
+    ) -> Iterator[jax.Array]:
+        """What a step makes of whole videos, `frames` frames of x after another."""
+        later = x.shape[1] - 1
+        if later == 0 or (frames is None and self.ranks == 1):
+            return iter([step(x, None)[0]])
+        window = min(frames or later, later)
+        return chunks(step, x, 1, _multiple(window, unit * self.ranks))
 
 
 def stream(step: Step, pieces: Iterable[Array]) -> Iterator[jax.Array]:
@@ -168,7 +186,14 @@ def windows(
 def chunked(
     step: Step, x: Float[Array, "b f h w c"], first: int, window: int
 ) -> Float[jax.Array, "b _ _ _ _"]:
-    """What the step makes of a whole video, working on `window` frames at once.
+    """What the step makes of a whole video, working on `window` frames at once."""
+    return _joined(chunks(step, x, first, window))
+
+
+def chunks(
+    step: Step, x: Float[Array, "b f h w c"], first: int, window: int
+) -> Iterator[Float[jax.Array, "b _ _ _ _"]]:
+    """What the step makes of a whole video, `window` frames after another.
 
     The last piece is filled up by repeating its last frame, which nothing earlier sees,
     so that one compiled step serves all pieces but the first.
@@ -179,11 +204,11 @@ def chunked(
     missing = (first - x.shape[1]) % window if x.shape[1] > first else 0
     if missing:
         x = jnp.concatenate([x, *[x[:, -1:]] * missing], axis=1)
-    made = list(stream(step, windows(x, first, window)))
-    if missing:
-        kept = (window - missing) * made[-1].shape[1] // window
-        made[-1] = made[-1][:, :kept]
-    return jnp.concatenate(made, axis=1)
+    last = -(-(x.shape[1] - first) // window)
+    for i, made in enumerate(stream(step, windows(x, first, window))):
+        if missing and i == last:
+            made = made[:, : (window - missing) * made.shape[1] // window]
+        yield made
 
 
 def tiled(
@@ -276,6 +301,12 @@ def sharded(
         return divided(step, in_specs=(parts, kept))(x, past)
 
     return run
+
+
+def _joined(parts: Iterable[jax.Array]) -> jax.Array:
+    """One video of its pieces in time."""
+    parts = list(parts)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 def _if_divided(axis: Any, over: Mesh | AbstractMesh) -> Any:

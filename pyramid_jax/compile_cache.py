@@ -4,6 +4,7 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,10 +20,8 @@ def enable() -> None:
     stays: a folder (JAX_COMPILATION_CACHE_DIR, or JAX's config), or no cache at all
     (JAX_ENABLE_COMPILATION_CACHE=false).
     """
-    if (
-        not jax.config.jax_enable_compilation_cache
-        or jax.config.jax_compilation_cache_dir
-    ):
+    given: Any = jax.config
+    if given.jax_compilation_cache_dir or not given.jax_enable_compilation_cache:
         return
     caches = os.environ.get(CACHES) or os.path.expanduser("~/.cache")
     folder = Path(caches) / "pyramid_jax" / "programs"

@@ -6,27 +6,23 @@ those of XLA's compiler for an A100 (docs/memory.md); its compiler for CPUs keep
 half as much again.
 """
 
-import math
-from functools import lru_cache, partial
-
-import jax
 import jax.numpy as jnp
 
 from pyramid_jax.kernels import attention
-from pyramid_jax.models import vae as vaes
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.text import TextConfig
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.models.vae_layers import LOGITS
-from pyramid_jax.sharding import unbox
+from pyramid_jax.models.vae_layers import KERNEL, LOGITS
 
 Shape = tuple[int, int, int, int]  # videos, frames, height, width
 
 BLOCK = 10  # arrays of tokens times width inside a transformer's block
-READER = 16  # the same in a text encoder, whose MLP is wider, in float32
-EDGE = 3  # frames, beside those of a convolution's output, that it holds
+READER = 24  # the same in a text encoder, whose MLP is wider, in float32
+# Frames that a convolution holds beside those it makes: of the beginning of a video,
+# and of a piece that goes on from the past.
+BEGINNING, LATER = 1, 3
 
 
 def text(cfg: T5Config | ClipConfig | TextConfig, rows: int, words: int) -> int:
@@ -44,13 +40,16 @@ def transformer(cfg: DiTConfig, rows: int, tokens: int, words: int) -> int:
 
 
 def encoder(cfg: VAEConfig, shape: Shape) -> int:
-    """Of the VAE's encoder, for pixels."""
+    """Of the VAE's encoder, for pixels.
+
+    A residual block holds its input, its norm, and its output.
+    """
     videos, frames, height, width = shape
     area, before, most = height * width, cfg.encoder_widths[0], 0
     for after, space, time in zip(
         cfg.encoder_widths, cfg.spatial, cfg.temporal, strict=True
     ):
-        most = max(most, _residual(frames * area, area, before, after))
+        most = max(most, (frames + BEGINNING) * area * (2 * before + after))
         area, before = area // (4 if space else 1), after
         frames = -(-frames // 2) if time else frames
     return _of_vae(cfg, videos * most, frames, area)
@@ -64,26 +63,29 @@ def decoder(cfg: VAEConfig, shape: Shape) -> int:
     for after, space, time in zip(
         cfg.decoder_widths[::-1], cfg.spatial, cfg.temporal, strict=True
     ):
-        most = max(most, _residual(made * area, area, before, after))
+        most = max(most, (made + LATER) * area * (2 * before + after))
         area, before = area * (4 if space else 1), after
         made *= 2 if time else 1
-    most = max(most, _residual(made * area, area, before, before))
+    most = max(most, (made + LATER) * area * 3 * before)
     pixels = 2 * 4 * videos * made * area * cfg.pixels
     return _of_vae(cfg, videos * most, videos * frames, cells) + pixels
 
 
-@lru_cache
 def past(cfg: VAEConfig) -> int:
-    """What the decoder remembers of a video for each latent cell of a frame; exact."""
-    params = jax.eval_shape(partial(vaes.initialise, cfg), jax.random.key(0))
-    cell = jax.ShapeDtypeStruct((1, 1, 1, 1, cfg.latent), jnp.float32)
-    _, kept = jax.eval_shape(partial(vaes.decode, cfg), unbox(params), cell)
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+    """What the decoder remembers of a video for each latent cell of a frame; exact.
 
-
-def _residual(cells: int, area: int, before: int, after: int) -> int:
-    """Values of a block's input, of its norm with the past, and of its output."""
-    return (cells + EDGE * area) * (2 * before + after)
+    Every convolution keeps the last frames of its input.
+    """
+    area, before = 1, cfg.decoder_widths[-1]
+    values = cfg.latent + 4 * before
+    levels = (cfg.decoder_widths[::-1], cfg.decoder_layers, cfg.spatial, cfg.temporal)
+    for after, layers, space, time in zip(*levels, strict=True):
+        values += area * (before + (2 * layers - 1) * after)
+        values += area * after if space else 0
+        area, before = area * (4 if space else 1), after
+        values += area * after if time else 0
+    values += area * before
+    return (KERNEL - 1) * values * jnp.dtype(cfg.dtype).itemsize
 
 
 def _of_vae(cfg: VAEConfig, values: int, frames: int, cells: int) -> int:

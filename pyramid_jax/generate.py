@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: a model in a folder, and videos and images from its prompts."""
 
-import itertools
-import json
-import shutil
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +15,25 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from pyramid_jax import autoencoder, config, sampler
+from pyramid_jax import autoencoder, config, memory, offload, sampler, saved
 from pyramid_jax import prompts as released
 from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
 from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import ModelConfig, SampleConfig
-from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
+from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.data.video_io import to_model, to_uint8
+from pyramid_jax.memory import Networks, Plan, Work
 from pyramid_jax.prompts import PromptEncoder
+from pyramid_jax.saved import Placing
 from pyramid_jax.shapes import Array, Text
-from pyramid_jax.sharding import to_host, unbox
+from pyramid_jax.sharding import to_host
 from pyramid_jax.stepping import Inputs, Stepper, Watch
+
+logger = logging.getLogger(__name__)
 
 # The models that ship with the package: pixels are latents, or a VAE makes them.
 ASSETS = Path(__file__).parent / "assets"
 TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
-# Prompts are padded to a multiple of it, so that few lengths compile.
-TEXT_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,14 @@ class VideoModel:
         defaults: steps and guidance where a call gives none.
         mesh: the devices to sample on; None: where the weights are.
         vae: decodes latents; None where latents are pixels.
-        pieces: how much is decoded at once; None: two latent frames.
+        pieces: how much is decoded at once; None: as much as there is room for, up to
+            two latent frames.
         watch: is told of every Euler step that has ended, see `stepping.Progress`.
         prompts: reads the prompts of models with T5 and CLIP, which get the endings
             that the released models were trained with; None: the model reads them.
         name: that of its folder.
+        limit: bytes of a device, of which work that needs more is refused; None: what
+            the device lends, math.inf: refuse nothing.
     """
 
     cfg: ModelConfig
@@ -70,6 +73,7 @@ class VideoModel:
     prompts: PromptEncoder | None = None
     watch: Watch | None = None
     name: str = ""
+    limit: float | None = None
 
     def text_to_video(
         self,
@@ -88,9 +92,10 @@ class VideoModel:
 
         Raises:
             ValueError: a size or number of frames that the model can't make, no prompt,
-                as many negative prompts as neither one nor the prompts.
+                as many negative prompts as neither one nor the prompts; or what it
+                takes does not fit the devices, see `plan`.
         """
-        return self._pixels(self.latents(prompts, size, negative, seed, options))
+        return self._video(self._order(prompts, size, negative, seed, options))
 
     def image_to_video(
         self,
@@ -105,9 +110,8 @@ class VideoModel:
         """Videos that begin with `image`, one for every prompt; see `text_to_video`."""
         height, width = image.shape[:2]
         size = Size(height, width, frames)
-        first = self._first(image, size, seed)
-        made = self.latents(prompts, size, negative, seed, options, first)
-        return self._pixels(made)
+        order = self._order(prompts, size, negative, seed, options, image)
+        return self._video(order)
 
     def text_to_image(
         self, prompts: str | Sequence[str], height: int, width: int, **options: Any
@@ -130,15 +134,20 @@ class VideoModel:
         First comes a single frame, then those of unit after unit. Memory for decoding
         does not depend on the length.
         """
-        first = None if image is None else self._first(image, size, seed)
-        units = self.units(prompts, size, negative, seed, options, first)
-        if self.cfg.latent.spatial == 1:
-            begins = itertools.chain([True], itertools.repeat(False))
-            made = map(self.cfg.latent.denormalise, units, begins)
-        else:
-            pieces = None if self.pieces is None else replace(self.pieces, frames=None)
-            made = self._codec().stream(units, pieces or Pieces())
-        return (to_uint8(to_host(frames)) for frames in made)
+        order = self._order(prompts, size, negative, seed, options, image)
+        pieces = self._ready(order, streamed=True)
+        return self._streamed(self._units(order, self._first(order)), pieces)
+
+    def plan(
+        self,
+        size: Size,
+        videos: int = 1,
+        options: SampleConfig | None = None,
+        streamed: bool = False,
+    ) -> Plan:
+        """The memory that videos take on every device, phase by phase; print it."""
+        order = self._order([""] * videos, size, None, 0, options)
+        return memory.plan(self._networks, self._work(order, streamed), self.mesh)
 
     def latents(
         self,
@@ -167,31 +176,52 @@ class VideoModel:
         Raises:
             FloatingPointError: a step made numbers that are not finite.
         """
+        order = self._order(prompts, size, negative, seed, options, first)
+        self._fit(Work(order.shape, len(order.prompts), order.options))
+        return self._units(order, first)
+
+    def _order(
+        self,
+        prompts: str | Sequence[str],
+        size: Size,
+        negative: str | Sequence[str] | None,
+        seed: int,
+        options: SampleConfig | None,
+        first: np.ndarray | None = None,
+    ) -> "_Order":
         shape = self._check(size)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise ValueError("there is no prompt; give at least one")
         if options is None:
             options = self.defaults if first is None else self.defaults.with_image()
-        scales = options.guidance.scales(_units(shape, self.cfg))
+        return _Order(prompts, shape, negative, seed, options, first)
+
+    def _units(
+        self, order: "_Order", first: Float[np.ndarray, "1 h w c"] | None
+    ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
+        """The latents of unit after unit; the prompts are read at once."""
+        scales = order.options.guidance.scales(_units(order.shape, self.cfg))
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
+        count = len(order.prompts)
         inputs = Inputs(
             scales=np.asarray(scales, np.float32) if guided else None,
-            text=self._text(prompts, negative, guided),
-            keys=jax.vmap(jax.random.key)(seed + np.arange(len(prompts))),
-            first=None if first is None else np.stack([first] * len(prompts)),
+            text=self._text(order, guided),
+            keys=jax.vmap(jax.random.key)(order.seed + np.arange(count)),
+            first=None if first is None else np.stack([first] * count),
         )
-        how = options.sampler(self.cfg)
-        stepper = Stepper(self.cfg, how, shape, self.mesh, self.watch)
-        return stepper(self.params, inputs)
+        how = order.options.sampler(self.cfg)
+        stepper = Stepper(self.cfg, how, order.shape, self.mesh, self.watch)
 
-    def _text(
-        self,
-        prompts: list[str],
-        negative: str | Sequence[str] | None,
-        guided: bool,
-    ) -> Text:
+        def units() -> Iterator[jax.Array]:
+            with offload.present({"dit": self.params["dit"]}) as params:
+                yield from stepper(params, inputs)
+
+        return units()
+
+    def _text(self, order: "_Order", guided: bool) -> Text:
         """A row for every negative prompt if `guided`, then one for every prompt."""
+        prompts, negative = order.prompts, order.negative
         if negative is None:
             negative = "" if self.prompts is None else released.NEGATIVE
         away = _negatives(negative, len(prompts)) if guided else []
@@ -203,7 +233,8 @@ class VideoModel:
                 "text encoders and tokenizers into its folder, and load it with text"
             )
         ids, segment = text_batch(self.tokenize, [*away, *prompts])
-        return _encode_text(self.cfg, self.params, ids, segment)
+        with offload.present({"text": self.params["text"]}) as params:
+            return _encode_text(self.cfg, params, ids, segment)
 
     def _check(self, size: Size) -> tuple[int, int, int, int]:
         """The shape (t, h, w, c) of the latents of a video."""
@@ -213,39 +244,106 @@ class VideoModel:
         _units(shape, self.cfg)
         return shape
 
-    def _first(
-        self, image: UInt8[np.ndarray, "h w 3"], size: Size, seed: int
-    ) -> Float[np.ndarray, "1 y x c"]:
+    def _first(self, order: "_Order") -> Float[np.ndarray, "1 y x c"] | None:
         """Normalised latents, drawn from the VAE's posterior if there is one."""
-        if image.shape[:2] != (size.height, size.width):
+        if order.first is None:
+            return None
+        _, *cells, channels = order.shape
+        side = self.cfg.latent.spatial
+        given, made = order.first.shape[:2], tuple(side * n for n in cells)
+        if given != made:
             raise ValueError(
-                f"the image has {image.shape[0]} x {image.shape[1]} pixels, the video "
-                f"{size.height} x {size.width}; resize and crop the image first"
+                f"the image has {given[0]} x {given[1]} pixels, the video "
+                f"{made[0]} x {made[1]}; resize and crop the image first"
             )
-        _, *cells, channels = self._check(size)
-        pixels, latent = to_model(image)[None], self.cfg.latent
-        if latent.spatial == 1:
-            return latent.normalise(pixels)
-        shape = (1, 1, *cells, channels)
-        noise = jax.random.normal(jax.random.key(seed), shape)
-        return to_host(self._codec().encode(pixels[None], noise))[0]
+        pixels = to_model(order.first)[None]
+        if side == 1:
+            return self.cfg.latent.normalise(pixels)
+        noise = jax.random.normal(jax.random.key(order.seed), (1, 1, *cells, channels))
+        with self._codec("encoder") as codec:
+            return to_host(codec.encode(pixels[None], noise))[0]
 
-    def _pixels(
-        self, latents: Float[jax.Array, "b t y x c"]
-    ) -> UInt8[np.ndarray, "b f h w 3"]:
-        there = to_host(latents)
-        if self.cfg.latent.spatial == 1:
+    def _video(self, order: "_Order") -> UInt8[np.ndarray, "b f h w 3"]:
+        """Each piece goes to the host before the next one is decoded."""
+        pieces = self._ready(order)
+        units = self._units(order, self._first(order))
+        there = to_host(jnp.concatenate(list(units), axis=1))
+        if pieces is None:
             return to_uint8(self.cfg.latent.denormalise(there))
-        pieces = self.pieces or Pieces(frames=2 * self.cfg.latent.temporal)
-        return to_uint8(to_host(self._codec().decode(there, pieces)))
+        with self._codec("decoder") as codec:
+            made = [to_uint8(to_host(x)) for x in codec.decoded(there, pieces)]
+        return np.concatenate(made, axis=1)
 
-    def _codec(self) -> Codec:
-        if self.vae is None:
+    def _streamed(
+        self, units: Iterator[jax.Array], pieces: Pieces | None
+    ) -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
+        if pieces is None:
+            for number, unit in enumerate(units):
+                raw = self.cfg.latent.denormalise(unit, begins=number == 0)
+                yield to_uint8(to_host(raw))
+            return
+        with self._codec("decoder") as codec:
+            for frames in codec.stream(units, replace(pieces, frames=None)):
+                yield to_uint8(to_host(frames))
+
+    @contextmanager
+    def _codec(self, part: str) -> Iterator[Codec]:
+        """Half of the VAE, on the devices as long as it is used."""
+        assert self.vae is not None
+        with offload.present({part: self.vae.params[part]}) as params:
+            yield autoencoder.codec(self.vae._replace(params=params), self.mesh)
+
+    def _work(self, order: "_Order", streamed: bool = False) -> Work:
+        """What is to be made, with the pieces that there is room for."""
+        image = order.first is not None and self.cfg.latent.spatial > 1
+        count = len(order.prompts)
+        work = Work(order.shape, count, order.options, self.pieces, image, streamed)
+        if self.cfg.latent.spatial == 1:
+            return work._replace(pieces=None)
+        if work.pieces is not None or self.vae is None:
+            return work
+        most = self._most
+        return work._replace(
+            pieces=memory.pieces(self._networks, work, self.mesh, most)
+        )
+
+    def _ready(self, order: "_Order", streamed: bool = False) -> Pieces | None:
+        """The pieces to decode in, where there is a VAE; everything fits."""
+        if self.vae is None and self.cfg.latent.spatial > 1:
             raise ValueError(
                 "this model has no VAE to decode with; put one into the folder "
                 f"{autoencoder.INSIDE!r} of the model's, or use `latents`"
             )
-        return autoencoder.codec(self.vae, self.mesh)
+        work = self._work(order, streamed)
+        self._fit(work)
+        return work.pieces
+
+    def _fit(self, work: Work) -> None:
+        found = memory.plan(self._networks, work, self.mesh)
+        logger.info("memory:\n%s", found)
+        found.check(self._most)
+
+    @property
+    def _networks(self) -> Networks:
+        read = self.prompts
+        encoders = () if read is None else (read.t5, *read.clips)
+        return Networks(self.cfg, self.params, self.vae, encoders)
+
+    @property
+    def _most(self) -> float | None:
+        """Bytes of a device, if they are known."""
+        return memory.limit(self.mesh) if self.limit is None else self.limit
+
+
+class _Order(NamedTuple):
+    """What a caller wants: `shape` of the latents, `first` a given image or latents."""
+
+    prompts: list[str]
+    shape: tuple[int, int, int, int]
+    negative: str | Sequence[str] | None
+    seed: int
+    options: SampleConfig
+    first: np.ndarray | None
 
 
 def load(
@@ -253,8 +351,9 @@ def load(
     mesh: Mesh | None = None,
     dtype: str | None = None,
     text: bool = True,
+    offload: bool = False,
 ) -> VideoModel:
-    """The model in a folder that `save` or `launch.convert` wrote.
+    """The model in a folder that `saved.save` or `launch.convert` wrote.
 
     Weights are read one parameter at a time and go straight to where they belong.
 
@@ -263,81 +362,14 @@ def load(
         dtype: of weights and matrix products, "float32" or "bfloat16"; None: weights as
             they are stored, products as the model's config says.
         text: False leaves out T5 and CLIP, for which `latents` of a model then fails.
+        offload: weights wait in the host's memory, and are on the devices only in the
+            phase that uses them: text, image, Euler steps, decoding.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    folder = Path(folder)
-    about = folder / "config.json"
-    if not about.is_file():
-        raise ValueError(f"{folder} has no config.json; give a folder of a saved model")
-    sections = json.loads(about.read_text())
-    cfg = config.model_config(sections["model"])
-    if dtype is not None:
-        cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
-    like = jax.eval_shape(partial(config.initialise, cfg), jax.random.key(0))
-    params = read_tree(
-        folder / "weights.safetensors", unbox(like), placing(like, mesh, dtype)
-    )
-    beside = folder / cfg.tokenizer
-    tokenize = load_tokenizer(beside if beside.is_file() else cfg.tokenizer)
-    inside = folder / autoencoder.INSIDE
-    vae = autoencoder.load(inside, dtype) if inside.is_dir() else None
-    if vae is not None and vae.latent != cfg.latent:
-        raise ValueError(
-            f"{inside} has latents {vae.latent}, but the model was trained on "
-            f"{cfg.latent}; put the VAE there that made the latents of its training"
-        )
-    prompts = None
-    if text and cfg.text is None and any(folder.glob("text_encoder*")):
-        prompts = released.load(folder, dtype or cfg.dit.dtype, mesh)
-    defaults = config.sample_config(sections["sample"])
-    name = folder.resolve().name
-    return VideoModel(
-        cfg, params, tokenize, defaults, mesh, vae, prompts=prompts, name=name
-    )
-
-
-def save(
-    folder: str | Path,
-    cfg: ModelConfig,
-    defaults: SampleConfig,
-    params: Any,
-    vae: Autoencoder | None = None,
-) -> None:
-    """Writes config.json, weights.safetensors, tokenizer.json, and a VAE into vae/.
-
-    Weights are host arrays.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if Path(cfg.tokenizer).is_file():
-        kept = folder / "tokenizer.json"
-        if not (kept.exists() and kept.samefile(cfg.tokenizer)):
-            shutil.copyfile(cfg.tokenizer, kept)
-        cfg = replace(cfg, tokenizer=kept.name)
-    sections = {
-        "model": config.model_section(cfg),
-        "sample": asdict(defaults),
-    }
-    (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
-    write_tree(folder / "weights.safetensors", params)
-    if vae is not None:
-        autoencoder.save(folder / autoencoder.INSIDE, vae)
-
-
-def text_batch(
-    tokenize: Tokenize, texts: Sequence[str]
-) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
-    """Token ids, one text per row, padded on the left; their segments (0 or -1)."""
-    tokens = [tokenize(text) for text in texts]
-    length = -(-max(map(len, tokens)) // TEXT_MULTIPLE) * TEXT_MULTIPLE
-    ids = np.zeros((len(texts), length), np.int32)
-    segment = np.full((len(texts), length), -1, np.int32)
-    for row, row_segment, given in zip(ids, segment, tokens, strict=True):
-        row[length - len(given) :] = given
-        row_segment[length - len(given) :] = 0
-    return ids, segment
+    found = saved.read(folder, Placing(mesh, dtype, offload), text)
+    return VideoModel(mesh=mesh, **found._asdict())
 
 
 def _negatives(negative: str | Sequence[str], count: int) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from pyramid_jax import footprint, layout, offload, sampler, sharding
@@ -136,10 +137,12 @@ class Plan:
     def __str__(self):
         columns = Phase._fields[1:]
         head = "".join(f"{name:>9}" for name in (*columns, "total"))
-        lines = [f"{'GiB of a device':16}{head}"]
+        large = self.largest.total >= GIB
+        unit, name = (GIB, "GiB") if large else (2**20, "MiB")
+        lines = [f"{f'{name} of a device':16}{head}"]
         for phase in self.phases:
             sizes = (*phase[1:], phase.total)
-            numbers = "".join(f"{size / GIB:9.2f}" for size in sizes)
+            numbers = "".join(f"{size / unit:9.2f}" for size in sizes)
             lines.append(f"{phase.name:16}{numbers}")
         return "\n".join(lines)
 
@@ -193,21 +196,24 @@ def plan(
     return Plan(tuple(_phase(need, parts) for need in needs), wide, work.videos)
 
 
-def pieces(networks: Networks, work: Work, over: Mesh | None = None) -> Pieces:
-    """The largest pieces to decode in that fit the devices.
+def pieces(
+    networks: Networks, work: Work, over: Mesh | None, most: float | None
+) -> Pieces:
+    """The largest pieces to decode in that a device of `most` bytes has room for.
 
     Latent frames go two at a time, else one; tiles, which change colours a little, are
-    the last choice. Two where the devices do not say what they have, or nothing fits.
+    the last choice. Two latent frames where nothing is known, or nothing fits.
     """
-    assert networks.vae is not None
-    latent, most = networks.vae.latent, limit(over)
+    latent = networks.cfg.latent
     tiles = [None, *(side for side in TILES if side < max(work.shape[1:3]))]
     choices = [
         Pieces(window * latent.temporal, tile and tile * latent.spatial)
         for tile in tiles
         for window in WINDOWS
     ]
-    for choice in choices if most is not None else []:
+    if most is None:
+        return choices[0]
+    for choice in choices:
         found = plan(networks, work._replace(pieces=choice), over)
         if found.phases[-1].total <= most:
             return choice
@@ -220,8 +226,9 @@ def limit(over: Mesh | None = None) -> int | None:
     Of a GPU, this is the share that JAX was given: XLA_PYTHON_CLIENT_MEM_FRACTION.
     """
     mine = jax.local_devices()[:1] if over is None else over.local_devices
-    known = [(device.memory_stats() or {}).get("bytes_limit") for device in mine]
-    return None if None in known else min(known)
+    known = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mine]
+    least = min(sharding.to_host(np.array([min(known)])))  # of all processes
+    return int(least) or None
 
 
 def weights(tree: Any) -> int:

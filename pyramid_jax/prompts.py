@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from pyramid_jax import sharding
+from pyramid_jax import offload, sharding
 from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.checkpoint.tables import Table
 from pyramid_jax.models.clip import ClipConfig, ClipEncoder
@@ -138,7 +138,9 @@ def finished(prompts: Sequence[str]) -> list[str]:
 def encode(t5: Network, clips: Sequence[Network], ids: Ids) -> Text:
     """Features from T5, and the vectors of all CLIPs side by side; float32."""
     cfgs = (t5.cfg, *(clip.cfg for clip in clips))
-    return _encode(cfgs, (t5.params, *(clip.params for clip in clips)), ids)
+    weights = (t5.params, *(clip.params for clip in clips))
+    with offload.present(weights) as params:
+        return _encode(cfgs, params, ids)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import jax
 
-from pyramid_jax import autoencoder, config, generate, sharding
+from pyramid_jax import autoencoder, config, generate, saved, sharding
 from pyramid_jax.config import ModelConfig, build
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data.pipeline import DataConfig, batches
@@ -64,7 +64,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         task = task._replace(prepare=partial(start_from, model, start))
     weights = sharding.to_host(run(cfg, workdir, task).ema)
     if jax.process_index() == 0:
-        generate.save(workdir / "model", model, defaults, weights, vae)
+        saved.save(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"
 
 

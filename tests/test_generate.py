@@ -12,7 +12,7 @@ import pytest
 
 from configs import tiny
 from launch import demo
-from pyramid_jax import config, generate, sharding
+from pyramid_jax import config, generate, saved, sharding
 from pyramid_jax.data.judge import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
@@ -123,7 +123,7 @@ def test_no_prompt_is_refused(model: VideoModel):
 
 
 def test_a_saved_model_is_read_back(model: VideoModel, tmp_path: Path):
-    generate.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    saved.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
     again = generate.load(tmp_path)
     assert again.defaults == model.defaults
     assert again.cfg.dit == model.cfg.dit
@@ -138,7 +138,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
         **weights["dit"],
         "head": {"kernel": head["kernel"][:-1], "extra": jnp.ones(1)},
     }
-    generate.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
+    saved.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
     with pytest.raises(ValueError) as error:
         generate.load(tmp_path)
     assert "dit/head/bias is missing" in str(error.value)
@@ -149,7 +149,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
 def test_a_missing_or_cut_off_model_is_refused(model: VideoModel, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
         generate.load(tmp_path)
-    generate.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    saved.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="can't be read"):

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions to token ids, through real tokenizers that need no download."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import transformers
+from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END = "</s>"
+# Prompts are padded to a multiple of it, so that few lengths compile.
+MULTIPLE = 16
 Tokenize = Callable[[str], list[int]]
 
 
@@ -76,3 +80,17 @@ def load_tokenizer(name: str | Path) -> Tokenize:
         return _Ids(Tokenizer.from_file(str(name)))
     except Exception as error:  # tokenizers raises no narrower class
         raise ValueError(f"{name} is no tokenizer.json ({error})") from error
+
+
+def text_batch(
+    tokenize: Tokenize, texts: Sequence[str]
+) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
+    """Token ids, one text per row, padded on the left; their segments (0 or -1)."""
+    tokens = [tokenize(text) for text in texts]
+    length = -(-max(map(len, tokens)) // MULTIPLE) * MULTIPLE
+    ids = np.zeros((len(texts), length), np.int32)
+    segment = np.full((len(texts), length), -1, np.int32)
+    for row, row_segment, given in zip(ids, segment, tokens, strict=True):
+        row[length - len(given) :] = given
+        row_segment[length - len(given) :] = 0
+    return ids, segment
