@@ -19,7 +19,7 @@ OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock format lint types test test-slow test-compile test-gpu \
-	test-tpu check demo train-demo notebooks bench parity clean
+	test-tpu check demo web train-demo notebooks bench parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ check: lint types test ## everything that CI runs
 
 demo: setup ## make videos with the model that ships with the project
 	$(RUN) -m launch.demo
+
+web: setup ## show a web page that makes videos with that model
+	$(RUN) -m launch.web
 
 train-demo: setup ## train that model from nothing, for 10 minutes
 	$(RUN) -m launch.prepare --embedded --to=data/shapes

@@ -80,9 +80,9 @@ class Studio:
     def size(self, name: Any) -> Preset:
         """The size of that name; ValueError if there is none."""
         known = {size.name: size for size in self.sizes()}
-        if name not in known:
+        if (size := known.get(str(name))) is None:
             raise ValueError(f"size {_cut(name)}: expected one of {', '.join(known)}")
-        return known[name]
+        return size
 
     def request(self, form: Form) -> Request:
         """What a visitor wants, if it is within the limits.

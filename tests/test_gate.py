@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which HTTP requests reach the web page."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from pyramid_jax import gate
+from pyramid_jax.gate import Gate, Message
+
+UPLOAD = "/gradio_api/upload"
+JOIN = "/gradio_api/queue/join"
+
+
+def request(path: str = JOIN, sent: bytes = b"", **headers: str) -> Message:
+    named = {"content_length": str(len(sent))} | headers
+    pairs = [
+        (name.replace("_", "-").encode(), value.encode())
+        for name, value in named.items()
+        if value
+    ]
+    return {"type": "http", "path": path, "headers": pairs}
+
+
+def answer(scope: Message, sent: bytes = b"") -> tuple[int, bytes]:
+    """Status and body that a client gets from a page which sends everything back.
+
+    The body travels in pieces of seven bytes.
+    """
+    pieces = [sent[i : i + 7] for i in range(0, len(sent), 7)] or [b""]
+    left = [
+        {"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)}
+        for i, piece in enumerate(pieces)
+    ]
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        return left.pop(0) if left else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    async def echo(scope: Message, receive: Any, send: Any) -> None:
+        parts = []
+        while (message := await receive())["type"] == "http.request":
+            parts.append(message["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"".join(parts)})
+
+    asyncio.run(Gate(echo)(scope, receive, send))
+    return answers[0]["status"], answers[1]["body"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/", b""),
+        (JOIN, json.dumps({"data": ["a red circle", 7, None]}).encode()),
+        (JOIN, json.dumps({"data": [{"path": "/tmp/gradio/first.png"}]}).encode()),
+        (JOIN, json.dumps({"data": ["see https://example.org"]}).encode()),
+        ("/gradio_api/file=/tmp/gradio/first.png", b""),
+    ],
+)
+def test_what_the_page_sends_passes_unchanged(path: str, sent: bytes):
+    assert answer(request(path, sent), sent) == (200, sent)
+
+
+def test_a_file_passes_without_being_read_as_json():
+    kind = "multipart/form-data; boundary=x"
+    assert answer(request(UPLOAD, b"\x89PNG", content_type=kind), b"\x89PNG")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"path": "http://example.org/first.png"},
+        {"path": "FTP://example.org", "meta": {"_type": "gradio.FileData"}},
+        [[{"image": {"path": "https://example.org"}}]],
+        {"path": {"path": "file:///etc/passwd"}},
+    ],
+)
+def test_addresses_in_place_of_files_are_refused(value: Any):
+    sent = json.dumps({"data": [value]}).encode()
+    assert answer(request(JOIN, sent), sent) == (
+        403,
+        b"an address is no file; upload one",
+    )
+    escaped = sent.replace(b"://", rb"\u003a\u002f\u002f")
+    assert answer(request(JOIN, escaped), escaped)[0] == 403
+
+
+@pytest.mark.parametrize("sent", [b"{", b"[" * 10**5, b"\xff"])
+def test_what_is_no_json_is_refused(sent: bytes):
+    assert answer(request(JOIN, sent), sent) == (400, b"send JSON")
+
+
+def test_the_page_does_not_fetch_for_its_visitors():
+    for address in ("http://127.0.0.1:22/", "https://example.org/x.png"):
+        status, why = answer(request(f"/gradio_api/file={address}"))
+        assert (status, why) == (403, b"files of other machines are not shown here")
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "kind", "status"),
+    [
+        (JOIN, gate.MESSAGE, "application/json", 200),
+        (JOIN, gate.MESSAGE + 1, "application/json", 413),
+        (JOIN, gate.MESSAGE + 1, "multipart/form-data", 413),
+        (UPLOAD, gate.UPLOAD, "multipart/form-data", 200),
+        (UPLOAD, gate.UPLOAD + gate.ENVELOPE + 1, "multipart/form-data", 413),
+        (UPLOAD, gate.MESSAGE + 1, "application/json", 413),
+    ],
+)
+def test_requests_are_bounded(path: str, length: int, kind: str, status: int):
+    scope = request(path, content_length=str(length), content_type=kind)
+    assert answer(scope)[0] == status
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"transfer_encoding": "chunked"}, {"content_length": "-1"}],
+)
+def test_requests_of_unknown_length_are_refused(headers: dict[str, str]):
+    assert answer(request(JOIN, **headers))[0] == 411
+
+
+def test_what_is_not_http_passes():
+    seen: list[Message] = []
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    asyncio.run(Gate(app)({"type": "lifespan"}, None, None))  # type: ignore
+    assert seen == [{"type": "lifespan"}]
