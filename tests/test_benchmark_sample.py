@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of sampling counts what it says, and its cases are what they say."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import flops, sample, stages, video
+from benchmarks.reference_video import OriginalVideo
+from benchmarks.workload import Workload
+from pyramid_jax import layout, mask, pyramid
+from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.t5 import T5Config
+from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.prompts import LIMIT
+from pyramid_jax.stepping import Progress
+
+TOY = video.Case(
+    Workload(depth=2, width=32, heads=2, cells=(8, 8), sampled=2),
+    T5Config(vocabulary=LIMIT, heads=1, head_dim=8, mlp_width=8, blocks=1),
+    tuple(
+        ClipConfig(77, width, mlp_width=8, blocks=1, projection=width)
+        for width in (768, 1280)
+    ),
+    VAEConfig(
+        encoder_widths=(8,) * 4,
+        decoder_widths=(8,) * 4,
+        encoder_layers=(1,) * 4,
+        decoder_layers=(1,) * 4,
+        groups=4,
+    ),
+    first_steps=2,
+    video_steps=1,
+    dtype="float32",
+)
+
+
+@pytest.mark.parametrize("variant", ["mmdit", "miniflux"])
+def test_the_arithmetic_of_a_step_is_that_of_its_blocks(variant):
+    """By hand: a block's layers are 12 products of width x width for every token,
+    and 6 (3 in single blocks) for the conditions; text ends early in mmdit."""
+    work = Workload(variant, depth=3, width=32, heads=2)
+    d, m, n = 32, 5, 20
+    double, single = (3, 0) if variant == "mmdit" else (1, 2)
+    per_token = double * (m + n) * 12 + single * (m + n) * 12
+    conditions = double * 12 + single * 3 + 2  # two streams; the head
+    if variant == "mmdit":
+        per_token -= 9 * m
+        conditions -= 4
+    dit = work.model.dit
+    ends = n * 2 * dit.patch_values * d + m * dit.text_width * d
+    vectors = (256 + dit.pooled_width) * d + 2 * d * d
+    dense = 2 * ((per_token + conditions) * d * d + ends + vectors)
+    attention = 4 * d * (double + single) * flops.pairs(m, [n])
+    assert flops.step(work.weights, work.model, m, [n]) == dense + attention
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_frames_and_pairs_are_those_of_the_rows_that_sampling_makes(stage):
+    model, cells, unit = TOY.cfg, (16, 8), 3
+    latent = np.zeros((unit + 1, *cells, 16), np.float32)
+    levels = [np.asarray(x) for x in pyramid.levels(latent, 3)]
+    chosen = layout.compact(layout.clips(stage, unit, unit + 1))
+    row = layout.segment(levels, chosen, model.layout)
+    counts = flops.frames(model, cells, stage, unit)
+    np.testing.assert_array_equal(counts, np.bincount(row.frame))
+    zeros = np.zeros((1, 6), np.int32), np.zeros_like(row.frame)[None]
+    seen = mask.dense(mask.joint(*zeros, row.frame[None]))
+    assert flops.pairs(6, counts) == seen.sum()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_is_that_of_the_whole_chip_or_unknown(kind, rate):
+    assert flops.peak(kind) == rate
+
+
+def test_utilisation_is_known_only_in_bfloat16_on_a_known_chip(monkeypatch):
+    half = replace(TOY, dtype="bfloat16")
+    assert stages.utilisation(half, 10**12, 1.0) is None
+    monkeypatch.setattr(stages.flops, "peak", lambda kind: 4e12)
+    assert stages.utilisation(half, 10**12, 0.5) == 0.5
+    assert stages.utilisation(TOY, 10**12, 0.5) is None
+
+
+def test_every_step_belongs_to_its_stage_and_takes_the_time_since_the_last():
+    """The text encoders come before the first step and are not part of it."""
+    ends, now = [], 10.0
+    for unit, counts in enumerate([(2, 1, 1), (1, 1, 2)]):
+        for k, steps in enumerate(counts):
+            for i in range(steps):
+                now += 1 + k + 10 * unit
+                ends.append((Progress(unit, 2, k, 3, i, steps, 0.0), now))
+    run = stages.Run(began=7.0, steps=ends, ended=99.0)
+    found = stages.by_stage(TOY, [run, run], text=3.0)
+    assert [s.units for s in found] == ["first"] * 3 + ["later"] * 3
+    assert [s.steps for s in found] == [2, 1, 1, 1, 1, 2]
+    assert [s.step.median for s in found] == [1, 2, 3, 11, 12, 13]
+    assert [s.seconds for s in found] == [2, 2, 3, 11, 12, 26]
+    one = flops.step(TOY.work.weights, TOY.cfg, LIMIT, [16, 16])
+    assert found[-1].flops == 2 * 2 * one  # two steps, two prompts
+    assert found[-1].tokens == (LIMIT + 32,) * 2
+
+
+@pytest.mark.parametrize(
+    ("variant", "transformer", "text"),
+    [("mmdit", 2_028_334_144, 5_580_620_800), ("miniflux", 1_972_059_200, None)],
+)
+def test_the_presets_have_the_released_sizes(variant, transformer, text):
+    """T5 v1.1 XXL's encoder has 4,762,310,656 weights, CLIP's 123,650,304 and
+    694,659,840 with their projections."""
+    given = video.case("768p_10s", variant)
+    assert (given.size.height, given.size.width, given.size.frames) == (768, 1280, 241)
+    assert given.parameters["transformer"] == transformer
+    expected = 4_762_310_656 + 123_060_480 if text is None else text
+    assert given.parameters["text encoders"] == expected
+    assert given.cfg.dit.dtype == "bfloat16" and given.options.first_steps == (20,) * 3
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="384p_5s"):
+        video.case("1080p")
+
+
+def test_random_weights_have_shapes_and_type_and_differ():
+    like = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 2
+    one, other = video.random_weights(like, "bfloat16")
+    assert one.shape == (64, 64) and one.dtype == jnp.bfloat16
+    assert 0.018 < float(one.std()) < 0.022
+    assert not (one == other).all()
+
+
+def test_a_path_without_the_original_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="checkout"):
+        OriginalVideo(tmp_path, TOY)
+
+
+def test_the_original_runs_only_beside_the_small_preset(capsys):
+    with pytest.raises(SystemExit):
+        sample.main(["--preset=384p_5s", "--reference=somewhere"])
+    assert "leave out --preset" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # compiles text encoders, every stage, and the decoder
+def test_the_command_samples_a_video_and_writes_what_was_measured(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sample, "case", lambda preset, variant: TOY)
+    monkeypatch.setattr(sample, "LOOPS", {"toy": replace(TOY.work, steps=1)})
+    path = tmp_path / "results" / "toy.json"
+    sample.main(["--repeats=2", "--loops", f"--to={path}"])
+    printed, result = capsys.readouterr().out, json.loads(path.read_text())
+    assert result["size"] == {"height": 64, "width": 64, "frames": 9}
+    got = result["measured"]
+    assert [stage["steps"] for stage in got["stages"]] == [2, 2, 2, 1, 1, 1]
+    parts = sum(got[part]["median"] for part in ("text", "sampling", "decoding"))
+    assert parts == pytest.approx(got["video"]["median"], rel=0.2)
+    assert got["flops"] == sum(stage["flops"] for stage in got["stages"])
+    assert got["weights"] == 4 * sum(result["parameters"].values())
+    assert got["utilisation"] is None and result["comparisons"] == {}
+    assert result["loops"]["toy"]["calls"]["median"] > 0
+    for name in ("video", "decoding", "later", "toy"):
+        assert name in printed
