@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 
-from pyramid_jax import generate
+from pyramid_jax import compile_cache, generate
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data import embedded
 from pyramid_jax.data.video_io import write_video
@@ -35,7 +34,7 @@ FRAMES, SIDE, FPS, SCALE = 8, 32, 8, 8
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    compile_cache.enable()
     began = time.monotonic()
     given = flags.FLAGS
     folder = Path(given.to)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from pyramid_jax import generate
+from pyramid_jax import compile_cache, generate
 from pyramid_jax.data import embedded
 from pyramid_jax.data.judge import judge, wilson
 
@@ -31,7 +31,7 @@ CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    compile_cache.enable()
     given = flags.FLAGS
     captions = embedded.captions()
     order = np.random.default_rng(given.seed).permutation(len(captions))

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from pyramid_jax import autoencoder, prompts, sharding
+from pyramid_jax import autoencoder, compile_cache, prompts, sharding
 from pyramid_jax.data import captions, embedded, precompute
 from pyramid_jax.data.records import Pixels, Size
 from pyramid_jax.data.tokenizer import train_tokenizer
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
+    compile_cache.enable()
     write = write_features if TEXT.value else write_latents
     write(MANIFEST.value, MODEL.value)
 

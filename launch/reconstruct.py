@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import app, flags
 from jaxtyping import UInt8
 from matplotlib.image import imsave
 
-from pyramid_jax import autoencoder, quality
+from pyramid_jax import autoencoder, compile_cache, quality
 from pyramid_jax.autoencoder import Autoencoder
 from pyramid_jax.codec import Pieces
 from pyramid_jax.data import video_io
@@ -44,7 +43,7 @@ class Reconstruction(NamedTuple):
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    compile_cache.enable()
     given = flags.FLAGS
     vae = autoencoder.load(given.model)
     frames = given.frames or None

@@ -12,6 +12,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from pyramid_jax import compile_cache
 from pyramid_jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
-    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    compile_cache.enable()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():

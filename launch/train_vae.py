@@ -11,6 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pyramid_jax import compile_cache
 from pyramid_jax.train_vae import train_vae
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    compile_cache.enable()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():
