@@ -140,8 +140,8 @@ def steps(given: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
     """
     if given is None:
         return None
-    if not all(text.isdecimal() and int(text) for text in given):
-        raise ValueError(f"steps {given} are not whole numbers over 0; give e.g. 20")
+    if not all(text.isdecimal() for text in given):
+        raise ValueError(f"steps {','.join(given)} are no numbers; give e.g. 20,20,20")
     return tuple(map(int, given)) * (stages if len(given) == 1 else 1)
 
 

@@ -81,6 +81,8 @@ class SamplerConfig:
                     f"{name}={steps} must have one entry for each of the "
                     f"{len(self.stages)} stages"
                 )
+            for count in steps:
+                pyramid.sigmas(count, self.last_step)  # raises
         if self.scans < 1:
             raise ValueError(f"scans={self.scans} must be 1 or more")
 
