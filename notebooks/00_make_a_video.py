@@ -163,6 +163,12 @@ sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scale
 # write_video("circle.mp4", videos[0], fps=8, scale=8)
 # ```
 #
+# The command does the same for one prompt or a list of them; `--help` tells the rest:
+#
+# ```sh
+# python -m launch.sample --prompt="a red circle moves left"
+# ```
+#
 # ## The released models
 #
 # They are used by the same calls. First convert one, once, from the hub or from a
