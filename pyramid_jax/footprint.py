@@ -3,7 +3,7 @@
 
 Estimates in bytes: how many arrays of the largest size live at once. The factors are
 those of XLA's compiler for an A100 (docs/memory.md); its compiler for CPUs keeps up to
-half as much again.
+twice as much.
 """
 
 import jax.numpy as jnp

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that wait on the host: where they are before, while and after their use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pyramid_jax import offload, sharding
+
+
+def on_devices(x: jax.Array) -> bool:
+    return x.sharding.memory_kind == offload.DEVICE
+
+
+@pytest.fixture
+def tree() -> dict:
+    """A weight that two devices share, and one that is on the first device."""
+    over = sharding.mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+    shared = sharding.place((4, 3), ("embed", None), over)
+    return {
+        "shared": jax.device_put(np.arange(12.0).reshape(4, 3), shared),
+        "whole": jnp.ones(5, jnp.bfloat16),
+    }
+
+
+def test_parked_weights_are_the_same_and_know_their_devices(tree: dict):
+    parked = offload.parked(tree)
+    for before, after in zip(tree.values(), parked.values(), strict=True):
+        assert offload.is_parked(after) and not offload.is_parked(before)
+        assert after.sharding.device_set == before.sharding.device_set
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+
+
+def test_they_are_on_their_devices_as_long_as_they_are_used(tree: dict):
+    parked = offload.parked(tree)
+    with offload.present(parked) as there:
+        assert all(map(on_devices, there.values()))
+        assert there["shared"].sharding == tree["shared"].sharding
+        assert there["whole"].dtype == jnp.bfloat16
+        made = jax.jit(lambda x: x["shared"].sum())(there)
+    assert made == 66
+    assert all(x.is_deleted() for x in there.values())
+    assert not any(x.is_deleted() for x in parked.values())
+
+
+def test_they_leave_the_devices_when_their_use_fails(tree: dict):
+    with (
+        pytest.raises(ZeroDivisionError),
+        offload.present(offload.parked(tree)) as there,
+    ):
+        raise ZeroDivisionError
+    assert all(x.is_deleted() for x in there.values())
+
+
+def test_weights_that_are_on_devices_stay_there(tree: dict):
+    with offload.present(tree) as there:
+        assert there["shared"] is tree["shared"]
+    assert not any(x.is_deleted() for x in tree.values())
