@@ -190,7 +190,14 @@ def _fields(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(section) - set(known))
     if unknown:
         raise ValueError(f"{cls.__name__} has no {unknown}; it has {known}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
+    return {key: _frozen(value) for key, value in dict(section).items()}
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    return value
 
 
 # ----------------------------------------------------------------- functions of a model

@@ -18,16 +18,16 @@ from pyramid_jax.kernels import attention_triton as triton
 from pyramid_jax.kernels.attention import BACKENDS, attention
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.cases import batch, case_names
+from pyramid_jax.kernels.tiles import Tiles
 from pyramid_jax.mask import TokenMask, dense
 
 SCALE, LENGTH, HEADS, DIM = 1 / 16, 90, 2, 16
-SMALL = tpu.Tiles(16, 16)
-EVEN = triton.Tiles(*[triton.Tile(16, 16)] * 3)
+EVEN = Tiles.of(((16, 16),))
 # Other sizes for the kernels that walk keys and for the one that walks queries.
-UNEVEN = triton.Tiles(triton.Tile(32, 16), triton.Tile(16, 32), triton.Tile(32, 16))
+UNEVEN = Tiles.of(((32, 16), (16, 32), (32, 16)))
 
 
-def with_tpu(q, k, v, mask, tiles=SMALL):
+def with_tpu(q, k, v, mask, tiles=EVEN):
     return tpu.attention_tpu(q, k, v, mask, mask, tiles, interpret=True)
 
 
@@ -118,7 +118,7 @@ def test_every_backend_is_tested():
 @pytest.mark.parametrize(
     ("form", "dim"),
     [
-        (functools.partial(with_tpu, tiles=tpu.Tiles(32, 16)), 24),
+        (functools.partial(with_tpu, tiles=Tiles.of(((32, 16),))), 24),
         (functools.partial(with_triton, tiles=UNEVEN), 24),
     ],
     ids=PALLAS,

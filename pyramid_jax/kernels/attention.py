@@ -10,15 +10,19 @@ from einops import rearrange
 from jaxtyping import Float
 
 from pyramid_jax.kernels.attention_blocks import blocks
+from pyramid_jax.kernels.attention_others import cudnn, splash, tokamax
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.sharded import Form, over_mesh
+from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles
 from pyramid_jax.mask import TokenMask, dense
 
 logger = logging.getLogger(__name__)
 
+# Those of this project, then those of other libraries.
 BACKENDS = ("xla", "blocks", "pallas_tpu", "pallas_triton")
+OTHERS = ("cudnn", "splash", "tokamax")
 # perf: in shorter rows the loop over blocks costs more than it saves.
 SHORT = 512
 WIDEST = 128  # of the heads that the kernels' tiles are made for
@@ -30,20 +34,28 @@ def attention(
     v: Float[jax.Array, "b l heads dim"],
     mask: TokenMask,
     backend: str | None = None,
+    tiles: Sizes | None = None,
 ) -> Float[jax.Array, "b l heads dim"]:
     """softmax(q kᵀ / sqrt(dim)) v over the keys that `mask` lets each query see.
 
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        backend: one of BACKENDS; None takes one of XLA's. The Pallas
-            kernels run on their device only; compiled for a CPU they are interpreted,
-            exactly and slowly. They follow the mesh that is set.
+        backend: one of BACKENDS or OTHERS; None takes one of XLA's. Pallas kernels run
+            on their device only; compiled for a CPU they are interpreted, exactly and
+            slowly. They follow the mesh that is set.
+        tiles: block sizes of a Pallas backend, see `Tiles.of`; None: the table's.
 
     Raises:
-        ValueError: unknown backend, or heads too wide for it.
+        ValueError: unknown backend, one that is not available here, heads too wide for
+            it, or tiles that it does not take.
     """
     length, dim = q.shape[1], q.shape[3]
+    if tiles is not None and backend not in TILED:
+        raise ValueError(
+            f"attention tiles {tiles} are given, but the backend {backend!r} takes "
+            f"none; name one of {TILED}, or leave the tiles out"
+        )
     if backend is None:
         backend = default(length)
         logger.info("attention over rows of %d tokens: %s", length, backend)
@@ -51,17 +63,30 @@ def attention(
         return _xla(q, k, v, mask)
     if backend == "blocks":
         return blocks(q, k, v, mask)
-    if backend not in BACKENDS:
+    return over_mesh(_form(backend, dim, tiles), q, k, v, mask)
+
+
+def _form(backend: str, dim: int, tiles: Sizes | None) -> Form:
+    """The function of a backend that is given its part of the mesh."""
+    if backend not in BACKENDS + OTHERS:
         raise ValueError(
-            f"unknown attention backend {backend!r}; use one of {BACKENDS} or None"
+            f"unknown attention backend {backend!r}; use one of {BACKENDS}, one of "
+            f"{OTHERS}, or None"
         )
     if dim > WIDEST:
         raise ValueError(
             f"heads of width {dim} are too wide for {backend}, which takes up to "
             f"{WIDEST}; use the backend 'xla'"
         )
+    if backend == "cudnn":
+        return cudnn
+    if backend == "tokamax":
+        return tokamax
+    if backend == "splash":
+        return _interpreted_on_cpu(splash)
     kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
-    return over_mesh(_interpreted_on_cpu(kernel), q, k, v, mask)
+    chosen = None if tiles is None else Tiles.of(tiles)
+    return _interpreted_on_cpu(functools.partial(kernel, tiles=chosen))
 
 
 def default(length: int) -> str:

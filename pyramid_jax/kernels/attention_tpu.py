@@ -38,6 +38,7 @@ from pyramid_jax.kernels.flash import (
     seen,
     slope_of_logits,
 )
+from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import ALL, SOME, Mask, Pairs, fill, kinds, pairs
 
 LANES = 128
@@ -46,19 +47,6 @@ MASK_ROWS = 8  # of a tile of int32; segment, frame and six unused
 
 Lanes = Float[Array, "heads _ _"]  # heads, values of a token, tokens of all rows
 Ref = Any
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tokens in a block of queries and in a block of keys, for all three kernels."""
-
-    query: int = 512
-    key: int = 512
-
-    def cut(self, queries: int, keys: int) -> "Tiles":
-        """No larger than rows of so many queries and keys need."""
-        wide = (math.ceil(length / LANES) * LANES for length in (queries, keys))
-        return Tiles(*map(min, (self.query, self.key), wide))
 
 
 class Plan(NamedTuple):
@@ -74,7 +62,7 @@ class Plan(NamedTuple):
 class Call:
     """What is fixed while tracing."""
 
-    tiles: Tiles
+    tile: Tile
     slope: float
     interpret: bool
 
@@ -88,25 +76,39 @@ def attention_tpu(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b lq heads dim"]:
-    """`kernels.attention.attention` on a TPU; `interpret` runs it anywhere, slowly."""
+    """`kernels.attention.attention` on a TPU; `interpret` runs it anywhere, slowly.
+
+    Raises:
+        ValueError: the tiles differ; the three kernels share one layout of the tokens.
+    """
     rows, length, _, dim = q.shape
-    tiles = (tiles or Tiles()).cut(length, k.shape[1])
-    kind = kinds(query, key, tiles.query, tiles.key)
+    tiles = tiles or tiles_for("pallas_tpu", dim, q.dtype, k.shape[1])
+    tile = _fitted(tiles, length, k.shape[1])
+    kind = kinds(query, key, tile.query, tile.key)
     plan = Plan(
-        _identities(query, tiles.query),
-        _identities(key, tiles.key),
+        _identities(query, tile.query),
+        _identities(key, tile.key),
         pairs(kind),
         pairs(kind.mT),
     )
     out: Any = _attend(
-        Call(tiles, slope_of_logits(dim), interpret),
-        _lanes(q, tiles.query),
-        _lanes(k, tiles.key),
-        _lanes(v, tiles.key),
+        Call(tile, slope_of_logits(dim), interpret),
+        _lanes(q, tile.query),
+        _lanes(k, tile.key),
+        _lanes(v, tile.key),
         plan,
     )
     out = rearrange(out, "heads dim (b l) -> b l heads dim", b=rows)
     return out[:, :length, :, :dim]
+
+
+def _fitted(tiles: Tiles, queries: int, keys: int) -> Tile:
+    """The tile of all kernels, no larger than rows of so many queries and keys need."""
+    tile = tiles.forward
+    if any((other.query, other.key) != (tile.query, tile.key) for other in tiles):
+        raise ValueError(f"attention tiles {tiles} differ; pallas_tpu takes one tile")
+    wide = (math.ceil(length / LANES) * LANES for length in (queries, keys))
+    return Tile(*map(min, (tile.query, tile.key), wide))
 
 
 def _lanes(x: Float[Array, "b _ heads dim"], size: int) -> Lanes:
@@ -133,7 +135,7 @@ def _forward(
     call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Plan
 ) -> tuple[Lanes, tuple]:
     per_query = (q.shape[0], 1, q.shape[2])
-    size, other = call.tiles.query, call.tiles.key
+    size, other = call.tile.query, call.tile.key
     out, norm = _walk(
         call,
         _forward_kernel,
@@ -151,8 +153,8 @@ def _backward(
 ) -> tuple[Lanes, Lanes, Lanes, None]:
     q, k, v, plan, out, norm = saved
     along = (back.astype(jnp.float32) * out.astype(jnp.float32)).sum(1, keepdims=True)
-    queries = (call.tiles.query, [q, back, norm, along, plan.query])
-    keys = (call.tiles.key, [k, v, plan.key])
+    queries = (call.tile.query, [q, back, norm, along, plan.query])
+    keys = (call.tile.key, [k, v, plan.key])
     (dq,) = _walk(
         call,
         _query_kernel,
@@ -160,7 +162,7 @@ def _backward(
         own=queries,
         other=keys,
         out=[jax.ShapeDtypeStruct(q.shape, q.dtype)],
-        kept=[(q.shape[1], call.tiles.query)],
+        kept=[(q.shape[1], call.tile.query)],
     )
     dk, dv = _walk(
         call,
@@ -169,7 +171,7 @@ def _backward(
         own=keys,
         other=queries,
         out=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
-        kept=[(k.shape[1], call.tiles.key)] * 2,
+        kept=[(k.shape[1], call.tile.key)] * 2,
     )
     return dq, dk, dv, None
 

@@ -98,9 +98,9 @@ def attention_triton(
     dim = q.shape[3]
     wide = max(16, 1 << (dim - 1).bit_length())
     more = ((0, 0), (0, 0), (0, 0), (0, wide - dim))
-    call = Call(tiles or tiles_for(wide, q.dtype), slope_of_logits(dim), interpret)
-    if wide > dim:
-        q, k, v = (jnp.pad(x, more) for x in (q, k, v))
+    tiles = tiles or tiles_for("pallas_triton", wide, q.dtype, k.shape[1])
+    call = Call(tiles, slope_of_logits(dim), interpret)
+    q, k, v = (jnp.pad(x, more) for x in (q, k, v))
     out: Any = _attend(call, q, k, v, query, key)
     return out[..., :dim]
 

@@ -6,7 +6,9 @@ A case is a mask. At scale 1 it has the sizes of the released models: 384p has 1
 token. A smaller scale divides the sides, so that an interpreter can run it.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,10 +43,11 @@ def case(name: str, scale: float = 1.0) -> TokenMask:
     """The mask of one row, `b = 1`, in numpy.
 
     Args:
-        name: of `case_names`. "384p stage 2 unit 8" is a row of sampling, text padded
-            on the left; unit 0 is an image. "packed" is a training row, "packed
-            tightly" one of many short segments; "scattered" has tokens in no order,
-            padding everywhere, and tokens that see only themselves.
+        name: of `case_names`, or one like them. "384p stage 2 unit 8" is a row of
+            sampling, text padded on the left; unit 0 is an image. "packed" is a
+            training row, "packed 4096" one of about as many tokens, "packed tightly"
+            one of many short segments; "scattered" has tokens in no order, padding
+            everywhere, and tokens that see only themselves.
         scale: of the sides of frames and of the number of text tokens.
 
     Raises:
@@ -57,9 +60,12 @@ def case(name: str, scale: float = 1.0) -> TokenMask:
         return _packed([_part("384p", 0, 0, scale) for _ in range(8)], scale)
     if name == "scattered":
         return _scattered(max(8, int(4096 * scale)))
-    if name not in case_names():
+    if found := re.fullmatch(r"packed (\d+)", name):
+        return _packed(_budget(int(found[1]) * scale**2, scale), scale)
+    found = re.fullmatch(rf"({'|'.join(GRIDS)}) stage ([0-2]) unit (\d+)", name)
+    if found is None:
         raise ValueError(f"no case {name!r}; the cases are {case_names()}")
-    size, _, stage, _, unit = name.split()
+    size, stage, unit = found.groups()
     return _sampling(_part(size, int(stage), int(unit), scale), scale)
 
 
@@ -88,6 +94,19 @@ def _part(size: str, stage: int, unit: int, scale: float) -> Part:
     stages = [max(0, stage + 1 - (unit - f)) for f in range(unit)]
     counts = [cells[s] for s in stages] + [cells[stage]]
     return Part(_text(scale), np.repeat(np.arange(unit + 1), counts))
+
+
+def _budget(tokens: float, scale: float) -> list[Part]:
+    """Units of a training row in turn, until the next one is too long."""
+    turns = itertools.cycle(((2, 15), (1, 0), (0, 8), (2, 0), (1, 8), (0, 0)))
+    parts: list[Part] = []
+    for stage, unit in turns:
+        part = _part("384p", stage, unit, scale)
+        tokens -= part.text + len(part.frame)
+        if parts and tokens < 0:
+            break
+        parts.append(part)
+    return parts
 
 
 def _text(scale: float) -> int:

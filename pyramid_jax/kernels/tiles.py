@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block sizes of the GPU kernels.
+"""Block sizes of the Pallas kernels, chosen from a table by device, heads and length.
 
-Chosen from the registers and spills that the compilers report (docs/kernels.md), not
-yet from measured times.
+The table is data, `assets/attention_tiles.json`, which `benchmarks/tune_attention.py`
+writes. An entry says for which heads and rows it is and where it comes from: the
+registers and spills that the compilers report (docs/kernels.md), or measured times.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+TABLE = Path(__file__).parents[1] / "assets" / "attention_tiles.json"
+# Backends that have tiles.
+TILED = ("pallas_tpu", "pallas_triton")
+SMALLEST = 16
+Sizes = Sequence[Sequence[int]]
 
-@dataclass(frozen=True)
-class Tile:
+
+class Tile(NamedTuple):
     """Tokens in a block of queries and of keys; warps and loads in flight of a program.
 
-    Sizes are powers of two, 16 or more.
+    The latter two mean nothing to a TPU.
     """
 
     query: int
@@ -24,23 +35,118 @@ class Tile:
     stages: int = 2
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """The tiles of the three kernels."""
 
     forward: Tile
     query: Tile  # backward, queries own: dq
     key: Tile  # backward, keys own: dk, dv
 
+    @classmethod
+    def of(cls, sizes: Sizes) -> "Tiles":
+        """Tiles from plain numbers, as configs and the table hold them.
 
-def tiles_for(dim: int, dtype: Any) -> Tiles:
-    """The largest tiles that keep an A100's registers, as its compiler reports them.
+        Args:
+            sizes: one tile for all kernels or one for each of forward, dq, and dk with
+                dv; a tile is (queries, keys), (queries, keys, warps) or (queries, keys,
+                warps, stages).
 
-    Float32 products run outside the tensor cores, unrolled: small tiles compile faster.
+        Raises:
+            ValueError: another number of tiles, or sizes that no kernel takes.
+        """
+        if len(sizes) not in (1, 3) or any(
+            len(size) not in (2, 3, 4) for size in sizes
+        ):
+            raise ValueError(
+                f"attention tiles {sizes} must be one tile or three, each (queries, "
+                "keys), (queries, keys, warps) or (queries, keys, warps, stages)"
+            )
+        for size in sizes:
+            query, key, warps, stages = Tile(*size)
+            powers = all(n > 0 and n & (n - 1) == 0 for n in (query, key, warps))
+            if not powers or min(query, key) < SMALLEST or stages < 1:
+                raise ValueError(
+                    f"attention tile {tuple(size)} must have blocks of {SMALLEST}, 32, "
+                    "64, ... tokens, 1, 2, 4 or 8 warps, and a stage or more"
+                )
+        return cls(*(Tile(*size) for size in (*sizes, *sizes, *sizes)[:3]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table.
+
+    Args:
+        backend: one of `TILED`.
+        device: what the device's name begins with, "" for any.
+        dtype: "bfloat16" or "float32", for all of two bytes or four.
+        dim: the widest heads it is for.
+        length: tokens of the longest rows it is for; None: of all rows.
+        source: where the tiles come from.
     """
-    if dtype == jnp.float32:
-        short = 32 if dim <= 64 else 16
-        return Tiles(Tile(32, short), Tile(32, short), Tile(short, 32))
-    if dim > 64:
-        return Tiles(Tile(128, 64, 8), Tile(64, 64, 8), Tile(64, 64, 8))
-    return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8), Tile(64, 128, 8))
+
+    backend: str
+    device: str
+    dtype: str
+    dim: int
+    length: int | None
+    tiles: Tiles
+    source: str
+
+    @property
+    def use(self) -> tuple[Any, ...]:
+        """What no two entries have in common."""
+        return self.backend, self.device, self.dtype, self.dim, self.length
+
+    @property
+    def narrowness(self) -> tuple[float, ...]:
+        """The entry that is for less wins: by device, then by width, then by length."""
+        length = float("inf") if self.length is None else self.length
+        return len(self.device), -self.dim, -length
+
+
+def tiles_for(
+    backend: str, dim: int, dtype: Any, length: int, device: str | None = None
+) -> Tiles:
+    """The tiles of the table for heads of width `dim` in rows of `length` tokens.
+
+    Args:
+        device: its name as JAX has it, e.g. "NVIDIA H200"; None: the first device.
+
+    Raises:
+        ValueError: the table has nothing for it.
+    """
+    device = jax.devices()[0].device_kind if device is None else device
+    dtype = "float32" if jnp.dtype(dtype).itemsize >= 4 else "bfloat16"
+    fitting = [
+        entry
+        for entry in read(TABLE)
+        if (entry.backend, entry.dtype) == (backend, dtype)
+        and device.startswith(entry.device)
+        and dim <= entry.dim
+        and (entry.length is None or length <= entry.length)
+    ]
+    if not fitting:
+        raise ValueError(
+            f"{TABLE} has no attention tiles for {backend}, {dtype}, heads of width "
+            f"{dim}; give tiles, or use the backend 'xla'"
+        )
+    return max(fitting, key=lambda entry: entry.narrowness).tiles
+
+
+@functools.cache
+def read(path: Path) -> tuple[Entry, ...]:
+    """The entries of a table."""
+    lines = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(Entry(**line | {"tiles": Tiles.of(line["tiles"])}) for line in lines)
+
+
+def write(path: Path, entries: Sequence[Entry]) -> None:
+    """Puts entries into a table; those for the same use are replaced."""
+    old = read(path) if path.exists() else ()
+    all_of = {entry.use: entry for entry in (*old, *entries)}.values()
+    order = sorted(all_of, key=lambda entry: (entry.backend, entry.narrowness))
+    lines = ",\n".join(json.dumps(asdict(entry)) for entry in order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    read.cache_clear()

@@ -51,6 +51,7 @@ class DiTConfig:
         dtype: of matrix products and of what flows between blocks; weights are float32.
         remat: the backward pass recomputes each block instead of storing its inside.
         attention: backend name for `kernels.attention`, None for the device's best.
+        attention_tiles: block sizes of that backend, see `Tiles.of`; None: the table's.
     """
 
     width: int = 1536
@@ -69,6 +70,7 @@ class DiTConfig:
     dtype: str = "float32"
     remat: bool = True
     attention: str | None = None
+    attention_tiles: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self):
         if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
@@ -161,7 +163,8 @@ class DoubleBlock(nn.Module):
             strict=True,
         )
         q, k, v = (jnp.concatenate(part, axis=1) for part in parts)
-        out = attention(rotate(q, angle), rotate(k, angle), v, mask, self.cfg.attention)
+        q, k, c = rotate(q, angle), rotate(k, angle), self.cfg
+        out = attention(q, k, v, mask, c.attention, c.attention_tiles)
         to_text, to_video = jnp.split(out, [m], axis=1)
 
         return (
@@ -193,11 +196,11 @@ class SingleBlock(nn.Module):
         angle: Float[jax.Array, "b l r"],
         mask: TokenMask,
     ) -> Float[jax.Array, "b l d"]:
-        affine = Affine(*self.modulation(cond, mask.segment))
+        c, affine = self.cfg, Affine(*self.modulation(cond, mask.segment))
         y = affine(layer_norm(x))
         q, k, v = jnp.moveaxis(self.qkv(y), 2, 0)
         q, k = rotate(self.q_norm(q), angle), rotate(self.k_norm(k), angle)
-        attended = attention(q, k, v, mask, self.cfg.attention)
+        attended = attention(q, k, v, mask, c.attention, c.attention_tiles)
         hidden = nn.gelu(self.mlp_in(y), approximate=True)
         return affine.add(x, self.out(attended) + self.mlp_out(hidden))
 
