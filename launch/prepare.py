@@ -23,9 +23,9 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from pyramid_jax import autoencoder, compile_cache, prompts, sharding
+from pyramid_jax import autoencoder, compile_cache, presets, prompts, sharding
 from pyramid_jax.data import captions, embedded, precompute
-from pyramid_jax.data.records import Pixels, Size
+from pyramid_jax.data.records import Pixels
 from pyramid_jax.data.tokenizer import train_tokenizer
 
 EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
@@ -87,23 +87,11 @@ def write_latents(manifest: str, model: str) -> None:
     job = precompute.Job(
         encode=autoencoder.raw_encoder(vae, SEED.value, over),
         load=Pixels(FRAMES.value, FPS.value),
-        sizes=tuple(size(text) for text in SIZES.value),
+        sizes=tuple(presets.sides(text) for text in SIZES.value),
         batch=BATCH.value or devices,
     )
     made = precompute.write_latents(manifest, TO.value, job)
     logging.info("latents of all records: %s", made)
-
-
-def size(text: str) -> Size:
-    """Height and width from text such as "384x640".
-
-    Raises:
-        ValueError: anything else.
-    """
-    sides = text.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
-        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH; write e.g. 384x640")
-    return int(sides[0]), int(sides[1])
 
 
 if __name__ == "__main__":

@@ -22,12 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from pyramid_jax import generate, presets, render_lists, renders, sharding
+from pyramid_jax import (
+    compile_cache,
+    generate,
+    presets,
+    render_lists,
+    renders,
+    sharding,
+)
 from pyramid_jax.config import SampleConfig
 from pyramid_jax.generate import VideoModel
 from pyramid_jax.render_lists import Job
@@ -41,7 +47,7 @@ INTERRUPTED = 130  # the exit code of a program that SIGINT ended
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    jax.config.update("jax_compilation_cache_dir", ".cache/jax")
+    compile_cache.enable()
     # Which attention is used is told at every compilation, in the middle of the bar.
     logging.getLogger("pyramid_jax.kernels").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -51,7 +57,8 @@ def main(argv: list[str]) -> None:
 def sample(given: Any) -> None:
     """Does what the flags say; ends the program where they or the numbers are wrong."""
     try:
-        model = generate.load(given.model, mesh(given.mesh), given.dtype)
+        over = mesh(given.mesh)
+        model = generate.load(given.model, over, given.dtype, offload=given.offload)
         if given.show:
             print(about(model))
             return
@@ -234,6 +241,7 @@ def define(into: flags.FlagValues) -> None:
     whole("scans", None, "the video in so many runs: less work, more compiling")
     choice("dtype", None, ["float32", "bfloat16"], "of weights and products")
     texts("mesh", None, "devices that share the work, e.g. data=2,fsdp=-1")
+    switch("offload", False, "weights wait in the host's memory until they are used")
     text("to", "runs/sample", "folder to write to")
     choice("kind", None, renders.KINDS, "of files; none: mp4, or png for images")
     whole("scale", 1, "shows pixels as blocks of so many", lower_bound=1)

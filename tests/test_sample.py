@@ -42,9 +42,10 @@ def loaded(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model is loaded once only."""
     load = generate.load
 
-    def known(folder, over, dtype):
-        default = (str(folder), over, dtype) == (str(generate.TINY_LATENT), None, None)
-        return model if default else load(folder, over, dtype)
+    def known(folder, over, dtype, offload):
+        if (str(folder), over, dtype) == (str(generate.TINY_LATENT), None, None):
+            return model
+        return load(folder, over, dtype, offload=offload)
 
     monkeypatch.setattr(generate, "load", known)
 
