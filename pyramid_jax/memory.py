@@ -254,7 +254,7 @@ def _sampling(
 ) -> _Need:
     """Euler steps: the video before and after a unit, tokens, and the network."""
     videos, rows = (_share(n, "batch", over) for n in (work.videos, work.rows))
-    tokens, values = _tokens(cfg, work), cfg.dit.patch_values
+    tokens, values = most_tokens(cfg, work), cfg.dit.patch_values
     inside = footprint.transformer(cfg.dit, rows, tokens, LIMIT)
     inside += 4 * tokens * values * (2 * videos + 3 * rows)
     text = 4 * rows * LIMIT * cfg.dit.text_width
@@ -262,7 +262,7 @@ def _sampling(
     return _Need(SAMPLING, (SAMPLING,), state, inside + _gathered(params))
 
 
-def _tokens(cfg: ModelConfig, work: Work) -> int:
+def most_tokens(cfg: ModelConfig, work: Work) -> int:
     """Of the longest row that the network reads for one video."""
     t, h, w, _ = work.shape
     how, last = work.options.sampler(cfg), len(cfg.stages) - 1

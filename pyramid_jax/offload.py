@@ -19,8 +19,8 @@ def parked(tree: Any) -> Any:
 
 
 def is_parked(x: Any) -> bool:
-    """Whether an array waits on the host for its devices."""
-    return isinstance(x, jax.Array) and x.sharding.memory_kind == HOST
+    """Whether an array, or the shape of one, waits on the host for its devices."""
+    return getattr(getattr(x, "sharding", None), "memory_kind", None) == HOST
 
 
 @contextmanager

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory plan: what it counts, how it grows, and what it says of too much work."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny_latent
+from pyramid_jax import config, footprint, memory, offload, sharding
+from pyramid_jax.autoencoder import Autoencoder
+from pyramid_jax.codec import Pieces
+from pyramid_jax.config import ModelConfig
+from pyramid_jax.memory import DECODING, GIB, SAMPLING, STREAMING, TEXT, Networks, Work
+from pyramid_jax.models import vae
+from pyramid_jax.models.t5 import T5Config
+from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.prompts import Network, abstract
+from pyramid_jax.sampler import Guidance
+
+SECTIONS = tiny_latent.get_config()
+CFG: ModelConfig = config.model_config(SECTIONS.model.to_dict())
+OPTIONS = config.sample_config(SECTIONS.sample.to_dict())
+VAE = VAEConfig(latent=CFG.latent.channels, groups=8)
+TWO = Pieces(frames=2 * CFG.latent.temporal)
+WORK = Work((16, 16, 16, CFG.latent.channels), 1, OPTIONS, TWO)
+
+
+def shapes(fresh: Any) -> Any:
+    """The weights that a function of a key would make, without making them."""
+    return jax.eval_shape(fresh, jax.random.key(0))
+
+
+BOXED = shapes(partial(config.initialise, CFG))
+CODER = sharding.unbox(shapes(partial(vae.initialise, VAE)))
+AUTOENCODER = Autoencoder(VAE, CFG.latent, CODER)
+NETWORKS = Networks(CFG, sharding.unbox(BOXED), AUTOENCODER)
+
+
+def size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def placed(tree: Any, kind: str) -> Any:
+    """Shapes of arrays on the first device, in one of its kinds of memory."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree
+    )
+
+
+def phase(name: str, **changes: Any) -> memory.Phase:
+    """A phase of WORK with other attributes."""
+    plan = memory.plan(NETWORKS, WORK._replace(**changes))
+    (found,) = (p for p in plan.phases if p.name == name)
+    return found
+
+
+def test_weights_of_a_phase_and_those_that_wait_are_all_there_are():
+    everything = size((NETWORKS.params, CODER))
+    for found in memory.plan(NETWORKS, WORK).phases:
+        assert found.weights + found.waiting == everything
+    assert phase(SAMPLING).weights == size(NETWORKS.params["dit"])
+    assert phase(DECODING).weights == size(CODER["decoder"])
+    assert phase(TEXT).weights == size(NETWORKS.params["text"])
+
+
+def test_text_encoders_read_instead_of_the_models_own():
+    cfg = T5Config(vocabulary=100, width=64, heads=2, head_dim=8, mlp_width=32)
+    reader = Network(cfg, sharding.unbox(abstract(cfg)))
+    plan = memory.plan(NETWORKS._replace(encoders=(reader,)), WORK)
+    assert plan.phases[0].name == TEXT
+    assert plan.phases[0].weights == size(reader.params)
+
+
+def test_parked_weights_take_nothing_but_in_their_phase():
+    kinds = {kind: placed(NETWORKS.params, kind) for kind in ("device", offload.HOST)}
+    here, there = (
+        memory.plan(NETWORKS._replace(params=params), WORK) for params in kinds.values()
+    )
+    for before, after in zip(here.phases, there.phases, strict=True):
+        assert after.weights == before.weights
+    assert there.phases[-1].waiting == size(CODER["encoder"])
+
+
+def test_devices_that_divide_weights_hold_their_parts():
+    over = sharding.mesh(data=1, fsdp=4, devices=jax.devices()[:4])
+    where = sharding.shardings(BOXED, over)
+    params = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        NETWORKS.params,
+        where,
+    )
+    parts = [
+        np.prod(at.shard_shape(x.shape)) * x.dtype.itemsize
+        for x, at in zip(
+            jax.tree.leaves(params["dit"]), jax.tree.leaves(where["dit"]), strict=True
+        )
+    ]
+    plan = memory.plan(NETWORKS._replace(params=params), WORK, over)
+    sampling = next(p for p in plan.phases if p.name == SAMPLING)
+    assert sampling.weights == sum(parts) < size(params["dit"]) / 2
+
+
+def test_devices_divide_the_videos_of_a_batch():
+    over = sharding.mesh(data=4, devices=jax.devices()[:4])
+    one = memory.plan(NETWORKS, WORK)
+    four = memory.plan(NETWORKS, WORK._replace(videos=4), over)
+    for alone, shared in zip(one.phases[1:], four.phases[1:], strict=True):
+        assert shared.state == alone.state and shared.working == alone.working
+
+
+def test_decoding_in_pieces_takes_no_more_for_longer_videos():
+    short, long = (phase(DECODING, shape=(t, 16, 16, 4)) for t in (8, 31))
+    assert short[1:] == long[1:]
+
+
+def test_whole_videos_and_larger_pieces_take_more():
+    whole, two, one = (
+        phase(DECODING, pieces=Pieces(frames)).total
+        for frames in (None, *(n * CFG.latent.temporal for n in (2, 1)))
+    )
+    assert whole > two > one
+
+
+def test_sampling_grows_with_the_history():
+    short, long = (phase(SAMPLING, shape=(t, 16, 16, 4)) for t in (20, 31))
+    assert long.working > short.working and long.state > short.state
+
+
+def test_guidance_doubles_the_rows_of_the_network():
+    alone = replace(OPTIONS, guidance=Guidance(first=0.0))
+    rows = {WORK.rows, WORK._replace(options=alone).rows}
+    assert rows == {2, 1}
+    assert phase(SAMPLING).working > phase(SAMPLING, options=alone).working
+
+
+def test_history_of_the_longest_row_counts():
+    tokens = memory.most_tokens(CFG, WORK)
+    cells = 16 * 16 // CFG.layout.patch**2
+    stages = len(CFG.stages)
+    assert stages == 2
+    assert tokens == cells + cells + (16 - 2) * cells // 4
+
+
+def test_a_stream_has_the_transformer_and_the_decoder_at_once():
+    found = phase(STREAMING, streamed=True)
+    assert found.weights == phase(SAMPLING).weights + phase(DECODING).weights
+    assert found.working >= phase(SAMPLING).working
+
+
+def test_a_given_image_adds_the_encoder():
+    found = phase(memory.IMAGE, image=True)
+    assert found.weights == size(CODER["encoder"])
+    side = 16 * CFG.latent.spatial
+    assert found.working == footprint.encoder(VAE, (1, 1, side, side))
+
+
+def test_latents_alone_need_no_decoder():
+    plan = memory.plan(NETWORKS, WORK._replace(pieces=None))
+    assert [p.name for p in plan.phases] == [TEXT, SAMPLING]
+
+
+def test_work_that_fits_or_whose_devices_are_unknown_is_not_refused():
+    plan = memory.plan(NETWORKS, WORK)
+    plan.check(None)
+    plan.check(plan.largest.total)
+    assert memory.limit() is None  # CPUs don't say
+
+
+def test_work_that_does_not_fit_says_what_to_change():
+    plan = memory.plan(NETWORKS, WORK._replace(videos=3))
+    with pytest.raises(ValueError) as refused:
+        plan.check(0.5 * GIB)
+    said = str(refused.value)
+    assert said.startswith(
+        f"decoding needs {plan.largest.total / GIB:.1f} GiB on a device, which lends "
+        "0.5; load with"
+    )
+    for change in (
+        "load with offload=True",
+        "dtype='bfloat16'",
+        "VideoModel.pieces",
+        "fewer videos at once than 3",
+        "fsdp or tensor",
+        "smaller size or fewer frames",
+    ):
+        assert change in said
+    assert "reading text" in said  # the whole table
+
+
+def test_changes_that_would_not_help_are_not_named():
+    half = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), NETWORKS.params
+    )
+    plan = memory.plan(Networks(CFG, placed(half, offload.HOST)), WORK)
+    with pytest.raises(ValueError) as refused:
+        plan.check(0)
+    for change in ("offload", "bfloat16", "pieces", "fewer videos"):
+        assert change not in str(refused.value).split("\n")[0]
+
+
+def test_pieces_are_the_largest_that_fit():
+    temporal, spatial = CFG.latent.temporal, CFG.latent.spatial
+    work = WORK._replace(shape=(16, 64, 64, CFG.latent.channels))
+
+    def chosen(most: float | None) -> Pieces:
+        return memory.pieces(NETWORKS, work, None, most)
+
+    def needed(pieces: Pieces) -> int:
+        return memory.plan(NETWORKS, work._replace(pieces=pieces)).phases[-1].total
+
+    two, one = Pieces(2 * temporal), Pieces(temporal)
+    tiles = Pieces(2 * temporal, 32 * spatial)
+    assert needed(two) > needed(one) > needed(tiles)
+    assert chosen(None) == chosen(needed(two)) == two
+    assert chosen(needed(two) - 1) == one
+    assert chosen(needed(one) - 1) == tiles
+    assert chosen(1) == two  # which `Plan.check` then refuses
+
+
+def test_a_plan_is_a_table():
+    text = str(memory.plan(NETWORKS, WORK))
+    head, *rows = text.splitlines()
+    assert head.split() == [
+        *("GiB", "of", "a", "device"),
+        *("weights", "waiting", "state", "working", "total"),
+    ]
+    assert [row[:16].strip() for row in rows] == [TEXT, SAMPLING, DECODING]
