@@ -164,7 +164,7 @@ def test_files_that_lead_to_others_are_refused(server: Server):
         ({"prompt": "x", "frames": 999}, "999"),
         ({"prompt": "x", "frames": 4}, "4 frames are not 1 + a multiple of 2"),
         ({"prompt": "x", "height": "9999x9999"}, "9999x9999"),
-        ({"prompt": "x", "steps, first": 10**6}, "1000000"),
+        ({"prompt": "x", "steps, frame 1": 10**6}, "1000000"),
     ],
 )
 def test_the_server_refuses_in_words_what_the_page_would_not_send(

@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app, flags
 
+from launch.sample import mesh
 from pyramid_jax import compile_cache, gate, generate
 from pyramid_jax.web import Studio
 
@@ -63,11 +64,13 @@ def studio(given: Any, uploads: Path) -> Studio:
     """The model and the folders that the flags name.
 
     Raises:
-        ValueError: no such model, or one that makes no videos.
+        ValueError: no such model, or devices.
     """
     folder = Path(given.to)
     folder.mkdir(parents=True, exist_ok=True)
-    return Studio(generate.load(given.model, dtype=given.dtype), folder, uploads)
+    over = mesh(given.mesh)
+    model = generate.load(given.model, over, given.dtype, offload=given.offload)
+    return Studio(model, folder, uploads)
 
 
 def ships(model: str) -> bool:
@@ -115,4 +118,6 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "dtype", None, ["float32", "bfloat16"], "of weights; none: as stored"
     )
+    flags.DEFINE_list("mesh", None, "devices, e.g. fsdp=2,tensor=-1; none: the first")
+    flags.DEFINE_bool("offload", False, "weights wait in the host's memory")
     app.run(main)

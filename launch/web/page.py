@@ -94,11 +94,14 @@ def _form(
     sizes = studio.sizes()
     with gr.Row():
         widgets["size"] = gr.Dropdown(
-            [preset.name for preset in sizes], label="Height x width", min_width=100
+            [preset.name for preset in sizes],
+            label="Height x width",
+            scale=2,
+            min_width=100,
         )
         widgets["frames"] = gr.Slider(**_frames(studio, sizes[0]), buttons=[])
         widgets["seed"] = gr.Number(
-            -1, label="Seed (-1: a new one)", precision=0, min_width=100
+            -1, label="Seed (-1: any)", precision=0, scale=2, min_width=100
         )
     widgets["size"].change(
         lambda name: gr.Slider(**_frames(studio, studio.size(name))),
@@ -116,16 +119,21 @@ def _form(
 def _details(studio: Studio, image: bool) -> dict[str, Any]:
     """Widgets that few visitors need."""
     made = studio.model.defaults.with_image() if image else studio.model.defaults
-    later = ("video", made.video_steps[0], made.guidance.video, "later frames")
-    first = ("first", made.first_steps[0], made.guidance.first, "first frame")
+    later = ("video", made.video_steps[0], made.guidance.video, "later")
+    first = ("first", made.first_steps[0], made.guidance.first, "frame 1")
     widgets: dict[str, Any] = {}
     for name, steps, scale, of in [later] if image else [first, later]:
         with gr.Row():
             widgets[f"{name}_steps"] = gr.Slider(
-                1, web.STEPS, steps, step=1, label=f"Steps, {of}"
+                1, web.STEPS, steps, step=1, label=f"Steps, {of}", buttons=[]
             )
             widgets[f"{name}_guidance"] = gr.Slider(
-                0, web.GUIDANCE, scale, step=0.5, label=f"Guidance, {of}"
+                0,
+                web.GUIDANCE,
+                scale,
+                step=0.5,
+                label=f"Guidance, {of}",
+                buttons=[],
             )
     widgets["negative"] = gr.Textbox(
         label="Negative prompt (empty: that of the model)", max_length=web.PROMPT
@@ -223,6 +231,7 @@ def _frames(studio: Studio, preset: Preset) -> dict[str, Any]:
         "step": stride,
         "value": usual,
         "label": f"Frames ({preset.fps:g}/s)",
+        "scale": 3,
         "min_width": 100,
     }
 
