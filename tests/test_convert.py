@@ -102,6 +102,8 @@ def test_what_is_written_is_an_ordinary_model_folder(ours: Path):
     sections = json.loads((ours / "config.json").read_text())
     assert sections["model"]["latent"]["image_shift"] == 0.1490
     assert sections["sample"]["guidance"]["first"] == 7.0
+    assert sections["sample"]["sizes"] == [[384, 640, 121]]
+    assert sections["sample"]["image_guidance"] == 4.0
     assert sections["original"] == VARIANT
 
 
