@@ -59,6 +59,7 @@ MAY_IMPORT["prompts"] |= {"offload"}
 MAY_IMPORT["footprint"] = {"sharding", "kernels", "models"}
 MAY_IMPORT["memory"] = set(MAY_IMPORT)
 MAY_IMPORT["saved"] = set(MAY_IMPORT)
+MAY_IMPORT["variants"] = set(MAY_IMPORT)
 MAY_IMPORT["stepping"] = {"shapes", "layout", "sampler", "sharding", "config"}
 MAY_IMPORT["generate"] = set(MAY_IMPORT)
 MAY_IMPORT["presets"] = {"config", "generate"}
@@ -75,7 +76,7 @@ MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 SERVICES = {"sharding", "data", "checkpoint", "training"}
 SERVICES |= {"config", "generate", "train", "contact_sheet", "quality", "prompts"}
 SERVICES |= {"presets", "renders", "render_lists", "gate", "web", "stepping"}
-SERVICES |= {"compile_cache", "memory"}
+SERVICES |= {"compile_cache", "memory", "variants"}
 SERVICES |= {"autoencoder", "codec", "latents", "original", "convert", "train_vae"}
 
 # The files that a newcomer reads as mathematics need nothing else.
