@@ -51,7 +51,11 @@ def main(argv: list[str]) -> None:
     # Which attention is used is told at every compilation, in the middle of the bar.
     logging.getLogger("pyramid_jax.kernels").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sample(flags.FLAGS)
+    try:
+        sample(flags.FLAGS)
+    except KeyboardInterrupt:
+        print("interrupted; the same command makes what is not finished")
+        sys.exit(INTERRUPTED)
 
 
 def sample(given: Any) -> None:
@@ -72,9 +76,6 @@ def sample(given: Any) -> None:
         run(model, left, given.batch)
     except FloatingPointError as error:
         sys.exit(f"launch.sample: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command makes what is not finished")
-        sys.exit(INTERRUPTED)
 
 
 def planned(model: VideoModel, given: Any) -> list[Job]:
