@@ -22,8 +22,8 @@ from einops import rearrange
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jaxtyping import Array, Bool, Float
 
+from pyramid_jax.kernels.flash import seen
 from pyramid_jax.kernels.visits import Mask
-from pyramid_jax.mask import TokenMask, visible
 
 EVEN = 8  # tokens; cuDNN takes no odd number, and reads masks in vectors
 LANES = 128  # of a TPU: what splash attention wants blocks and heads to be multiples of
@@ -136,9 +136,9 @@ def _matrix(
 
     These, and what was filled, see the first key.
     """
-    sees = visible(
-        TokenMask(*map(jnp.asarray, query)), TokenMask(*map(jnp.asarray, key))
-    )
+    rows = (jnp.asarray(x)[:, :, None] for x in query)
+    columns = (jnp.asarray(x)[:, None] for x in key)
+    sees = jax.vmap(seen)(*rows, *columns)
     blind = ~sees.any(axis=2)
     _, queries, keys = sees.shape
     more = (0, -queries % size), (0, -keys % (key_size or size))

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention on released shapes: time and TFLOP/s of every implementation, side by side.
+
+python -m benchmarks.attention --to result.json
+python -m benchmarks.attention --cases '768p stage 2*' 'packed*' --heads 24
+python -m benchmarks.attention --reduced
+
+FLOP are counted on visible pairs of tokens, whatever an implementation computes beyond
+them: 4 x pairs x heads x width forward, 3.5 times that with the gradients. Before a
+clock starts, values and gradients are compared with the formula in float64. Who is not
+installed, does not fit the device or is wrong is named with the reason. `--reduced` is
+for machines without an accelerator.
+"""
+
+import argparse
+import fnmatch
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Int
+
+from benchmarks.attention_rivals import NAMES, Problem, Rival, Values, rival
+from benchmarks.flops import peak
+from benchmarks.timing import Spread, environment, interleaved, plain, spread
+from pyramid_jax.kernels.cases import GRIDS, STAGES, case
+from pyramid_jax.mask import TokenMask
+
+PACKAGES = ("jax", "jaxlib", "torch", "tokamax")
+CASES = (
+    *(
+        f"{size} stage {stage} unit {unit}"
+        for size in GRIDS
+        for stage in range(STAGES)
+        for unit in (1, 8, 15, 30)
+    ),
+    *(f"packed {tokens}" for tokens in (4096, 8192, 16384, 24576)),
+)
+SAMPLED = 32  # queries that are compared with the formula
+# Largest difference, as a share of the largest value: products of float32 may be
+# rounded to 11 bits on a GPU, weights of bfloat16 are to 8.
+ALLOWED = {"float32": 2e-3, "bfloat16": 0.03}
+BOTH = 3.5  # FLOP of forward and backward pass over those of the forward pass
+TURN = 0.02  # seconds of work that are timed together
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured.
+
+    Args:
+        cases: names that `kernels.cases.case` knows.
+        rows: rows of the batch, all alike; sampling with guidance has two.
+        scale: of the sides of frames.
+    """
+
+    cases: tuple[str, ...] = CASES
+    heads: tuple[int, ...] = (24, 30)
+    rivals: tuple[str, ...] = NAMES
+    dim: int = 64
+    rows: int = 1
+    dtype: str = "bfloat16"
+    scale: float = 1.0
+    repeats: int = 10
+
+
+REDUCED = Workload(
+    ("384p stage 2 unit 8", "packed 16384"), (2,), NAMES, 16, 1, "float32", 1 / 8, 2
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One implementation on one case: milliseconds and TFLOP/s, or why there are none.
+
+    `error` is the largest difference from the formula, as a share of the largest value.
+    """
+
+    error: float | None = None
+    forward: Spread | None = None
+    both: Spread | None = None
+    rates: tuple[float, float] | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all implementations do on one case."""
+
+    case: str
+    heads: int
+    tokens: int
+    pairs: int
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+
+def problem(work: Workload, name: str, heads: int) -> Problem:
+    """Random numbers under the mask of a case, as its dtype rounds them."""
+    mask = TokenMask(*(np.repeat(x, work.rows, axis=0) for x in case(name, work.scale)))
+    draw = np.random.default_rng(0)
+    shape = (*mask.segment.shape, heads, work.dim)
+    arrays = (draw.standard_normal(shape, np.float32) for _ in range(4))
+    dtype = {"bfloat16": ml_dtypes.bfloat16}.get(work.dtype, np.float32)
+    rounded = (x.astype(dtype).astype(np.float32) for x in arrays)
+    return Problem(*rounded, mask, work.dtype)
+
+
+def visible_pairs(mask: TokenMask) -> int:
+    """Pairs of a query and a key that it sees, without comparing all of them."""
+    total = 0
+    for segments, frames in zip(*mask, strict=True):
+        for segment in np.unique(segments[segments >= 0]):
+            inside = np.sort(frames[segments == segment])
+            total += int(np.searchsorted(inside, inside, side="right").sum())
+    return total
+
+
+def by_the_formula(
+    given: Problem, queries: Int[np.ndarray, "_"], mask: TokenMask
+) -> list[Values]:
+    """Outputs of some queries of every row, their gradients, those of k and of v.
+
+    In float64, as if nothing came back to the other queries.
+    """
+    q, k, v, back = (x.astype(np.float64) for x in given[:4])
+    scale = q.shape[-1] ** -0.5
+    q, back = q[:, queries], back[:, queries]
+    (segment, frame), (own, now) = mask, (x[:, queries, None] for x in mask)
+    sees = (segment[:, None] == own) & (own >= 0) & (frame[:, None] <= now)
+    sees = sees[:, None]
+    logits = np.where(sees, np.einsum("bqhd,bkhd->bhqk", q, k) * scale, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    change = np.einsum("bqhd,bkhd->bhqk", back, v)
+    change = weights * (change - (change * weights).sum(-1, keepdims=True)) * scale
+    return [
+        np.einsum("bhqk,bkhd->bqhd", weights, v),
+        np.einsum("bhqk,bkhd->bqhd", change, k),
+        np.einsum("bhqk,bqhd->bkhd", change, q),
+        np.einsum("bhqk,bqhd->bkhd", weights, back),
+    ]
+
+
+def error(given: Problem, one: Rival) -> float:
+    """The largest difference from the formula, as a share of the largest value."""
+    seeing = np.flatnonzero((given.mask.segment >= 0).all(axis=0))
+    some = np.random.default_rng(0).permutation(seeing)[:SAMPLED]
+    back = np.zeros_like(given.back)
+    back[:, some] = given.back[:, some]
+    found = [one.take(x) for x in one.both(*map(one.put, (*given[:3], back)))]
+    found = [found[0][:, some], found[1][:, some], *found[2:]]
+    exact = by_the_formula(given, some, one.mask)
+    shares = [
+        np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, exact, strict=True)
+    ]
+    return float(np.max(shares))
+
+
+def measure(work: Workload, name: str, heads: int) -> Row:
+    """All implementations on one case, in turns."""
+    given = problem(work, name, heads)
+    pairs = visible_pairs(given.mask)
+    found: dict[str, Measured] = {}
+    runs: dict[tuple[str, str], Any] = {}
+    for title in work.rivals:
+        found[title] = Measured()
+        try:
+            one = rival(title, given)
+            share = error(given, one)
+            found[title] = Measured(share)
+            if not share <= ALLOWED[work.dtype]:
+                raise ValueError(f"wrong by {share:.2g} of the largest value")
+            runs |= {(title, what): run for what, run in _runs(given, one).items()}
+        except Exception as reason:  # each library has its own kinds
+            text = str(reason).strip() or type(reason).__name__
+            found[title] = replace(found[title], skipped=text.splitlines()[0])
+    times = interleaved({key: run for key, (run, _) in runs.items()}, work.repeats)
+    for title in dict.fromkeys(title for title, _ in runs):
+        forward, both = (
+            spread([1e3 * t / runs[title, what][1] for t in times[title, what]])
+            for what in ("forward", "both")
+        )
+        flop = 4 * pairs * heads * work.dim
+        rates = flop / forward.median / 1e9, BOTH * flop / both.median / 1e9
+        found[title] = replace(found[title], forward=forward, both=both, rates=rates)
+    return Row(name, heads, given.q.shape[1], pairs, found)
+
+
+def turn(
+    call: Callable[[], Any], wait: Callable[[Any], Any]
+) -> tuple[Callable[[], None], int]:
+    """As many calls as take `TURN` seconds, of which the last is awaited; how many."""
+    wait(call())
+    begin = time.perf_counter()
+    wait(call())
+    count = max(1, math.ceil(TURN / (time.perf_counter() - begin)))
+
+    def run() -> None:
+        for _ in range(count - 1):
+            call()
+        wait(call())
+
+    return run, count
+
+
+def report(work: Workload, rows: Sequence[Row]) -> str:
+    """The result as a table for a terminal."""
+    where = environment(PACKAGES)
+    most = peak(where["device"])
+    lines = [
+        f"{where['device']}, {work.dtype}, width {work.dim}, jax {where['jax']}, torch "
+        f"{where['torch']}, tokamax {where['tokamax']}, load {where['load']}"
+    ]
+    for row in rows:
+        share = row.pairs / (work.rows * row.tokens**2)
+        lines.append(
+            f"\n{row.case}, {work.rows} x {row.tokens} tokens, {row.heads} heads, "
+            f"{share:.0%} of the pairs are visible"
+        )
+        lines.append(f"  {'':14}{'forward, ms':28}TFLOP/s  {'both, ms':28}TFLOP/s")
+        for title, one in row.measured.items():
+            lines.append(f"  {title:14}{_line(one, most)}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures what the arguments ask for, prints a table, writes JSON."""
+    # PyTorch needs memory beside JAX.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", metavar="PATTERN", help="default all")
+    parser.add_argument("--rivals", nargs="+", choices=NAMES, help="default all")
+    parser.add_argument("--heads", nargs="+", type=int, help="default 24 30")
+    parser.add_argument("--dim", type=int, help="width of a head, default 64")
+    parser.add_argument("--rows", type=int, help="rows of the batch, default 1")
+    parser.add_argument("--dtype", choices=ALLOWED, help="default bfloat16")
+    parser.add_argument("--repeats", type=int, help="turns, default 10")
+    parser.add_argument("--reduced", action="store_true", help="small shapes, float32")
+    parser.add_argument("--to", type=Path, help="JSON file for the result")
+    given = parser.parse_args(argv)
+    work = REDUCED if given.reduced else Workload()
+    if given.cases is not None:
+        names = tuple(n for n in CASES for p in given.cases if fnmatch.fnmatch(n, p))
+        if not names:
+            parser.error(f"no case matches {given.cases}; the cases are {CASES}")
+        work = replace(work, cases=names)
+    for name in ("rivals", "heads", "dim", "rows", "dtype", "repeats"):
+        value = getattr(given, name)
+        if value is not None:
+            value = tuple(value) if isinstance(value, list) else value
+            work = replace(work, **{name: value})
+    rows = [measure(work, name, heads) for name in work.cases for heads in work.heads]
+    print(report(work, rows))
+    if given.to is not None:
+        result = {"workload": work, "environment": environment(PACKAGES), "rows": rows}
+        given.to.parent.mkdir(parents=True, exist_ok=True)
+        given.to.write_text(
+            json.dumps(plain(result), indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def _line(one: Measured, most: float | None) -> str:
+    if one.forward is None or one.both is None or one.rates is None:
+        return f"skipped: {one.skipped}"
+    rates = [f"{rate:7.3g}" for rate in one.rates]
+    if most is not None:
+        rates = [f"{rate:5.1f} ({rate * 1e12 / most:.0%})" for rate in one.rates]
+    return f"{one.forward!s:28}{rates[0]}   {one.both!s:28}{rates[1]}"
+
+
+def _runs(given: Problem, one: Rival) -> dict[str, tuple[Callable[[], None], int]]:
+    """What a turn runs, forward and both ways, and how many calls it has."""
+    *arrays, back = map(one.put, given[:4])
+    calls = {
+        "forward": functools.partial(one.forward, *arrays),
+        "both": functools.partial(one.both, *arrays, back),
+    }
+    return {what: turn(call, one.wait) for what, call in calls.items()}
+
+
+if __name__ == "__main__":
+    main()

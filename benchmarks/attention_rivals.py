@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Implementations of attention that `benchmarks.attention` compares, each optional.
+
+All compute one `Problem`. Those of PyTorch hold their arrays as `b heads l dim`, which
+is their order; arrays are brought into it before a clock starts.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+
+from pyramid_jax.kernels.attention import BACKENDS, OTHERS, attention
+from pyramid_jax.mask import TokenMask
+
+# What each runs on; one that is not listed runs anywhere.
+NEEDS = {
+    "pallas_triton": "gpu",
+    "pallas_tpu": "tpu",
+    "cudnn": "gpu",
+    "splash": "tpu",
+    "jax_pallas": "gpu",
+    "flex": "gpu",
+}
+OF_TORCH = ("flex", "sdpa")
+NAMES = (*BACKENDS, *OTHERS, "jax_pallas", *OF_TORCH)
+BLOCK = 128  # tokens, of JAX's own Pallas kernel
+
+Values = Float[np.ndarray, "b l heads dim"]
+
+
+class Problem(NamedTuple):
+    """One call of attention and what comes back to it; `dtype` is of the products."""
+
+    q: Values
+    k: Values
+    v: Values
+    back: Values
+    mask: TokenMask
+    dtype: str = "bfloat16"
+
+
+class Rival(NamedTuple):
+    """An implementation on one problem.
+
+    `forward(q, k, v)` gives the output, `both(q, k, v, back)` also the gradients of q,
+    k and v. Work is started, not awaited. `mask` is what it computes.
+    """
+
+    put: Callable[[Values], Any]
+    forward: Callable[..., Any]
+    both: Callable[..., Sequence[Any]]
+    wait: Callable[[Any], Any]
+    take: Callable[[Any], Values]
+    mask: TokenMask
+
+
+def rival(name: str, problem: Problem) -> Rival:
+    """The implementation of that name, one of `NAMES`.
+
+    Raises:
+        ValueError: it is not available on this machine; the message says why.
+    """
+    device = jax.default_backend()
+    needs = NEEDS.get(name, device)
+    if needs != device:
+        raise ValueError(f"needs a {needs.upper()}; the device is a {device.upper()}")
+    if name in OF_TORCH:
+        return _of_torch(name, problem, device)
+    if name == "jax_pallas":
+        return _of_jax(_segments_only(problem.mask), problem, without_frames(problem))
+    if name not in NAMES:
+        raise ValueError(f"no implementation {name!r}; there are {NAMES}")
+    mask = TokenMask(*map(jnp.asarray, problem.mask))
+    return _of_jax(lambda *x: attention(*x, mask, name), problem, problem.mask)
+
+
+def without_frames(problem: Problem) -> TokenMask:
+    """A superset of the mask: within a segment, also later frames are seen."""
+    segment, frame = problem.mask
+    return TokenMask(segment, np.zeros_like(frame))
+
+
+def _of_jax(form: Callable[..., Any], problem: Problem, mask: TokenMask) -> Rival:
+    def both(q, k, v, back):
+        out, pull = jax.vjp(form, q, k, v)
+        return [out, *pull(back)]
+
+    return Rival(
+        put=lambda x: jnp.asarray(x, problem.dtype),
+        forward=jax.jit(form),
+        both=jax.jit(both),
+        wait=jax.block_until_ready,
+        take=lambda x: np.asarray(x, np.float64),
+        mask=mask,
+    )
+
+
+def _segments_only(mask: TokenMask) -> Callable[..., jax.Array]:
+    """JAX's own Pallas kernel for GPUs, which knows segments and no frames."""
+    kernel = importlib.import_module("jax.experimental.pallas.ops.gpu.attention")
+    length = mask.segment.shape[1]
+    more = -length % BLOCK
+    segment = jnp.pad(mask.segment, ((0, 0), (0, more)), constant_values=-1)
+
+    def form(q, k, v):
+        wide = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
+        out = kernel.mha(*wide, segment, sm_scale=1 / math.sqrt(q.shape[-1]))
+        return out[:, :length]
+
+    return form
+
+
+def _of_torch(name: str, problem: Problem, device: str) -> Rival:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise ValueError("needs the package torch") from error
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU; install torch with CUDA")
+    where = {"gpu": "cuda", "cpu": "cpu"}.get(device)
+    if where is None:
+        raise ValueError(f"torch has no {device.upper()}")
+    mask = TokenMask(*(torch.from_numpy(x.copy()).to(where) for x in problem.mask))
+    form = _flex(torch, mask) if name == "flex" else _sdpa(torch, mask)
+
+    def put(x: Values) -> Any:
+        x = np.ascontiguousarray(rearrange(x, "b l heads dim -> b heads l dim"))
+        return torch.from_numpy(x).to(where, getattr(torch, problem.dtype))
+
+    def both(q, k, v, back) -> list[Any]:
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = form(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, back)]
+
+    def take(x: Any) -> Values:
+        x = x.detach().double().cpu().numpy()
+        return rearrange(x, "b heads l dim -> b l heads dim")
+
+    def wait(_: Any) -> None:
+        if where == "cuda":
+            torch.cuda.synchronize()
+
+    return Rival(put, form, both, wait, take, problem.mask)
+
+
+def _flex(torch: Any, mask: TokenMask) -> Callable[..., Any]:
+    """FlexAttention, compiled, with the blocks that the mask lists."""
+    library = importlib.import_module("torch.nn.attention.flex_attention")
+    segment, frame = mask
+    rows, length = segment.shape
+
+    def sees(b, head, query, key):
+        same = (segment[b, query] == segment[b, key]) & (segment[b, query] >= 0)
+        return same & (frame[b, key] <= frame[b, query])
+
+    listed = library.create_block_mask(
+        sees, rows, None, length, length, device=segment.device
+    )
+    compiled = torch.compile(library.flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=listed)
+
+
+def _sdpa(torch: Any, mask: TokenMask) -> Callable[..., Any]:
+    """PyTorch's attention with a dense mask; who sees nobody is shown the first key."""
+    query, key = (TokenMask(*(x.unsqueeze(axis) for x in mask)) for axis in (2, 1))
+    same = (query.segment == key.segment) & (query.segment >= 0)
+    sees = same & (key.frame <= query.frame)
+    sees[:, :, 0] |= ~sees.any(2)
+    sees = sees.unsqueeze(1)
+    product = torch.nn.functional.scaled_dot_product_attention
+    return lambda q, k, v: product(q, k, v, attn_mask=sees)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the block sizes of the Pallas kernels by timing them on the device at hand.
+
+python -m benchmarks.tune_attention                # into the table of the package
+python -m benchmarks.tune_attention --to mine.json --dims 64 --cases 'packed 24576'
+
+For every width of heads and every case, candidates of each kernel run in turns, the
+others unchanged; the fastest median wins. Those that the compiler refuses, or whose
+results differ, are left out. An entry is written for rows up to the length of its case;
+the last case, the longest, serves all longer ones. An accelerator is needed.
+"""
+
+import argparse
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.attention import turn
+from benchmarks.timing import environment, interleaved, spread
+from pyramid_jax.kernels.attention_tpu import attention_tpu
+from pyramid_jax.kernels.attention_triton import attention_triton
+from pyramid_jax.kernels.cases import case
+from pyramid_jax.kernels.tiles import TABLE, Entry, Tile, Tiles, tiles_for, write
+from pyramid_jax.mask import TokenMask
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}
+KERNELS = {"pallas_triton": attention_triton, "pallas_tpu": attention_tpu}
+# The parts of `Tiles` that are chosen one after the other; a TPU's kernels share one.
+PARTS = {"pallas_triton": Tiles._fields, "pallas_tpu": ("all",)}
+CANDIDATES = {
+    "pallas_triton": ((64, 128), (32, 64, 128), (4, 8), (2, 3)),
+    "pallas_tpu": ((256, 512, 1024), (256, 512, 1024)),
+}
+CASES = ("384p stage 2 unit 8", "768p stage 2 unit 8", "packed 24576")
+WIDTHS = (64, 128)
+SHARE = 0.03  # of the largest value: how far results may differ between block sizes
+
+
+# Times of several tiles: of the forward pass alone, or of both.
+Clock = Callable[[Sequence[Tiles], bool], dict[Tiles, float]]
+
+
+class Setting(NamedTuple):
+    """What block sizes are chosen for."""
+
+    backend: str
+    mask: TokenMask
+    dim: int
+    heads: int = 24
+    dtype: str = "bfloat16"
+    repeats: int = 10
+
+
+class Choice(NamedTuple):
+    """The fastest tiles; milliseconds of both passes with the old and the new ones."""
+
+    tiles: Tiles
+    before: float
+    after: float
+
+
+def candidates(backend: str) -> list[Tile]:
+    """Tiles that are worth a try for one kernel."""
+    return [Tile(*sizes) for sizes in itertools.product(*CANDIDATES[backend])]
+
+
+def tuned(
+    start: Tiles, parts: Sequence[str], options: Sequence[Tile], clock: Clock
+) -> Choice:
+    """The fastest of the options for each part, starting from `start`.
+
+    Raises:
+        ValueError: `start` does not run.
+    """
+    best = start
+    for part in parts:
+        several = [best, *(_changed(best, part, tile) for tile in options)]
+        times = clock(several, part == "forward")
+        best = min(times, key=lambda tiles: times[tiles])
+    times = clock([start, best], False)
+    return Choice(best, times[start], times[best])
+
+
+def milliseconds(
+    setting: Setting, several: Sequence[Tiles], only_forward: bool
+) -> dict[Tiles, float]:
+    """The median time of a call with each of the tiles that agree with the first."""
+    programs = agreeing(setting, several, only_forward)
+    turns = {key: turn(call, jax.block_until_ready) for key, call in programs.items()}
+    runs = {key: run for key, (run, _) in turns.items()}
+    times = interleaved(runs, setting.repeats)
+    return {
+        key: 1e3 * spread(seconds).median / turns[key][1]
+        for key, seconds in times.items()
+    }
+
+
+def agreeing(
+    setting: Setting, several: Sequence[Tiles], only_forward: bool
+) -> dict[Tiles, Callable[[], Any]]:
+    """A call for each of the tiles that compile and compute what the first compute.
+
+    Raises:
+        ValueError: the first do not run.
+    """
+    arrays, found, first = _arrays(setting), {}, None
+    for tiles in dict.fromkeys(several):
+        call = functools.partial(_program(setting, tiles, only_forward), *arrays)
+        try:
+            result = [np.asarray(x, np.float32) for x in call()]
+        except Exception as reason:  # each compiler has its own kinds
+            text = str(reason).split("\n")[0]
+            if first is None:
+                raise ValueError(f"the present tiles {tiles} fail: {text}") from reason
+            logger.info("%s is refused: %s", tiles, text)
+            continue
+        first = result if first is None else first
+        pairs = zip(result, first, strict=True)
+        if all(np.abs(a - b).max() <= SHARE * np.abs(b).max() for a, b in pairs):
+            found[tiles] = call
+        else:
+            logger.warning("%s computes something else", tiles)
+    return found
+
+
+def entry(setting: Setting, choice: Choice, name: str, length: int | None) -> Entry:
+    """The line of the table for what was chosen on a case on this device."""
+    where = environment(("jax",))
+    return Entry(
+        setting.backend,
+        where["device"],
+        setting.dtype,
+        setting.dim,
+        length,
+        choice.tiles,
+        f"measured {where['date']}, jax {where['jax']}, {name}, {setting.heads} heads: "
+        f"{choice.before:.3f} ms before, {choice.after:.3f} ms after",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Times the candidates that the arguments ask for, and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", default=CASES, help=f"default {CASES}")
+    parser.add_argument("--dims", nargs="+", type=int, default=WIDTHS, help="widths")
+    parser.add_argument("--heads", type=int, default=24, help="default 24")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=10, help="turns, default 10")
+    parser.add_argument("--to", type=Path, default=TABLE, help="default: the package's")
+    given = parser.parse_args(argv)
+    backend = BACKENDS.get(jax.default_backend())
+    if backend is None:
+        parser.error(
+            "block sizes are timed on a GPU or a TPU; JAX sees only "
+            f"{jax.devices()[0].device_kind}"
+        )
+    masks = {name: case(name) for name in given.cases}
+    order = sorted(masks, key=lambda name: masks[name].segment.shape[1])
+    for dim, name in itertools.product(given.dims, order):
+        mask = TokenMask(*map(jnp.asarray, masks[name]))
+        length = mask.segment.shape[1]
+        setting = Setting(backend, mask, dim, given.heads, given.dtype, given.repeats)
+        start = tiles_for(backend, dim, given.dtype, length)
+        clock = functools.partial(milliseconds, setting)
+        choice = tuned(start, PARTS[backend], candidates(backend), clock)
+        line = entry(setting, choice, name, None if name == order[-1] else length)
+        write(given.to, [line])
+        print(f"width {dim}, {name}: {line.source}; {choice.tiles}", flush=True)
+
+
+def _changed(tiles: Tiles, part: str, tile: Tile) -> Tiles:
+    """The tiles with another one for one kernel, or for all."""
+    if part == "all":
+        return Tiles(tile, tile, tile)
+    return tiles._replace(**{part: tile})
+
+
+def _arrays(setting: Setting) -> list[jax.Array]:
+    """Queries, keys, values and what comes back."""
+    draw = np.random.default_rng(0)
+    shape = (*setting.mask.segment.shape, setting.heads, setting.dim)
+    arrays = (draw.standard_normal(shape, np.float32) for _ in range(4))
+    return [jnp.asarray(x, setting.dtype) for x in arrays]
+
+
+def _program(
+    setting: Setting, tiles: Tiles, only_forward: bool
+) -> Callable[..., list[jax.Array]]:
+    """The kernels with these tiles, compiled: the forward pass or both."""
+
+    def form(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        kernel = KERNELS[setting.backend]
+        return kernel(q, k, v, setting.mask, setting.mask, tiles)
+
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, back: jax.Array) -> list:
+        if only_forward:
+            return [form(q, k, v)]
+        out, pull = jax.vjp(form, q, k, v)
+        return [out, *pull(back)]
+
+    return jax.jit(both)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main()

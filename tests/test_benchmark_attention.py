@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of attention and the choice of block sizes, at toy size."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import attention as benchmark
+from benchmarks import attention_rivals as rivals
+from benchmarks import tune_attention as tune
+from pyramid_jax.kernels.cases import batch, case
+from pyramid_jax.kernels.tiles import Tile, Tiles
+from pyramid_jax.mask import TokenMask, dense
+
+SMALL = "384p stage 2 unit 8"
+
+
+def test_the_command_times_what_runs_here_and_says_why_the_rest_does_not(
+    tmp_path, capsys, monkeypatch
+):
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(rivals, "importlib", SimpleNamespace(import_module=absent))
+    path = tmp_path / "results" / "toy.json"
+    names = ["xla", "blocks", "cudnn", "sdpa"]
+    arguments = ["--reduced", "--cases", SMALL, "--repeats=1", f"--to={path}"]
+    arguments += ["--rivals", *names]
+    benchmark.main(arguments)
+    printed, result = capsys.readouterr().out, json.loads(path.read_text())
+    (row,) = result["rows"]
+    assert list(row["measured"]) == names
+    assert row["case"] == SMALL and row["heads"] == 2 and SMALL in printed
+    for name in ("xla", "blocks"):
+        one = row["measured"][name]
+        assert one["error"] < 1e-5 and one["skipped"] is None
+        assert min(one["forward"]["median"], one["both"]["median"], *one["rates"]) > 0
+    for name, reason in {"cudnn": "needs a GPU", "sdpa": "needs the package"}.items():
+        assert reason in row["measured"][name]["skipped"]
+        assert f"{name:14}skipped: {reason}" in printed
+
+
+def test_a_wrong_implementation_is_not_timed(monkeypatch):
+    monkeypatch.setattr(rivals, "attention", lambda q, k, v, mask, name: 1.5 * v)
+    work = replace(benchmark.REDUCED, rivals=("xla",))
+    found = benchmark.measure(work, SMALL, 1).measured["xla"]
+    assert found.forward is None and found.error > 0.1
+    assert found.skipped.endswith("of the largest value")
+
+
+def test_a_pattern_without_a_case_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--cases", "1024p*"])
+    assert "no case matches ['1024p*']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [SMALL, "packed 8192", "scattered"])
+def test_visible_pairs_are_those_of_the_dense_mask(name):
+    mask = case(name, 1 / 16)
+    assert benchmark.visible_pairs(mask) == dense(mask).sum()
+
+
+def test_a_packed_row_has_about_as_many_tokens_as_its_name_says():
+    for tokens in (4096, 24576):
+        valid = (case(f"packed {tokens}").segment >= 0).sum()
+        assert 0.8 * tokens < valid <= tokens
+
+
+def test_jax_s_own_kernel_is_given_whole_blocks_and_all_frames(monkeypatch):
+    """It knows segments alone, and is compared with the mask that it knows."""
+    given = benchmark.problem(benchmark.REDUCED, SMALL, 1)
+    seen = []
+
+    def mha(q, k, v, segment, sm_scale):
+        seen.append((q.shape[1], k.shape[1], v.shape[1], *segment.shape))
+        return v
+
+    monkeypatch.setitem(rivals.NEEDS, "jax_pallas", "cpu")
+    library = SimpleNamespace(import_module=lambda _: SimpleNamespace(mha=mha))
+    monkeypatch.setattr(rivals, "importlib", library)
+    one = rivals.rival("jax_pallas", given)
+    out = one.forward(*map(one.put, given[:3]))
+    assert seen == [(128, 128, 128, 1, 128)]
+    np.testing.assert_array_equal(one.take(out), given.v)
+    assert (one.mask.segment == given.mask.segment).all() and not one.mask.frame.any()
+
+
+A, B, C, D = (Tile(size, size) for size in (16, 32, 64, 128))
+
+
+def test_the_fastest_tile_is_chosen_for_every_kernel():
+    """Seconds that sum over the kernels; forward, only its own counts."""
+    costs = {A: 4.0, B: 2.0, C: 1.0, D: 3.0}
+    asked = []
+
+    def clock(several: list[Tiles], only_forward: bool) -> dict[Tiles, float]:
+        asked.append((len(several), only_forward))
+        return {
+            tiles: sum(costs[tile] for tile in tiles[: 1 if only_forward else 3])
+            for tiles in several
+            if tiles.query != C  # does not compile
+        }
+
+    found = tune.tuned(Tiles(A, A, A), tune.PARTS["pallas_triton"], [B, C, D], clock)
+    assert found == (Tiles(C, B, C), 12.0, 4.0)
+    assert asked == [(4, True), (4, False), (4, False), (2, False)]
+    found = tune.tuned(Tiles(A, A, A), tune.PARTS["pallas_tpu"], [B, D], clock)
+    assert found == (Tiles(B, B, B), 12.0, 6.0)
+
+
+def test_tiles_that_fail_or_compute_something_else_are_left_out(monkeypatch):
+    def kernel(q, k, v, mask, _, tiles):
+        if C in tiles:
+            raise RuntimeError("out of shared memory")
+        return (1.5 if B in tiles else 1.0) * q
+
+    monkeypatch.setitem(tune.KERNELS, "pallas_triton", kernel)
+    mask = TokenMask(*map(jnp.asarray, batch([SMALL], 32, 1 / 16)))
+    setting = tune.Setting("pallas_triton", mask, 8, 1, "float32", 1)
+    several = [Tiles(tile, tile, tile) for tile in (A, B, C, D)]
+    assert list(tune.agreeing(setting, several, True)) == [several[0], several[3]]
+    assert all(t > 0 for t in tune.milliseconds(setting, several[:1], False).values())
+    with pytest.raises(ValueError, match=r"present tiles.* fail: out of shared"):
+        tune.agreeing(setting, several[2:], True)
+
+
+def test_a_cpu_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        tune.main([])
+    assert "timed on a GPU or a TPU; JAX sees only cpu" in capsys.readouterr().err
+
+
+def test_candidates_are_tiles_that_kernels_take():
+    for backend in tune.CANDIDATES:
+        found = tune.candidates(backend)
+        assert len(set(found)) == len(found) > 3
+        assert all(Tiles.of([tile]).forward == tile for tile in found)
+    assert np.max([tile.query for tile in tune.candidates("pallas_triton")]) <= 128
