@@ -2,6 +2,7 @@
 """The strict settings under which every test runs."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     given = os.environ.get("XLA_FLAGS", "")
     missing = [flag for flag in FLAGS if flag.split("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
+
+    # A shell starts commands in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     import jax
     from absl import flags as absl_flags

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+LONG = {"00_make_a_video"}  # half a minute of sampling; `make notebooks` runs it
 DOCUMENTS = [ROOT / "docs" / name for name in ("equations.md", "architecture.md")]
 # `pyramid_jax/mask.py`, `tests/test_mask.py` and the like; a folder ends with a slash.
 PATH = re.compile(r"`((?:pyramid_jax|tests|configs|launch|docs|notebooks)/[\w./]*)`")
@@ -39,7 +40,14 @@ def problems(text: str) -> list[str]:
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow) if path.stem in LONG else path
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_from_top_to_bottom(path: Path):
     notebook = jupytext.read(path)
     where = {"metadata": {"path": str(path.parent)}}

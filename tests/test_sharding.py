@@ -110,7 +110,13 @@ def test_the_batch_holds_two_segments_per_row():
     assert batch.current.sum(axis=1).tolist() == [20] * 8
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if "-" in name else pytest.param(name, marks=pytest.mark.slow)
+        for name in MESHES
+    ],
+)
 def test_many_devices_compute_what_one_computes(name, weights, on_one_device):
     over = sharding.mesh(**MESHES[name])
     params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, over))
