@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door, with a small untrained model: what goes in, what comes out."""
 
+import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,13 @@ import pytest
 
 from configs import tiny
 from launch import demo
-from pyramid_jax import config, generate, saved, sharding
+from pyramid_jax import config, generate, offload, saved, sharding
 from pyramid_jax.data.judge import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.sampler import Guidance
+from pyramid_jax.stepping import Progress
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,131 @@ def test_the_demo_shows_what_its_prompts_say(tmp_path: Path):
     assert judge(video) == ("red", "circle", "left")
 
 
+@pytest.mark.slow
 def test_the_model_of_pixels_shows_what_its_prompt_says():
     model = generate.load(generate.TINY)
     (video,) = model.text_to_video("a red circle moves left", Size(32, 32, 8))
     assert judge(video) == ("red", "circle", "left")
+
+
+# ------------------------------------------------------------------- memory of devices
+
+PROMPT = "a red circle moves left"
+
+
+@pytest.fixture(scope="module")
+def waiting() -> VideoModel:
+    """A model with a VAE whose parts wait on the host; few steps."""
+    model = generate.load(generate.TINY_LATENT, offload=True)
+    two = (2,) * len(model.cfg.stages)
+    return replace(
+        model, defaults=replace(model.defaults, first_steps=two, video_steps=two)
+    )
+
+
+@pytest.fixture(scope="module")
+def resident(waiting: VideoModel) -> VideoModel:
+    """The same model on the device."""
+    there = generate.load(generate.TINY_LATENT)
+    return replace(there, defaults=waiting.defaults)
+
+
+def latent_size(model: VideoModel) -> Size:
+    return Size(32, 32, model.cfg.latent.longest(8))
+
+
+def on_devices() -> int:
+    """Bytes of all arrays that are not on the host."""
+    kinds = ((x.sharding.memory_kind, x.nbytes) for x in jax.live_arrays())
+    return sum(size for kind, size in kinds if kind == offload.DEVICE)
+
+
+def test_an_offloaded_model_makes_the_same_videos(
+    waiting: VideoModel, resident: VideoModel
+):
+    size = latent_size(waiting)
+    one, other = (m.text_to_video(PROMPT, size, seed=3) for m in (waiting, resident))
+    np.testing.assert_array_equal(one, other)
+    image = one[0, 0]
+    one, other = (
+        m.image_to_video(image, PROMPT, size.frames) for m in (waiting, resident)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoModel):
+    size = latent_size(waiting)
+    streamed = np.concatenate(list(waiting.stream(PROMPT, size, seed=3)), axis=1)
+    whole = waiting.text_to_video(PROMPT, size, seed=3)
+    assert np.abs(streamed.astype(int) - whole.astype(int)).max() <= 1  # rounding
+
+
+def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
+    waiting: VideoModel, monkeypatch: pytest.MonkeyPatch
+):
+    moved, seen = [], set()
+    move = offload.present
+
+    def counted(tree: Any) -> Any:
+        moved.append(sum(x.nbytes for x in jax.tree.leaves(tree)))
+        return move(tree)
+
+    before = on_devices()
+    monkeypatch.setattr(offload, "present", counted)
+    size = latent_size(waiting)
+    watched = replace(waiting, watch=lambda at: seen.add(len(moved)))
+    watched.text_to_video(PROMPT, size)
+    assert on_devices() == before
+    assert waiting.vae is not None
+    parts = [waiting.params[name] for name in ("text", "dit")]
+    parts.append(waiting.vae.params["decoder"])
+    assert moved == [sum(x.nbytes for x in jax.tree.leaves(part)) for part in parts]
+    assert seen == {2}  # all steps are between the second move and the third
+
+
+def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoModel):
+    before = on_devices()
+    stream = waiting.stream(PROMPT, latent_size(waiting))
+    next(stream)
+    assert on_devices() > before
+    del stream
+    gc.collect()
+    assert on_devices() == before
+
+
+def test_the_plan_of_an_offloaded_model_has_nothing_that_waits(
+    waiting: VideoModel, resident: VideoModel
+):
+    size = latent_size(waiting)
+    for name in ("waiting", "weights"):
+        parked, there = (
+            [getattr(phase, name) for phase in m.plan(size).phases]
+            for m in (waiting, resident)
+        )
+        assert (parked == there) == (name == "weights")
+        assert name == "weights" or not any(parked)
+
+
+def test_work_that_does_not_fit_is_refused_before_it_begins(resident: VideoModel):
+    told: list[Progress] = []
+    small = replace(resident, limit=2**20, watch=told.append)
+    for make in (small.text_to_video, small.stream, small.latents):
+        with pytest.raises(
+            ValueError, match=r"GiB on a device, which lends 0\.0; load"
+        ):
+            make(PROMPT, latent_size(small))
+    assert not told
+
+
+def test_pieces_become_smaller_where_there_is_less_room(resident: VideoModel):
+    size = latent_size(resident)
+    most = max(phase.total for phase in resident.plan(size).phases)
+    roomy, tight = (replace(resident, limit=limit) for limit in (most, most - 2**19))
+    assert roomy.plan(size) == resident.plan(size)
+    assert tight.plan(size).phases[-1].total < roomy.plan(size).phases[-1].total
+
+
+def test_the_plan_is_in_the_log(resident: VideoModel, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "pyramid_jax.generate")
+    resident.units(PROMPT, latent_size(resident))
+    assert "MiB of a device" in caplog.text
