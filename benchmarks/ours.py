@@ -96,6 +96,13 @@ def stepping(work: Workload) -> Run:
     return lambda: list(stepper(params, given))
 
 
+def noise(work: Workload) -> Run:
+    """Runs the drawing of all noise of one video."""
+    cfg, (_, *frame), given = _sampled(work, scans=1)
+    draw = jax.jit(lambda unit: sampler.draw(given.keys, unit, (1, *frame), cfg))
+    return lambda: [draw(unit) for unit in range(work.sampled)]
+
+
 def multiply(side: int) -> Run:
     """Runs one product of square matrices, the best rate that a step could have."""
     x = jax.random.normal(jax.random.key(0), (side, side))

@@ -39,7 +39,8 @@ class OriginalVideo:
     def __init__(self, path: Path, case: Case):
         frames = 2 * case.vae.temporal_factor
         vae = OriginalVAE(path, case.vae, case.parameters["VAE"], TILE, frames)
-        self._pipeline = Original.load(path, case.work).pipeline
+        self._original = Original.load(path, case.work)
+        self._pipeline = self._original.pipeline
         self._pipeline.vae = vae.network
         self._pipeline.text_encoder = _text_encoder(case)
         self._case = case
@@ -57,6 +58,10 @@ class OriginalVideo:
         """Runs the decoder, from latents to frames."""
         latents, decode = self._generate("latent"), self._pipeline.decode_latent
         return lambda: decode(latents.clone(), save_memory=False)
+
+    def noise(self) -> Run:
+        """Runs what a video spends on the noise of the jumps between stages."""
+        return self._original.jump_noise()
 
     def _generate(self, kind: str) -> Any:
         case, scale = self._case, Guidance()

@@ -162,6 +162,7 @@ def beside(
     pairs = {
         "video": (lambda: model.text_to_video(PROMPTS[1], given.size), original.video),
         "text encoders": (lambda: encode(model), original.text),
+        "noise": (ours.noise(given.work), original.noise),
         "decoder": (decoding(given, model), original.decoding),
     }
     found = {}
@@ -231,9 +232,13 @@ def report(result: Result) -> str:
     for name, both in result.comparisons.items():
         lines.append(f"{name:16}{both.jax!s:28}{both.reference!s:28}{both.ratio}")
     if result.loops:
-        lines += ["", f"{'':16}{'one program':28}{'a call per step':28}more per step"]
+        lines += [
+            "",
+            f"{'':16}{'one program':28}{'a call per step':28}more per step, ms",
+        ]
     for name, loop in result.loops.items():
-        lines.append(f"{name:16}{loop.program!s:28}{loop.calls!s:28}{loop.per_step}")
+        more = Spread(*(1000 * seconds for seconds in loop.per_step))
+        lines.append(f"{name:16}{loop.program!s:28}{loop.calls!s:28}{more}")
     return "\n".join(lines)
 
 
