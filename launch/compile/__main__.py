@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles attention, both passes, and the VAE's decoder for chips that are not here.
 
-    python -m launch.compile [--chips a100,v5e] [--only PATTERN]
+    python -m launch.compile [--chips a100,v5e] [--parts attention] [--only PATTERN]
 
 The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), the programs do
 not. One line is printed per kernel, or step of the decoder, and size: what it takes on
 the chip. The exit code is 1 if a compiler refuses one. `make test-compile` installs the
-compilers and runs it.
+compilers and runs it for the part and the chips that take minutes; libtpu needs more
+than ten minutes for a step of the decoder.
 """
 
 import argparse
@@ -35,17 +36,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--chips", default=",".join(CHIPS), help=f"of {list(CHIPS)}")
+    parts = {"attention": kernels, "decoder": vae}
+    parser.add_argument("--parts", default=",".join(parts), help=f"of {list(parts)}")
     parser.add_argument("--only", default="*", help="pattern of sizes, e.g. '768p*'")
     given = parser.parse_args(arguments)
+    chips, chosen = given.chips.split(","), given.parts.split(",")
+    for what, names, known in (("chip", chips, CHIPS), ("part", chosen, parts)):
+        for name in names:
+            if name not in known:
+                parser.error(f"no {what} {name!r}; the {what}s are {list(known)}")
     failed = 0
-    for name in given.chips.split(","):
-        if name not in CHIPS:
-            parser.error(f"no chip {name!r}; the chips are {list(CHIPS)}")
-        for part in (kernels, vae):
-            for work in part.WORKS:
+    for name in chips:
+        for part in chosen:
+            for work in parts[part].WORKS:
                 if not fnmatch.fnmatch(work.name, given.only):
                     continue
-                for line in part.compiled(CHIPS[name], work):
+                for line in parts[part].compiled(CHIPS[name], work):
                     print(line, flush=True)
                     failed += line.refused is not None
     print(f"{failed} refused")

@@ -86,7 +86,7 @@ class GPU:
             'driver_version: "13.0.0" runtime_version: "12.9.0" '
             'compile_time_toolkit_version: "12.9.0" dnn_version: "9.10.0" } '
             'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } '
-            f'device_description_str: "{self.name}"'
+            f'device_description_str: "NVIDIA {self.name}"'
         )
 
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from launch.compile.chips import GPU, TPU
 from pyramid_jax.kernels.attention import attention
+from pyramid_jax.kernels.tiles import tiles_for
 from pyramid_jax.mask import TokenMask
 
 
@@ -59,11 +60,15 @@ class Line(NamedTuple):
 
 def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
     """Compiles the forward and the backward pass; a line for each kernel in them."""
-    arguments = _arguments(chip.device(), work)
+    device = chip.device()
+    arguments = _arguments(device, work)
+    tiles = tiles_for(
+        chip.backend, work.dim, work.dtype, work.tokens, device.device_kind
+    )
 
     def both(q, k, v, mask, back):
         def form(q, k, v):
-            return attention(q, k, v, mask, chip.backend)
+            return attention(q, k, v, mask, chip.backend, tiles)
 
         out, pull = jax.vjp(form, q, k, v)
         return out, pull(back)
