@@ -18,6 +18,7 @@ from PIL import Image
 
 from pyramid_jax import presets, renders
 from pyramid_jax.config import SampleConfig
+from pyramid_jax.data import pictures, video_io
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.presets import Preset
 from pyramid_jax.renders import Render, Request
@@ -30,7 +31,7 @@ SEEDS = 2**31
 SHOWN = 24  # results
 PIXELS = 40_000_000  # of an uploaded image
 FORMATS = ("PNG", "JPEG", "WEBP")
-SIDE = 256  # pixels at least; small videos get larger pixels
+SIDE = 256  # pixels of a still, and of the smaller side of a small video
 
 
 class Form(NamedTuple):
@@ -139,14 +140,31 @@ class Studio:
 
     def copy(self, render: Render) -> Path:
         """A copy of a result's file among the uploads: nothing else is shown."""
-        changed = render.path.stat().st_mtime_ns
-        copy = self.uploads / str(changed) / render.path.name
+        copy = self._place(render) / render.path.name
         if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
             part = copy.with_name(f".{random.randrange(SEEDS)}.part")
             shutil.copyfile(render.path, part)
             part.replace(copy)  # at once, as many may look
         return copy
+
+    def still(self, render: Render) -> Path:
+        """A small picture of a result's first frame, among the uploads."""
+        still = self._place(render) / "still.png"
+        if not still.exists():
+            recipe = render.recipe
+            less = SIDE / max(recipe.height, recipe.width)
+            size = round(recipe.height * less), round(recipe.width * less)
+            part = still.with_name(f".{random.randrange(SEEDS)}.part")
+            pictures.write_picture(part, video_io.read_image(render.path, size))
+            part.replace(still)
+        return still
+
+    def _place(self, render: Render) -> Path:
+        """A folder for what is shown of a result, another one if its file changes."""
+        changed = render.path.stat().st_mtime_ns
+        place = self.uploads / "shown" / f"{render.path.stem}-{changed}"
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def upload(self, path: Any) -> Path:
         """The path of an uploaded image, if it is one.

@@ -231,3 +231,13 @@ def test_the_page_gets_copies_which_follow_the_results(studio: Studio):
     assert studio.copy(made) == copy
     made.path.write_bytes(b"another video")
     assert studio.copy(made).read_bytes() == b"another video"
+
+
+def test_stills_are_small_pictures_of_first_frames(studio: Studio):
+    made = studio.make(WISH._replace(size="32x64", frames=5, seed=100))
+    still = studio.still(made)
+    assert still.is_relative_to(studio.uploads)
+    with Image.open(still) as image:
+        assert image.size == (256, 128)
+        assert np.abs(np.asarray(image).astype(int) - 100).max() <= 2
+    assert studio.still(made) == still

@@ -217,7 +217,7 @@ def test_a_visitor_makes_videos_and_finds_them_again(server: Server, tmp_path: P
         page.goto(server.url)
         from_text(page)
         from_image(page, picture(tmp_path / "first.png"))
-        page.locator("#results button video").nth(1).click()
+        page.locator("#results button img").nth(1).click()
         expect_settings(page, "a red circle moves left", "seed: 3\n")
         page.get_by_role("tab", name="Text to video").click()
         page.wait_for_timeout(500)
@@ -245,13 +245,17 @@ def from_text(page: Any) -> None:
 
 def from_image(page: Any, path: Path) -> None:
     """Uploads a first frame, and makes a video that begins with it."""
-    before = page.locator("#results button video").count()
+    before = page.locator("#results button img").count()
     page.get_by_role("tab", name="Image to video").click()
-    page.locator("input[type=file]").first.set_input_files(path)
     page.get_by_label("Prompt", exact=True).last.fill("a yellow star moves left")
-    page.get_by_role("button", name="Make a video").last.click()
+    button = page.get_by_role("button", name="Make a video").last
+    button.click()
+    page.get_by_text("there is no first frame; upload an image").wait_for()
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.get_by_role("button", name="Remove Image").wait_for()
+    button.click()
     expect_settings(page, "a yellow star moves left", "first frame: first.png")
-    page.locator("#results button video").nth(before).wait_for()
+    page.locator("#results button img").nth(before).wait_for()
 
 
 def expect_settings(page: Any, *parts: str) -> None:

@@ -32,7 +32,7 @@ FIRST_FRAMES = ("a yellow star moves left", "a magenta square moves down")
 STYLE = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 #results .grid-wrap { min-height: 0; max-height: 420px; }
-#made video, #results video { image-rendering: pixelated; }
+#made video, #results img { image-rendering: pixelated; }
 """
 
 
@@ -172,6 +172,8 @@ def _connect(
         filled = {name: given[widget] for name, widget in widgets.items()}
         progress(0, desc="reading the prompt")
         with _readable():
+            if "image" in filled and filled["image"] is None:
+                raise ValueError("there is no first frame; upload an image")
             made = studio.make(Form(**filled), watch)
         return str(studio.copy(made)), web.told(made)
 
@@ -205,7 +207,7 @@ def _gallery(
 
     def fill() -> list[Any]:
         found = studio.results()
-        shown = [(str(studio.copy(result)), result.recipe.prompt) for result in found]
+        shown = [(str(studio.still(result)), result.recipe.prompt) for result in found]
         listed = [result.path.name for result in found]
         return [listed, gr.Gallery(shown, visible=bool(shown))]
 
