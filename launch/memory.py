@@ -46,7 +46,10 @@ def main(argv: list[str]) -> None:
     pieces = memory.pieces(networks, work, None, most)
     found = memory.plan(networks, work._replace(pieces=pieces))
     print(found)
-    found.check(most)
+    try:
+        found.check(most)
+    except ValueError as refused:
+        raise SystemExit(str(refused).splitlines()[0]) from None
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ class Plan:
         if self.videos > 1:
             yield f"make fewer videos at once than {self.videos}"
         yield "divide weights among more devices (fsdp or tensor of the mesh)"
-        yield "choose a smaller size or fewer frames"
+        if most.name != TEXT:
+            yield "choose a smaller size or fewer frames"
 
     def __str__(self):
         columns = Phase._fields[1:]
