@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Key, UInt8
 
 from pyramid_jax import autoencoder, config, memory, offload, sampler, saved
 from pyramid_jax import prompts as released
@@ -156,7 +156,7 @@ class VideoModel:
         negative: str | Sequence[str] | None = None,
         seed: int = 0,
         options: SampleConfig | None = None,
-        first: Float[np.ndarray, "1 h w c"] | None = None,
+        first: Float[np.ndarray, "b 1 h w c"] | None = None,
     ) -> Float[jax.Array, "b t h w c"]:
         """The normalised latents of `text_to_video`; see `units`."""
         made = self.units(prompts, size, negative, seed, options, first)
@@ -169,7 +169,7 @@ class VideoModel:
         negative: str | Sequence[str] | None = None,
         seed: int = 0,
         options: SampleConfig | None = None,
-        first: Float[np.ndarray, "1 h w c"] | None = None,
+        first: Float[np.ndarray, "b 1 h w c"] | None = None,
     ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
         """The normalised latents of unit after unit; unit 0 is `first` if given.
 
@@ -198,17 +198,16 @@ class VideoModel:
         return _Order(prompts, shape, negative, seed, options, first)
 
     def _units(
-        self, order: "_Order", first: Float[np.ndarray, "1 h w c"] | None
+        self, order: "_Order", first: Float[np.ndarray, "b 1 h w c"] | None
     ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
         """The latents of unit after unit; the prompts are read at once."""
         scales = order.options.guidance.scales(_units(order.shape, self.cfg))
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
-        count = len(order.prompts)
         inputs = Inputs(
             scales=np.asarray(scales, np.float32) if guided else None,
             text=self._text(order, guided),
-            keys=jax.vmap(jax.random.key)(order.seed + np.arange(count)),
-            first=None if first is None else np.stack([first] * count),
+            keys=order.keys,
+            first=first,
         )
         how = order.options.sampler(self.cfg)
         stepper = Stepper(self.cfg, how, order.shape, self.mesh, self.watch)
@@ -244,8 +243,8 @@ class VideoModel:
         _units(shape, self.cfg)
         return shape
 
-    def _first(self, order: "_Order") -> Float[np.ndarray, "1 y x c"] | None:
-        """Normalised latents, drawn from the VAE's posterior if there is one."""
+    def _first(self, order: "_Order") -> Float[np.ndarray, "b 1 y x c"] | None:
+        """Normalised latents, drawn for every video from the VAE's posterior."""
         if order.first is None:
             return None
         _, *cells, channels = order.shape
@@ -256,12 +255,12 @@ class VideoModel:
                 f"the image has {given[0]} x {given[1]} pixels, the video "
                 f"{made[0]} x {made[1]}; resize and crop the image first"
             )
-        pixels = to_model(order.first)[None]
+        pixels = np.stack([to_model(order.first)[None]] * len(order.prompts))
         if side == 1:
             return self.cfg.latent.normalise(pixels)
-        noise = jax.random.normal(jax.random.key(order.seed), (1, 1, *cells, channels))
+        draw = partial(jax.random.normal, shape=(1, *cells, channels))
         with self._codec("encoder") as codec:
-            return to_host(codec.encode(pixels[None], noise))[0]
+            return to_host(codec.encode(pixels, jax.vmap(draw)(order.keys)))
 
     def _video(self, order: "_Order") -> UInt8[np.ndarray, "b f h w 3"]:
         """Each piece goes to the host before the next one is decoded."""
@@ -344,6 +343,11 @@ class _Order(NamedTuple):
     seed: int
     options: SampleConfig
     first: np.ndarray | None
+
+    @property
+    def keys(self) -> Key[jax.Array, "b"]:
+        """What each video is drawn with, alone or in any batch."""
+        return jax.vmap(jax.random.key)(self.seed + np.arange(len(self.prompts)))
 
 
 def load(

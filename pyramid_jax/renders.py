@@ -114,9 +114,8 @@ def recipe(model: VideoModel, request: Request) -> Recipe:
 
 def alike(a: Request, b: Request) -> bool:
     """Whether b can be sampled right behind a, in one batch."""
-    first_frames = a.image is None and b.image is None
-    same = (a.size, a.options) == (b.size, b.options)
-    return first_frames and same and b.seed == a.seed + 1
+    same = (a.size, a.options, a.image) == (b.size, b.options, b.image)
+    return same and b.seed == a.seed + 1
 
 
 def make(

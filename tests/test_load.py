@@ -53,6 +53,17 @@ def test_videos_can_begin_with_an_image(model: VideoModel, video: np.ndarray):
     assert made.shape == video.shape
 
 
+@pytest.mark.slow
+def test_every_video_of_a_batch_draws_its_own_first_frame(
+    model: VideoModel, video: np.ndarray
+):
+    image = video[0, 3]
+    both = model.image_to_video(image, [PROMPT, PROMPT], 9, options=QUICK, seed=3)
+    alone = model.image_to_video(image, PROMPT, 9, options=QUICK, seed=4)
+    assert np.abs(both[1].astype(int) - alone[0]).max() <= 1
+    assert (both[0, 0] != both[1, 0]).any()
+
+
 class Heard(Exception):
     """Carries the texts that an encoder was given."""
 
