@@ -6,8 +6,8 @@
 The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), the programs do
 not. One line is printed per kernel, or step of the decoder, and size: what it takes on
 the chip. The exit code is 1 if a compiler refuses one. `make test-compile` installs the
-compilers and runs it for the part and the chips that take minutes; libtpu needs more
-than ten minutes for a step of the decoder.
+compilers and runs it for attention, which takes minutes; libtpu needs more than ten for
+each step of the decoder.
 """
 
 import argparse
