@@ -60,7 +60,8 @@ def test_every_segment_fits_a_row_of_the_full_config(name: str):
     assert 0 < longest(data, model.layout).tokens <= data.tokens
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# tests/test_train.py trains `tiny`.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny"])
 def test_a_smoke_step_is_finite_and_moves_the_weights(
     name: str, manifest: str, tmp_path: Path
 ):

@@ -209,6 +209,7 @@ def on_devices() -> int:
     return sum(size for kind, size in kinds if kind == offload.DEVICE)
 
 
+@pytest.mark.slow
 def test_an_offloaded_model_makes_the_same_videos(
     waiting: VideoModel, resident: VideoModel
 ):

@@ -205,6 +205,7 @@ def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_leaves_losses_quality_reconstructions_and_a_model(run: Path):
     first, *_, last = [line for line in metrics(run) if "loss" in line]
     wanted = {"loss_pixel", "kl", "image_loss_pixel", "loss_discriminator"}
