@@ -229,14 +229,19 @@ def test_a_visitor_makes_videos_and_finds_them_again(server: Server, tmp_path: P
 
 def from_text(page: Any) -> None:
     """Makes a video of a prompt, watching its progress, and sees it play."""
+    page.evaluate(
+        "() => { window.told = ''; new MutationObserver("
+        "() => { window.told += document.body.innerText.match(/unit .*/) ?? ''; }"
+        ").observe(document, {subtree: true, childList: true, characterData: true}); }"
+    )
     button = page.get_by_role("button", name="Make a video").first
     button.click()
     page.get_by_text("the prompt is empty").wait_for()
     page.get_by_role("button", name="a red circle moves left").click()
     page.get_by_label("Seed").first.fill("3")
     button.click()
-    page.get_by_text("stage 1/2").first.wait_for()
     expect_settings(page, "a red circle moves left", "seed: 3\n")
+    assert "stage 2/2, step" in page.evaluate("told")
     page.wait_for_function(
         "() => { const video = document.querySelector('#made video');"
         "return video && !video.paused && video.currentTime > 0; }"
