@@ -87,11 +87,13 @@ def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
     ("backend", "reason"),
     [
         ("cudnn", "needs an NVIDIA GPU with cuDNN, .* given are float32, .* on cpu"),
+        ("splash", "needs jax.experimental.pallas.*, which jax .* does not have"),
         ("tokamax", "needs the package tokamax"),
     ],
 )
 def test_what_is_missing_is_named(backend, reason, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokamax", None)
+    for library in ("tokamax", others.SPLASH):
+        monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ValueError, match=reason):
         attention(*inputs()[:3], MASK, backend)
 

@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jaxtyping import Array, Bool, Float
 
 from pyramid_jax.kernels.flash import seen
 from pyramid_jax.kernels.visits import Mask
 
 EVEN = 8  # tokens; cuDNN takes no odd number, and reads masks in vectors
+SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
 LANES = 128  # of a TPU: what splash attention wants blocks and heads to be multiples of
 BLOCK = 512  # tokens in a block of splash attention
 product_of_cudnn = jax.nn.dot_product_attention
@@ -63,11 +63,21 @@ def splash(
     """`kernels.attention.attention` by the splash attention that comes with JAX.
 
     Rows are computed one after the other. `interpret` runs it anywhere, slowly.
+
+    Raises:
+        ValueError: this JAX has it no more.
     """
+    try:
+        library: Any = importlib.import_module(SPLASH)
+    except ImportError as error:
+        raise ValueError(
+            f"the backend 'splash' needs {SPLASH}, which jax {jax.__version__} does "
+            "not have; use another backend"
+        ) from error
     dim = q.shape[3]
     queries, keys = (min(BLOCK, x.shape[1] + -x.shape[1] % LANES) for x in (q, k))
     sees, blind = _matrix(query, key, queries, keys)
-    sizes = splash_attention_kernel.BlockSizes(
+    sizes = library.BlockSizes(
         block_q=queries,
         block_kv=keys,
         block_q_dkv=queries,
@@ -82,7 +92,7 @@ def splash(
 
     def one(row: tuple[Array, Array, Array, Array]) -> Array:
         *arrays, sees = row
-        kernel: Any = splash_attention_kernel.make_splash_mha(
+        kernel = library.make_splash_mha(
             sees[None],
             block_sizes=sizes,
             head_shards=1,
