@@ -15,6 +15,7 @@ for machines without an accelerator.
 import argparse
 import fnmatch
 import functools
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from jaxtyping import Int
@@ -211,23 +213,24 @@ def turn(
     return run, count
 
 
-def report(work: Workload, rows: Sequence[Row]) -> str:
-    """The result as a table for a terminal."""
+def heading(work: Workload) -> str:
+    """What the numbers depend on."""
     where = environment(PACKAGES)
-    most = peak(where["device"])
-    lines = [
+    return (
         f"{where['device']}, {work.dtype}, width {work.dim}, jax {where['jax']}, torch "
         f"{where['torch']}, tokamax {where['tokamax']}, load {where['load']}"
+    )
+
+
+def report(work: Workload, row: Row) -> str:
+    """One case as a table for a terminal."""
+    most, share = peak(jax.devices()[0].device_kind), row.pairs / row.tokens**2
+    lines = [
+        f"\n{row.case}, {work.rows} x {row.tokens} tokens, {row.heads} heads, "
+        f"{share / work.rows:.0%} of the pairs are visible",
+        f"  {'':14}{'forward, ms':28}TFLOP/s        {'both, ms':28}TFLOP/s",
     ]
-    for row in rows:
-        share = row.pairs / (work.rows * row.tokens**2)
-        lines.append(
-            f"\n{row.case}, {work.rows} x {row.tokens} tokens, {row.heads} heads, "
-            f"{share:.0%} of the pairs are visible"
-        )
-        lines.append(f"  {'':14}{'forward, ms':28}TFLOP/s  {'both, ms':28}TFLOP/s")
-        for title, one in row.measured.items():
-            lines.append(f"  {title:14}{_line(one, most)}")
+    lines += [f"  {title:14}{_line(one, most)}" for title, one in row.measured.items()]
     return "\n".join(lines)
 
 
@@ -260,14 +263,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if value is not None:
             value = tuple(value) if isinstance(value, list) else value
             work = replace(work, **{name: value})
-    rows = [measure(work, name, heads) for name in work.cases for heads in work.heads]
-    print(report(work, rows))
-    if given.to is not None:
-        result = {"workload": work, "environment": environment(PACKAGES), "rows": rows}
-        given.to.parent.mkdir(parents=True, exist_ok=True)
-        given.to.write_text(
-            json.dumps(plain(result), indent=2) + "\n", encoding="utf-8"
-        )
+    print(heading(work))
+    rows: list[Row] = []
+    for name, heads in itertools.product(work.cases, work.heads):
+        rows.append(measure(work, name, heads))
+        print(report(work, rows[-1]), flush=True)
+        if given.to is not None:
+            write(given.to, work, rows)
+
+
+def write(path: Path, work: Workload, rows: Sequence[Row]) -> None:
+    """Stores what was measured so far as JSON."""
+    result = {"workload": work, "environment": environment(PACKAGES), "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain(result), indent=2) + "\n", encoding="utf-8")
 
 
 def _line(one: Measured, most: float | None) -> str:
@@ -276,7 +285,7 @@ def _line(one: Measured, most: float | None) -> str:
     rates = [f"{rate:7.3g}" for rate in one.rates]
     if most is not None:
         rates = [f"{rate:5.1f} ({rate * 1e12 / most:.0%})" for rate in one.rates]
-    return f"{one.forward!s:28}{rates[0]}   {one.both!s:28}{rates[1]}"
+    return f"{one.forward!s:28}{rates[0]:15}{one.both!s:28}{rates[1]}"
 
 
 def _runs(given: Problem, one: Rival) -> dict[str, tuple[Callable[[], None], int]]:

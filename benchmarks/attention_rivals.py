@@ -74,11 +74,10 @@ def rival(name: str, problem: Problem) -> Rival:
     if name in OF_TORCH:
         return _of_torch(name, problem, device)
     if name == "jax_pallas":
-        return _of_jax(_segments_only(problem.mask), problem, without_frames(problem))
+        return _of_jax(_segments_only, problem, without_frames(problem))
     if name not in NAMES:
         raise ValueError(f"no implementation {name!r}; there are {NAMES}")
-    mask = TokenMask(*map(jnp.asarray, problem.mask))
-    return _of_jax(lambda *x: attention(*x, mask, name), problem, problem.mask)
+    return _of_jax(lambda *x: attention(*x, name), problem, problem.mask)
 
 
 def without_frames(problem: Problem) -> TokenMask:
@@ -88,33 +87,34 @@ def without_frames(problem: Problem) -> TokenMask:
 
 
 def _of_jax(form: Callable[..., Any], problem: Problem, mask: TokenMask) -> Rival:
-    def both(q, k, v, back):
-        out, pull = jax.vjp(form, q, k, v)
+    """A rival that gets the mask when it is called: nothing is computed before."""
+    given = TokenMask(*map(jnp.asarray, mask))
+
+    @jax.jit
+    def both(q, k, v, back, mask):
+        out, pull = jax.vjp(lambda *x: form(*x, mask), q, k, v)
         return [out, *pull(back)]
 
+    forward = jax.jit(form)
     return Rival(
         put=lambda x: jnp.asarray(x, problem.dtype),
-        forward=jax.jit(form),
-        both=jax.jit(both),
+        forward=lambda q, k, v: forward(q, k, v, given),
+        both=lambda q, k, v, back: both(q, k, v, back, given),
         wait=jax.block_until_ready,
         take=lambda x: np.asarray(x, np.float64),
         mask=mask,
     )
 
 
-def _segments_only(mask: TokenMask) -> Callable[..., jax.Array]:
+def _segments_only(q: Any, k: Any, v: Any, mask: TokenMask) -> jax.Array:
     """JAX's own Pallas kernel for GPUs, which knows segments and no frames."""
     kernel = importlib.import_module("jax.experimental.pallas.ops.gpu.attention")
     length = mask.segment.shape[1]
     more = -length % BLOCK
     segment = jnp.pad(mask.segment, ((0, 0), (0, more)), constant_values=-1)
-
-    def form(q, k, v):
-        wide = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-        out = kernel.mha(*wide, segment, sm_scale=1 / math.sqrt(q.shape[-1]))
-        return out[:, :length]
-
-    return form
+    wide = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
+    out = kernel.mha(*wide, segment, sm_scale=1 / math.sqrt(q.shape[-1]))
+    return out[:, :length]
 
 
 def _of_torch(name: str, problem: Problem, device: str) -> Rival:

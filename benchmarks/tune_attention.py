@@ -199,17 +199,21 @@ def _program(
 ) -> Callable[..., list[jax.Array]]:
     """The kernels with these tiles, compiled: the forward pass or both."""
 
-    def form(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        kernel = KERNELS[setting.backend]
-        return kernel(q, k, v, setting.mask, setting.mask, tiles)
+    kernel = KERNELS[setting.backend]
 
-    def both(q: jax.Array, k: jax.Array, v: jax.Array, back: jax.Array) -> list:
+    @jax.jit
+    def both(
+        mask: TokenMask, q: jax.Array, k: jax.Array, v: jax.Array, back: jax.Array
+    ):
+        def form(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return kernel(q, k, v, mask, mask, tiles)
+
         if only_forward:
             return [form(q, k, v)]
         out, pull = jax.vjp(form, q, k, v)
         return [out, *pull(back)]
 
-    return jax.jit(both)
+    return functools.partial(both, setting.mask)
 
 
 if __name__ == "__main__":
