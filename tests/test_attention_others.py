@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pyramid_jax import sharding
 from pyramid_jax.kernels import attention_others as others
 from pyramid_jax.kernels.attention import OTHERS, attention
 from pyramid_jax.kernels.cases import batch
@@ -37,7 +38,8 @@ def both_ways(form, q, k, v, back) -> list[jax.Array]:
 
 def assert_like_the_plain_form(form) -> None:
     """Values and gradients, to the rounding of float32 sums; zeros for padding."""
-    plain = both_ways(lambda *x: attention(*x, MASK, "xla"), *inputs())
+    exact = functools.partial(both_ways, lambda *x: attention(*x, MASK, "xla"))
+    plain = jax.jit(exact)(*inputs())
     found = jax.jit(functools.partial(both_ways, form))(*inputs())
     padded = np.asarray(MASK.segment) < 0
     assert padded.any()
@@ -64,23 +66,39 @@ def test_tokamax_is_given_the_mask(monkeypatch):
     assert_like_the_plain_form(lambda *x: attention(*x, MASK, "tokamax"))
 
 
+def test_a_mesh_divides_rows_heads_and_queries_and_changes_nothing(monkeypatch):
+    """Each device has half of the queries and all keys."""
+    library = SimpleNamespace(dot_product_attention=plain_product)
+    monkeypatch.setitem(sys.modules, "tokamax", library)
+    mask = TokenMask(*(x[:, :140] for x in MASK))
+    q, k, v, _ = (x[:, :140] for x in inputs())
+    plain = attention(q, k, v, mask, "xla")
+    with jax.set_mesh(sharding.mesh(data=2, context=2, tensor=2)):
+        found = jax.jit(lambda *x: attention(*x, mask, "tokamax"))(q, k, v)
+    np.testing.assert_allclose(found, plain, rtol=0, atol=2e-5)
+
+
 def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
     """Rounded to bfloat16, which is all that cuDNN takes."""
     lengths = []
+
+    def computed(backend: str) -> jax.Array:
+        form = jax.jit(lambda *x: attention(*x, MASK, backend))
+        return form(*inputs("bfloat16")[:3])
 
     def product(q, k, v, **given):
         lengths.append(q.shape[1])
         wide = (x.astype(jnp.float32) for x in (q, k, v))
         return plain_product(*wide, **given).astype(q.dtype)
 
-    plain = attention(*inputs("bfloat16")[:3], MASK, "xla")
+    plain = computed("xla")
     monkeypatch.setattr(others.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(others, "product_of_cudnn", product)
-    found = attention(*inputs("bfloat16")[:3], MASK, "cudnn")
+    found = computed("cudnn")
     assert lengths == [LENGTH + 3]
     assert found.dtype == jnp.bfloat16
-    difference = found.astype(jnp.float32) - plain.astype(jnp.float32)
-    assert jnp.abs(difference).max() < 0.05
+    found, plain = (np.asarray(x, np.float32) for x in (found, plain))
+    np.testing.assert_allclose(found, plain, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(
