@@ -10,8 +10,9 @@ import random
 import re
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -22,7 +23,7 @@ from pyramid_jax.data import pictures, video_io
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.presets import Preset
 from pyramid_jax.renders import Render, Request
-from pyramid_jax.stepping import Watch
+from pyramid_jax.stepping import Progress, Watch
 
 PROMPT = 1000  # characters
 STEPS = 100  # of a stage
@@ -57,12 +58,14 @@ class Form(NamedTuple):
 class Studio:
     """A model, the folder of its results, and one that the page may show files of.
 
-    Visitors' `uploads` come to the latter, too.
+    Visitors' `uploads` come to the latter, too. One video is made at a time.
     """
 
     model: VideoModel
     folder: Path
     uploads: Path
+    busy: Lock = field(default_factory=Lock)
+    closed: Event = field(default_factory=Event)
 
     def sizes(self) -> tuple[Preset, ...]:
         """The sizes of videos that the model was made for, its favourite first.
@@ -114,16 +117,34 @@ class Studio:
             watch: is told of every Euler step that has ended.
 
         Raises:
-            ValueError: the form is not within the limits.
+            ValueError: the form is not within the limits, or the studio was closed.
             FloatingPointError: the numbers of the video are no longer finite.
         """
         request = self.request(form)
         words = re.sub(r"[^a-z0-9]+", "_", request.prompt.lower()).strip("_")[:40]
         name = f"{time.strftime('%Y%m%d-%H%M%S')}_{words}_{request.seed}.mp4"
-        model = replace(self.model, watch=watch)
-        (made,) = renders.make(model, [request], [self.folder / name])
+
+        def step(at: Progress) -> None:
+            self._still_open()
+            if watch is not None:
+                watch(at)
+
+        model = replace(self.model, watch=step)
+        with self.busy:
+            self._still_open()
+            (made,) = renders.make(model, [request], [self.folder / name])
         logging.info("%s", made.path)
         return made
+
+    def close(self) -> None:
+        """Ends the video that is being made with its next step, and waits for that."""
+        self.closed.set()
+        with self.busy:
+            pass
+
+    def _still_open(self) -> None:
+        if self.closed.is_set():
+            raise ValueError("the page was closed before the video was finished")
 
     def results(self) -> list[Render]:
         """The newest results in the folder, at most `SHOWN`, the newest first."""

@@ -31,6 +31,7 @@ class Painter(VideoModel):
         self, prompts: str | Sequence[str], size: Size, *, seed: int = 0, **choices: Any
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         if self.watch is not None:
+            self.watch(LAST._replace(step=4))
             self.watch(LAST)
         shape = (len(prompts), size.frames, size.height, size.width, 3)
         return np.full(shape, seed % 256, np.uint8)
@@ -188,7 +189,7 @@ def test_images_of_other_formats_or_too_many_pixels_are_refused(
 def test_a_made_video_says_what_it_was_made_with(studio: Studio):
     seen: list[Progress] = []
     made = studio.make(WISH._replace(seed=7), seen.append)
-    assert seen == [LAST]
+    assert seen[-1] == LAST
     assert made.path.parent == studio.folder
     assert made.path.name.endswith("_a_red_circle_moves_left_7.mp4")
     lines = web.told(made).splitlines()
@@ -199,6 +200,18 @@ def test_a_made_video_says_what_it_was_made_with(studio: Studio):
     ]
     assert "steps: 10 + 10 for the first frame, 6 + 6 for later ones" in lines
     assert web.told(renders.read(made.path)).splitlines() == lines
+
+
+def test_a_closed_studio_stops_at_the_next_step_and_leaves_no_file(studio: Studio):
+    def watch(at: Progress) -> None:
+        studio.closed.set()
+
+    with pytest.raises(ValueError, match="the page was closed before the video"):
+        studio.make(WISH, watch)
+    studio.close()
+    with pytest.raises(ValueError, match="the page was closed before the video"):
+        studio.make(WISH)
+    assert not list(studio.folder.glob("*"))
 
 
 def test_names_of_files_hold_nothing_but_letters_of_the_prompt(studio: Studio):

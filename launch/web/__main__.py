@@ -52,12 +52,14 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         try:
-            demo = page(studio(given, Path(uploads)), examples=ships(given.model))
+            makes = studio(given, Path(uploads))
+            demo = page(makes, examples=ships(given.model))
             url = serve(demo, given.host, given.port)
         except ValueError as error:
             sys.exit(f"launch.web: {error}")
         print(f"the page: {url}\nits results: {given.to}", flush=True)
         demo.block_thread()
+        makes.close()
 
 
 def studio(given: Any, uploads: Path) -> Studio:
