@@ -107,7 +107,7 @@ class Stepper:
         """The frames of one unit."""
         turn, keys, last = call.turn, call.inputs.keys, None
         unit, units = int(turn.unit), self._units
-        about = _About(self.cfg, self.shape, turn.slots, call.mesh)
+        about = _About(self.cfg, self.shape[1:], turn.slots, call.mesh)
         x = call.video
         for k in range(len(self.how.stages)):
             x, view = _enter(about, k, x, call.video, np.int32(unit), keys)
@@ -167,7 +167,7 @@ class _About(NamedTuple):
     """What a compiled step is made for."""
 
     cfg: ModelConfig
-    shape: tuple[int, int, int, int]
+    frame: tuple[int, int, int]
     slots: int
     mesh: Mesh | None
 
@@ -197,7 +197,7 @@ def _enter(
     keys: Key[jax.Array, "b"],
 ) -> tuple[jax.Array, View]:
     frames = 1 if about.slots == 1 else about.cfg.layout.frames_per_unit
-    noise = sampler.draw(keys, unit, (frames, *about.shape[1:]), about.how)
+    noise = sampler.draw(keys, unit, (frames, *about.frame), about.how)
     x, view = sampler.enter(k, x, video, Turn(unit, about.slots), noise, about.how)
     return about.rows(x), view._replace(seen=about.rows(view.seen))
 
