@@ -51,6 +51,7 @@ def test_a_run_leaves_loss_samples_checkpoints_and_a_model(run: Path):
     assert (run / "checkpoints/2").is_dir()
 
 
+@pytest.mark.slow
 def test_the_trained_model_makes_videos(run: Path):
     model = generate.load(run / "model")
     video = model.text_to_video("a red circle moves left", generate.Size(32, 32, 3))

@@ -268,6 +268,7 @@ def test_what_can_not_work_is_refused(manifest, tmp_path, section, changes, mess
         train_vae(cfg, tmp_path)
 
 
+@pytest.mark.slow
 def test_statistics_make_the_latents_standard(manifest, tmp_path):
     data = ClipConfig(manifest, 16, 16, frames=5, fps=8, batch=8)
     key, noise = jax.random.split(KEY)
