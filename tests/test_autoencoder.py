@@ -77,6 +77,7 @@ def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
     close(jnp.concatenate(parts, axis=1), codec.decode(z))
 
 
+@pytest.mark.slow
 def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
     """Each has one of the four later latent frames, and three of six rows of cells."""
     many = autoencoder.codec(small, sharding.mesh(data=1, context=4, tensor=2))

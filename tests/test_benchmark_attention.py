@@ -19,6 +19,7 @@ from pyramid_jax.mask import TokenMask, dense
 SMALL = "384p stage 2 unit 8"
 
 
+@pytest.mark.slow
 def test_the_command_times_what_runs_here_and_says_why_the_rest_does_not(
     tmp_path, capsys, monkeypatch
 ):

@@ -200,6 +200,7 @@ def test_bfloat16_stays_near_float32(name):
     assert 0 < jnp.abs(near - exact).max() < 0.05 * jnp.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_changes_no_gradient():
     def loss(params: Any, remat: bool) -> jax.Array:
         cfg = dataclasses.replace(TINY["miniflux"], remat=remat)

@@ -128,6 +128,7 @@ def test_a_transformer_holds_about_what_the_compiler_for_this_machine_says(
     assert 1 / 1.5 < found / said < 1.5
 
 
+@pytest.mark.slow
 def test_decoding_holds_about_what_the_compiler_for_this_machine_says():
     cells = shape(1, 2, 8, 8, 4)
     decode = partial(vae.decode, SMALL_VAE)

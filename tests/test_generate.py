@@ -159,6 +159,7 @@ def test_a_missing_or_cut_off_model_is_refused(model: VideoModel, tmp_path: Path
         generate.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_its_prompts_say(tmp_path: Path):
     model = generate.load(generate.TINY_LATENT)
     sheet = demo.make(model, tmp_path, seed=0)

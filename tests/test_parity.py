@@ -30,6 +30,9 @@ RECORDED = [
     if path.stem != "weights"
 ]
 
+# Many sizes to compile; `make parity` replays them.
+LONG = {"tiled_image", "temporal_chunk17"}
+
 
 def recorded(case: str, scenario: str) -> Scenario:
     """A scenario of the committed cases."""
@@ -50,7 +53,13 @@ def compared(value: object, recorded: object, **how: object) -> Line:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("case", "scenario"), RECORDED)
+@pytest.mark.parametrize(
+    ("case", "scenario"),
+    [
+        pytest.param(*one, marks=pytest.mark.slow) if one[1] in LONG else one
+        for one in RECORDED
+    ],
+)
 def test_every_recorded_result_is_answered_within_its_tolerance(case, scenario):
     lines = list(replay_scenario(CASES[case], recorded(case, scenario)))
     assert any(line.verdict == "ok" for line in lines)

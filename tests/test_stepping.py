@@ -71,7 +71,10 @@ def compiled() -> int:
     return step._cache_size()
 
 
-@pytest.mark.parametrize(("guided", "image"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("guided", "image"),
+    [(True, False), pytest.param(False, True, marks=pytest.mark.slow)],
+)
 def test_steps_make_the_video_that_one_program_makes(params, guided, image):
     rng = np.random.default_rng(4)
     first = rng.normal(size=(VIDEOS, 1, *SHAPE[1:])).astype(np.float32)

@@ -58,6 +58,7 @@ def test_the_trained_model_makes_videos(run: Path):
     assert video.shape == (1, 3, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_to_more_steps(run: Path, manifest: Path):
     cfg = config(manifest)
     cfg.loop.update(steps=3, sample_every=0)
