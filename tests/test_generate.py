@@ -206,6 +206,7 @@ def latent_size(model: VideoModel) -> Size:
 
 def on_devices() -> int:
     """Bytes of all arrays that are not on the host."""
+    gc.collect()  # what earlier tests have left is not to go in between
     kinds = ((x.sharding.memory_kind, x.nbytes) for x in jax.live_arrays())
     return sum(size for kind, size in kinds if kind == offload.DEVICE)
 
