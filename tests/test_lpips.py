@@ -176,7 +176,9 @@ def test_a_file_of_pytorch_without_torch_is_an_error_that_says_what_to_do(
 def test_a_checkpoint_of_a_training_run_is_not_mistaken_for_weights(
     tmp_path, monkeypatch
 ):
-    load = lambda path, **how: {"model": {}, "epoch": 3}  # noqa: E731
+    def load(path: Path, **how: object) -> dict:
+        return {"model": {}, "epoch": 3}
+
     monkeypatch.setitem(sys.modules, "torch", torch_with(load))
     (tmp_path / "checkpoint.pth").touch()
     with pytest.raises(ValueError, match=r"\['model', 'epoch'\].* no tensors"):
