@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -46,6 +47,17 @@ class Tokens(NamedTuple):
     position: Float[Array, "b n 3"]
     segment: Int[Array, "b n"]
     frame: Int[Array, "b n"]
+
+    def filled(self, size: int) -> "Tokens":
+        """With padding at the end, up to a multiple of `size` tokens."""
+        more = -self.segment.shape[1] % size
+
+        def fill(x: Array, value: int = 0) -> Array:
+            rest = [(0, 0)] * (x.ndim - 2)
+            return jnp.pad(x, ((0, 0), (0, more), *rest), constant_values=value)
+
+        segment = fill(self.segment, -1)
+        return Tokens(fill(self.values), fill(self.position), segment, fill(self.frame))
 
 
 # In a list of `Tokens` all would have the same number n; in a list of these, any.

@@ -26,6 +26,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "height": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
+    "attended": ("tensor", "context"),  # heads, while whole rows are attended to
     "mlp": "tensor",
     "layers": None,
 }
@@ -139,16 +140,18 @@ def parts(axis: str, over: Mesh | AbstractMesh) -> int:
     return math.prod(over.shape[name] for name in _names(spec((axis,))[0]))
 
 
+def shares(axis: str) -> int:
+    """Into how many parts the mesh that is set divides an axis; 1 without one."""
+    current = jax.sharding.get_abstract_mesh()
+    return 1 if current.empty else parts(axis, current)
+
+
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Pins the layout of an activation; nothing happens where no mesh is set."""
     current = jax.sharding.get_abstract_mesh()
     if current.empty or math.prod(current.shape.values()) == 1:
         return x
-    entries = []
-    for size, entry in zip(x.shape, spec(axes), strict=True):
-        parts = math.prod(current.shape[name] for name in _names(entry))
-        entries.append(entry if size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, P(*entries))
+    return jax.lax.with_sharding_constraint(x, place(x.shape, axes, current).spec)
 
 
 def unbox(tree: Any) -> Any:

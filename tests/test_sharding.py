@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layouts change where numbers are, never what they are."""
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 from pyramid_jax.training.state import abstract, create
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
-KEY = jax.random.key(0)
+KEY, DEVICES = jax.random.key(0), jax.devices()
 STAGES = pyramid.stages((0.0, 0.5, 1.0))
 MODEL = DiTConfig(
     width=32,
@@ -37,8 +39,9 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 MESHES = {
     "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
-    "tensor": {"data": 1, "tensor": 4, "devices": jax.devices()[:4]},
-    "data-context": {"data": 4, "context": 2},
+    "tensor": {"data": 1, "tensor": 4, "devices": DEVICES[:4]},
+    # Neither the tokens nor the heads are a multiple of 3.
+    "data-context": {"data": 2, "context": 3, "devices": DEVICES[:6]},
     "fsdp-tensor": {"data": 1, "fsdp": 4, "tensor": 2},
 }
 
@@ -141,6 +144,48 @@ def test_many_devices_compute_what_one_computes(name, weights, on_one_device):
         np.testing.assert_allclose(
             many, one, rtol=1e-3, atol=1e-4 * largest, err_msg=path
         )
+
+
+# ------------------------------------------------------------------------ what travels
+
+
+def traffic(weights: Any, **sizes: Any) -> dict[str, list[int]]:
+    """Values in the result of every collective of a compiled forward pass, by kind."""
+    over = sharding.mesh(data=1, **sizes)
+    params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, over))
+    with jax.set_mesh(over):
+        program = jax.jit(loss, compiler_options=FAST).lower(params, rows(2), KEY)
+        text = program.compile().as_text()
+    found: dict[str, list[int]] = {}
+    kinds = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
+    for result, kind in re.findall(rf"= (.*?) ({kinds})\(", text):
+        shapes = re.findall(r"\w+\[([\d,]*)\]", result)
+        values = sum(math.prod(map(int, x.split(","))) if x else 1 for x in shapes)
+        found.setdefault(kind, []).append(values)
+    return found
+
+
+def test_devices_that_share_rows_exchange_heads_and_gather_no_tokens(weights):
+    """Queries, keys and values go, what was attended to comes back: 4 times the share
+    of a device, in the double and in the single block. Between those, the text and the
+    video become one sequence."""
+    count, batch = 4, rows(2)
+    found = traffic(weights, context=count, devices=DEVICES[:count])
+    tokens = batch.text.shape[1] + batch.clean.shape[1]
+    share = 2 * tokens * MODEL.width // count
+    once = 3 * share
+    assert sum(found["all-to-all"]) <= 2 * 4 * share + once
+    others = [n for kind, sizes in found.items() if kind != "all-to-all" for n in sizes]
+    assert max(others) < share
+
+
+def test_devices_that_share_heads_add_up_twice_in_a_block(weights):
+    """After attention and after the MLP; the single block has one of both."""
+    found = traffic(weights, tensor=2, devices=DEVICES[:2])
+    batch = rows(2)
+    stream = 2 * batch.clean.shape[1] * MODEL.width
+    assert sum(n >= stream for n in found["all-reduce"]) <= 3
+    assert not [n for n in found.get("all-gather", []) if n >= stream]
 
 
 # --------------------------------------------------------------------- training state

@@ -59,10 +59,6 @@ def attention(
     if backend is None:
         backend = default(length)
         logger.info("attention over rows of %d tokens: %s", length, backend)
-    if backend == "xla":
-        return _xla(q, k, v, mask)
-    if backend == "blocks":
-        return blocks(q, k, v, mask)
     return over_mesh(_form(backend, dim, tiles), q, k, v, mask)
 
 
@@ -73,6 +69,9 @@ def _form(backend: str, dim: int, tiles: Sizes | None) -> Form:
             f"unknown attention backend {backend!r}; use one of {BACKENDS}, one of "
             f"{OTHERS}, or None"
         )
+    if backend in ("xla", "blocks"):
+        plain = _xla if backend == "xla" else blocks
+        return lambda q, k, v, query, key: plain(q, k, v, query)
     if dim > WIDEST:
         raise ValueError(
             f"heads of width {dim} are too wide for {backend}, which takes up to "

@@ -1,24 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels under a mesh: XLA can not divide them, so each device is given its part.
+"""Attention under a mesh: between layers devices share the tokens, inside it the heads.
 
-Rows are divided over data and fsdp, heads over tensor, queries over context. Keys and
-values are gathered over context, and their gradients are summed and scattered back: at
-24k tokens of 24 heads of width 64 this moves 150 MB per layer in bfloat16. Tokens are
-divided in order, so with causal masks the last devices of context have the most to do.
+Rows are divided over data and fsdp, heads over tensor. What the context axis divides
+changes: tokens outside, and in attention heads as well, so that every device sees whole
+rows of a few heads. The exchange moves 4 arrays of b·l·d / context values per device
+and layer; gathering keys and values would move 2 of b·l·d, and leave the last tokens of
+a causal row with most of the work (docs/kernels.md has the numbers).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.sharding import place
+from pyramid_jax.sharding import constrain, place, shares
 
 Form = Callable[..., Any]  # of q, k, v and the masks of queries and keys
+
+
+def by_heads(qkv: Float[Array, "b n 3 heads dim"]) -> Float[Array, "b n 3 _ dim"]:
+    """From some tokens of all heads to all tokens of some heads.
+
+    Where devices can't share the heads evenly, heads of zeros are added.
+    """
+    more = -qkv.shape[3] % shares("attended")
+    qkv = jnp.pad(qkv, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
+    # perf: with both layouts named, XLA exchanges; with one, it gathers the tokens.
+    qkv = constrain(qkv, ("batch", "tokens", None, "heads", None))
+    return constrain(qkv, ("batch", None, None, "attended", None))
+
+
+def by_tokens(
+    x: Float[Array, "b n _ dim"], heads: int
+) -> Float[Array, "b n {heads} dim"]:
+    """Back to some tokens of all `heads`."""
+    x = constrain(x, ("batch", None, "attended", None))
+    return constrain(x, ("batch", "tokens", "heads", None))[:, :, :heads]
 
 
 def over_mesh(
@@ -28,22 +49,15 @@ def over_mesh(
     v: Float[Array, "b l heads dim"],
     mask: TokenMask,
 ) -> Float[Array, "b l heads dim"]:
-    """`form(q, k, v, query, key)` on each device's part; plain where no mesh is set."""
+    """`form(q, k, v, query, key)` on each device's rows and heads; XLA can not divide
+    a kernel. Plain where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+    if shares("batch") * shares("attended") == 1:
         return form(q, k, v, mask, mask)
-    places = place(q.shape, ("batch", "tokens", "heads", None), mesh).spec
-    context = places[1]
-
-    def local(q: Array, k: Array, v: Array, mask: TokenMask) -> Array:
-        whole = (k, v, mask)
-        if context is not None:
-            whole = jax.lax.all_gather(whole, context, axis=1, tiled=True)
-        return form(q, *whole[:2], mask, whole[2])
-
-    row = P(*places[:2])
+    places = place(q.shape, ("batch", None, "attended", None), mesh).spec
+    row = P(places[0])
     return jax.shard_map(
-        local,
+        lambda q, k, v, mask: form(q, k, v, mask, mask),
         in_specs=(places, places, places, TokenMask(row, row)),
         out_specs=places,
         check_vma=False,

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from pyramid_jax.kernels.attention import attention
+from pyramid_jax.kernels.sharded import by_heads, by_tokens
 from pyramid_jax.mask import TokenMask, joint
 from pyramid_jax.models.layers import (
     Affine,
@@ -31,7 +32,7 @@ from pyramid_jax.models.layers import (
 )
 from pyramid_jax.rotary import angles, rotate
 from pyramid_jax.shapes import Text, Tokens
-from pyramid_jax.sharding import constrain
+from pyramid_jax.sharding import constrain, shares
 
 State = tuple[
     jax.Array, ...
@@ -116,7 +117,7 @@ class Stream(nn.Module):
         self, x: Float[jax.Array, "b n d"], affine: Affine
     ) -> tuple[jax.Array, ...]:
         """Queries, keys and values, `b n heads dim` each."""
-        q, k, v = jnp.moveaxis(self.qkv(affine(layer_norm(x))), 2, 0)
+        q, k, v = jnp.moveaxis(by_heads(self.qkv(affine(layer_norm(x)))), 2, 0)
         return self.q_norm(q), self.k_norm(k), v
 
     def absorb(
@@ -165,7 +166,9 @@ class DoubleBlock(nn.Module):
         q, k, v = (jnp.concatenate(part, axis=1) for part in parts)
         q, k, c = rotate(q, angle), rotate(k, angle), self.cfg
         out = attention(q, k, v, mask, c.attention, c.attention_tiles)
-        to_text, to_video = jnp.split(out, [m], axis=1)
+        to_text, to_video = (
+            by_tokens(part, c.heads) for part in jnp.split(out, [m], axis=1)
+        )
 
         return (
             self.text.absorb(text, to_text, text_attn, text_mlp),
@@ -198,9 +201,10 @@ class SingleBlock(nn.Module):
     ) -> Float[jax.Array, "b l d"]:
         c, affine = self.cfg, Affine(*self.modulation(cond, mask.segment))
         y = affine(layer_norm(x))
-        q, k, v = jnp.moveaxis(self.qkv(y), 2, 0)
+        q, k, v = jnp.moveaxis(by_heads(self.qkv(y)), 2, 0)
         q, k = rotate(self.q_norm(q), angle), rotate(self.k_norm(k), angle)
-        attended = attention(q, k, v, mask, c.attention, c.attention_tiles)
+        out = attention(q, k, v, mask, c.attention, c.attention_tiles)
+        attended = by_tokens(out, c.heads)
         hidden = nn.gelu(self.mlp_in(y), approximate=True)
         return affine.add(x, self.out(attended) + self.mlp_out(hidden))
 
@@ -235,11 +239,13 @@ class DiT(nn.Module):
             time: the network's clock of each segment, 0..1000.
             text: features, and the pooled vector of each segment.
         """
-        c = self.cfg
+        c, m, n = self.cfg, text.segment.shape[1], tokens.segment.shape[1]
+        tokens = tokens.filled(shares("tokens"))
         mask = joint(text.segment, tokens.segment, tokens.frame, c.causal)
+        mask = TokenMask(*(constrain(x, ("batch", None)) for x in mask))
         angle = angles(tokens.position, c.rope_axes)
-        m = text.segment.shape[1]
         angle = jnp.pad(angle, ((0, 0), (m, 0), (0, 0)))  # text stands at position 0
+        angle = constrain(angle, ("batch", None, None))
 
         words = self.context(text.features)
         video = self.patch(tokens.values)
@@ -256,7 +262,7 @@ class DiT(nn.Module):
 
         shift, scale = self.head_modulation(cond, tokens.segment)
         out = self.head(layer_norm(video) * (1 + scale) + shift)
-        return out.astype(jnp.float32)
+        return out[:, :n].astype(jnp.float32)
 
     def _table(self, position: Float[jax.Array, "b n 3"]) -> Float[jax.Array, "b n d"]:
         """The position table, x in the first half of the width and y in the second."""

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from pyramid_jax.sharding import named
+from pyramid_jax.sharding import constrain, named
 
 Features = int | tuple[int, ...]
 Axes = tuple[str | None, ...]
@@ -108,6 +108,8 @@ class Modulation(nn.Module):
         self, cond: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
     ) -> list[Float[jax.Array, "b _ d"]]:
         vectors = self.linear(nn.silu(cond)).astype(jnp.float32)
+        # perf: whole vectors are small; parts of them would divide the tokens' width.
+        vectors = constrain(vectors, ("batch", None, None))
         return [
             per_token(v, segment) for v in jnp.split(vectors, self.outputs, axis=-1)
         ]
