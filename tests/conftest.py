@@ -2,6 +2,7 @@
 """The strict settings under which every test runs."""
 
 import os
+import platform
 import signal
 from pathlib import Path
 
@@ -10,12 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # What JAX may use in `pytest -m gpu` and `pytest -m tpu`; otherwise only the CPU.
 PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
-FLAGS = (
+FLAGS = [
     "--xla_force_host_platform_device_count=8",
-    # perf: compiling is most of the suite's time; this halves it.
+    # perf: compiling is most of the suite's time; these halve it, and halve it again.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-)
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if platform.machine() == "x86_64":
+    FLAGS.append("--xla_cpu_max_isa=AVX2")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -41,6 +41,11 @@ class Store:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True
         )
+        if jax.process_count() == 1:
+            # perf: Orbax would cut replicated arrays into a piece per device, and
+            # compile every cut, for one process to write them.
+            whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+            ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Store":
