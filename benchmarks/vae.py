@@ -167,7 +167,9 @@ def step_memory(work: Workload, what: str, how: str) -> int:
         _, past = jax.eval_shape(step, work.params, first)
         later = (1, pieces.frames // thin, *x.shape[2:])
         piece = jax.ShapeDtypeStruct(later, jnp.float32)
-    compiled = jax.jit(step, donate_argnums=2).lower(work.params, piece, past).compile()
+    # Unused weights would be dropped from the arguments.
+    form = jax.jit(step, donate_argnums=2, keep_unused=True)
+    compiled = form.lower(work.params, piece, past).compile()
     memory = compiled.memory_analysis()
     weights = sum(x.nbytes for x in jax.tree.leaves(work.params))
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes

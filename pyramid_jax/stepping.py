@@ -92,8 +92,10 @@ class Stepper:
         video = jnp.zeros((len(inputs.keys), *self.shape), jnp.float32)
         mesh = self.mesh or _devices(params)
         if mesh is not None:
-            given = (inputs, video)
+            # Devices of other processes take the numbers of keys, not keys.
+            given = (inputs._replace(keys=jax.random.key_data(inputs.keys)), video)
             inputs, video = jax.device_put(given, batch_shardings(given, mesh))
+            inputs = inputs._replace(keys=jax.random.wrap_key_data(inputs.keys))
         if inputs.first is not None:
             video = _put(video, jnp.asarray(inputs.first, jnp.float32), np.int32(0))
             yield jnp.asarray(inputs.first)

@@ -42,7 +42,7 @@ def test_the_command_writes_what_was_measured(tmp_path, capsys):
 @pytest.mark.slow  # compiles every way to encode and decode
 def test_the_command_for_the_vae_writes_what_was_measured(tmp_path, capsys):
     path = tmp_path / "results" / "toy.json"
-    sizes = {"height": 32, "width": 64, "frames": 9, "tile": 32}
+    sizes = {"height": 64, "width": 128, "frames": 9, "tile": 32}
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
     vae_benchmark.main([*arguments, "--repeats=1", f"--to={path}"])
     printed, result = capsys.readouterr().out, json.loads(path.read_text())

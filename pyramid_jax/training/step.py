@@ -169,7 +169,8 @@ def _updated(
         change, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, change)
     ema = jax.tree.map(
-        lambda mean, new: decay * mean + (1 - decay) * new.astype(jnp.float32),
+        # In this form the average of what does not change does not change.
+        lambda mean, new: mean + (1 - decay) * (new.astype(jnp.float32) - mean),
         state.ema,
         params,
     )
