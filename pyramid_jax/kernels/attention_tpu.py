@@ -37,6 +37,7 @@ from pyramid_jax.kernels.flash import (
     product,
     seen,
     slope_of_logits,
+    weigh,
 )
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import ALL, SOME, Mask, Pairs, fill, kinds, pairs
@@ -249,8 +250,10 @@ def _forward_kernel(
         total[...] = jnp.zeros(total.shape, total.dtype)
 
     def visit(partly: bool) -> None:
-        logits = _logits(slope, q, k, query, key, partly)
-        weights, faded, higher, added = advance(logits, peak[...], total[...], axis=0)
+        logits = _logits(q, k, query, key, partly)
+        weights, faded, higher, added = advance(
+            logits, slope, peak[...], total[...], axis=0
+        )
         peak[...], total[...] = higher, added
         sums[...] = sums[...] * faded + product(v[...], weights.astype(v.dtype), 1, 0)
 
@@ -281,7 +284,7 @@ def _query_kernel(
         sums[...] = jnp.zeros(sums.shape, sums.dtype)
 
     def visit(partly: bool) -> None:
-        weights = jnp.exp2(_logits(slope, q, k, query, key, partly) - norm[...])
+        weights = weigh(_logits(q, k, query, key, partly), slope, norm[...])
         change = weights * (product(v[...], back[...], 0, 0) - along[...])
         sums[...] += product(k[...], change.astype(k.dtype), 1, 0)
 
@@ -314,7 +317,7 @@ def _key_kernel(
         v_sums[...] = jnp.zeros(v_sums.shape, v_sums.dtype)
 
     def visit(partly: bool) -> None:
-        weights = jnp.exp2(_logits(slope, q, k, query, key, partly) - norm[...])
+        weights = weigh(_logits(q, k, query, key, partly), slope, norm[...])
         v_sums[...] += product(back[...], weights.astype(back.dtype), 1, 1)
         change = weights * (product(v[...], back[...], 0, 0) - along[...])
         k_sums[...] += product(q[...], change.astype(q.dtype), 1, 1)
@@ -342,9 +345,9 @@ def _steps(
 
 
 def _logits(
-    slope: float, q: Ref, k: Ref, query: Ref, key: Ref, partly: bool
+    q: Ref, k: Ref, query: Ref, key: Ref, partly: bool
 ) -> Float[Array, "keys queries"]:
-    logits = product(k[...], q[...], 0, 0) * slope
+    logits = product(k[...], q[...], 0, 0)
     if not partly:
         return logits
     return jnp.where(_seen(query[...], key[...]), logits, HIDDEN)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
@@ -36,9 +37,13 @@ from pyramid_jax.kernels.flash import (
     product,
     seen,
     slope_of_logits,
+    weigh,
 )
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import Mask, Visits, fill, kinds, visits
+
+# 2^($1 · slope + $2); the slope is a literal, by its bits.
+POWER = "{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{:08X}, $2; ex2.approx.ftz.f32 $0, x; }}"
 
 Tokens = Float[Array, "b _ heads _"]
 Ref = Any
@@ -51,6 +56,23 @@ class Call:
     tiles: Tiles
     slope: float
     interpret: bool
+
+    def weigh(self, logits: Array, slope: float, less: Array) -> Array:
+        """`flash.weigh` in two instructions.
+
+        perf: exp2 takes three more for results below the normal numbers, and the
+        compiler does not join the product and the difference (docs/kernels.md).
+        """
+        if self.interpret:
+            return weigh(logits, slope, less)
+        (weights,) = plgpu.elementwise_inline_asm(
+            POWER.format(np.float32(slope).view(np.uint32)),
+            args=[logits, jnp.broadcast_to(-less, logits.shape)],
+            constraints="=f,f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(logits.shape, jnp.float32)],
+        )
+        return weights
 
 
 class Own(NamedTuple):
@@ -244,7 +266,7 @@ def _run(
     ]
     rows_of_batch, length, heads = own_tokens[0].shape[:3]
     return pl.pallas_call(
-        functools.partial(kernel, call.slope, tile, own, length),
+        functools.partial(kernel, call, tile, own, length),
         out_shape=[shape for shape, _ in out],
         grid=(own.count, heads, rows_of_batch),
         in_specs=[jax.tree.map(cut, x) for x, cut in inputs],
@@ -258,7 +280,7 @@ def _run(
 
 
 def _forward_kernel(
-    slope: float,
+    call: Call,
     tile: Tile,
     own: Own,
     length: int,
@@ -278,12 +300,14 @@ def _forward_kernel(
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         sums, peak, total = state
         keys, values = (_block(x, walk.block[at], tile.key, partly) for x in (k, v))
-        logits = product(queries, keys, 1, 1) * slope
+        logits = product(queries, keys, 1, 1)
         if partly:
             here = pl.ds(walk.block[at] * tile.key, tile.key)
             visible = seen(segment, frame, key[0][:, here], key[1][:, here])
             logits = jnp.where(visible, logits, HIDDEN)
-        weights, faded, peak, total = advance(logits, peak, total, axis=1)
+        weights, faded, peak, total = advance(
+            logits, call.slope, peak, total, axis=1, weigh=call.weigh
+        )
         sums = sums * faded + product(weights.astype(values.dtype), values, 1, 0)
         return sums, peak, total
 
@@ -297,7 +321,7 @@ def _forward_kernel(
 
 
 def _query_kernel(
-    slope: float,
+    call: Call,
     tile: Tile,
     own: Own,
     length: int,
@@ -320,20 +344,21 @@ def _query_kernel(
 
     def visit(partly: bool, at: Array, sums: Array) -> Array:
         keys, values = (_block(x, walk.block[at], tile.key, partly) for x in (k, v))
-        logits = product(queries, keys, 1, 1) * slope
+        logits = product(queries, keys, 1, 1)
         if partly:
             here = pl.ds(walk.block[at] * tile.key, tile.key)
             visible = seen(segment, frame, key[0][:, here], key[1][:, here])
             logits = jnp.where(visible, logits, HIDDEN)
-        change = jnp.exp2(logits - norms) * (product(backs, values, 1, 1) - alongs)
+        weights = call.weigh(logits, call.slope, norms)
+        change = weights * (product(backs, values, 1, 1) - alongs)
         return sums + product(change.astype(keys.dtype), keys, 1, 0)
 
     sums = _walked(visit, walk, jnp.zeros(q.shape, jnp.float32))
-    plgpu.store(dq, (sums * (slope * math.log(2))).astype(dq.dtype), mask=there)
+    plgpu.store(dq, (sums * (call.slope * math.log(2))).astype(dq.dtype), mask=there)
 
 
 def _key_kernel(
-    slope: float,
+    call: Call,
     tile: Tile,
     own: Own,
     length: int,
@@ -360,11 +385,11 @@ def _key_kernel(
             _block(x, walk.block[at], tile.query, partly) for x in (q, back)
         )
         here = pl.ds(walk.block[at] * tile.query, tile.query)
-        logits = product(keys, queries, 1, 1) * slope
+        logits = product(keys, queries, 1, 1)
         if partly:
             visible = seen(query[0][:, here], query[1][:, here], segment, frame)
             logits = jnp.where(visible, logits, HIDDEN)
-        weights = jnp.exp2(logits - norm[:, here])
+        weights = call.weigh(logits, call.slope, norm[:, here])
         v_sums += product(weights.astype(backs.dtype), backs, 1, 0)
         change = weights * (product(values, backs, 1, 1) - along[:, here])
         k_sums += product(change.astype(queries.dtype), queries, 1, 0)
@@ -372,7 +397,7 @@ def _key_kernel(
 
     nothing = jnp.zeros(k.shape, jnp.float32)
     k_sums, v_sums = _walked(visit, walk, (nothing, nothing))
-    k_sums = k_sums * (slope * math.log(2))
+    k_sums = k_sums * (call.slope * math.log(2))
     plgpu.store(dk, k_sums.astype(dk.dtype), mask=there)
     plgpu.store(dv, v_sums.astype(dv.dtype), mask=there)
 

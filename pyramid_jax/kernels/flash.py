@@ -2,23 +2,27 @@
 """The arithmetic that all Pallas kernels share: softmax over keys, a block at a time.
 
 Running softmax of flash attention (arXiv:2205.14135), with powers of two. `axis` is the
-axis of the keys; what is kept per query has size 1 there. A query that has seen no key
-has peak FLOOR and total 0. Hidden logits are so far below FLOOR that their weight is
-exactly zero, so nothing is infinite and nothing has to be hidden twice.
+axis of the keys; what is kept per query has size 1 there. Logits are plain products
+q·k; `slope` makes powers of two of them. A query that has seen no key has peak FLOOR
+and total 0. Hidden logits are so far below FLOOR that their weight is exactly zero, so
+nothing is infinite and nothing has to be hidden twice.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Weigh = Callable[[Array, float, Array], Array]  # `weigh`, as a device does it best
+
 FLOOR = -1e30
-HIDDEN = 2 * FLOOR
+HIDDEN = -1e38  # far below FLOOR after any slope, and still finite
 
 
 def slope_of_logits(dim: int) -> float:
-    """What turns q·k into logits of base 2."""
+    """What turns q·k into powers of 2."""
     return math.log2(math.e) / math.sqrt(dim)
 
 
@@ -45,15 +49,24 @@ def seen(
     return same & (key_frame <= query_frame)
 
 
+def weigh(
+    logits: Float[Array, "_ _"], slope: float, less: Float[Array, "_ _"]
+) -> Float[Array, "_ _"]:
+    """2^(slope·logits - less)."""
+    return jnp.exp2(logits * slope - less)
+
+
 def advance(
     logits: Float[Array, "_ _"],
+    slope: float,
     peak: Float[Array, "_ _"],
     total: Float[Array, "_ _"],
     axis: int,
+    weigh: Weigh = weigh,
 ) -> tuple[Array, Array, Array, Array]:
     """Weights of this block, what fades the sums so far, the new peak and total."""
-    higher = jnp.maximum(peak, logits.max(axis=axis, keepdims=True))
-    weights, faded = jnp.exp2(logits - higher), jnp.exp2(peak - higher)
+    higher = jnp.maximum(peak, logits.max(axis=axis, keepdims=True) * slope)
+    weights, faded = weigh(logits, slope, higher), weigh(peak, 1.0, higher)
     return weights, faded, higher, total * faded + weights.sum(axis=axis, keepdims=True)
 
 
