@@ -74,7 +74,7 @@ test-gpu: setup ## run the tests that need a GPU
 test-tpu: setup ## run the tests that need a TPU
 	$(RUN) -m pytest -m tpu
 
-check: lint types test ## everything that CI runs
+check: lint types test ## lint, types and tests; CI runs test-compile, too
 
 demo: setup ## make videos with the model that ships with the project
 	$(RUN) -m launch.demo

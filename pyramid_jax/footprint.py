@@ -34,7 +34,7 @@ def transformer(cfg: DiTConfig, rows: int, tokens: int, words: int) -> int:
     """Of a `DiT` that reads rows of video and text tokens."""
     length, size = tokens + words, jnp.dtype(cfg.dtype).itemsize
     held = BLOCK * size * length * cfg.width
-    if (cfg.attention or attention.default(length)) == "xla":
+    if (cfg.attention or attention.default(length, cfg.head_dim, cfg.dtype)) == "xla":
         held += (4 + size) * cfg.heads * length**2
     return rows * held
 

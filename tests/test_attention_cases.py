@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from pyramid_jax import sharding
 from pyramid_jax.kernels import attention_tpu as tpu
 from pyramid_jax.kernels import attention_triton as triton
-from pyramid_jax.kernels.attention import BACKENDS, attention
+from pyramid_jax.kernels.attention import BACKENDS, attention, default
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.cases import batch, case_names
 from pyramid_jax.kernels.tiles import Tiles
@@ -148,6 +149,19 @@ def test_a_row_of_padding_gives_zeros_and_no_nan(backend):
         np.testing.assert_array_equal(values, 0.0)
 
 
+def test_the_memory_of_a_tpu_is_read_after_it_was_written(capfd):
+    """Emulated with its spaces and copies: what nobody has written is not a number."""
+    memory = pltpu.InterpretParams(detect_races=True)
+
+    def form(q, k, v, mask):
+        return tpu.attention_tpu(q, k, v, mask, mask, EVEN, interpret=memory)
+
+    arrays, mask = inputs(), row("packed")
+    found = jax.jit(functools.partial(both_ways, form))(*arrays, mask)
+    assert_close(found, by_the_formula(*arrays, mask), 1e-5)
+    assert "RACE" not in "".join(capfd.readouterr()).upper()
+
+
 @pytest.mark.parametrize("backend", PALLAS)
 def test_logits_may_be_large(backend):
     q, k, v, back = inputs()
@@ -194,23 +208,37 @@ def test_heads_too_wide_for_a_kernel_are_refused():
         attention(q, k, v, row("packed"), "pallas_triton")
 
 
-def on_this_device(dtype: str, share: float) -> None:
-    """The default backend at a real size, against the formula, on the device."""
+def on_this_device(backend: str | None, dtype: str, share: float) -> None:
+    """A backend at a real size, against the formula, on the device."""
     names, length = ["384p stage 1 unit 15", "packed tightly"], 1500
     mask = TokenMask(*map(jnp.asarray, batch(names, length, 1.0)))
     arrays = inputs(len(names), 64, dtype, length)
-    both = functools.partial(both_ways, attention)
+    both = functools.partial(both_ways, lambda *x: attention(*x, backend))
     found = jax.jit(both)(*arrays, mask)
     assert_close(found, by_the_formula(*arrays, mask), share)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "pallas_triton"])
 @pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.02), ("float32", 2e-5)])
-def test_a_gpu_computes_the_formula(dtype, share):
-    on_this_device(dtype, share)
+def test_a_gpu_computes_the_formula(backend, dtype, share):
+    on_this_device(backend, dtype, share)
 
 
 @pytest.mark.tpu
+@pytest.mark.parametrize("backend", [None, "pallas_tpu"])
 @pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.02), ("float32", 2e-5)])
-def test_a_tpu_computes_the_formula(dtype, share):
-    on_this_device(dtype, share)
+def test_a_tpu_computes_the_formula(backend, dtype, share):
+    on_this_device(backend, dtype, share)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_is_the_default_of_a_gpu(dtype):
+    assert default(1500, 64, dtype) == "pallas_triton"
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_is_the_default_of_a_tpu(dtype):
+    assert default(1500, 64, dtype) == "pallas_tpu"

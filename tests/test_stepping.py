@@ -91,7 +91,7 @@ def test_fewer_history_slots_change_nothing(params):
 
 
 def test_eight_devices_make_the_same_video(params):
-    over = sharding.mesh(data=2, fsdp=2, tensor=2)
+    over = sharding.mesh(data=2, context=2, tensor=2)
     alone = in_steps(params, inputs(), options())
     spread = in_steps(params, inputs(), options(), mesh=over)
     np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-4)

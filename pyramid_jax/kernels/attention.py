@@ -16,6 +16,7 @@ from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.sharded import Form, over_mesh
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles
+from pyramid_jax.kernels.trial import failure
 from pyramid_jax.mask import TokenMask, dense
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,10 @@ def attention(
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        backend: one of BACKENDS or OTHERS; None takes one of XLA's. Pallas kernels run
-            on their device only; compiled for a CPU they are interpreted, exactly and
-            slowly. They follow the mesh that is set.
+        backend: one of BACKENDS or OTHERS; None takes the kernel of the device, if it
+            passes a trial there, or one of XLA's. Pallas kernels run on their device
+            only; compiled for a CPU they are interpreted, exactly and slowly. All
+            follow the mesh that is set.
         tiles: block sizes of a Pallas backend, see `Tiles.of`; None: the table's.
 
     Raises:
@@ -57,7 +59,7 @@ def attention(
             f"none; name one of {TILED}, or leave the tiles out"
         )
     if backend is None:
-        backend = default(length)
+        backend = default(length, dim, q.dtype.name)
         logger.info("attention over rows of %d tokens: %s", length, backend)
     return over_mesh(_form(backend, dim, tiles), q, k, v, mask)
 
@@ -88,10 +90,34 @@ def _form(backend: str, dim: int, tiles: Sizes | None) -> Form:
     return _interpreted_on_cpu(functools.partial(kernel, tiles=chosen))
 
 
-def default(length: int) -> str:
-    """The backend that None means for rows of `length` tokens."""
-    # The Pallas kernels have not run on a device yet, only in its compiler.
-    return "xla" if length < SHORT else "blocks"
+def default(length: int, dim: int, dtype: str) -> str:
+    """The backend that None means for rows of `length` tokens on the device at hand.
+
+    Args:
+        dim: width of a head.
+        dtype: of queries, keys and values.
+    """
+    if length < SHORT:
+        return "xla"
+    own = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(jax.default_backend())
+    good = own is not None and dim <= WIDEST and _works(own, dim, dtype)
+    return own if own is not None and good else "blocks"
+
+
+@functools.cache
+def _works(backend: str, dim: int, dtype: str) -> bool:
+    """Whether a kernel computes the plain form on this device; a log says why not."""
+    forms = (_form(name, dim, None) for name in (backend, "xla"))
+    why = failure(*forms, dim, dtype)
+    if why is not None:
+        logger.warning(
+            "attention goes without %s, which failed its trial on this device (%s); "
+            "others to name are %s",
+            backend,
+            why,
+            OTHERS,
+        )
+    return why is None
 
 
 def _interpreted_on_cpu(kernel: Form) -> Form:

@@ -48,6 +48,7 @@ MASK_ROWS = 8  # of a tile of int32; segment, frame and six unused
 
 Lanes = Float[Array, "heads _ _"]  # heads, values of a token, tokens of all rows
 Ref = Any
+Interpret = bool | pltpu.InterpretParams  # plainly, or with a TPU's memory emulated
 
 
 class Plan(NamedTuple):
@@ -65,7 +66,7 @@ class Call:
 
     tile: Tile
     slope: float
-    interpret: bool
+    interpret: Interpret
 
 
 def attention_tpu(
@@ -75,7 +76,7 @@ def attention_tpu(
     query: Mask,
     key: Mask,
     tiles: Tiles | None = None,
-    interpret: bool = False,
+    interpret: Interpret = False,
 ) -> Float[Array, "b lq heads dim"]:
     """`kernels.attention.attention` on a TPU; `interpret` runs it anywhere, slowly.
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel shows on the device at hand that it computes the plain form.
+
+Compilers, drivers and chips differ more than tests can see beforehand; so before a
+Pallas kernel is anyone's default, one small row goes through it, forward and backward.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pyramid_jax.kernels.cases import case
+from pyramid_jax.kernels.sharded import Form
+from pyramid_jax.mask import TokenMask
+
+# Segments, padding, blocks of every kind; a few blocks long.
+CASE, SCALE, HEADS = "packed", 1 / 4, 2
+# Largest difference as a share of the largest value: weights of bfloat16 have 8 bits,
+# products of float32 may be rounded to 11 by the plain form.
+ALLOWED = {2: 0.03, 4: 2e-3}
+
+
+def failure(kernel: Form, plain: Form, dim: int, dtype: str) -> str | None:
+    """Why the kernel can not be used here; None if it can.
+
+    Args:
+        kernel, plain: of q, k, v and the masks of queries and keys.
+        dim: width of a head.
+    """
+    # In a thread of its own, because the caller may be tracing, under a mesh.
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(_failure, kernel, plain, dim, dtype).result()
+
+
+def _failure(kernel: Form, plain: Form, dim: int, dtype: str) -> str | None:
+    mask = TokenMask(*map(jnp.asarray, case(CASE, SCALE)))
+    draw = np.random.default_rng(0)
+    shape = (*mask.segment.shape, HEADS, dim)
+    arrays = [jnp.asarray(draw.standard_normal(shape), dtype) for _ in range(4)]
+    wide = [x.astype(jnp.float32) for x in arrays]
+    exact = jax.jit(partial(_both_ways, plain))(mask, *wide)
+    try:
+        found = jax.jit(partial(_both_ways, kernel))(mask, *arrays)
+        errors = [_error(*pair) for pair in zip(found, exact, strict=True)]
+    except Exception as error:  # every compiler has its own kinds
+        return f"{type(error).__name__}: {error}"
+    if max(errors) <= ALLOWED[arrays[0].dtype.itemsize]:
+        return None
+    names = ("values", "gradients of q", "of k", "of v")
+    wrong = ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True))
+    return f"it differs from the plain form, as a share of the largest value: {wrong}"
+
+
+def _both_ways(
+    form: Form, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
+) -> list[Array]:
+    """The output, and the gradients of q, k and v."""
+    out, pull = jax.vjp(lambda *x: form(*x, mask, mask), q, k, v)
+    return [out, *pull(back)]
+
+
+def _error(found: Array, exact: Array) -> float:
+    """Infinite where something is not a number."""
+    found, exact = (np.asarray(x, np.float64) for x in (found, exact))
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    return float(error) if np.isfinite(error) else float("inf")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel is the default where it computes the plain form, and nowhere else."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pyramid_jax import sharding
+from pyramid_jax.kernels import attention as module
+from pyramid_jax.kernels.attention import attention
+from pyramid_jax.kernels.trial import failure
+from pyramid_jax.mask import TokenMask
+
+LENGTH, DIM = 512, 16
+
+
+def plain(q, k, v, query, key):
+    return module._form("xla", DIM, None)(q, k, v, query, key)
+
+
+def broken(q, k, v, query, key):
+    """Right values, and gradients of v that are twice too large."""
+    return plain(q, k, 2 * v - jax.lax.stop_gradient(v), query, key)
+
+
+def absent(q, k, v, query, key):
+    raise NotImplementedError("no such chip")
+
+
+def undefined(q, k, v, query, key):
+    return plain(q, k, v, query, key) * jnp.nan
+
+
+@pytest.fixture(autouse=True)
+def untried():
+    """No verdict of one test is another's."""
+    module._works.cache_clear()
+    yield
+    module._works.cache_clear()
+
+
+def on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Says to `attention` that this is such a device; compilers know better."""
+    monkeypatch.setattr(module.jax, "default_backend", lambda: device)
+
+
+@pytest.mark.parametrize("backend", ["pallas_triton", "pallas_tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_our_kernels_pass(backend, dtype):
+    assert failure(module._form(backend, DIM, None), plain, DIM, dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (broken, "of v 1.0e+00"),
+        (absent, "NotImplementedError: no such chip"),
+        (undefined, "values inf"),
+    ],
+)
+def test_what_is_wrong_is_told(kernel, why):
+    assert why in str(failure(kernel, plain, DIM, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("gpu", "pallas_triton"), ("tpu", "pallas_tpu"), ("cpu", "blocks")],
+)
+def test_every_device_has_its_kernel(device, backend, monkeypatch):
+    on(device, monkeypatch)
+    assert module.default(LENGTH, DIM, "float32") == backend
+    assert module.default(LENGTH, 256, "float32") == "blocks"
+    assert module.default(LENGTH - 1, DIM, "float32") == "xla"
+
+
+def test_a_kernel_that_fails_is_nobodys_default(monkeypatch, caplog):
+    on("gpu", monkeypatch)
+    monkeypatch.setattr(module, "attention_triton", lambda *x, **how: absent(*x))
+    with caplog.at_level(logging.WARNING):
+        assert module.default(LENGTH, DIM, "float32") == "blocks"
+    assert "without pallas_triton" in caplog.text and "no such chip" in caplog.text
+
+
+def test_the_trial_is_held_while_others_are_traced_under_a_mesh(monkeypatch):
+    on("gpu", monkeypatch)
+    zeros = jnp.zeros((2, LENGTH), jnp.int32)
+    mask = TokenMask(zeros.at[:, -3:].set(-1), zeros)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, LENGTH, 2, DIM))
+    with jax.set_mesh(sharding.mesh(data=2, tensor=2, context=2)):
+        found = jax.jit(attention)(q, k, v, mask)
+    assert module._works.cache_info().currsize == 1
+    np.testing.assert_allclose(found, plain(q, k, v, mask, mask), rtol=0, atol=1e-5)
