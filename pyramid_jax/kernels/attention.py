@@ -107,8 +107,8 @@ def default(length: int, dim: int, dtype: str) -> str:
 @functools.cache
 def _works(backend: str, dim: int, dtype: str) -> bool:
     """Whether a kernel computes the plain form on this device; a log says why not."""
-    forms = (_form(name, dim, None) for name in (backend, "xla"))
-    why = failure(*forms, dim, dtype)
+    kernel, plain = (_form(name, dim, None) for name in (backend, "xla"))
+    why = failure(kernel, plain, dim, dtype)
     if why is not None:
         logger.warning(
             "attention goes without %s, which failed its trial on this device (%s); "

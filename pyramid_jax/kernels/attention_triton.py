@@ -29,18 +29,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from pyramid_jax.kernels.flash import (
-    FLOOR,
-    HIDDEN,
-    advance,
-    finish,
-    product,
-    seen,
-    slope_of_logits,
-    weigh,
-)
+from pyramid_jax.kernels import flash
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
-from pyramid_jax.kernels.visits import Mask, Visits, fill, kinds, visits
+from pyramid_jax.kernels.visits import Mask, fill, kinds, visits
 
 # 2^($1 · slope + $2); the slope is a literal, by its bits.
 POWER = "{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{:08X}, $2; ex2.approx.ftz.f32 $0, x; }}"
@@ -56,23 +47,6 @@ class Call:
     tiles: Tiles
     slope: float
     interpret: bool
-
-    def weigh(self, logits: Array, slope: float, less: Array) -> Array:
-        """`flash.weigh` in two instructions.
-
-        perf: exp2 takes three more for results below the normal numbers, and the
-        compiler does not join the product and the difference (docs/kernels.md).
-        """
-        if self.interpret:
-            return weigh(logits, slope, less)
-        (weights,) = plgpu.elementwise_inline_asm(
-            POWER.format(np.float32(slope).view(np.uint32)),
-            args=[logits, jnp.broadcast_to(-less, logits.shape)],
-            constraints="=f,f,f",
-            pack=1,
-            result_shape_dtypes=[jax.ShapeDtypeStruct(logits.shape, jnp.float32)],
-        )
-        return weights
 
 
 class Own(NamedTuple):
@@ -107,6 +81,45 @@ class Own(NamedTuple):
         )
 
 
+class Program(NamedTuple):
+    """What the programs of one kernel know while they are traced.
+
+    `size` is that of the blocks they walk, `length` that of a row on the own side.
+    """
+
+    slope: float
+    interpret: bool
+    size: int
+    own: Own
+    length: int
+
+    def there(self, shape: tuple[int, int]) -> Array:
+        """Where an own block lies inside its row."""
+        first = self.own.place(pl.program_id(0)) * self.own.size
+        return first + jax.lax.broadcasted_iota(jnp.int32, shape, 0) < self.length
+
+    def walked(self, walk: Ref, at: Array) -> Any:
+        """The tokens of the block in place `at` of the list."""
+        return pl.ds(walk.block[at] * self.size, self.size)
+
+    def weigh(self, logits: Array, slope: float, less: Array) -> Array:
+        """`flash.weigh` in two instructions.
+
+        perf: exp2 takes three more for results below the normal numbers, and the
+        compiler does not join the product and the difference (docs/kernels.md).
+        """
+        if self.interpret:
+            return flash.weigh(logits, slope, less)
+        (weights,) = plgpu.elementwise_inline_asm(
+            POWER.format(np.float32(slope).view(np.uint32)),
+            args=[logits, jnp.broadcast_to(-less, logits.shape)],
+            constraints="=f,f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(logits.shape, jnp.float32)],
+        )
+        return weights
+
+
 def attention_triton(
     q: Float[Array, "b lq heads dim"],
     k: Float[Array, "b lk heads dim"],
@@ -121,7 +134,7 @@ def attention_triton(
     wide = max(16, 1 << (dim - 1).bit_length())
     more = ((0, 0), (0, 0), (0, 0), (0, wide - dim))
     tiles = tiles or tiles_for("pallas_triton", wide, q.dtype, k.shape[1])
-    call = Call(tiles, slope_of_logits(dim), interpret)
+    call = Call(tiles, flash.slope_of_logits(dim), interpret)
     q, k, v = (jnp.pad(x, more) for x in (q, k, v))
     out: Any = _attend(call, q, k, v, query, key)
     return out[..., :dim]
@@ -138,22 +151,14 @@ def _forward(
     call: Call, q: Tokens, k: Tokens, v: Tokens, query: Mask, key: Mask
 ) -> tuple[Tokens, tuple]:
     tile = call.tiles.forward
-    walk = visits(kinds(query, key, tile.query, tile.key))
-    own = Own(tile.query, walk.block.shape[1], last_first=True)
-    norm = jax.ShapeDtypeStruct(
-        (*q.shape[::2], own.count * own.size, 1), dtype=jnp.float32
-    )
+    filled = q.shape[1] + -q.shape[1] % tile.query
     out, norm = _run(
         call,
         _forward_kernel,
         tile,
-        own,
-        walk,
-        own_tokens=[q],
-        own_columns=[_columns(query, tile.query)],
-        tokens=[k, v],
-        rows=[_rows(key, tile.key)],
-        out=[(jax.ShapeDtypeStruct(q.shape, v.dtype), own.tokens), (norm, own.column)],
+        Side([q], query, tile.query),
+        Side([k, v], key, tile.key),
+        [(q.shape, v.dtype), ((*q.shape[::2], filled, 1), jnp.float32)],
     )
     norm = norm[:, :, : q.shape[1], 0]
     return out, (q, k, v, query, key, out, norm)
@@ -167,83 +172,57 @@ def _backward(
         "blhd,blhd->bhl", back.astype(jnp.float32), out.astype(jnp.float32)
     )
     tile = call.tiles.query
-    walk = visits(kinds(query, key, tile.query, tile.key))
-    own = Own(tile.query, walk.block.shape[1], last_first=True)
-    (dq,) = _run(
-        call,
-        _query_kernel,
-        tile,
-        own,
-        walk,
-        own_tokens=[q, back],
-        own_columns=[
-            *(_even(x, tile.query)[..., None] for x in (norm, along)),
-            _columns(query, tile.query),
-        ],
-        tokens=[k, v],
-        rows=[_rows(key, tile.key)],
-        out=[(jax.ShapeDtypeStruct(q.shape, q.dtype), own.tokens)],
-    )
+    queries = Side([q, back], query, tile.query, [norm, along])
+    keys = Side([k, v], key, tile.key)
+    (dq,) = _run(call, _query_kernel, tile, queries, keys, [(q.shape, q.dtype)])
     tile = call.tiles.key
-    walk = visits(kinds(query, key, tile.query, tile.key).mT)
-    own = Own(tile.key, walk.block.shape[1], last_first=False)
-    dk, dv = _run(
-        call,
-        _key_kernel,
-        tile,
-        own,
-        walk,
-        own_tokens=[k, v],
-        own_columns=[_columns(key, tile.key)],
-        tokens=[q, back],
-        rows=[
-            *(_even(x, tile.query)[:, :, None] for x in (norm, along)),
-            _rows(query, tile.query),
-        ],
-        out=[(jax.ShapeDtypeStruct(x.shape, x.dtype), own.tokens) for x in (k, v)],
-    )
+    queries, keys = queries._replace(size=tile.query), keys._replace(size=tile.key)
+    both = [(x.shape, x.dtype) for x in (k, v)]
+    dk, dv = _run(call, _key_kernel, tile, keys, queries, both)
     return dq, dk, dv, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _columns(mask: Mask, size: int) -> Mask:
-    """Segment and frame as `b 1 l 1`, filled to whole blocks."""
-    segment, frame = _rows(mask, size)
-    return segment.mT, frame.mT
+class Side(NamedTuple):
+    """Queries or keys: arrays of tokens, `b l heads dim`, who they are, the size of a
+    block, and numbers for each token and head, `b heads l`."""
 
+    tokens: Sequence[Array]
+    mask: Mask
+    size: int
+    numbers: Sequence[Array] = ()
 
-def _rows(mask: Mask, size: int) -> Mask:
-    """Segment and frame as `b 1 1 l`, filled to whole blocks."""
-    segment, frame = (jnp.asarray(x, jnp.int32) for x in mask)
-    return fill(segment, size, -1)[:, None, None], fill(frame, size, 0)[:, None, None]
+    def rows(self) -> list[Array | Mask]:
+        """Numbers as `b heads 1 l`, mask as `b 1 1 l`, filled to whole blocks."""
+        segment, frame = (jnp.asarray(x, jnp.int32)[:, None, None] for x in self.mask)
+        numbers = [fill(x, self.size, 0)[:, :, None] for x in self.numbers]
+        return [*numbers, (fill(segment, self.size, -1), fill(frame, self.size, 0))]
 
-
-def _even(x: Float[Array, "b heads _"], size: int) -> Float[Array, "b heads _"]:
-    return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size)))
+    def columns(self) -> list[Array | Mask]:
+        """The same with tokens along the third axis."""
+        return jax.tree.map(lambda x: x.mT, self.rows())
 
 
 def _run(
     call: Call,
     kernel: Callable[..., None],
     tile: Tile,
-    own: Own,
-    walk: Visits,
-    *,
-    own_tokens: Sequence[Array],
-    own_columns: Sequence[Array | Mask],
-    tokens: Sequence[Array],
-    rows: Sequence[Array | Mask],
-    out: Sequence[tuple[jax.ShapeDtypeStruct, Callable[[Any], pl.BlockSpec]]],
+    mine: Side,
+    others: Side,
+    out: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Sequence[Array]:
-    """Runs `kernel` for every own block of every head and row of the batch.
+    """Runs `kernel` for every block of `mine` in every head and row of the batch.
 
-    Args:
-        own_tokens, own_columns: what is cut into own blocks.
-        tokens, rows: what a program loads by blocks as it walks.
-        out: results, each with the way it is cut.
+    It walks blocks of `others`. `out` are shapes and types of results.
     """
+    keys_own = kernel is _key_kernel
+    query, key = (others, mine) if keys_own else (mine, others)
+    kind = kinds(query.mask, key.mask, tile.query, tile.key)
+    walk = visits(kind.mT if keys_own else kind)
+    lists = walk._replace(whole=walk.whole[..., None], count=walk.count[..., None])
+    own = Own(mine.size, walk.block.shape[1], last_first=not keys_own)
 
     def all_tokens(x: Array) -> pl.BlockSpec:
         return pl.BlockSpec(
@@ -256,21 +235,24 @@ def _run(
             lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, 0, 0),
         )
 
-    lists = walk._replace(whole=walk.whole[..., None], count=walk.count[..., None])
     inputs = [
         (lists, own.visited),
-        *((x, own.tokens) for x in own_tokens),
-        *((x, own.column) for x in own_columns),
-        *((x, all_tokens) for x in tokens),
-        *((x, all_of_row) for x in rows),
+        *((x, own.tokens) for x in mine.tokens),
+        *((x, own.column) for x in mine.columns()),
+        *((x, all_tokens) for x in others.tokens),
+        *((x, all_of_row) for x in others.rows()),
     ]
-    rows_of_batch, length, heads = own_tokens[0].shape[:3]
+    rows, length, heads = mine.tokens[0].shape[:3]
+    program = Program(call.slope, call.interpret, others.size, own, length)
+    results = [jax.ShapeDtypeStruct(*each) for each in out]
     return pl.pallas_call(
-        functools.partial(kernel, call, tile, own, length),
-        out_shape=[shape for shape, _ in out],
-        grid=(own.count, heads, rows_of_batch),
+        functools.partial(kernel, program),
+        out_shape=results,
+        grid=(own.count, heads, rows),
         in_specs=[jax.tree.map(cut, x) for x, cut in inputs],
-        out_specs=[cut(shape) for shape, cut in out],
+        out_specs=[
+            own.column(x) if x.shape[3] == 1 else own.tokens(x) for x in results
+        ],
         compiler_params=plgpu.CompilerParams(
             num_warps=tile.warps, num_stages=tile.stages
         ),
@@ -280,10 +262,7 @@ def _run(
 
 
 def _forward_kernel(
-    call: Call,
-    tile: Tile,
-    own: Own,
-    length: int,
+    program: Program,
     walk: Ref,
     q: Ref,
     query: tuple[Ref, Ref],
@@ -293,38 +272,34 @@ def _forward_kernel(
     out: Ref,
     norm: Ref,
 ) -> None:
-    there = _there(own, length, q.shape)
+    there = program.there(q.shape)
     queries = plgpu.load(q, mask=there, other=0.0)
-    segment, frame = query[0][...], query[1][...]
+    who = [x[...] for x in query]
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         sums, peak, total = state
-        keys, values = (_block(x, walk.block[at], tile.key, partly) for x in (k, v))
-        logits = product(queries, keys, 1, 1)
+        here = program.walked(walk, at)
+        keys, values = (_block(x, here, partly) for x in (k, v))
+        logits = flash.product(queries, keys, 1, 1)
         if partly:
-            here = pl.ds(walk.block[at] * tile.key, tile.key)
-            visible = seen(segment, frame, key[0][:, here], key[1][:, here])
-            logits = jnp.where(visible, logits, HIDDEN)
-        weights, faded, peak, total = advance(
-            logits, call.slope, peak, total, axis=1, weigh=call.weigh
+            logits = _hide(logits, who, [x[:, here] for x in key])
+        weights, faded, peak, total = flash.advance(
+            logits, program.slope, peak, total, axis=1, weigh=program.weigh
         )
-        sums = sums * faded + product(weights.astype(values.dtype), values, 1, 0)
+        sums = sums * faded + flash.product(weights.astype(values.dtype), values, 1, 0)
         return sums, peak, total
 
     state = (
         jnp.zeros(q.shape, jnp.float32),
-        jnp.full((own.size, 1), FLOOR, jnp.float32),
-        jnp.zeros((own.size, 1), jnp.float32),
+        jnp.full((q.shape[0], 1), flash.FLOOR, jnp.float32),
+        jnp.zeros((q.shape[0], 1), jnp.float32),
     )
-    mean, norm[...] = finish(*_walked(visit, walk, state))
+    mean, norm[...] = flash.finish(*_walked(visit, walk, state))
     plgpu.store(out, mean.astype(out.dtype), mask=there)
 
 
 def _query_kernel(
-    call: Call,
-    tile: Tile,
-    own: Own,
-    length: int,
+    program: Program,
     walk: Ref,
     q: Ref,
     back: Ref,
@@ -336,32 +311,28 @@ def _query_kernel(
     key: tuple[Ref, Ref],
     dq: Ref,
 ) -> None:
-    there = _there(own, length, q.shape)
+    there = program.there(q.shape)
     queries = plgpu.load(q, mask=there, other=0.0)
     backs = plgpu.load(back, mask=there, other=0.0)
     norms, alongs = norm[...], along[...]
-    segment, frame = query[0][...], query[1][...]
+    who = [x[...] for x in query]
 
     def visit(partly: bool, at: Array, sums: Array) -> Array:
-        keys, values = (_block(x, walk.block[at], tile.key, partly) for x in (k, v))
-        logits = product(queries, keys, 1, 1)
+        here = program.walked(walk, at)
+        keys, values = (_block(x, here, partly) for x in (k, v))
+        logits = flash.product(queries, keys, 1, 1)
         if partly:
-            here = pl.ds(walk.block[at] * tile.key, tile.key)
-            visible = seen(segment, frame, key[0][:, here], key[1][:, here])
-            logits = jnp.where(visible, logits, HIDDEN)
-        weights = call.weigh(logits, call.slope, norms)
-        change = weights * (product(backs, values, 1, 1) - alongs)
-        return sums + product(change.astype(keys.dtype), keys, 1, 0)
+            logits = _hide(logits, who, [x[:, here] for x in key])
+        weights = program.weigh(logits, program.slope, norms)
+        change = weights * (flash.product(backs, values, 1, 1) - alongs)
+        return sums + flash.product(change.astype(keys.dtype), keys, 1, 0)
 
     sums = _walked(visit, walk, jnp.zeros(q.shape, jnp.float32))
-    plgpu.store(dq, (sums * (call.slope * math.log(2))).astype(dq.dtype), mask=there)
+    plgpu.store(dq, (sums * (program.slope * math.log(2))).astype(dq.dtype), mask=there)
 
 
 def _key_kernel(
-    call: Call,
-    tile: Tile,
-    own: Own,
-    length: int,
+    program: Program,
     walk: Ref,
     k: Ref,
     v: Ref,
@@ -374,30 +345,27 @@ def _key_kernel(
     dk: Ref,
     dv: Ref,
 ) -> None:
-    there = _there(own, length, k.shape)
+    there = program.there(k.shape)
     keys = plgpu.load(k, mask=there, other=0.0)
     values = plgpu.load(v, mask=there, other=0.0)
-    segment, frame = key[0][...], key[1][...]
+    who = [x[...] for x in key]
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         k_sums, v_sums = state
-        queries, backs = (
-            _block(x, walk.block[at], tile.query, partly) for x in (q, back)
-        )
-        here = pl.ds(walk.block[at] * tile.query, tile.query)
-        logits = product(keys, queries, 1, 1)
+        here = program.walked(walk, at)
+        queries, backs = (_block(x, here, partly) for x in (q, back))
+        logits = flash.product(keys, queries, 1, 1)
         if partly:
-            visible = seen(query[0][:, here], query[1][:, here], segment, frame)
-            logits = jnp.where(visible, logits, HIDDEN)
-        weights = call.weigh(logits, call.slope, norm[:, here])
-        v_sums += product(weights.astype(backs.dtype), backs, 1, 0)
-        change = weights * (product(values, backs, 1, 1) - along[:, here])
-        k_sums += product(change.astype(queries.dtype), queries, 1, 0)
+            logits = _hide(logits, [x[:, here] for x in query], who)
+        weights = program.weigh(logits, program.slope, norm[:, here])
+        v_sums += flash.product(weights.astype(backs.dtype), backs, 1, 0)
+        change = weights * (flash.product(values, backs, 1, 1) - along[:, here])
+        k_sums += flash.product(change.astype(queries.dtype), queries, 1, 0)
         return k_sums, v_sums
 
     nothing = jnp.zeros(k.shape, jnp.float32)
     k_sums, v_sums = _walked(visit, walk, (nothing, nothing))
-    k_sums = k_sums * (call.slope * math.log(2))
+    k_sums = k_sums * (program.slope * math.log(2))
     plgpu.store(dk, k_sums.astype(dk.dtype), mask=there)
     plgpu.store(dv, v_sums.astype(dv.dtype), mask=there)
 
@@ -409,17 +377,16 @@ def _walked(visit: Callable[[bool, Array, Any], Any], walk: Ref, state: Any) -> 
     return jax.lax.fori_loop(whole, count, functools.partial(visit, True), state)
 
 
-def _there(own: Own, length: int, shape: tuple[int, int]) -> Array:
-    """Where an own block lies inside its row."""
-    first = own.place(pl.program_id(0)) * own.size
-    return first + jax.lax.broadcasted_iota(jnp.int32, shape, 0) < length
+def _hide(logits: Array, query: Sequence[Array], key: Sequence[Array]) -> Array:
+    """The logits, HIDDEN where the query does not see the key."""
+    return jnp.where(flash.seen(*query, *key), logits, flash.HIDDEN)
 
 
-def _block(x: Ref, at: Array, size: int, may_end: bool) -> Array:
-    """Block `at` of a row; zeros where the row has ended."""
-    tokens = x.at[pl.ds(at * size, size), :]
+def _block(x: Ref, here: Any, may_end: bool) -> Array:
+    """The tokens `here` of a row; zeros where the row has ended."""
+    tokens = x.at[here, :]
     if not may_end:
         return tokens[...]
-    left = x.shape[0] - at * size
-    there = jax.lax.broadcasted_iota(jnp.int32, (size, x.shape[1]), 0) < left
+    left = x.shape[0] - here.start
+    there = jax.lax.broadcasted_iota(jnp.int32, (here.size, x.shape[1]), 0) < left
     return plgpu.load(tokens, mask=there, other=0.0)

@@ -65,6 +65,6 @@ def _both_ways(
 
 def _error(found: Array, exact: Array) -> float:
     """Infinite where something is not a number."""
-    found, exact = (np.asarray(x, np.float64) for x in (found, exact))
-    error = np.abs(found - exact).max() / np.abs(exact).max()
+    ours, true = (np.asarray(x, np.float64) for x in (found, exact))
+    error = np.abs(ours - true).max() / np.abs(true).max()
     return float(error) if np.isfinite(error) else float("inf")

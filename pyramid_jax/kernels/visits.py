@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from pyramid_jax import shapes
 
@@ -102,9 +102,10 @@ def pairs(kind: Int[Array, "b _ _"]) -> Pairs:
     return Pairs(jnp.append(own, -1), other[loaded], kind, count)
 
 
-def fill(x: Int[Array, "b _"], size: int, value: int) -> Int[Array, "b _"]:
-    """The row continued with `value` up to a multiple of `size`."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)), constant_values=value)
+def fill(x: Shaped[Array, "*b _"], size: int, value: int) -> Shaped[Array, "*b _"]:
+    """The last axis continued with `value` up to a multiple of `size`."""
+    more = (0, -x.shape[-1] % size)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [more], constant_values=value)
 
 
 def _blocks(mask: Mask, size: int) -> Blocks:
