@@ -13,6 +13,7 @@ class TPU:
 
     name: str
     topology: str
+    platform = "tpu"
 
     @property
     def backend(self) -> str:
@@ -39,6 +40,7 @@ class GPU:
     memory: int  # bytes
     shared: tuple[int, int]  # bytes, per block at most and per core
     feature: str = ""  # what ptxas needs to be told about the architecture
+    platform = "cuda"
 
     @property
     def backend(self) -> str:

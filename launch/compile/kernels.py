@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile.chips import GPU, TPU
+from pyramid_jax import sharding
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.kernels.tiles import tiles_for
 from pyramid_jax.mask import TokenMask
@@ -61,7 +61,8 @@ class Line(NamedTuple):
 def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
     """Compiles the forward and the backward pass; a line for each kernel in them."""
     device = chip.device()
-    arguments = _arguments(device, work)
+    one = sharding.mesh(devices=[device])
+    arguments = _arguments(one, work)
     tiles = tiles_for(
         chip.backend, work.dim, work.dtype, work.tokens, device.device_kind
     )
@@ -78,7 +79,10 @@ def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
             {"xla_dump_to": folder} if isinstance(chip, GPU) else {}
         )
         try:
-            lowered = jax.jit(both).trace(*arguments).lower()
+            # Triton asks the mesh for the device that it lowers for.
+            with jax.sharding.use_abstract_mesh(one.abstract_mesh):
+                traced = jax.jit(both).trace(*arguments)
+            lowered = traced.lower(lowering_platforms=(chip.platform,))
             program = lowered.compile(compiler_options=options)
         except Exception as error:  # each compiler has its own kinds
             yield Line(chip.name, work.name, refused=str(error).split("\n")[0][:300])
@@ -97,8 +101,7 @@ def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
         yield Line(chip.name, work.name, refused=f"three kernels expected, got {seen}")
 
 
-def _arguments(device: Any, work: Work) -> tuple:
-    one = Mesh(np.array([device]), ("one",), axis_types=(AxisType.Auto,))
+def _arguments(one: Mesh, work: Work) -> tuple:
     here = NamedSharding(one, PartitionSpec())
     shape = (work.rows, work.tokens, work.heads, work.dim)
     x = jax.ShapeDtypeStruct(shape, work.dtype, sharding=here)
@@ -126,37 +129,31 @@ def _of_tpu(program: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_gpu(chip: GPU, folder: Path) -> Iterator[tuple[str, str]]:
-    """Registers and spills by ptxas, shared memory from XLA's list of launches."""
+    """Shared memory from XLA's list of launches, registers and spills by ptxas.
+
+    XLA writes the assembler code of kernels only up to jax 0.10.
+    """
     launches = "".join(p.read_text() for p in folder.glob("*.thunk_sequence.txt"))
+    codes = {}
     for path in folder.glob("*.ptx"):
-        entry = re.search(r"\.entry (\w+)_kernel\(", path.read_text())
-        if entry is None:
-            continue
-        command = [
-            _ptxas(),
-            "-v",
-            f"-arch={chip.architecture}",
-            path,
-            "-o",
-            "/dev/null",
-        ]
-        said = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stderr
-        registers, spilled, shared = (
-            re.search(pattern, text)
-            for pattern, text in (
-                (r"Used (\d+) registers", said),
-                (r"(\d+) bytes spill stores", said),
-                (rf"{entry[1]}_kernel .*shared_memory: (\d+)", launches),
-            )
-        )
-        if registers and spilled and shared:
-            yield (
-                entry[1],
-                f"{registers[1]} registers, {spilled[1]} bytes spilled, "
-                f"{int(shared[1]) / 1024:.0f} KiB shared memory",
-            )
+        if entry := re.search(r"\.entry (\w+)_kernel\(", path.read_text()):
+            codes[entry[1]] = path
+    sizes = re.findall(r"(\w+)_kernel .*shared_memory: (\d+)", launches)
+    for kernel, size in dict(sizes).items():
+        used = f"{int(size) / 1024:.0f} KiB shared memory"
+        if kernel in codes:
+            used = f"{_registers(chip, codes[kernel])}, {used}"
+        yield kernel, used
+
+
+def _registers(chip: GPU, code: Path) -> str:
+    """What ptxas says of a kernel's registers."""
+    command = [_ptxas(), "-v", f"-arch={chip.architecture}", code, "-o", "/dev/null"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", said)
+    spilled = re.search(r"(\d+) bytes spill stores", said)
+    assert registers and spilled, said
+    return f"{registers[1]} registers, {spilled[1]} bytes spilled"
 
 
 def _ptxas() -> Path:
