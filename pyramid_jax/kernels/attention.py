@@ -100,8 +100,9 @@ def default(length: int, dim: int, dtype: str) -> str:
     if length < SHORT:
         return "xla"
     own = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(jax.default_backend())
-    good = own is not None and dim <= WIDEST and _works(own, dim, dtype)
-    return own if own is not None and good else "blocks"
+    if own is None or dim > WIDEST or not _works(own, dim, dtype):
+        return "blocks"
+    return own
 
 
 @functools.cache

@@ -49,8 +49,10 @@ def over_mesh(
     v: Float[Array, "b l heads dim"],
     mask: TokenMask,
 ) -> Float[Array, "b l heads dim"]:
-    """`form(q, k, v, query, key)` on each device's rows and heads; XLA can not divide
-    a kernel. Plain where no mesh is set."""
+    """`form(q, k, v, query, key)` on each device's rows and heads.
+
+    XLA can not divide a kernel. Plain where nothing is divided.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if shares("batch") * shares("attended") == 1:
         return form(q, k, v, mask, mask)
