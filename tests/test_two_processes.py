@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from pyramid_jax import generate
 from pyramid_jax.data.embedded import write_dataset
@@ -58,7 +57,6 @@ def two_processes(manifest: Path, workdir: Path, steps: int) -> None:
         assert process.returncode == 0, text[-3000:]
 
 
-@pytest.mark.slow
 def test_two_processes_train_save_and_continue_one_model(tmp_path: Path):
     manifest = write_dataset(tmp_path / "shapes", 16, seed=1)
     run = tmp_path / "run"
