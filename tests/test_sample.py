@@ -147,7 +147,7 @@ def test_the_model_tells_what_it_was_made_for(capsys):
     sample.sample(given("--show"))
     shown = capsys.readouterr().out
     assert "32x32 up to 7 frames (0.88 s), at 8 fps" in shown
-    assert "guidance: 3 for the first frame, then 2" in shown
+    assert "guidance: 2 for the first frame, then 2" in shown
 
 
 def test_a_bar_counts_videos_by_the_work_behind(model: VideoModel, capsys):
