@@ -15,8 +15,8 @@ r"""The second embedded model: the clips in the latent space of configs/tiny_vae
         --config.optimizer.steps=3300 --config.loop.steps=3300 --config.seed=2 \
         --config.data.seed=2
 
-The model that ships with the package is the result of the three runs; the first was ended
-(Ctrl-C) at step 1851. They took 35 and 8 minutes on two shared CPU cores, 43 on one.
+The model that ships with the package is the result of the three runs; the first was
+ended (Ctrl-C) at step 1851. They took 35 and 8 minutes on two shared cores, 43 on one.
 Two stages of 4x4 and 8x8 latent cells, patches of 2x2 cells: a frame is 4 or 16 tokens.
 """
 
