@@ -37,11 +37,11 @@ from benchmarks.timing import (
 )
 from benchmarks.video import PRESETS, SMALL, Case, case
 from benchmarks.workload import Workload
-from pyramid_jax import autoencoder
-from pyramid_jax.codec import Pieces
 from pyramid_jax.data.video_io import to_uint8
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.sharding import to_host
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae.codec import Pieces
 
 PROMPTS = ("a negative prompt", "a prompt")
 GIB = 2**30

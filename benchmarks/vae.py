@@ -26,12 +26,13 @@ from jaxtyping import Float
 
 from benchmarks.reference_vae import OriginalVAE
 from benchmarks.timing import CLOCKS, Spread, environment, interleaved, ratios, spread
-from pyramid_jax import autoencoder, sharding
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.codec import Codec, Pieces
+from pyramid_jax import sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.codec import Codec, Pieces
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
 DIRECTIONS, WAYS = ("encode", "decode"), ("whole", "chunked", "tiled")

@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks.workload import Workload
 from pyramid_jax import prompts, sharding
-from pyramid_jax.autoencoder import Autoencoder
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.latents import LatentConfig
@@ -25,6 +24,7 @@ from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.prompts import LIMIT, Network, PromptEncoder, Tokenizer
 from pyramid_jax.stepping import Watch
+from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"
 RELEASED = {  # height, width and frames in pixels; 24 frames are a second

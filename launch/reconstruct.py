@@ -20,12 +20,13 @@ from absl import app, flags
 from jaxtyping import UInt8
 from matplotlib.image import imsave
 
-from pyramid_jax import autoencoder, compile_cache, quality
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.codec import Pieces
+from pyramid_jax import compile_cache
 from pyramid_jax.data import video_io
 from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.latents import LatentConfig
+from pyramid_jax.vae import autoencoder, quality
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.codec import Pieces
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STRENGTH = 4  # of the difference

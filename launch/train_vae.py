@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pyramid_jax import compile_cache
-from pyramid_jax.train_vae import train_vae
+from pyramid_jax.vae.train import train_vae
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax import autoencoder, blueprints, config, original
+from pyramid_jax import blueprints, config, original
 from pyramid_jax.checkpoint import files, released, rename, trees
 from pyramid_jax.checkpoint.tensor_file import Spec, Writer
 from pyramid_jax.config import SampleConfig
@@ -25,6 +25,7 @@ from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.original import CONFIG, Opened, Part, Source
 from pyramid_jax.sampler import Guidance
 from pyramid_jax.sharding import unbox
+from pyramid_jax.vae import autoencoder
 
 ORIGINAL = "original"  # our folder with their config files; their name of the variant
 # Height, width and longest number of frames that the original's variants make.

@@ -15,10 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 
-from pyramid_jax import autoencoder, config, memory, offload, sampler, saved
+from pyramid_jax import config, memory, offload, sampler, saved
 from pyramid_jax import prompts as released
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.data.video_io import to_model, to_uint8
@@ -28,6 +26,9 @@ from pyramid_jax.saved import Placing
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
 from pyramid_jax.stepping import Inputs, Stepper, Watch
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.codec import Codec, Pieces
 
 logger = logging.getLogger(__name__)
 

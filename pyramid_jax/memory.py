@@ -19,12 +19,12 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from pyramid_jax import footprint, layout, offload, sampler, sharding
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.codec import Pieces
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.footprint import Shape
 from pyramid_jax.prompts import LIMIT, Network
 from pyramid_jax.sampler import Turn
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.codec import Pieces
 
 GIB = 2**30
 # Latent frames, and sides of tiles in latent cells, in the order of their speed.

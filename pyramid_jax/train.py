@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import jax
 
-from pyramid_jax import autoencoder, config, generate, saved, sharding
+from pyramid_jax import config, generate, saved, sharding
 from pyramid_jax.config import ModelConfig, build
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data.pipeline import DataConfig, batches
@@ -23,6 +23,7 @@ from pyramid_jax.run import Task, run, with_weights
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import TrainState
+from pyramid_jax.vae import autoencoder
 
 logger = logging.getLogger(__name__)
 

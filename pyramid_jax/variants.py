@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from pyramid_jax import blueprints, config, offload
-from pyramid_jax.autoencoder import Autoencoder
 from pyramid_jax.config import ModelConfig
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
@@ -17,6 +16,7 @@ from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.prompts import Network, abstract
 from pyramid_jax.sharding import unbox
+from pyramid_jax.vae.autoencoder import Autoencoder
 
 CLIP_G = ClipConfig(
     width=1280, heads=20, mlp_width=5120, blocks=32, quick_gelu=False, projection=1280

@@ -12,8 +12,6 @@ import pytest
 
 from configs import tiny_latent
 from pyramid_jax import config, footprint, memory, offload, sharding
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.codec import Pieces
 from pyramid_jax.config import ModelConfig
 from pyramid_jax.memory import DECODING, GIB, SAMPLING, STREAMING, TEXT, Networks, Work
 from pyramid_jax.models import vae
@@ -21,6 +19,8 @@ from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.prompts import Network, abstract
 from pyramid_jax.sampler import Guidance
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.codec import Pieces
 
 SECTIONS = tiny_latent.get_config()
 CFG: ModelConfig = config.model_config(SECTIONS.model.to_dict())

@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_jax.checkpoint import files, released, rename
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
-from pyramid_jax.halo import Halo
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import vae, vae_layers
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.models.vae_layers import Level, Norm, Setting

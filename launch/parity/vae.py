@@ -26,12 +26,12 @@ from launch.parity.cases import (
     Scenario,
     latent_back,
 )
-from pyramid_jax import codec
 from pyramid_jax.checkpoint import files, released, rename
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.vae import codec
 
 # Names of the recorded states, as patterns over the paths of layers here.
 STATES = {

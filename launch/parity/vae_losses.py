@@ -23,7 +23,7 @@ from pyramid_jax.models.discriminator import (
     initialise,
 )
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
-from pyramid_jax.vae_objective import (
+from pyramid_jax.vae.objective import (
     Critics,
     Decoded,
     Judged,

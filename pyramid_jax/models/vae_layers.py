@@ -16,8 +16,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Float
 
-from pyramid_jax.halo import Halo
 from pyramid_jax.kernels.convolution import conv3d
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models.layers import dense
 from pyramid_jax.sharding import named
 

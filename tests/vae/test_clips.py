@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.data.clips import ClipConfig, Footage, batches
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import read_video, write_video
+from pyramid_jax.vae.clips import ClipConfig, Footage, batches
 from tests.packed import SIZE, write_clips
 
 

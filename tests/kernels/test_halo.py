@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pyramid_jax.halo import Halo
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sharding import unbox

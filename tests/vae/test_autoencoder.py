@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from launch import reconstruct
-from pyramid_jax import autoencoder, sharding
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.codec import Codec, Pieces
+from pyramid_jax import sharding
 from pyramid_jax.data import embedded
 from pyramid_jax.data.video_io import (
     about,
@@ -25,6 +23,9 @@ from pyramid_jax.data.video_io import (
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.codec import Codec, Pieces
 
 CFG = VAEConfig(
     latent=2,

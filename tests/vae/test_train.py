@@ -14,9 +14,7 @@ import optax
 import pytest
 
 from configs import tiny_vae, vae
-from pyramid_jax import autoencoder, sharding, vae_task
-from pyramid_jax.autoencoder import Autoencoder
-from pyramid_jax.data.clips import ClipConfig, Footage
+from pyramid_jax import sharding
 from pyramid_jax.data.embedded import write_dataset
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
@@ -24,10 +22,14 @@ from pyramid_jax.models import vae as models
 from pyramid_jax.models.discriminator import DiscriminatorConfig
 from pyramid_jax.models.lpips import LPIPSConfig
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.train_vae import networks, statistics, taken, train_vae
 from pyramid_jax.training.optimizer import OptimizerConfig
-from pyramid_jax.vae_objective import ObjectiveConfig
-from pyramid_jax.vae_task import Networks
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae import networks as vae_task
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.clips import ClipConfig, Footage
+from pyramid_jax.vae.networks import Networks
+from pyramid_jax.vae.objective import ObjectiveConfig
+from pyramid_jax.vae.train import networks, statistics, taken, train_vae
 
 TINY = VAEConfig(
     latent=2,

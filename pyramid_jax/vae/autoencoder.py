@@ -17,16 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pyramid_jax import codec as codecs
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
-from pyramid_jax.codec import Codec, Pieces
 from pyramid_jax.config import build
 from pyramid_jax.data.video_io import to_model
-from pyramid_jax.halo import Halo
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.vae import codec as codecs
+from pyramid_jax.vae.codec import Codec, Pieces
 
 INSIDE = "vae"  # the folder of a model's VAE inside the model's
 PIECE = 2  # latent frames that `raw_encoder` makes at once

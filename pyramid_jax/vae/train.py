@@ -12,24 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pyramid_jax import autoencoder, sharding, vae_task
-from pyramid_jax.autoencoder import Autoencoder
+from pyramid_jax import sharding
 from pyramid_jax.checkpoint import loss_tables
 from pyramid_jax.config import build
 from pyramid_jax.contact_sheet import write_contact_sheet
-from pyramid_jax.data.clips import ClipConfig, Footage, Part, batches
 from pyramid_jax.data.video_io import to_model, to_uint8, write_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import DiscriminatorConfig
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.quality import psnr, ssim
 from pyramid_jax.run import Task, run, with_weights
 from pyramid_jax.training.loop import Sample, on_devices
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate
 from pyramid_jax.training.state import TrainState
-from pyramid_jax.vae_objective import ObjectiveConfig
-from pyramid_jax.vae_task import Networks
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae import networks as vae_task
+from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.clips import ClipConfig, Footage, Part, batches
+from pyramid_jax.vae.networks import Networks
+from pyramid_jax.vae.objective import ObjectiveConfig
+from pyramid_jax.vae.quality import psnr, ssim
 
 SHOWN = 4  # clips of a sample
 

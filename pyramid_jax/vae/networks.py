@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, UInt8
 
-from pyramid_jax import codec, sharding, vae_objective
-from pyramid_jax.data.clips import Footage
+from pyramid_jax import sharding
 from pyramid_jax.data.video_io import to_model
-from pyramid_jax.halo import Halo
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import discriminator, vae
 from pyramid_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pyramid_jax.models.lpips import LPIPS, SMALLEST, LPIPSConfig
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.training.metrics import Means
 from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
-from pyramid_jax.vae_objective import Critics, Decoded, ObjectiveConfig
+from pyramid_jax.vae import codec
+from pyramid_jax.vae import objective as vae_objective
+from pyramid_jax.vae.clips import Footage
+from pyramid_jax.vae.objective import Critics, Decoded, ObjectiveConfig
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from pyramid_jax import sharding
-from pyramid_jax.halo import Halo
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.shapes import Array
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.vae_objective import (
+from pyramid_jax.vae.objective import (
     Critics,
     Decoded,
     ObjectiveConfig,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from einops import repeat
 
-from pyramid_jax import codec, sharding
-from pyramid_jax.codec import Codec, Pieces
-from pyramid_jax.halo import Halo
+from pyramid_jax import sharding
+from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
+from pyramid_jax.vae import codec
+from pyramid_jax.vae.codec import Codec, Pieces
 
 
 def video(*shape: int) -> jax.Array:

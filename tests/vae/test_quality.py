@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax import quality
+from pyramid_jax.vae import quality
 
 
 def pictures(*shape: int) -> list[np.ndarray]:
