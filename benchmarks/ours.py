@@ -13,8 +13,8 @@ from benchmarks.flops import Product
 from benchmarks.workload import Workload
 from pyramid_jax import config, sampler, sharding
 from pyramid_jax.kernels.attention import attention
+from pyramid_jax.pipeline.denoise import Inputs, Stepper
 from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
-from pyramid_jax.stepping import Inputs, Stepper
 from pyramid_jax.training import state, step
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 

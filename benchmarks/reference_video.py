@@ -17,7 +17,7 @@ from benchmarks.reference_vae import OriginalVAE
 from benchmarks.video import Case, Words
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.prompts import LIMIT
+from pyramid_jax.pipeline.prompts import LIMIT
 from pyramid_jax.sampler import Guidance
 
 Run = Callable[[], Any]

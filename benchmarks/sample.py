@@ -38,7 +38,7 @@ from benchmarks.timing import (
 from benchmarks.video import PRESETS, SMALL, Case, case
 from benchmarks.workload import Workload
 from pyramid_jax.data.video_io import to_uint8
-from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.codec import Pieces

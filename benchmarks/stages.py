@@ -8,8 +8,8 @@ import jax
 from benchmarks import flops
 from benchmarks.timing import Spread, spread
 from benchmarks.video import Case
-from pyramid_jax.prompts import LIMIT
-from pyramid_jax.stepping import Progress
+from pyramid_jax.pipeline.denoise import Progress
+from pyramid_jax.pipeline.prompts import LIMIT
 
 
 class Run(NamedTuple):

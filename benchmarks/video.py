@@ -14,16 +14,17 @@ import jax
 import numpy as np
 
 from benchmarks.workload import Workload
-from pyramid_jax import prompts, sharding
+from pyramid_jax import sharding
 from pyramid_jax.config import ModelConfig, SampleConfig
-from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.prompts import LIMIT, Network, PromptEncoder, Tokenizer
-from pyramid_jax.stepping import Watch
+from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.denoise import Watch
+from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
+from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from pyramid_jax import compile_cache, generate
+from pyramid_jax import compile_cache
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data import embedded
 from pyramid_jax.data.video_io import write_video
+from pyramid_jax.pipeline import video as generate
 
 PROMPTS = (
     "a red circle moves left",

@@ -11,9 +11,10 @@ a model in a folder, ask the model: `print(model.plan(size))`.
 import jax
 from absl import app, flags
 
-from pyramid_jax import config, memory, variants
+from pyramid_jax import config, variants
 from pyramid_jax.config import SampleConfig
-from pyramid_jax.memory import GIB, Work
+from pyramid_jax.pipeline import memory
+from pyramid_jax.pipeline.memory import GIB, Work
 
 VARIANT = flags.DEFINE_enum("variant", "mmdit", list(config.VARIANTS), "of the DiT")
 HEIGHT = flags.DEFINE_integer("height", 384, "in pixels", lower_bound=1)

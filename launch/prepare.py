@@ -23,10 +23,11 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from pyramid_jax import compile_cache, presets, prompts, sharding
+from pyramid_jax import compile_cache, sharding
 from pyramid_jax.data import captions, embedded, precompute
 from pyramid_jax.data.records import Pixels
 from pyramid_jax.data.tokenizer import train_tokenizer
+from pyramid_jax.pipeline import presets, prompts
 from pyramid_jax.vae import autoencoder
 
 EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")

@@ -37,7 +37,7 @@ import numpy as np
 
 import pyramid_jax
 from pyramid_jax.data import embedded
-from pyramid_jax.generate import TINY_LATENT, Size
+from pyramid_jax.pipeline.video import TINY_LATENT, Size
 
 # With models as small as these, compiling takes longer than running.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -202,4 +202,4 @@ sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scale
 #
 # - `01_the_pyramid` draws what a stage is, `02_tokens_and_masks` what a unit sees of
 #   its past.
-# - `pyramid_jax/generate.py` has all calls of this notebook.
+# - `pyramid_jax/pipeline/video.py` has all calls of this notebook.

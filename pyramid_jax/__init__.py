@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`pyramid_jax.load` is `generate.load`, imported when it is used."""
     if name == "load":
-        from pyramid_jax.generate import load
+        from pyramid_jax.pipeline.video import load
 
         return load
     raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pyramid_jax import prompts
 from pyramid_jax.checkpoint import tables, vae_tables
 from pyramid_jax.checkpoint.tables import Table
 from pyramid_jax.models import vae as vaes
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.models.layers import position_table
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.prompts import EncoderConfig
+from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.prompts import EncoderConfig
 from pyramid_jax.shapes import Text, Tokens
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyramid_jax import blueprints, prompts
+from pyramid_jax import blueprints
 from pyramid_jax.blueprints import Blueprint
 from pyramid_jax.checkpoint import files, released, rename, text_tables
 from pyramid_jax.config import ModelConfig
@@ -25,7 +25,8 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.prompts import EncoderConfig
+from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.prompts import EncoderConfig
 
 DIT, VAE = "diffusion_transformer", "causal_video_vae"
 CONFIG = "config.json"

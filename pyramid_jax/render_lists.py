@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyramid_jax import renders
-from pyramid_jax.generate import VideoModel
+from pyramid_jax.pipeline.video import VideoModel
 from pyramid_jax.renders import Request
 
 logger = logging.getLogger(__name__)

@@ -22,10 +22,11 @@ from einops import repeat
 from jaxtyping import UInt8
 
 import pyramid_jax
-from pyramid_jax import config, prompts
+from pyramid_jax import config
 from pyramid_jax.config import SampleConfig
 from pyramid_jax.data import pictures, video_io
-from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.video import Size, VideoModel
 
 KINDS = ("mp4", "gif", "png", "npz")
 # What of a `SampleConfig` decides how a video looks.

@@ -10,11 +10,11 @@ from pyramid_jax import blueprints, config, offload
 from pyramid_jax.config import ModelConfig
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
-from pyramid_jax.memory import Networks
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.prompts import Network, abstract
+from pyramid_jax.pipeline.memory import Networks
+from pyramid_jax.pipeline.prompts import Network, abstract
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae.autoencoder import Autoencoder
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from pyramid_jax.checkpoint import rename, text_tables
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract
 from pyramid_jax.sharding import unbox
 
 WORDS = ("a", "red", "blue", "circle", "moves", "left")

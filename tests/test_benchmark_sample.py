@@ -16,8 +16,8 @@ from pyramid_jax import layout, mask, pyramid
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.prompts import LIMIT
-from pyramid_jax.stepping import Progress
+from pyramid_jax.pipeline.denoise import Progress
+from pyramid_jax.pipeline.prompts import LIMIT
 
 TOY = video.Case(
     Workload(depth=2, width=32, heads=2, cells=(8, 8), sampled=2),

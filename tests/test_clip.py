@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax.models.clip import ClipConfig, ClipEncoder, LayerNorm
-from pyramid_jax.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract
 from pyramid_jax.sharding import unbox
 
 CONFIG = ClipConfig(

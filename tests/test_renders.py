@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyramid_jax import generate, render_lists, renders
+from pyramid_jax import render_lists, renders
 from pyramid_jax.data import pictures, video_io
-from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.render_lists import Job
 from pyramid_jax.renders import Request
 

@@ -16,9 +16,11 @@ from absl import flags
 from tqdm import tqdm
 
 from launch import sample
-from pyramid_jax import generate, renders, stepping
+from pyramid_jax import renders
 from pyramid_jax.data import embedded, pictures, video_io
-from pyramid_jax.generate import VideoModel
+from pyramid_jax.pipeline import denoise as stepping
+from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline.video import VideoModel
 
 ROOT = Path(sample.__file__).resolve().parents[1]
 CAPTION = "a red circle moves left"

@@ -10,7 +10,7 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.models.t5 import T5Config, T5Encoder, attend, buckets, distance_bias
-from pyramid_jax.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract
 
 CONFIG = T5Config(
     vocabulary=20, width=16, heads=2, head_dim=4, mlp_width=24, blocks=2, farthest=16

@@ -9,7 +9,7 @@ import pytest
 from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.prompts import abstract, network
+from pyramid_jax.pipeline.prompts import abstract, network
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "text_encoder_sd3"
 CLIP_G = {

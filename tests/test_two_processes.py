@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pyramid_jax import generate
 from pyramid_jax.data.embedded import write_dataset
+from pyramid_jax.pipeline import video as generate
 
 PROCESS = """
 import sys, jax

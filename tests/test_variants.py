@@ -3,9 +3,10 @@
 
 import pytest
 
-from pyramid_jax import memory, variants
+from pyramid_jax import variants
 from pyramid_jax.config import SampleConfig
-from pyramid_jax.memory import GIB, Networks, Work
+from pyramid_jax.pipeline import memory
+from pyramid_jax.pipeline.memory import GIB, Networks, Work
 
 SHAPES = {"384p": (16, 48, 80, 16), "768p": (31, 96, 160, 16)}
 

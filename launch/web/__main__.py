@@ -19,7 +19,8 @@ from typing import Any
 from absl import app, flags
 
 from launch.sample import mesh
-from pyramid_jax import compile_cache, gate, generate
+from pyramid_jax import compile_cache, gate
+from pyramid_jax.pipeline import video as generate
 from pyramid_jax.web import Studio
 
 try:

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from gradio.events import Dependency
 
-from pyramid_jax import presets, web
+from pyramid_jax import web
 from pyramid_jax.data import embedded
 from pyramid_jax.data.pictures import write_picture
-from pyramid_jax.presets import Preset
-from pyramid_jax.stepping import Progress
+from pyramid_jax.pipeline import presets
+from pyramid_jax.pipeline.denoise import Progress
+from pyramid_jax.pipeline.presets import Preset
 from pyramid_jax.web import Form, Studio
 
 # Uploads and copies of results are looked for every hour, and kept for a day.

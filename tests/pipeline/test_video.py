@@ -14,13 +14,15 @@ import pytest
 
 from configs import tiny
 from launch import demo
-from pyramid_jax import config, generate, offload, saved, sharding
+from pyramid_jax import config, offload, sharding
 from pyramid_jax.data.judge import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
-from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.pipeline import folder as saved
+from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline.denoise import Progress
+from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.sampler import Guidance
-from pyramid_jax.stepping import Progress
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +300,6 @@ def test_pieces_become_smaller_where_there_is_less_room(resident: VideoModel):
 
 
 def test_the_plan_is_in_the_log(resident: VideoModel, caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO", "pyramid_jax.generate")
+    caplog.set_level("INFO", "pyramid_jax.pipeline.video")
     resident.units(PROMPT, latent_size(resident))
     assert "MiB of a device" in caplog.text

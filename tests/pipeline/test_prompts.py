@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax import prompts, sharding
-from pyramid_jax.prompts import LIMIT, PromptEncoder, load
+from pyramid_jax import sharding
+from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.prompts import LIMIT, PromptEncoder, load
 from pyramid_jax.shapes import Text
 from tests.released import write_miniflux, write_mmdit
 

@@ -4,7 +4,7 @@
 import math
 from typing import NamedTuple
 
-from pyramid_jax.generate import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoModel
 
 # Where no length is given, in seconds; shorter if the model makes no such videos.
 USUAL = 5.0

@@ -12,11 +12,11 @@ import jax
 from jax.sharding import Mesh
 
 from pyramid_jax import config, offload
-from pyramid_jax import prompts as released
 from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
-from pyramid_jax.prompts import Network, PromptEncoder
+from pyramid_jax.pipeline import prompts as released
+from pyramid_jax.pipeline.prompts import Network, PromptEncoder
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder

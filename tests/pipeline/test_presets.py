@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
-from pyramid_jax import config, convert, generate, presets
+from pyramid_jax import config, convert
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import load_tokenizer
-from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
+from pyramid_jax.pipeline import presets
+from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.train import data_config
 
 

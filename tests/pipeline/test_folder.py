@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import pyramid_jax
-from pyramid_jax import convert, prompts, sharding
+from pyramid_jax import convert, sharding
 from pyramid_jax.config import SampleConfig
-from pyramid_jax.generate import Size, VideoModel
 from pyramid_jax.original import Source
-from pyramid_jax.prompts import PromptEncoder
+from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.prompts import PromptEncoder
+from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.sampler import Guidance
 from tests import original_files
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pyramid_jax import blueprints, footprint, sharding
+from pyramid_jax import blueprints, sharding
 from pyramid_jax.config import MINIFLUX, MMDIT
 from pyramid_jax.models import vae
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.pipeline import footprint
 from pyramid_jax.shapes import Text, Tokens
 
 GIB = 2**30

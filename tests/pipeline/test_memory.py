@@ -11,13 +11,22 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
-from pyramid_jax import config, footprint, memory, offload, sharding
+from pyramid_jax import config, offload, sharding
 from pyramid_jax.config import ModelConfig
-from pyramid_jax.memory import DECODING, GIB, SAMPLING, STREAMING, TEXT, Networks, Work
 from pyramid_jax.models import vae
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.prompts import Network, abstract
+from pyramid_jax.pipeline import footprint, memory
+from pyramid_jax.pipeline.memory import (
+    DECODING,
+    GIB,
+    SAMPLING,
+    STREAMING,
+    TEXT,
+    Networks,
+    Work,
+)
+from pyramid_jax.pipeline.prompts import Network, abstract
 from pyramid_jax.sampler import Guidance
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces

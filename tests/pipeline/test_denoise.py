@@ -11,11 +11,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny
-from pyramid_jax import config, sampler, sharding, stepping
+from pyramid_jax import config, sampler, sharding
 from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax.pipeline import denoise as stepping
+from pyramid_jax.pipeline.denoise import Inputs, Progress, Stepper
 from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
 from pyramid_jax.shapes import Text
-from pyramid_jax.stepping import Inputs, Progress, Stepper
 
 SECTION = tiny.get_config("smoke").model.to_dict()
 # perf: every stage compiles a step of its own; two are enough to climb.

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from pyramid_jax import footprint, layout, offload, sampler, sharding
+from pyramid_jax import layout, offload, sampler, sharding
 from pyramid_jax.config import ModelConfig, SampleConfig
-from pyramid_jax.footprint import Shape
-from pyramid_jax.prompts import LIMIT, Network
+from pyramid_jax.pipeline import footprint
+from pyramid_jax.pipeline.footprint import Shape
+from pyramid_jax.pipeline.prompts import LIMIT, Network
 from pyramid_jax.sampler import Turn
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces

@@ -15,17 +15,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 
-from pyramid_jax import config, memory, offload, sampler, saved
-from pyramid_jax import prompts as released
+from pyramid_jax import config, offload, sampler
 from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.data.video_io import to_model, to_uint8
-from pyramid_jax.memory import Networks, Plan, Work
-from pyramid_jax.prompts import PromptEncoder
-from pyramid_jax.saved import Placing
+from pyramid_jax.pipeline import folder as saved
+from pyramid_jax.pipeline import memory
+from pyramid_jax.pipeline import prompts as released
+from pyramid_jax.pipeline.denoise import Inputs, Stepper, Watch
+from pyramid_jax.pipeline.folder import Placing
+from pyramid_jax.pipeline.memory import Networks, Plan, Work
+from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
-from pyramid_jax.stepping import Inputs, Stepper, Watch
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Codec, Pieces
