@@ -16,8 +16,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from pyramid_jax import convert, original
-from pyramid_jax.checkpoint import hub
+from pyramid_jax.convert import convert, hub
+from pyramid_jax.convert import source as original
 
 
 def main(argv: list[str]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from pyramid_jax import blueprints, config, offload
+from pyramid_jax import config, offload
 from pyramid_jax.config import ModelConfig
+from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.clip import ClipConfig

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.blueprints import dit_shapes as abstract
-from pyramid_jax.blueprints import dit_table
-from pyramid_jax.checkpoint import files, released, rename, tables
+from pyramid_jax.checkpoint import files, rename, tables
 from pyramid_jax.config import MINIFLUX, MMDIT
+from pyramid_jax.convert import configs as released
+from pyramid_jax.convert.networks import dit_shapes as abstract
+from pyramid_jax.convert.networks import dit_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiTConfig
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import files, released, rename
+from pyramid_jax.checkpoint import files, rename
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
+from pyramid_jax.convert import configs as released
 from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import vae, vae_layers
 from pyramid_jax.models.vae import VAEConfig

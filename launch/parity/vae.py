@@ -26,8 +26,9 @@ from launch.parity.cases import (
     Scenario,
     latent_back,
 )
-from pyramid_jax.checkpoint import files, released, rename
+from pyramid_jax.checkpoint import files, rename
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
+from pyramid_jax.convert import configs as released
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import pyramid_jax
-from pyramid_jax import convert, sharding
+from pyramid_jax import sharding
 from pyramid_jax.config import SampleConfig
-from pyramid_jax.original import Source
+from pyramid_jax.convert import convert
+from pyramid_jax.convert.source import Source
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.video import Size, VideoModel

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pyramid_jax import blueprints, sharding
+from pyramid_jax import sharding
 from pyramid_jax.config import MINIFLUX, MMDIT
+from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.models import vae
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.models.t5 import T5Config

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
-from pyramid_jax import config, convert
+from pyramid_jax import config
 from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax.convert import convert
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout

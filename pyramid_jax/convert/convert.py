@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax import blueprints, config, original
-from pyramid_jax.checkpoint import files, released, rename, trees
+from pyramid_jax import config
+from pyramid_jax.checkpoint import files, rename, trees
 from pyramid_jax.checkpoint.tensor_file import Spec, Writer
 from pyramid_jax.config import SampleConfig
+from pyramid_jax.convert import configs as released
+from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.convert import source as original
+from pyramid_jax.convert.source import CONFIG, Opened, Part, Source
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.original import CONFIG, Opened, Part, Source
 from pyramid_jax.sampler import Guidance
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae import autoencoder

@@ -20,13 +20,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax import blueprints, convert, original
-from pyramid_jax.checkpoint import hub, tensor_file
+from pyramid_jax.checkpoint import tensor_file
 from pyramid_jax.checkpoint.tensor_file import StoredTensor
-from pyramid_jax.original import Source
+from pyramid_jax.convert import convert, hub
+from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.convert import source as original
+from pyramid_jax.convert.source import Source
 from tests import original_files
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 VARIANT, VAE = "diffusion_transformer_384p", "causal_video_vae"
 FILE = "diffusion_pytorch_model.safetensors"
 

@@ -8,14 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax import blueprints
-from pyramid_jax.checkpoint import released, rename, tensor_file
+from pyramid_jax.checkpoint import rename, tensor_file
+from pyramid_jax.convert import configs as released
+from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sharding import unbox
 from tests import original_files
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLIP = {"architectures": ["CLIPTextModelWithProjection"], "vocab_size": 49408}
 CLIP |= {"max_position_embeddings": 77, "eos_token_id": 2}
 CLIP_L = CLIP | dict(hidden_size=768, intermediate_size=3072, projection_dim=768)

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyramid_jax import blueprints
-from pyramid_jax.blueprints import Blueprint
-from pyramid_jax.checkpoint import files, released, rename, text_tables
+from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.config import ModelConfig
+from pyramid_jax.convert import configs as released
+from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.convert.networks import Blueprint
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiTConfig
