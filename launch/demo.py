@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from pyramid_jax import compile_cache
+from launch import start as compile_cache
 from pyramid_jax.contact_sheet import write_contact_sheet
 from pyramid_jax.data import embedded
 from pyramid_jax.data.video_io import write_video

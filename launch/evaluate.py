@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from pyramid_jax import compile_cache
+from launch import start as compile_cache
 from pyramid_jax.data import embedded
 from pyramid_jax.data.judge import judge, wilson
 from pyramid_jax.pipeline import video as generate

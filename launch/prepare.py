@@ -23,7 +23,8 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from pyramid_jax import compile_cache, sharding
+from launch import start as compile_cache
+from pyramid_jax import sharding
 from pyramid_jax.data import captions, embedded, precompute
 from pyramid_jax.data.records import Pixels
 from pyramid_jax.data.tokenizer import train_tokenizer

@@ -20,7 +20,7 @@ from absl import app, flags
 from jaxtyping import UInt8
 from matplotlib.image import imsave
 
-from pyramid_jax import compile_cache
+from launch import start as compile_cache
 from pyramid_jax.data import video_io
 from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.latents import LatentConfig

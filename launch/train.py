@@ -12,7 +12,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from pyramid_jax import compile_cache
+from launch import start as compile_cache
 from pyramid_jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pyramid_jax import compile_cache
+from launch import start as compile_cache
 from pyramid_jax.vae.train import train_vae
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

@@ -18,10 +18,11 @@ from typing import Any
 
 from absl import app, flags
 
-from launch.sample import mesh
-from pyramid_jax import compile_cache, gate
+from launch import start as compile_cache
+from launch.sample.__main__ import mesh
+from launch.web import limits as gate
+from launch.web.studio import Studio
 from pyramid_jax.pipeline import video as generate
-from pyramid_jax.web import Studio
 
 try:
     import gradio as gr

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page itself: Gradio's widgets, and what happens when they are used.
 
-Gradio checks some of what visitors send; `pyramid_jax.web.Studio` checks all of it.
+Gradio checks some of what visitors send; `launch.web.studio.Studio` checks all of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from gradio.events import Dependency
 
-from pyramid_jax import web
+from launch.web import studio as web
+from launch.web.studio import Form, Studio
 from pyramid_jax.data import embedded
 from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.presets import Preset
-from pyramid_jax.web import Form, Studio
 
 # Uploads and copies of results are looked for every hour, and kept for a day.
 KEPT = (3600, 24 * 3600)

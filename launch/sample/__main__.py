@@ -26,14 +26,17 @@ from absl import app, flags
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from pyramid_jax import compile_cache, render_lists, renders, sharding
+from launch import start as compile_cache
+from launch.sample import lists as render_lists
+from launch.sample import outputs as renders
+from launch.sample.lists import Job
+from launch.sample.outputs import Request
+from pyramid_jax import sharding
 from pyramid_jax.config import SampleConfig
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.video import VideoModel
-from pyramid_jax.render_lists import Job
-from pyramid_jax.renders import Request
 
 BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
 INTERRUPTED = 130  # the exit code of a program that SIGINT ended

@@ -2,7 +2,7 @@
 """Files say what they were made from; lists are read, named, resumed and batched.
 
 Sampling is replaced by frames that depend on prompt and seed alone, so that the tests
-are about files; tests/test_sample.py samples.
+are about files; tests/launch/test_sample.py samples.
 """
 
 import json
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyramid_jax import render_lists, renders
+from launch.sample import lists as render_lists
+from launch.sample import outputs as renders
+from launch.sample.lists import Job
+from launch.sample.outputs import Request
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.video import Size, VideoModel
-from pyramid_jax.render_lists import Job
-from pyramid_jax.renders import Request
 
 SIZE = Size(32, 32, 3)
 CIRCLE = Request("a red circle", SIZE, seed=4)

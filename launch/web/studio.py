@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from pyramid_jax import renders
+from launch.sample import outputs as renders
+from launch.sample.outputs import Render, Request
 from pyramid_jax.config import SampleConfig
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.denoise import Progress, Watch
 from pyramid_jax.pipeline.presets import Preset
 from pyramid_jax.pipeline.video import Size, VideoModel
-from pyramid_jax.renders import Render, Request
 
 PROMPT = 1000  # characters
 STEPS = 100  # of a stage

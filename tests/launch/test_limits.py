@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pyramid_jax import gate
-from pyramid_jax.gate import Gate, Message
+from launch.web import limits as gate
+from launch.web.limits import Gate, Message
 
 UPLOAD = "/gradio_api/upload"
 JOIN = "/gradio_api/queue/join"

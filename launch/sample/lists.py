@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pyramid_jax import renders
+from launch.sample import outputs as renders
+from launch.sample.outputs import Request
 from pyramid_jax.pipeline.video import VideoModel
-from pyramid_jax.renders import Request
 
 logger = logging.getLogger(__name__)
 

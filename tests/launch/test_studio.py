@@ -13,12 +13,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from configs import tiny_latent
-from pyramid_jax import config, renders, web
+from launch.sample import outputs as renders
+from launch.web import studio as web
+from launch.web.studio import Form, Studio
+from pyramid_jax import config
 from pyramid_jax.config import SampleConfig
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.video import Size, VideoModel
-from pyramid_jax.web import Form, Studio
 
 LAST = Progress(unit=3, units=4, stage=1, stages=2, step=5, steps=6, done=1.0)
 

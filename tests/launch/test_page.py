@@ -19,7 +19,8 @@ import httpx
 import numpy as np
 import pytest
 
-from pyramid_jax import gate, renders
+from launch.sample import outputs as renders
+from launch.web import limits as gate
 from pyramid_jax.data import embedded
 from pyramid_jax.data.pictures import write_picture
 
@@ -28,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra `web`"),
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 180  # seconds for the server, and for a video
 

@@ -21,7 +21,7 @@ from launch.parity.cases import (
 )
 from launch.parity.run import KINDS, replay_scenario
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = {case.name: case for case in find(GOLDEN)}
 RECORDED = [
     (case.name, path.stem)

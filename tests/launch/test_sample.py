@@ -15,8 +15,8 @@ import pytest
 from absl import flags
 from tqdm import tqdm
 
-from launch import sample
-from pyramid_jax import renders
+from launch.sample import __main__ as sample
+from launch.sample import outputs as renders
 from pyramid_jax.data import embedded, pictures, video_io
 from pyramid_jax.pipeline import denoise as stepping
 from pyramid_jax.pipeline import video as generate

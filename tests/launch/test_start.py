@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from pyramid_jax import compile_cache
+from launch import start as compile_cache
 
 FOLDER = "jax_compilation_cache_dir"
 
