@@ -26,7 +26,7 @@ from absl import app, flags
 from launch import start as compile_cache
 from pyramid_jax import sharding
 from pyramid_jax.data import captions, embedded, precompute
-from pyramid_jax.data.records import Pixels
+from pyramid_jax.data.examples import Pixels
 from pyramid_jax.data.tokenizer import train_tokenizer
 from pyramid_jax.pipeline import presets, prompts
 from pyramid_jax.vae import autoencoder

@@ -38,7 +38,7 @@ from matplotlib.colors import ListedColormap
 
 from pyramid_jax import layout, mask, pyramid
 from pyramid_jax.data import embedded
-from pyramid_jax.data.pipeline import DataConfig, batches
+from pyramid_jax.data.loader import DataConfig, batches
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout

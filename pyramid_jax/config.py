@@ -17,15 +17,15 @@ import numpy as np
 from jaxtyping import Float
 
 from pyramid_jax import objective, pyramid
+from pyramid_jax.data.examples import Pixels, Size
+from pyramid_jax.data.loader import DataConfig
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.pipeline import DataConfig
 from pyramid_jax.data.precompute import read_latent
-from pyramid_jax.data.records import Pixels, Size
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiT, DiTConfig
-from pyramid_jax.models.text import TextConfig, TextEncoder
+from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import Guidance, SamplerConfig
 from pyramid_jax.shapes import Rows, Text, Tokens, Velocity

@@ -14,16 +14,16 @@ import jax
 from pyramid_jax import config, sharding
 from pyramid_jax.config import ModelConfig, build
 from pyramid_jax.contact_sheet import write_contact_sheet
-from pyramid_jax.data.pipeline import DataConfig, batches
+from pyramid_jax.data.loader import DataConfig, batches
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.pipeline import folder as saved
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.video import VideoModel
-from pyramid_jax.run import Task, run, with_weights
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.run import Task, run, with_weights
 from pyramid_jax.training.state import TrainState
 from pyramid_jax.vae import autoencoder
 

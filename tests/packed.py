@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from pyramid_jax import layout
+from pyramid_jax.data.loader import DataConfig, batches
 from pyramid_jax.data.manifest import Record, write_manifest
-from pyramid_jax.data.pipeline import DataConfig, batches
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.layout import Layout
 from pyramid_jax.shapes import Rows

@@ -12,8 +12,8 @@ import pytest
 from configs import base
 from pyramid_jax import config, objective, sharding
 from pyramid_jax.data.embedded import Settings, write_dataset
+from pyramid_jax.data.loader import DataConfig, batches, longest
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.pipeline import DataConfig, batches, longest
 from pyramid_jax.data.tokenizer import load_tokenizer
 
 CONFIGS = sorted(

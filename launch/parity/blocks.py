@@ -12,7 +12,7 @@ from launch.parity.cases import QUICK
 from pyramid_jax.mask import TokenMask, joint
 from pyramid_jax.models.dit import DiT, DiTConfig, DoubleBlock, SingleBlock, Stream
 from pyramid_jax.models.layers import layer_norm, sinusoid
-from pyramid_jax.rotary import angles
+from pyramid_jax.models.rotary import angles
 from pyramid_jax.shapes import Text, Tokens
 
 States = dict[str, jax.Array]

@@ -16,8 +16,9 @@ from einops import rearrange
 from launch.parity import blocks
 from launch.parity.cases import DIT, LOSS, QUICK, Answer, Case, Scenario, latent_back
 from launch.parity.model import Model, compiled_velocity, load, text, velocity
-from pyramid_jax import layout, mask, objective, rotary
+from pyramid_jax import layout, mask, objective
 from pyramid_jax.checkpoint import rename
+from pyramid_jax.models import rotary
 from pyramid_jax.shapes import Rows, Text, Tokens
 
 TIME_FEATURES = 1e-4  # two float32 steps of the largest angle

@@ -13,7 +13,9 @@ from einops import rearrange
 from jaxtyping import Float
 
 from launch.parity.cases import QUICK, Case, Scenario
-from pyramid_jax.checkpoint import files, rename, tables
+from pyramid_jax.checkpoint import dit_tables as tables
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.convert import configs as released
 from pyramid_jax.convert.networks import dit_shapes, dit_table
 from pyramid_jax.layout import Layout

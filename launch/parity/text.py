@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.parity.cases import QUICK, TEXT, Answer, Case, Scenario
-from pyramid_jax.checkpoint import files
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.models.clip import ClipBlock, ClipConfig, ClipEncoder, Encoding
 from pyramid_jax.models.t5 import T5Block, T5Config, T5Encoder
 from pyramid_jax.pipeline.prompts import Ids, Network, encode, network

@@ -26,7 +26,8 @@ from launch.parity.cases import (
     Scenario,
     latent_back,
 )
-from pyramid_jax.checkpoint import files, rename
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
 from pyramid_jax.convert import configs as released
 from pyramid_jax.latents import LatentConfig

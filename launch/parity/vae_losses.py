@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from launch.parity.cases import LOSS, QUICK, VAE, Answer, Case, Scenario, latent_back
 from launch.parity.vae import Autoencoder, load
-from pyramid_jax.checkpoint import files, loss_tables, rename
-from pyramid_jax.checkpoint.tables import Table
+from pyramid_jax.checkpoint import loss_tables, rename
+from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import (

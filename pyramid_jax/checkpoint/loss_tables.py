@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from pyramid_jax.checkpoint import files, rename
-from pyramid_jax.checkpoint.tables import Constant, Rule, Table
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table
 
 # The convolutions of each slice of VGG16, by their numbers in the original's lists.
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))

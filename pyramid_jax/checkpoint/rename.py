@@ -20,8 +20,8 @@ import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pyramid_jax.checkpoint.tables import TRANSFORMS, Rule, Table, Transform
-from pyramid_jax.checkpoint.tensor_file import Spec
+from pyramid_jax.checkpoint.dit_tables import TRANSFORMS, Rule, Table, Transform
+from pyramid_jax.checkpoint.safetensors_file import Spec
 from pyramid_jax.sharding import unbox
 
 TOLERANCE = 1e-5  # between a computed constant and one stored in float32

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint.tables import Rule, Table
+from pyramid_jax.checkpoint.dit_tables import Rule, Table
 
 WORDS, WORDS_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 COUNTED = "text_model.embeddings.position_ids"  # 0, 1, 2, ... in some older files

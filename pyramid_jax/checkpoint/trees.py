@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint import tensor_file
-from pyramid_jax.checkpoint.tensor_file import Spec, StoredTensor, Writer
+from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint.safetensors_file import Spec, StoredTensor, Writer
 
 Place = Callable[[str, np.ndarray], Any]  # (path, values) -> what the tree keeps
 

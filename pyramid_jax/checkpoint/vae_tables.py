@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from pyramid_jax.checkpoint.tables import Rule, Table
+from pyramid_jax.checkpoint.dit_tables import Rule, Table
 
 
 class Levels(Protocol):

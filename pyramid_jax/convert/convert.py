@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from pyramid_jax import config
-from pyramid_jax.checkpoint import files, rename, trees
-from pyramid_jax.checkpoint.tensor_file import Spec, Writer
+from pyramid_jax.checkpoint import rename, trees
+from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 from pyramid_jax.config import SampleConfig
 from pyramid_jax.convert import configs as released
 from pyramid_jax.convert import networks as blueprints

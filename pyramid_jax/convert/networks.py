@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pyramid_jax.checkpoint import tables, vae_tables
-from pyramid_jax.checkpoint.tables import Table
+from pyramid_jax.checkpoint import dit_tables as tables
+from pyramid_jax.checkpoint import vae_tables
+from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.models import vae as vaes
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.models.layers import position_table

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyramid_jax.checkpoint import files, rename, text_tables
+from pyramid_jax.checkpoint import rename, text_tables
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.config import ModelConfig
 from pyramid_jax.convert import configs as released
 from pyramid_jax.convert import networks as blueprints

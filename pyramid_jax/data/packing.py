@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from pyramid_jax.data.records import Failure
+from pyramid_jax.data.examples import Failure
 from pyramid_jax.shapes import Rows
 
 logger = logging.getLogger(__name__)

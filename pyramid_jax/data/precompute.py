@@ -21,9 +21,9 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from pyramid_jax.data.examples import Failure, Load, Size, nearest
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.data.packing import Sound
-from pyramid_jax.data.records import Failure, Load, Size, nearest
 
 # Pixels `b f h w 3` and the numbers of their records, which decide the noise, to raw
 # latents `b t h w c`.

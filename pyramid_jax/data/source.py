@@ -13,9 +13,9 @@ from typing import Any
 import grain
 from absl import flags
 
+from pyramid_jax.data.examples import Failure, Shuffled
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.packing import Handed, Sound
-from pyramid_jax.data.records import Failure, Shuffled
 
 READY = 2  # batches made ahead
 

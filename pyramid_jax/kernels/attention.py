@@ -13,8 +13,8 @@ from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.attention_others import cudnn, splash, tokamax
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.attention_triton import attention_triton
+from pyramid_jax.kernels.exchange import Form, over_mesh
 from pyramid_jax.kernels.flash import FLOOR
-from pyramid_jax.kernels.sharded import Form, over_mesh
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles
 from pyramid_jax.kernels.trial import failure
 from pyramid_jax.mask import TokenMask, dense

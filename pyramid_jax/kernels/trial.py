@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pyramid_jax.kernels.cases import case
-from pyramid_jax.kernels.sharded import Form
+from pyramid_jax.kernels.exchange import Form
 from pyramid_jax.mask import TokenMask
 
 # Segments, padding, blocks of every kind; a few blocks long.

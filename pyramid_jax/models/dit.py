@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.kernels.sharded import by_heads, by_tokens
+from pyramid_jax.kernels.exchange import by_heads, by_tokens
 from pyramid_jax.mask import TokenMask, joint
 from pyramid_jax.models.layers import (
     Affine,
@@ -30,7 +30,7 @@ from pyramid_jax.models.layers import (
     position_table,
     sinusoid,
 )
-from pyramid_jax.rotary import angles, rotate
+from pyramid_jax.models.rotary import angles, rotate
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import constrain, shares
 

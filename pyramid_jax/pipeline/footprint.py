@@ -12,7 +12,7 @@ from pyramid_jax.kernels import attention
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.models.text import TextConfig
+from pyramid_jax.models.text_encoder import TextConfig
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.models.vae_layers import KERNEL, LOGITS
 

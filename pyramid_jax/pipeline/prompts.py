@@ -23,8 +23,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from pyramid_jax import offload, sharding
-from pyramid_jax.checkpoint import files, rename, text_tables
-from pyramid_jax.checkpoint.tables import Table
+from pyramid_jax.checkpoint import rename, text_tables
+from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.models.clip import ClipConfig, ClipEncoder
 from pyramid_jax.models.t5 import T5Config, T5Encoder
 from pyramid_jax.shapes import Array, Text

@@ -13,8 +13,8 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
+from pyramid_jax.data.examples import Failure, Kept, Size
 from pyramid_jax.data.manifest import Record, read_manifest
-from pyramid_jax.data.records import Failure, Kept, Size
 from pyramid_jax.data.source import Source, ahead
 from pyramid_jax.data.video_io import read_image, read_video
 from pyramid_jax.shapes import Array

@@ -21,9 +21,9 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import DiscriminatorConfig
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.run import Task, run, with_weights
 from pyramid_jax.training.loop import Sample, on_devices
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate
+from pyramid_jax.training.run import Task, run, with_weights
 from pyramid_jax.training.state import TrainState
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_task

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import tensor_file
-from pyramid_jax.checkpoint.tensor_file import StoredTensor
+from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint.safetensors_file import StoredTensor
 from pyramid_jax.convert import convert, hub
 from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.convert import source as original

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import tensor_file
-from pyramid_jax.checkpoint.tensor_file import Spec, Writer
+from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 from tests import original_files
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -21,7 +21,7 @@ import resource, sys
 from pathlib import Path
 from pyramid_jax import blueprints, config
 from pyramid_jax.checkpoint import files, rename
-from pyramid_jax.checkpoint.tensor_file import Writer
+from pyramid_jax.checkpoint.safetensors_file import Writer
 
 theirs, ours, back = map(Path, sys.argv[1:])
 blueprint = blueprints.dit(config.VARIANTS["mmdit"])

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import rename, tensor_file
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint import safetensors_file as tensor_file
 from pyramid_jax.convert import configs as released
 from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.models.dit import DiTConfig

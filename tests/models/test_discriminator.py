@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.checkpoint import files, loss_tables, rename
+from pyramid_jax.checkpoint import loss_tables, rename
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.models.discriminator import (
     Discriminator,
     DiscriminatorConfig,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import tensor_file, trees
-from pyramid_jax.checkpoint.tensor_file import Spec, Writer
+from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint import trees
+from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 
 RNG = np.random.default_rng(0)
 TENSORS = {

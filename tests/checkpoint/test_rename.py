@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.checkpoint import files, rename, tables
+from pyramid_jax.checkpoint import dit_tables as tables
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.config import MINIFLUX, MMDIT
 from pyramid_jax.convert import configs as released
 from pyramid_jax.convert.networks import dit_shapes as abstract
@@ -17,7 +19,7 @@ from pyramid_jax.convert.networks import dit_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiTConfig
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SMALL = ("sd3_dit", "flux_dit", "flux_dit_headdim64")
 # Config, tensors in the file, parameters, and some of the tensors.
 RELEASED = {

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.models.layers import dense, layer_norm
-from pyramid_jax.rotary import angles, rotate
+from pyramid_jax.models.rotary import angles, rotate
 from pyramid_jax.shapes import Text
 from pyramid_jax.sharding import named
 

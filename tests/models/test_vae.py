@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import files, rename
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
 from pyramid_jax.convert import configs as released
 from pyramid_jax.kernels.halo import Halo
@@ -20,7 +21,7 @@ from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.models.vae_layers import Level, Norm, Setting
 from pyramid_jax.sharding import Named, unbox
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "causal_vae_small"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "causal_vae_small"
 # Compiling is most of the time that these tests take.
 FAST = {"xla_backend_optimization_level": 0}
 CFG = VAEConfig(

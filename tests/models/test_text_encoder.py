@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.models.text import TextConfig, TextEncoder
+from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.shapes import Text
 
 CONFIG = TextConfig(vocabulary=11, width=8, heads=2, blocks=2)

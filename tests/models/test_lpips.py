@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.checkpoint import files, loss_tables, rename
+from pyramid_jax.checkpoint import loss_tables, rename
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.models import lpips
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
 from pyramid_jax.sharding import unbox

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint import tensor_file
-from pyramid_jax.checkpoint.tensor_file import StoredTensor
+from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint.safetensors_file import StoredTensor
 
 PICKLED = (".bin", ".pth", ".pt")
 # Where a training run of the original keeps its weights, beside its other states.

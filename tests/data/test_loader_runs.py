@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyramid_jax.data.examples import Pixels
+from pyramid_jax.data.loader import DataConfig
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.pipeline import DataConfig
-from pyramid_jax.data.records import Pixels
 from tests.packed import (
     FRAMES,
     SIZE,
@@ -155,7 +155,7 @@ def test_too_many_bad_files_of_workers_stop_the_run(tmp_path):
 
 SCRIPT = """
 import sys
-from pyramid_jax.data.pipeline import DataConfig, batches
+from pyramid_jax.data.loader import DataConfig, batches
 from pyramid_jax.layout import Layout
 
 if __name__ == "__main__":

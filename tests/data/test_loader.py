@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pyramid_jax import layout, pyramid
+from pyramid_jax.data.examples import Clips, nearest
+from pyramid_jax.data.loader import batches, longest
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.pipeline import batches, longest
-from pyramid_jax.data.records import Clips, nearest
 from pyramid_jax.data.video_io import read_video, to_model
 from pyramid_jax.shapes import Rows
 from tests.packed import (

@@ -16,17 +16,9 @@ import numpy as np
 from pyramid_jax import layout as layouts
 from pyramid_jax.data import captions
 from pyramid_jax.data.captions import Tokenised, Tokenize
+from pyramid_jax.data.examples import Clips, Load, Maker, Pixels, Plan, Size, choose
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.packing import packed
-from pyramid_jax.data.records import (
-    Clips,
-    Load,
-    Maker,
-    Pixels,
-    Plan,
-    Size,
-    choose,
-)
 from pyramid_jax.data.source import Source, ahead
 from pyramid_jax.layout import Layout
 from pyramid_jax.shapes import Rows

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import files, rename, text_tables
+from pyramid_jax.checkpoint import rename, text_tables
+from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import abstract, network
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "text_encoder_sd3"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "text_encoder_sd3"
 CLIP_G = {
     "architectures": ["CLIPTextModelWithProjection"],
     "attention_dropout": 0.0,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax import rotary
+from pyramid_jax.models import rotary
 
 DIMS = (16, 24, 24)
 
