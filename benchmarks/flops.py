@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pyramid_jax import layout
-from pyramid_jax.config import ModelConfig
+from pyramid_jax.model import ModelConfig
 
 # Dense bfloat16 FLOP/s that the makers state; the first name that a device's begins
 # with counts. The boards with PCIe have lower clocks.

@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.flops import Product
 from benchmarks.workload import Workload
-from pyramid_jax import config, sampler, sharding
+from pyramid_jax import model, sampler, sharding
 from pyramid_jax.kernels.attention import attention
+from pyramid_jax.model import initialise, loss
 from pyramid_jax.pipeline.denoise import Inputs, Stepper
 from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
 from pyramid_jax.training import state, step
@@ -23,10 +24,10 @@ Run = Callable[[], Any]
 
 def training(work: Workload) -> Run:
     """Runs a whole training step: loss, gradient, clipping, AdamW, average."""
-    init, rates = partial(config.initialise, work.model), OptimizerConfig()
+    init, rates = partial(initialise, work.model), OptimizerConfig()
     update, over = optimizer(rates), _mesh()
     take = step.train_step(
-        partial(config.loss, work.model),
+        partial(loss, work.model),
         update,
         learning_rate(rates),
         step.StepConfig(),
@@ -46,7 +47,7 @@ def gradient(work: Workload) -> Run:
     """Runs the part of a training step that ends with the gradient."""
     params = _weights(work)
     rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)
-    compute = jax.jit(partial(step.gradients, partial(config.loss, work.model)))
+    compute = jax.jit(partial(step.gradients, partial(loss, work.model)))
     return lambda: compute(params, rows, key)
 
 
@@ -82,7 +83,7 @@ def sampling(work: Workload, scans: int = 1) -> Run:
         def noise(unit: Any, frames: int) -> sampler.Noise:
             return sampler.draw(given.keys, unit, (frames, *shape[1:]), cfg)
 
-        network = config.velocity(work.model, params)
+        network = model.velocity(work.model, params)
         canvas = Canvas(shape, noise)
         return sampler.sample(network, given.text, canvas, given.scales, cfg)
 
@@ -139,9 +140,7 @@ def _product(product: Product) -> Run:
 
 
 def _weights(work: Workload) -> Any:
-    return jax.jit(
-        lambda: sharding.unbox(config.initialise(work.model, jax.random.key(0)))
-    )()
+    return jax.jit(lambda: sharding.unbox(initialise(work.model, jax.random.key(0))))()
 
 
 def _mesh() -> jax.sharding.Mesh:

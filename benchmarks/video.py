@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.workload import Workload
 from pyramid_jax import sharding
-from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.latents import LatentConfig
+from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config

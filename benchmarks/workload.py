@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from benchmarks import flops
-from pyramid_jax import config, layout, mask, pyramid, sharding
-from pyramid_jax.config import ModelConfig
+from pyramid_jax import layout, mask, pyramid, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
+from pyramid_jax.model import VARIANTS, ModelConfig, initialise
 from pyramid_jax.shapes import Rows, Text
 
 # Stages of the segments of a row, as the original's training script mixes them.
@@ -64,7 +64,7 @@ class Workload:
         dim = self.width // self.heads
         three = (dim // 4, dim * 3 // 8, dim * 3 // 8)
         dit = replace(
-            config.VARIANTS[self.variant],
+            VARIANTS[self.variant],
             width=self.width,
             heads=self.heads,
             double_blocks=self.double_blocks,
@@ -133,7 +133,7 @@ class Workload:
     def weights(self) -> Any:
         """Shapes of the transformer's weights."""
         fresh = jax.eval_shape(
-            lambda key: config.initialise(self.model, key), jax.random.key(0)
+            lambda key: initialise(self.model, key), jax.random.key(0)
         )
         return sharding.unbox(fresh)["dit"]
 

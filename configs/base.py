@@ -6,9 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pyramid_jax.config import VARIANTS
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
+from pyramid_jax.model import VARIANTS
 
 
 def get_config(variant: str = "mmdit") -> Any:

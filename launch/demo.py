@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from launch import start as compile_cache
-from pyramid_jax.contact_sheet import write_contact_sheet
-from pyramid_jax.data import embedded
+from launch import start
+from pyramid_jax.data import moving_shapes
+from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.pipeline import video as generate
 
@@ -35,7 +35,7 @@ FRAMES, SIDE, FPS, SCALE = 8, 32, 8, 8
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    compile_cache.enable()
+    start.enable()
     began = time.monotonic()
     given = flags.FLAGS
     folder = Path(given.to)
@@ -69,7 +69,9 @@ def image_to_video(
     frames = model.cfg.latent.longest(FRAMES)
     for i, prompt in enumerate(FIRST_FRAMES):
         rng = np.random.default_rng((seed, i))
-        image = embedded.small(embedded.render(embedded.parse(prompt), rng))[0]
+        image = moving_shapes.small(
+            moving_shapes.render(moving_shapes.parse(prompt), rng)
+        )[0]
         (video,) = model.image_to_video(image, prompt, frames, seed=seed + i)
         yield f"{prompt} (first frame given)", video
 

@@ -16,15 +16,15 @@ import numpy as np
 from absl import app, flags
 
 from launch import start as compile_cache
-from pyramid_jax.data import embedded
-from pyramid_jax.data.judge import judge, wilson
+from pyramid_jax.data import moving_shapes
+from pyramid_jax.data.moving_shapes import judge, wilson
 from pyramid_jax.pipeline import video as generate
 
 ATTRIBUTES = ("shape", "colour", "direction")
 CHANCE = {
-    "shape": 1 / len(embedded.SHAPES),
-    "colour": 1 / len(embedded.COLOURS),
-    "direction": 1 / len(embedded.DIRECTIONS),
+    "shape": 1 / len(moving_shapes.SHAPES),
+    "colour": 1 / len(moving_shapes.COLOURS),
+    "direction": 1 / len(moving_shapes.DIRECTIONS),
 }
 CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     compile_cache.enable()
     given = flags.FLAGS
-    captions = embedded.captions()
+    captions = moving_shapes.captions()
     order = np.random.default_rng(given.seed).permutation(len(captions))
     chosen = [captions[order[i % len(order)]] for i in range(given.captions)]
 
@@ -52,12 +52,12 @@ def main(argv: list[str]) -> None:
 
 def sampled(
     model: generate.VideoModel,
-    captions: list[embedded.Caption],
+    captions: list[moving_shapes.Caption],
     batch: int,
     seed: int,
 ) -> np.ndarray:
     """A video of the model for every caption; all batches have the same size."""
-    frames = model.cfg.latent.longest(embedded.Settings().frames)
+    frames = model.cfg.latent.longest(moving_shapes.Settings().frames)
     size = generate.Size(32, 32, frames)
     texts = [caption.text for caption in captions]
     videos = []
@@ -68,15 +68,17 @@ def sampled(
     return np.concatenate(videos)
 
 
-def drawn(captions: list[embedded.Caption], seed: int = 0) -> list[np.ndarray]:
+def drawn(captions: list[moving_shapes.Caption], seed: int = 0) -> list[np.ndarray]:
     """A real clip for every caption, none of the training data."""
     return [
-        embedded.small(embedded.render(caption, np.random.default_rng((7, i, seed))))
+        moving_shapes.small(
+            moving_shapes.render(caption, np.random.default_rng((7, i, seed)))
+        )
         for i, caption in enumerate(captions)
     ]
 
 
-def score(captions: list[embedded.Caption], videos) -> dict[str, int]:
+def score(captions: list[moving_shapes.Caption], videos) -> dict[str, int]:
     """How many videos show the right shape, colour, direction, and all three."""
     right = [
         [getattr(judge(video), name) == getattr(caption, name) for name in ATTRIBUTES]

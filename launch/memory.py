@@ -8,41 +8,48 @@ prints bytes on a device phase by phase, and fails if they are more than the lim
 a model in a folder, ask the model: `print(model.plan(size))`.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import jax
 from absl import app, flags
 
-from pyramid_jax import config, variants
-from pyramid_jax.config import SampleConfig
+from pyramid_jax import sharding
+from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.layout import Layout
+from pyramid_jax.model import VARIANTS, ModelConfig, SampleConfig
+from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.t5 import T5Config
+from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import memory
-from pyramid_jax.pipeline.memory import GIB, Work
+from pyramid_jax.pipeline.memory import GIB, Networks, Work
+from pyramid_jax.pipeline.prompts import Network, abstract
+from pyramid_jax.sharding import unbox
+from pyramid_jax.vae.autoencoder import Autoencoder
 
-VARIANT = flags.DEFINE_enum("variant", "mmdit", list(config.VARIANTS), "of the DiT")
-HEIGHT = flags.DEFINE_integer("height", 384, "in pixels", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 640, "in pixels", lower_bound=1)
-FRAMES = flags.DEFINE_integer("frames", 121, "of a video", lower_bound=1)
-VIDEOS = flags.DEFINE_integer("videos", 1, "made at once", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "of weights")
-OFFLOAD = flags.DEFINE_bool("offload", False, "parts take turns on the device")
-STREAMED = flags.DEFINE_bool("streamed", False, "units are decoded as they are made")
-IMAGE = flags.DEFINE_bool("image", False, "the first frame is given")
-LIMIT = flags.DEFINE_float("limit", None, "GiB of the device; fail if it has too few")
+CLIP_G = ClipConfig(
+    width=1280, heads=20, mlp_width=5120, blocks=32, quick_gelu=False, projection=1280
+)
+CLIPS = {"mmdit": (ClipConfig(projection=768), CLIP_G), "miniflux": (ClipConfig(),)}
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    given = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")
-    networks = variants.networks(VARIANT.value, DTYPE.value, OFFLOAD.value)
-    cfg, most = networks.cfg, None if LIMIT.value is None else LIMIT.value * GIB
+    networks = released_networks(given.variant, given.dtype, given.offload)
+    cfg, most = networks.cfg, None if given.limit is None else given.limit * GIB
     stages = len(cfg.stages)
-    grid = cfg.latent.grid(HEIGHT.value, WIDTH.value, cfg.layout.patch, stages)
-    shape = (cfg.latent.frames(FRAMES.value), *grid, cfg.latent.channels)
+    grid = cfg.latent.grid(given.height, given.width, cfg.layout.patch, stages)
+    shape = (cfg.latent.frames(given.frames), *grid, cfg.latent.channels)
     work = Work(
         shape,
-        VIDEOS.value,
+        given.videos,
         SampleConfig(),
-        image=IMAGE.value,
-        streamed=STREAMED.value,
+        image=given.image,
+        streamed=given.streamed,
     )
     pieces = memory.pieces(networks, work, None, most)
     found = memory.plan(networks, work._replace(pieces=pieces))
@@ -53,5 +60,48 @@ def main(argv: list[str]) -> None:
         raise SystemExit(str(refused).splitlines()[0]) from None
 
 
+def released_networks(
+    variant: str, dtype: str = "bfloat16", parked: bool = False
+) -> Networks:
+    """A released model: its transformer, VAE and text encoders.
+
+    Args:
+        variant: one of `VARIANTS`.
+        dtype: of weights and products.
+        parked: weights wait on the host, as with `generate.load(offload=True)`.
+    """
+    dit = replace(VARIANTS[variant], dtype=dtype)
+    cfg = ModelConfig(dit, Layout(table=dit.table), LatentConfig())
+    coder = VAEConfig(dtype=dtype)
+    kind = sharding.HOST if parked else sharding.DEVICE
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
+
+    def placed(boxed: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=where), unbox(boxed)
+        )
+
+    readers = (
+        T5Config(dtype=dtype),
+        *(replace(c, dtype=dtype) for c in CLIPS[variant]),
+    )
+    return Networks(
+        cfg,
+        {"dit": placed(blueprints.dit(dit).shapes)},
+        Autoencoder(coder, cfg.latent, placed(blueprints.vae(coder).shapes)),
+        tuple(Network(c, placed(abstract(c))) for c in readers),
+    )
+
+
 if __name__ == "__main__":
+    flags.DEFINE_enum("variant", "mmdit", list(VARIANTS), "of the DiT")
+    flags.DEFINE_integer("height", 384, "in pixels", lower_bound=1)
+    flags.DEFINE_integer("width", 640, "in pixels", lower_bound=1)
+    flags.DEFINE_integer("frames", 121, "of a video", lower_bound=1)
+    flags.DEFINE_integer("videos", 1, "made at once", lower_bound=1)
+    flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "of weights")
+    flags.DEFINE_bool("offload", False, "parts take turns on the device")
+    flags.DEFINE_bool("streamed", False, "units are decoded as they are made")
+    flags.DEFINE_bool("image", False, "the first frame is given")
+    flags.DEFINE_float("limit", None, "GiB of the device; fail if it has too few")
     app.run(main)

@@ -23,9 +23,9 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from launch import start as compile_cache
+from launch import start
 from pyramid_jax import sharding
-from pyramid_jax.data import captions, embedded, precompute
+from pyramid_jax.data import captions, moving_shapes, precompute
 from pyramid_jax.data.examples import Pixels
 from pyramid_jax.data.tokenizer import train_tokenizer
 from pyramid_jax.pipeline import presets, prompts
@@ -61,15 +61,15 @@ def main(argv: list[str]) -> None:
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
-    compile_cache.enable()
+    start.enable()
     write = write_features if TEXT.value else write_latents
     write(MANIFEST.value, MODEL.value)
 
 
 def write_clips() -> None:
     """Writes the embedded data set, as the flags say."""
-    manifest = embedded.write_dataset(TO.value, CLIPS.value, SEED.value)
-    texts = [caption.text for caption in embedded.captions()]
+    manifest = moving_shapes.write_dataset(TO.value, CLIPS.value, SEED.value)
+    texts = [caption.text for caption in moving_shapes.captions()]
     train_tokenizer(texts, VOCABULARY.value, Path(TO.value) / "tokenizer.json")
     logging.info("%d clips: %s", CLIPS.value, manifest)
 

@@ -20,7 +20,7 @@ from absl import app, flags
 from jaxtyping import UInt8
 from matplotlib.image import imsave
 
-from launch import start as compile_cache
+from launch import start
 from pyramid_jax.data import video_io
 from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.latents import LatentConfig
@@ -44,7 +44,7 @@ class Reconstruction(NamedTuple):
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    compile_cache.enable()
+    start.enable()
     given = flags.FLAGS
     vae = autoencoder.load(given.model)
     frames = given.frames or None

@@ -12,7 +12,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import start as compile_cache
+from launch import start
 from pyramid_jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
-    compile_cache.enable()
+    start.enable()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():

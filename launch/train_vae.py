@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import start as compile_cache
+from launch import start
 from pyramid_jax.vae.train import train_vae
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    compile_cache.enable()
+    start.enable()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():

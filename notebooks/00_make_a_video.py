@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import pyramid_jax
-from pyramid_jax.data import embedded
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.pipeline.video import TINY_LATENT, Size
 
 # With models as small as these, compiling takes longer than running.
@@ -90,8 +90,8 @@ sheet(videos, prompts)
 # and four directions.
 
 # %%
-drawn = embedded.parse("a cyan ring moves left")
-clip = embedded.small(embedded.render(drawn, np.random.default_rng(0)))
+drawn = moving_shapes.parse("a cyan ring moves left")
+clip = moving_shapes.small(moving_shapes.render(drawn, np.random.default_rng(0)))
 image = clip[len(clip) // 2]  # the ring is in the middle
 wishes = [f"a cyan ring moves {way}" for way in ("left", "right", "up", "down")]
 sheet(model.image_to_video(image, wishes, frames=7, seed=1), wishes)

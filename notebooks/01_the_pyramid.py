@@ -34,7 +34,7 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax import layout, pyramid, sampler
-from pyramid_jax.data import embedded
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.layout import Clip, Layout
 from pyramid_jax.shapes import Text
@@ -103,8 +103,8 @@ print(
 # first.
 
 # %%
-caption = embedded.parse("a yellow star moves right")
-video = to_model(embedded.small(embedded.render(caption, np.random.default_rng(3))))
+caption = moving_shapes.parse("a yellow star moves right")
+video = to_model(moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(3))))
 levels = pyramid.levels(video, len(stages))
 
 

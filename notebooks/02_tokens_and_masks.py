@@ -37,7 +37,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 
 from pyramid_jax import layout, mask, pyramid
-from pyramid_jax.data import embedded
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.loader import DataConfig, batches
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
@@ -74,8 +74,8 @@ for stage in range(STAGES):
 # border is the one being denoised (drawn clean here).
 
 # %%
-caption = embedded.parse("a cyan ring moves left")
-video = to_model(embedded.small(embedded.render(caption, np.random.default_rng(5))))
+caption = moving_shapes.parse("a cyan ring moves left")
+video = to_model(moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(5))))
 levels = pyramid.levels(video, STAGES)
 
 figure, axis = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
@@ -240,7 +240,7 @@ def word_lengths(text):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    manifest = embedded.write_dataset(Path(folder) / "shapes", clips=12, seed=0)
+    manifest = moving_shapes.write_dataset(Path(folder) / "shapes", clips=12, seed=0)
     data = DataConfig(
         manifest=manifest,
         height=32,

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parallel layout: a table from the axes of arrays to the axes of the mesh.
+"""Where arrays are: divided among the devices of a mesh, or waiting on the host.
 
-Weights name their axes where they are declared; batches and activations name theirs
-where they enter. Nothing outside this file (and the kernels) names a mesh axis.
+A table leads from the axes of arrays to the axes of the mesh. Weights name their axes
+where they are declared; batches and activations name theirs where they enter. Nothing
+outside this file (and the kernels) names a mesh axis. A parked array keeps its
+sharding, in another kind of memory: it knows where it belongs.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
+HOST, DEVICE = "pinned_host", "device"  # JAX's names of kinds of memory
 
 # Axis of an array -> mesh axis (or axes) that splits it.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -166,9 +170,40 @@ def to_host(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
+def parked(tree: Any) -> Any:
+    """The arrays of a tree in the host's memory; they remember their devices."""
+    return _moved(tree, HOST)
+
+
+def is_parked(x: Any) -> bool:
+    """Whether an array, or the shape of one, waits on the host for its devices."""
+    return getattr(getattr(x, "sharding", None), "memory_kind", None) == HOST
+
+
+@contextmanager
+def present(tree: Any) -> Iterator[Any]:
+    """The arrays of a tree on their devices.
+
+    Those that were parked are moved once, and leave the devices at the end.
+    """
+    there = jax.tree.map(lambda x: _moved(x, DEVICE) if is_parked(x) else x, tree)
+    try:
+        yield there
+    finally:
+        moved = zip(jax.tree.leaves(there), jax.tree.leaves(tree), strict=True)
+        for x, original in moved:
+            if is_parked(original):
+                x.delete()
+
+
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def _is_box(leaf: Any) -> bool:
     return isinstance(leaf, Named)
+
+
+def _moved(tree: Any, kind: str) -> Any:
+    where = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
+    return jax.device_put(tree, where)

@@ -11,13 +11,22 @@ from typing import Any
 import grain
 import jax
 
-from pyramid_jax import config, sharding
-from pyramid_jax.config import ModelConfig, build
-from pyramid_jax.contact_sheet import write_contact_sheet
+from pyramid_jax import sharding
+from pyramid_jax.config import build
+from pyramid_jax.data.latents import latent_loader
 from pyramid_jax.data.loader import DataConfig, batches
+from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
+from pyramid_jax.model import (
+    ModelConfig,
+    SampleConfig,
+    initialise,
+    loss,
+    model_config,
+    sample_config,
+)
 from pyramid_jax.pipeline import folder as saved
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.video import VideoModel
@@ -45,19 +54,19 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
             another config.
     """
     workdir = Path(workdir)
-    model = config.model_config(cfg.model.to_dict())
+    model = model_config(cfg.model.to_dict())
     vae = autoencoder.load(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
-    defaults = config.sample_config(cfg.sample.to_dict()).made_for(data, model.latent)
+    defaults = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
     sampled = VideoModel(model, None, tokenize, defaults, vae=vae)
 
     task = Task(
-        init=partial(config.initialise, model),
-        loss=partial(config.loss, model),
+        init=partial(initialise, model),
+        loss=partial(loss, model),
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
         batches=training_rows(data, model, workdir),
@@ -85,6 +94,15 @@ def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:
             "change model.latent, or give the VAE that belongs to it"
         )
     return dataclasses.replace(model, latent=latent)
+
+
+def made_for(
+    defaults: SampleConfig, data: DataConfig, latent: LatentConfig
+) -> SampleConfig:
+    """Defaults for sampling with the sizes, the length and the rate of a training."""
+    longest = latent.longest(data.frames)
+    sizes = tuple((*size, longest) for size in data.all_sizes)
+    return dataclasses.replace(defaults, sizes=sizes, fps=float(data.fps))
 
 
 def start_from(model: ModelConfig, folder: str | Path, new: TrainState) -> TrainState:
@@ -118,7 +136,7 @@ def training_rows(
         None if model.text is None else load_tokenizer(model.tokenizer),
         workdir,
         shard=(jax.process_index(), jax.process_count()),
-        load=config.latent_loader(model, data),
+        load=latent_loader(model.latent, data),
     )
 
 

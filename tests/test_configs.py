@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from configs import base
-from pyramid_jax import config, objective, sharding
-from pyramid_jax.data.embedded import Settings, write_dataset
+from pyramid_jax import objective, sharding
+from pyramid_jax.config import build as build_section
+from pyramid_jax.data.latents import latent_loader
 from pyramid_jax.data.loader import DataConfig, batches, longest
 from pyramid_jax.data.manifest import Record
+from pyramid_jax.data.moving_shapes import Settings, write_dataset
 from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.model import initialise, loss, model_config, model_section
 
 CONFIGS = sorted(
     path.stem
@@ -42,8 +45,8 @@ def test_all_configs_are_found():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_full_model_has_the_released_size(name: str):
     cfg = build(name, "full")
-    model = config.model_config(cfg.model.to_dict())
-    shapes = jax.eval_shape(partial(config.initialise, model), jax.random.key(0))
+    model = model_config(cfg.model.to_dict())
+    shapes = jax.eval_shape(partial(initialise, model), jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes)["dit"]))
     if name.startswith("tiny"):
         assert count < 2.5e6  # 10 MB in float32
@@ -54,9 +57,9 @@ def test_the_full_model_has_the_released_size(name: str):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_segment_fits_a_row_of_the_full_config(name: str):
     cfg = build(name, "full")
-    model = config.model_config(cfg.model.to_dict())
+    model = model_config(cfg.model.to_dict())
     stride = (model.latent.temporal, model.latent.spatial)
-    data = config.build(DataConfig, cfg.data.to_dict() | {"stride": stride})
+    data = build_section(DataConfig, cfg.data.to_dict() | {"stride": stride})
     assert 0 < longest(data, model.layout).tokens <= data.tokens
 
 
@@ -66,20 +69,20 @@ def test_a_smoke_step_is_finite_and_moves_the_weights(
     name: str, manifest: str, tmp_path: Path
 ):
     cfg = build(name, "smoke")
-    model = config.model_config(cfg.model.to_dict())
+    model = model_config(cfg.model.to_dict())
     sections = cfg.data.to_dict() | {"manifest": manifest, "batch": 2}
-    data = config.build(DataConfig, sections)
+    data = build_section(DataConfig, sections)
     tokenize = load_tokenizer(model.tokenizer)
-    load = config.latent_loader(model, data)
+    load = latent_loader(model.latent, data)
     rows = next(batches(data, model.layout, tokenize, tmp_path, load=load))
 
-    init = jax.jit(partial(config.initialise, model))
+    init = jax.jit(partial(initialise, model))
     params = sharding.unbox(init(jax.random.key(0)))
-    step = jax.jit(jax.value_and_grad(partial(config.loss, model), has_aux=True))
-    (loss, aux), gradient = step(params, rows, jax.random.key(1))
+    step = jax.jit(jax.value_and_grad(partial(loss, model), has_aux=True))
+    (value, aux), gradient = step(params, rows, jax.random.key(1))
 
     assert isinstance(aux, objective.Losses)
-    assert np.isfinite(loss) and 0.05 < loss < 5
+    assert np.isfinite(value) and 0.05 < value < 5
     head = gradient["dit"]["head"]["kernel"]
     assert np.isfinite(head).all() and np.abs(head).max() > 0
 
@@ -98,14 +101,14 @@ def test_a_misspelt_key_is_refused():
 def test_an_unknown_variant_is_refused():
     section = build("tiny", "smoke").model.to_dict() | {"variant": "unet"}
     with pytest.raises(ValueError, match=r"unknown variant 'unet'; use one of \['mini"):
-        config.model_config(section)
+        model_config(section)
 
 
 def test_an_unknown_entry_is_refused():
     section = build("tiny", "smoke").model.to_dict()
     section["latent"]["chanels"] = 4
     with pytest.raises(ValueError, match=r"LatentConfig has no \['chanels'\]"):
-        config.model_config(section)
+        model_config(section)
 
 
 def test_patch_values_must_fit_patch_and_channels():
@@ -114,7 +117,7 @@ def test_patch_values_must_fit_patch_and_channels():
     with pytest.raises(
         ValueError, match=r"patch_values 48 must be 12 = 2² .patch. x 3"
     ):
-        config.model_config(section)
+        model_config(section)
 
 
 def test_text_widths_must_agree():
@@ -123,18 +126,18 @@ def test_text_widths_must_agree():
     with pytest.raises(
         ValueError, match="text width 64 must equal the DiT's text_width"
     ):
-        config.model_config(section)
+        model_config(section)
 
 
 def test_a_model_is_read_back_from_what_is_saved_of_it():
-    model = config.model_config(build("tiny", "full").model.to_dict())
-    assert config.model_config(config.model_section(model)) == model
+    model = model_config(build("tiny", "full").model.to_dict())
+    assert model_config(model_section(model)) == model
 
 
 def test_a_latent_model_trains_on_stored_latents(tmp_path: Path):
     cfg = build("mmdit_384p", "full")
-    model = config.model_config(cfg.model.to_dict())
-    data = config.build(DataConfig, cfg.data.to_dict())
-    load = config.latent_loader(model, data)
+    model = model_config(cfg.model.to_dict())
+    data = build_section(DataConfig, cfg.data.to_dict())
+    load = latent_loader(model.latent, data)
     with pytest.raises(ValueError, match=r"no latent .* launch.prepare --latents"):
         load(Record(tmp_path / "a.mp4", "video", "a"), (384, 640))

@@ -11,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from pyramid_jax.config import model_config
-from pyramid_jax.data.embedded import write_dataset
+from pyramid_jax.data.moving_shapes import write_dataset
+from pyramid_jax.model import model_config
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.train import start_from, train
 from pyramid_jax.training.state import TrainState

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pyramid_jax.data.embedded import write_dataset
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.data.moving_shapes import write_dataset
+from pyramid_jax.pipeline import video
 
 PROCESS = """
 import sys, jax
@@ -61,12 +61,12 @@ def test_two_processes_train_save_and_continue_one_model(tmp_path: Path):
     manifest = write_dataset(tmp_path / "shapes", 16, seed=1)
     run = tmp_path / "run"
     two_processes(manifest, run, steps=2)
-    first = generate.load(run / "model")
+    first = video.load(run / "model")
     two_processes(manifest, run, steps=3)
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
-    last = generate.load(run / "model")
+    last = video.load(run / "model")
     moved = jax.tree.map(
         lambda a, b: not np.array_equal(a, b), first.params, last.params
     )

@@ -13,10 +13,8 @@ from einops import rearrange
 from jaxtyping import Float
 
 from launch.parity.cases import QUICK, Case, Scenario
-from pyramid_jax.checkpoint import dit_tables as tables
-from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint import tensors as files
-from pyramid_jax.convert import configs as released
+from pyramid_jax.checkpoint import dit_tables, rename, tensors
+from pyramid_jax.convert import configs
 from pyramid_jax.convert.networks import dit_shapes, dit_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiT, DiTConfig
@@ -29,7 +27,7 @@ class Model(NamedTuple):
     cfg: DiTConfig
     layout: Layout
     params: Any
-    table: tables.Table
+    table: dit_tables.Table
 
 
 def load(case: Case, settings: dict[str, Any]) -> Model:
@@ -41,11 +39,11 @@ def load(case: Case, settings: dict[str, Any]) -> Model:
 
 @lru_cache(maxsize=4)
 def _load(given: str, weights: Path, units: int) -> Model:
-    arguments = released.dit_config(json.loads(given))
+    arguments = configs.dit_config(json.loads(given))
     cfg = DiTConfig(**arguments.dit)
     layout = Layout(**arguments.layout, frames_per_unit=units)
     table = dit_table(cfg)
-    params = rename.convert(files.read(weights), table, dit_shapes(cfg))
+    params = rename.convert(tensors.read_tensors(weights), table, dit_shapes(cfg))
     return Model(cfg, layout, jax.tree.map(jnp.asarray, params), table)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.parity.cases import QUICK, TEXT, Answer, Case, Scenario
-from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import ClipBlock, ClipConfig, ClipEncoder, Encoding
 from pyramid_jax.models.t5 import T5Block, T5Config, T5Encoder
 from pyramid_jax.pipeline.prompts import Ids, Network, encode, network
@@ -27,7 +27,7 @@ def fits(scenario: Scenario) -> bool:
 
 def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     """The answers to a recorded call of one text encoder, or of all of a model."""
-    tensors = files.read(case.weights())
+    tensors = read_tensors(case.weights())
     if "in.t5_input_ids" in scenario.tensors:
         yield from _together(scenario, tensors)
         return

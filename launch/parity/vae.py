@@ -26,10 +26,9 @@ from launch.parity.cases import (
     Scenario,
     latent_back,
 )
-from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint import rename, tensors
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
-from pyramid_jax.convert import configs as released
+from pyramid_jax.convert import configs
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
@@ -90,9 +89,9 @@ def load(weights: Path, constructor: dict[str, Any]) -> Autoencoder:
 
 @lru_cache(maxsize=2)
 def _load(weights: Path, constructor: str) -> Autoencoder:
-    cfg = VAEConfig(**released.vae_config(json.loads(constructor)))
+    cfg = VAEConfig(**configs.vae_config(json.loads(constructor)))
     abstract = jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
-    params = rename.convert(files.read(weights), vae_table(cfg), abstract)
+    params = rename.convert(tensors.read_tensors(weights), vae_table(cfg), abstract)
     return Autoencoder(cfg, jax.tree.map(jnp.asarray, params))
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from launch.parity.cases import LOSS, QUICK, VAE, Answer, Case, Scenario, latent_back
 from launch.parity.vae import Autoencoder, load
 from pyramid_jax.checkpoint import loss_tables, rename
-from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.checkpoint.dit_tables import Table
+from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import (
@@ -137,7 +137,7 @@ def _per_image(x: jax.Array) -> np.ndarray:
 def _networks(case: Case, settings: dict[str, Any]) -> Networks:
     given = settings["loss_constructor"]
     (name,) = settings["state_dict_shapes"]
-    tensors = files.read(case.folder / name)
+    tensors = read_tensors(case.folder / name)
     features = LPIPSConfig(tuple(given["lpips_vgg_widths"]))
     judge = DiscriminatorConfig(
         kind="3d" if given["using_3d_discriminator"] else "2d",

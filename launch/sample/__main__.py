@@ -26,15 +26,13 @@ from absl import app, flags
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from launch import start as compile_cache
-from launch.sample import lists as render_lists
-from launch.sample import outputs as renders
+from launch import start
+from launch.sample import lists, outputs
 from launch.sample.lists import Job
 from launch.sample.outputs import Request
 from pyramid_jax import sharding
-from pyramid_jax.config import SampleConfig
-from pyramid_jax.pipeline import presets
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.model import SampleConfig
+from pyramid_jax.pipeline import presets, video
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.video import VideoModel
 
@@ -45,7 +43,7 @@ INTERRUPTED = 130  # the exit code of a program that SIGINT ended
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    compile_cache.enable()
+    start.enable()
     # Which attention is used is told at every compilation, in the middle of the bar.
     logging.getLogger("pyramid_jax.kernels").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -60,12 +58,12 @@ def sample(given: Any) -> None:
     """Does what the flags say; ends the program where they or the numbers are wrong."""
     try:
         over = mesh(given.mesh)
-        model = generate.load(given.model, over, given.dtype, offload=given.offload)
+        model = video.load(given.model, over, given.dtype, offload=given.offload)
         if given.show:
             print(about(model))
             return
         jobs = planned(model, given)
-        left = render_lists.waiting(model, jobs)
+        left = lists.waiting(model, jobs)
     except ValueError as error:
         sys.exit(f"launch.sample: {error}")
     if len(left) < len(jobs):
@@ -99,12 +97,12 @@ def planned(model: VideoModel, given: Any) -> list[Job]:
         scale=given.scale,
     )
     if given.prompts is None:
-        wanted = render_lists.copies(like, given.each)
+        wanted = lists.copies(like, given.each)
     else:
-        wanted = render_lists.read_requests(given.prompts, like, given.each)
+        wanted = lists.read_requests(given.prompts, like, given.each)
     wanted = [replace(r, options=options(model, given, r)) for r in wanted]
     kind = given.kind or ("png" if like.size.frames == 1 else "mp4")
-    return render_lists.jobs(wanted, given.to, kind)
+    return lists.jobs(wanted, given.to, kind)
 
 
 def options(model: VideoModel, given: Any, request: Request) -> SampleConfig:
@@ -175,10 +173,10 @@ def run(model: VideoModel, jobs: Sequence[Job], batch: int) -> None:
     """Makes all files, and shows how far it is."""
     every = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm(total=len(jobs), bar_format=BAR, smoothing=0, mininterval=every) as bar:
-        for group in render_lists.batches(jobs, batch):
+        for group in lists.batches(jobs, batch):
             begun = bar.n
             requests, paths = zip(*group, strict=True)
-            made = renders.make(watched(model, bar, len(group)), requests, paths)
+            made = outputs.make(watched(model, bar, len(group)), requests, paths)
             bar.update(begun + len(group) - bar.n)
             for render in made:
                 bar.write(str(render.path))
@@ -218,7 +216,7 @@ def define(into: flags.FlagValues) -> None:
     switch = partial(flags.DEFINE_bool, flag_values=into)
     texts = partial(flags.DEFINE_list, flag_values=into)
     choice = partial(flags.DEFINE_enum, flag_values=into)
-    text("model", str(generate.TINY_LATENT), "folder of the model")
+    text("model", str(video.TINY_LATENT), "folder of the model")
     text("prompt", None, "what the video shows")
     text("prompts", None, "file with a prompt, or a JSON object, on every line")
     text("negative", None, "what it should not show; none: what the model recommends")
@@ -242,7 +240,7 @@ def define(into: flags.FlagValues) -> None:
     texts("mesh", None, "devices that share the work, e.g. data=2,fsdp=-1")
     switch("offload", False, "weights wait in the host's memory until they are used")
     text("to", "runs/sample", "folder to write to")
-    choice("kind", None, renders.KINDS, "of files; none: mp4, or png for images")
+    choice("kind", None, outputs.KINDS, "of files; none: mp4, or png for images")
     whole("scale", 1, "shows pixels as blocks of so many", lower_bound=1)
     switch("show", False, "print what the model was made for, and end")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.sample import outputs as renders
+from launch.sample import outputs
 from launch.sample.outputs import Request
 from pyramid_jax.pipeline.video import VideoModel
 
@@ -85,8 +85,8 @@ def waiting(model: VideoModel, jobs: Sequence[Job]) -> list[Job]:
     """
     left, others = [], []
     for job in jobs:
-        recipe = renders.recipe(model, job.request)
-        renders.check_kind(job.path, job.request)
+        recipe = outputs.recipe(model, job.request)
+        outputs.check_kind(job.path, job.request)
         if not job.path.exists():
             left.append(job)
         elif differing := _differing(job.path, recipe):
@@ -107,7 +107,7 @@ def batches(jobs: Sequence[Job], most: int) -> Iterator[list[Job]]:
     batch: list[Job] = []
     for job in jobs:
         if batch and (
-            len(batch) == most or not renders.alike(batch[-1].request, job.request)
+            len(batch) == most or not outputs.alike(batch[-1].request, job.request)
         ):
             yield batch
             batch = []
@@ -130,10 +130,10 @@ def _request(line: str, like: Request, folder: Path) -> Request:
     return dataclasses.replace(like, **said)
 
 
-def _differing(path: Path, wanted: renders.Recipe) -> str:
+def _differing(path: Path, wanted: outputs.Recipe) -> str:
     """What a file was made with differently, "" if nothing."""
     try:
-        there = dataclasses.asdict(renders.read(path).recipe)
+        there = dataclasses.asdict(outputs.read(path).recipe)
     except ValueError:
         return "it does not say what from"
     pairs = ((k, there[k], v) for k, v in dataclasses.asdict(wanted).items())

@@ -22,9 +22,9 @@ from einops import repeat
 from jaxtyping import UInt8
 
 import pyramid_jax
-from pyramid_jax import config
-from pyramid_jax.config import SampleConfig
+from pyramid_jax.config import build
 from pyramid_jax.data import pictures, video_io
+from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.video import Size, VideoModel
 
@@ -208,7 +208,7 @@ def read(path: str | Path) -> Render:
         else:
             text = _inside(path)
         about = json.loads(text)
-        made_from = config.build(Recipe, about["recipe"])
+        made_from = build(Recipe, about["recipe"])
         return Render(path, made_from, about["made"])
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(

@@ -18,11 +18,11 @@ from typing import Any
 
 from absl import app, flags
 
-from launch import start as compile_cache
+from launch import start
 from launch.sample.__main__ import mesh
-from launch.web import limits as gate
+from launch.web import limits
 from launch.web.studio import Studio
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline import video
 
 try:
     import gradio as gr
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     for chatty in ("httpx", "pyramid_jax.kernels"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    compile_cache.enable()
+    start.enable()
     given = flags.FLAGS
     if given.host not in LOOPBACK:
         logging.warning(
@@ -73,13 +73,13 @@ def studio(given: Any, uploads: Path) -> Studio:
     folder = Path(given.to)
     folder.mkdir(parents=True, exist_ok=True)
     over = mesh(given.mesh)
-    model = generate.load(given.model, over, given.dtype, offload=given.offload)
+    model = video.load(given.model, over, given.dtype, offload=given.offload)
     return Studio(model, folder, uploads)
 
 
 def ships(model: str) -> bool:
     """Whether a folder is that of a model which ships with the package."""
-    return Path(model).resolve().parent == generate.ASSETS.resolve()
+    return Path(model).resolve().parent == video.ASSETS.resolve()
 
 
 def serve(demo: gr.Blocks, host: str, port: int) -> str:
@@ -91,7 +91,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
     demo.queue(max_size=WAITING, api_open=False)
     # A browser sends the name it was given: no other site may pose as this one.
     names = [*LOOPBACK] if host in LOOPBACK else ["*"]
-    guards = [Middleware(TrustedHostMiddleware, names), Middleware(gate.Gate)]
+    guards = [Middleware(TrustedHostMiddleware, names), Middleware(limits.Gate)]
     try:
         _, url, _ = demo.launch(
             server_name=host,
@@ -106,7 +106,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
             enable_monitoring=False,
             footer_links=[],
             css=STYLE,
-            max_file_size=gate.UPLOAD,
+            max_file_size=limits.UPLOAD,
             app_kwargs={"middleware": guards},
         )
     except OSError as error:
@@ -115,7 +115,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(generate.TINY_LATENT), "folder of the model")
+    flags.DEFINE_string("model", str(video.TINY_LATENT), "folder of the model")
     flags.DEFINE_string("to", "runs/web", "folder for results, which the page shows")
     flags.DEFINE_string("host", LOOPBACK[0], "address to listen on")
     flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=1, upper_bound=65535)

@@ -16,7 +16,7 @@ from gradio.events import Dependency
 
 from launch.web import studio as web
 from launch.web.studio import Form, Studio
-from pyramid_jax.data import embedded
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.denoise import Progress
@@ -154,7 +154,9 @@ def _examples(widgets: dict[str, Any], folder: Path) -> None:
 
 def _drawn(folder: Path, prompt: str) -> Path:
     """An image file with the first frame that a prompt asks for."""
-    picture = embedded.render(embedded.parse(prompt), np.random.default_rng(0))[0]
+    picture = moving_shapes.render(
+        moving_shapes.parse(prompt), np.random.default_rng(0)
+    )[0]
     path = folder / f"{prompt.replace(' ', '_')}.png"
     write_picture(path, picture)
     return path

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from launch.sample import outputs as renders
+from launch.sample import outputs
 from launch.sample.outputs import Render, Request
-from pyramid_jax.config import SampleConfig
 from pyramid_jax.data import pictures, video_io
+from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.denoise import Progress, Watch
 from pyramid_jax.pipeline.presets import Preset
@@ -133,7 +133,7 @@ class Studio:
         model = replace(self.model, watch=step)
         with self.busy:
             self._still_open()
-            (made,) = renders.make(model, [request], [self.folder / name])
+            (made,) = outputs.make(model, [request], [self.folder / name])
         logging.info("%s", made.path)
         return made
 
@@ -155,7 +155,7 @@ class Studio:
             if len(found) == SHOWN:
                 break
             try:
-                found.append(renders.read(path))
+                found.append(outputs.read(path))
             except ValueError as error:
                 logging.debug("not shown: %s", error)
         return found

@@ -9,8 +9,8 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table
+from pyramid_jax.checkpoint.tensors import read_tensors
 
 # The convolutions of each slice of VGG16, by their numbers in the original's lists.
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -75,7 +75,7 @@ def read_lpips(path: str | Path | None, table: Table, abstract: Any) -> Any:
             "that of a `vgg_lpips.pth` that holds both; or set the perceptual weight "
             "to 0 and train without them"
         )
-    return rename.convert(_one_layout(files.read(path), table), table, abstract)
+    return rename.convert(_one_layout(read_tensors(path), table), table, abstract)
 
 
 def _one_layout(tensors: Mapping[str, Any], table: Table) -> Mapping[str, Any]:

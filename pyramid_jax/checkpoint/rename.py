@@ -4,8 +4,8 @@
 Every tensor is used exactly once and every parameter made exactly once, with the shape
 that the model expects; otherwise one error lists everything that is wrong, before any
 weight is read. Tensors are read one rule at a time, so that host memory stays near the
-largest parameter where tensors are lazy (`files.read`) and `place` moves parameters to
-devices.
+largest parameter where tensors are lazy (`tensors.read_tensors`) and `place` moves
+parameters to devices.
 """
 
 import math

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import StoredTensor
 
 PICKLED = (".bin", ".pth", ".pt")
@@ -41,7 +41,7 @@ class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
         self._tensor: dict[str, StoredTensor | PickledTensor] = {}
         for path in paths:
             pickled = path.suffix in PICKLED
-            found = _pickled(path) if pickled else tensor_file.read(path)
+            found = _pickled(path) if pickled else safetensors_file.read(path)
             if again := self._tensor.keys() & found.keys():
                 raise ValueError(
                     f"{path} repeats {sorted(again)} of another file of its folder; "
@@ -59,7 +59,7 @@ class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
         return len(self._tensor)
 
 
-def read(path: str | Path) -> StoredTensors:
+def read_tensors(path: str | Path) -> StoredTensors:
     """The tensors of a file, or of all files in a folder that hold tensors.
 
     In a folder .safetensors files come first; only without any, those of PyTorch (.bin,
@@ -79,7 +79,7 @@ def read(path: str | Path) -> StoredTensors:
     return StoredTensors(files)
 
 
-def part(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
+def subset(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
     """The tensors whose names begin with `start`, without it; all, if none does.
 
     The checkpoints of the original's training runs name all tensors of the transformer

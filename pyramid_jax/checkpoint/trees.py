@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import Spec, StoredTensor, Writer
 
 Place = Callable[[str, np.ndarray], Any]  # (path, values) -> what the tree keeps
@@ -47,7 +47,7 @@ def read_tree(path: str | Path, like: Any, place: Place | None = None) -> Any:
 
 def open_tree(path: str | Path, like: Any) -> dict[str, StoredTensor]:
     """The parameters of a file by path, unread; otherwise as `read_tree`."""
-    found = tensor_file.read(path)
+    found = safetensors_file.read(path)
     flat: dict[str, Any] = flatten_dict(like, sep="/")
     wanted = {name: tuple(x.shape) for name, x in flat.items()}
     problems = [f"  {name} is missing" for name in wanted.keys() - found.keys()]

@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax import config
 from pyramid_jax.checkpoint import rename, trees
-from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
-from pyramid_jax.config import SampleConfig
-from pyramid_jax.convert import configs as released
-from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.checkpoint.tensors import subset
+from pyramid_jax.config import build
+from pyramid_jax.convert import configs, networks
 from pyramid_jax.convert import source as original
 from pyramid_jax.convert.source import CONFIG, Opened, Part, Source
+from pyramid_jax.model import SampleConfig, model_config, model_section
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sampler import Guidance
 from pyramid_jax.sharding import unbox
@@ -81,7 +80,7 @@ def convert(source: Source, to: str | Path) -> Opened:
         kept.parent.mkdir(parents=True)
         shutil.copyfile(source.folder / part.name / CONFIG, kept)
     sections = {
-        "model": config.model_section(found.model),
+        "model": model_section(found.model),
         "sample": dataclasses.asdict(recommended(dit.name)),
         ORIGINAL: dit.name,
     }
@@ -101,23 +100,23 @@ def export(folder: str | Path, to: str | Path) -> None:
     """
     folder, to = Path(folder), _empty(to)
     sections = _sections(folder)
-    cfg = config.model_config(sections["model"])
+    cfg = model_config(sections["model"])
     if cfg.text is not None:
         raise ValueError(
             f"{folder} holds a model with a text encoder of its own, which the "
             "original does not have; export models that read features of T5 and CLIP"
         )
-    pixels = config.build(VAEConfig, _sections(folder / autoencoder.INSIDE)["vae"])
+    pixels = build(VAEConfig, _sections(folder / autoencoder.INSIDE)["vae"])
     given = [
-        released.dit_fields(vars(cfg.dit), vars(cfg.layout)),
-        released.vae_fields(vars(pixels)),
+        configs.dit_fields(vars(cfg.dit), vars(cfg.layout)),
+        configs.vae_fields(vars(pixels)),
     ]
-    dit, vae = blueprints.dit(cfg.dit), blueprints.vae(pixels)
+    dit, vae = networks.dit(cfg.dit), networks.vae(pixels)
     weights = trees.open_tree(folder / WEIGHTS, {"dit": unbox(dit.shapes)})
     of_vae = trees.open_tree(folder / autoencoder.INSIDE / WEIGHTS, unbox(vae.shapes))
     names = sections.get(ORIGINAL, original.DIT), original.VAE
     for name, fields, blueprint, tensors in zip(
-        names, given, (dit, vae), (files.part(weights, "dit/"), of_vae), strict=True
+        names, given, (dit, vae), (subset(weights, "dit/"), of_vae), strict=True
     ):
         specs = rename.specs(tensors, blueprint.table)
         with Writer(to / name / DIFFUSERS, specs) as out:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pyramid_jax.checkpoint import dit_tables as tables
-from pyramid_jax.checkpoint import vae_tables
+from pyramid_jax.checkpoint import dit_tables, vae_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.models import vae as vaes
 from pyramid_jax.models.dit import DiT, DiTConfig
@@ -61,9 +60,9 @@ _encoder_shapes = lru_cache(prompts.abstract)
 def dit_table(cfg: DiTConfig) -> Table:
     """The names that the original gives to the weights of a transformer like `cfg`."""
     if cfg.table is None:
-        return tables.flux()
+        return dit_tables.flux()
     axis = position_table(cfg.table, cfg.table_base, cfg.width)
-    return tables.mmdit(cfg.double_blocks, axis)
+    return dit_tables.mmdit(cfg.double_blocks, axis)
 
 
 def dit_shapes(cfg: DiTConfig) -> Any:

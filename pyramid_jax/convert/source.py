@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyramid_jax.checkpoint import rename, text_tables
-from pyramid_jax.checkpoint import tensors as files
-from pyramid_jax.config import ModelConfig
-from pyramid_jax.convert import configs as released
-from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.checkpoint.tensors import read_tensors, subset
+from pyramid_jax.convert import configs, networks
 from pyramid_jax.convert.networks import Blueprint
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
+from pyramid_jax.model import ModelConfig
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
@@ -92,7 +91,7 @@ def look(source: Source) -> Opened:
     vae = reader.part(VAE, _vae, source.vae, "vae.")
     encoders = []
     for end in _ends(source.folder, dit) if source.text else ():
-        encoder = reader.part(f"text_encoder{end}", blueprints.text_encoder)
+        encoder = reader.part(f"text_encoder{end}", networks.text_encoder)
         encoders.append(encoder)
         if encoder is not None:
             cfg, place = encoder.blueprint.cfg, source.folder / f"tokenizer{end}"
@@ -127,17 +126,17 @@ class _Reader:
         """The network in a folder, or None; its tensors may come from elsewhere.
 
         Args:
-            start: of the names of its tensors, see `files.part`.
+            start: of the names of its tensors, see `subset`.
         """
         if not (self.folder / name).is_dir():
             self.problems.append(f"{name}: this folder is missing")
             return None
         given = self.attempt(name, _fields, self.folder / name / CONFIG)
-        tensors = self.attempt(name, files.read, weights or self.folder / name)
+        tensors = self.attempt(name, read_tensors, weights or self.folder / name)
         blueprint = None if given is None else self.attempt(name, _make, make, given)
         if given is None or blueprint is None or tensors is None:
             return None
-        part = Part(name, given, blueprint, files.part(tensors, start))
+        part = Part(name, given, blueprint, subset(tensors, start))
         shapes = text_tables.without_copies(
             {k: x.shape for k, x in part.tensors.items()}
         )
@@ -178,11 +177,11 @@ def _make(make: Make, given: Mapping[str, Any]) -> Blueprint:
 
 
 def _dit(given: Mapping[str, Any]) -> Blueprint:
-    return blueprints.dit(DiTConfig(**released.dit_config(given).dit, dtype=DTYPE))
+    return networks.dit(DiTConfig(**configs.dit_config(given).dit, dtype=DTYPE))
 
 
 def _vae(given: Mapping[str, Any]) -> Blueprint:
-    return blueprints.vae(VAEConfig(**released.vae_config(given), dtype=DTYPE))
+    return networks.vae(VAEConfig(**configs.vae_config(given), dtype=DTYPE))
 
 
 def _ends(folder: Path, dit: Part | None) -> list[str]:
@@ -195,7 +194,7 @@ def _ends(folder: Path, dit: Part | None) -> list[str]:
 
 def _model(dit: Part, vae: Part) -> ModelConfig:
     """What transformer and VAE are together; ValueError if they don't fit."""
-    arguments, pixels = released.dit_config(dit.given), vae.blueprint.cfg
+    arguments, pixels = configs.dit_config(dit.given), vae.blueprint.cfg
     assert isinstance(dit.blueprint.cfg, DiTConfig) and isinstance(pixels, VAEConfig)
     latent = LatentConfig(
         channels=pixels.latent,

@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import dense, layer_norm
-from pyramid_jax.models.stack import scan, stacked
+from pyramid_jax.models.layers import dense, layer_norm, scan, stacked
 from pyramid_jax.sharding import named
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers shared by the models: dense, norms, modulation, embeddings."""
+"""Layers shared by the models: dense, norms, modulation, embeddings, stacks."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,3 +186,32 @@ def interpolate_table(
     rows = jnp.asarray(table)
     below, above = rows[index.clip(0, last)], rows[(index + 1).clip(0, last)]
     return below * (1 - fraction) + above * fraction
+
+
+def stacked(key: jax.Array, block: nn.Module, count: int, *inputs: Any) -> Any:
+    """Fresh weights of `count` equal blocks, along a leading axis called "layers".
+
+    Args:
+        inputs: what a block is called with, of any size.
+    """
+
+    def one(key: jax.Array) -> Any:
+        return block.init(key, *inputs)["params"]
+
+    weights = jax.vmap(one)(jax.random.split(key, count))
+    return nn.meta.add_axis(weights, 0, {nn.PARTITION_NAME: "layers"})
+
+
+def scan(
+    block: nn.Module, weights: Any, x: Float[jax.Array, "b m d"], *constants: Any
+) -> Float[jax.Array, "b m d"]:
+    """`x` after one block after another, each called as block(x, *constants).
+
+    perf: compiling takes the time of one block, whatever the depth.
+    """
+
+    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        out: Any = block.apply({"params": layer}, x, *constants)
+        return out, None
+
+    return jax.lax.scan(step, x, weights)[0]

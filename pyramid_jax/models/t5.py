@@ -16,8 +16,7 @@ from jaxtyping import Float, Int
 from pyramid_jax import mask
 from pyramid_jax.kernels.attention_blocks import FLOOR
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import RMSNorm, dense
-from pyramid_jax.models.stack import scan, stacked
+from pyramid_jax.models.layers import RMSNorm, dense, scan, stacked
 from pyramid_jax.sharding import named
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int, Key
 
-from pyramid_jax import config, layout, sampler
-from pyramid_jax.config import ModelConfig
+from pyramid_jax import layout, model, sampler
+from pyramid_jax.model import ModelConfig
 from pyramid_jax.sampler import SamplerConfig, Turn, View
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
@@ -215,7 +215,7 @@ def _step(
 ) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""]]:
     """One Euler step of stage k, and whether all of it is finite."""
     params, text, scale = given
-    climb = sampler.Climb(config.velocity(about.cfg, params), text, about.how)
+    climb = sampler.Climb(model.velocity(about.cfg, params), text, about.how)
     x = about.rows(climb.step(k, x, view, at, scale))
     return x, jnp.isfinite(x).all()
 

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pyramid_jax import config, offload
+from pyramid_jax import sharding
 from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
-from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
+from pyramid_jax.model import (
+    ModelConfig,
+    SampleConfig,
+    initialise,
+    model_config,
+    model_section,
+    sample_config,
+)
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.prompts import Network, PromptEncoder
 from pyramid_jax.sharding import unbox
@@ -31,7 +38,7 @@ class Placing(NamedTuple):
 
     def rest(self, params: Any) -> Any:
         """The weights where they are while nobody uses them."""
-        return offload.parked(params) if self.offload else params
+        return sharding.parked(params) if self.offload else params
 
 
 class Saved(NamedTuple):
@@ -57,10 +64,10 @@ def read(folder: str | Path, place: Placing, text: bool = True) -> Saved:
     if not about.is_file():
         raise ValueError(f"{folder} has no config.json; give a folder of a saved model")
     sections = json.loads(about.read_text())
-    cfg = config.model_config(sections["model"])
+    cfg = model_config(sections["model"])
     if place.dtype is not None:
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=place.dtype))
-    like = jax.eval_shape(partial(config.initialise, cfg), jax.random.key(0))
+    like = jax.eval_shape(partial(initialise, cfg), jax.random.key(0))
     to = placing(like, place.mesh, place.dtype)
     params = read_tree(folder / "weights.safetensors", unbox(like), to)
     beside = folder / cfg.tokenizer
@@ -68,7 +75,7 @@ def read(folder: str | Path, place: Placing, text: bool = True) -> Saved:
         cfg,
         place.rest(params),
         load_tokenizer(beside if beside.is_file() else cfg.tokenizer),
-        config.sample_config(sections["sample"]),
+        sample_config(sections["sample"]),
         _vae(folder, cfg, place),
         _prompts(folder, cfg, place) if text else None,
         folder.resolve().name,
@@ -94,7 +101,7 @@ def save(
             shutil.copyfile(cfg.tokenizer, kept)
         cfg = replace(cfg, tokenizer=kept.name)
     sections = {
-        "model": config.model_section(cfg),
+        "model": model_section(cfg),
         "sample": asdict(defaults),
     }
     (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")

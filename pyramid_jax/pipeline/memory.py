@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from pyramid_jax import layout, offload, sampler, sharding
-from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax import layout, sampler, sharding
+from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import footprint
 from pyramid_jax.pipeline.footprint import Shape
 from pyramid_jax.pipeline.prompts import LIMIT, Network
@@ -247,7 +247,7 @@ def _bytes(x: Any) -> int:
 def _phase(need: _Need, parts: dict[str, Any]) -> Phase:
     used = sum(weights(parts[name]) for name in need.uses)
     others = [parts[name] for name in parts if name not in need.uses]
-    kept = [x for x in jax.tree.leaves(others) if not offload.is_parked(x)]
+    kept = [x for x in jax.tree.leaves(others) if not sharding.is_parked(x)]
     return Phase(need.name, used, weights(kept), need.state, need.working)
 
 

@@ -22,10 +22,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from pyramid_jax import offload, sharding
+from pyramid_jax import sharding
 from pyramid_jax.checkpoint import rename, text_tables
-from pyramid_jax.checkpoint import tensors as files
 from pyramid_jax.checkpoint.dit_tables import Table
+from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import ClipConfig, ClipEncoder
 from pyramid_jax.models.t5 import T5Config, T5Encoder
 from pyramid_jax.shapes import Array, Text
@@ -140,7 +140,7 @@ def encode(t5: Network, clips: Sequence[Network], ids: Ids) -> Text:
     """Features from T5, and the vectors of all CLIPs side by side; float32."""
     cfgs = (t5.cfg, *(clip.cfg for clip in clips))
     weights = (t5.params, *(clip.params for clip in clips))
-    with offload.present(weights) as params:
+    with sharding.present(weights) as params:
         return _encode(cfgs, params, ids)
 
 
@@ -179,7 +179,7 @@ def load(
         encoder = folder / f"text_encoder{end}"
         if encoder.is_dir():
             given = _config(encoder)
-            networks.append(network(given, files.read(encoder), dtype, over))
+            networks.append(network(given, read_tensors(encoder), dtype, over))
             cfg = networks[-1].cfg
             tokenizers.append(load_tokenizer(folder / f"tokenizer{end}", cfg))
     is_t5 = [isinstance(n.cfg, T5Config) for n in networks]

@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 
-from pyramid_jax import config, offload, sampler
-from pyramid_jax.config import ModelConfig, SampleConfig
+from pyramid_jax import sampler, sharding
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.data.video_io import to_model, to_uint8
+from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
 from pyramid_jax.pipeline import folder as saved
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
@@ -216,7 +216,7 @@ class VideoModel:
         stepper = Stepper(self.cfg, how, order.shape, self.mesh, self.watch)
 
         def units() -> Iterator[jax.Array]:
-            with offload.present({"dit": self.params["dit"]}) as params:
+            with sharding.present({"dit": self.params["dit"]}) as params:
                 yield from stepper(params, inputs)
 
         return units()
@@ -235,7 +235,7 @@ class VideoModel:
                 "text encoders and tokenizers into its folder, and load it with text"
             )
         ids, segment = text_batch(self.tokenize, [*away, *prompts])
-        with offload.present({"text": self.params["text"]}) as params:
+        with sharding.present({"text": self.params["text"]}) as params:
             return _encode_text(self.cfg, params, ids, segment)
 
     def _check(self, size: Size) -> tuple[int, int, int, int]:
@@ -292,7 +292,7 @@ class VideoModel:
     def _codec(self, part: str) -> Iterator[Codec]:
         """Half of the VAE, on the devices as long as it is used."""
         assert self.vae is not None
-        with offload.present({part: self.vae.params[part]}) as params:
+        with sharding.present({part: self.vae.params[part]}) as params:
             yield autoencoder.codec(self.vae._replace(params=params), self.mesh)
 
     def _work(self, order: "_Order", streamed: bool = False) -> Work:
@@ -398,4 +398,4 @@ def _units(shape: tuple[int, int, int, int], cfg: ModelConfig) -> int:
 def _encode_text(
     cfg: ModelConfig, params: Any, ids: Int[Array, "b m"], segment: Int[Array, "b m"]
 ) -> Text:
-    return config.encode_text(cfg, params, ids, segment, 1)
+    return encode_text(cfg, params, ids, segment, 1)

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.checkpoint import dit_tables as tables
-from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint import tensors as files
-from pyramid_jax.config import MINIFLUX, MMDIT
-from pyramid_jax.convert import configs as released
-from pyramid_jax.convert.networks import dit_shapes as abstract
-from pyramid_jax.convert.networks import dit_table
+from pyramid_jax.checkpoint import dit_tables, rename
+from pyramid_jax.checkpoint.tensors import StoredTensors, read_tensors
+from pyramid_jax.convert import configs
+from pyramid_jax.convert.networks import dit_shapes, dit_table
 from pyramid_jax.layout import Layout
+from pyramid_jax.model import MINIFLUX, MMDIT
 from pyramid_jax.models.dit import DiTConfig
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -84,29 +82,29 @@ JSON = {
 }
 
 
-def small(case: str) -> tuple[DiTConfig, files.StoredTensors]:
+def small(case: str) -> tuple[DiTConfig, StoredTensors]:
     """The config and the original's tensors of a small recorded transformer."""
     given = json.loads((GOLDEN / case / "config.json").read_text())["constructor"]
-    cfg = DiTConfig(**released.dit_config(given).dit)
-    return cfg, files.read(GOLDEN / case / "weights.safetensors")
+    cfg = DiTConfig(**configs.dit_config(given).dit)
+    return cfg, read_tensors(GOLDEN / case / "weights.safetensors")
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_transformer_has_all_its_tensors_in_the_right_shapes(name):
     cfg, count, parameters, some = RELEASED[name]
     table = dit_table(cfg)
-    shapes = rename.names(table, abstract(cfg))
+    shapes = rename.names(table, dit_shapes(cfg))
     sizes = [
         np.prod(shape) for key, shape in shapes.items() if key not in table.constants
     ]
     assert (len(shapes), sum(map(int, sizes))) == (count, parameters)
     assert {key: shapes[key] for key in some} == some
-    assert rename.check(shapes, table, abstract(cfg)) == []
+    assert rename.check(shapes, table, dit_shapes(cfg)) == []
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_config_file_gives_the_config_of_the_variant(name):
-    arguments = released.dit_config(JSON[name])
+    arguments = configs.dit_config(JSON[name])
     cfg = RELEASED[name][0]
     assert DiTConfig(**arguments.dit) == cfg
     assert Layout(**arguments.layout) == Layout(patch=2, table=cfg.table)
@@ -116,7 +114,7 @@ def test_a_released_config_file_gives_the_config_of_the_variant(name):
 def test_converting_and_exporting_gives_back_every_bit(case):
     cfg, tensors = small(case)
     table = dit_table(cfg)
-    params = rename.convert(tensors, table, abstract(cfg))
+    params = rename.convert(tensors, table, dit_shapes(cfg))
     back = rename.export(params, table)
     assert back.keys() == tensors.keys()
     for key, value in back.items():
@@ -125,7 +123,7 @@ def test_converting_and_exporting_gives_back_every_bit(case):
 
 def test_converted_parameters_have_the_structure_of_the_model():
     cfg, tensors = small("flux_dit")
-    expected = abstract(cfg)
+    expected = dit_shapes(cfg)
     params = rename.convert(tensors, dit_table(cfg), expected)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype.name), params)
     plain = rename.unbox(expected)
@@ -137,7 +135,7 @@ def test_weights_of_lower_precision_are_widened_exactly(tmp_path):
     half = {key: np.asarray(x).astype(jax.numpy.bfloat16) for key, x in tensors.items()}
     save_file(half, tmp_path / "weights.safetensors")
     table = dit_table(cfg)
-    params = rename.convert(files.read(tmp_path), table, abstract(cfg))
+    params = rename.convert(read_tensors(tmp_path), table, dit_shapes(cfg))
     for key, value in rename.export(params, table).items():
         np.testing.assert_array_equal(value, half[key].astype(np.float32))
 
@@ -146,10 +144,10 @@ def test_every_parameter_is_placed_once_as_soon_as_it_is_made():
     cfg, tensors = small("sd3_dit")
     placed = []
     params = rename.convert(
-        tensors, dit_table(cfg), abstract(cfg), lambda path, x: placed.append(path)
+        tensors, dit_table(cfg), dit_shapes(cfg), lambda path, x: placed.append(path)
     )
     assert sorted(placed) == sorted(set(placed))
-    assert len(placed) == len(jax.tree.leaves(abstract(cfg)))
+    assert len(placed) == len(jax.tree.leaves(dit_shapes(cfg)))
     assert jax.tree.leaves(params) == []
 
 
@@ -161,7 +159,7 @@ def test_all_damage_is_reported_together():
     tensors["context_embedder.weight"] = tensors["context_embedder.weight"].T
     tensors["pos_embed.pos_embed"] = tensors["pos_embed.pos_embed"] + 1e-3
     with pytest.raises(ValueError) as raised:
-        rename.convert(tensors, dit_table(cfg), abstract(cfg))
+        rename.convert(tensors, dit_table(cfg), dit_shapes(cfg))
     _, *problems = str(raised.value).splitlines()
     assert [problem.strip() for problem in problems] == [
         "proj_out.bias is missing",
@@ -173,7 +171,7 @@ def test_all_damage_is_reported_together():
 
 def test_weights_of_another_depth_do_not_fit():
     cfg, tensors = small("flux_dit")
-    deeper = abstract(
+    deeper = dit_shapes(
         DiTConfig(**{**vars(cfg), "single_blocks": cfg.single_blocks + 1})
     )
     with pytest.raises(ValueError, match=r"single_transformer_blocks\.3.* is missing"):
@@ -186,13 +184,13 @@ def test_a_table_that_uses_or_makes_something_twice_is_refused():
     head = next(rule for rule in table.rules if rule.ours == ("head/bias",))
     twice = table._replace(rules=(*table.rules, head))
     with pytest.raises(ValueError) as raised:
-        rename.convert(tensors, twice, abstract(cfg))
+        rename.convert(tensors, twice, dit_shapes(cfg))
     assert "parameter head/bias is made 2 times" in str(raised.value)
     assert "proj_out.bias is used 2 times" in str(raised.value)
 
 
 def test_parameters_that_no_rule_knows_cannot_be_exported():
-    table = tables.Table((tables.Rule(("a.weight",), ("a/kernel",), "linear"),))
+    table = dit_tables.Table((dit_tables.Rule(("a.weight",), ("a/kernel",), "linear"),))
     params = {"b": {"kernel": np.ones((2, 3), np.float32)}}
     with pytest.raises(ValueError) as raised:
         rename.export(params, table)
@@ -213,13 +211,13 @@ def test_parameters_that_no_rule_knows_cannot_be_exported():
 def test_other_transformers_are_refused(change, message):
     given = {k: v for k, v in (JSON["mmdit"] | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        released.dit_config(given)
+        configs.dit_config(given)
 
 
 def test_a_folder_of_several_files_is_read_as_one(tmp_path):
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "1.safetensors")
     save_file({"b": np.zeros((3, 1), np.float32)}, tmp_path / "2.safetensors")
-    tensors = files.read(tmp_path)
+    tensors = read_tensors(tmp_path)
     assert {key: x.shape for key, x in tensors.items()} == {"a": (2,), "b": (3, 1)}
     np.testing.assert_array_equal(np.asarray(tensors["a"]), [1, 1])
 
@@ -228,9 +226,9 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
     for name in "12":
         save_file({"a": np.ones(2, np.float32)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="repeats"):
-        files.read(tmp_path)
+        read_tensors(tmp_path)
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no \.safetensors file"):
-        files.read(tmp_path)
+        read_tensors(tmp_path)

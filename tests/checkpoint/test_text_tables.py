@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax.checkpoint import rename, text_tables
-from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import ClipConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import abstract, network
@@ -57,7 +57,7 @@ T5 = {
 
 def recorded(name: str) -> dict[str, np.ndarray]:
     """Tensors of one encoder of the recorded model."""
-    tensors = files.read(GOLDEN / "weights.safetensors")
+    tensors = read_tensors(GOLDEN / "weights.safetensors")
     start = f"{name}."
     own = [key for key in tensors if key.startswith(start)]
     return {key.removeprefix(start): np.asarray(tensors[key]) for key in own}

@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import StoredTensor
-from pyramid_jax.convert import convert, hub
-from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.convert import convert, hub, networks
 from pyramid_jax.convert import source as original
 from pyramid_jax.convert.source import Source
 from tests import original_files
@@ -96,7 +95,7 @@ def assert_same_tensors(one: Path, two: Path) -> None:
 
 
 def test_weights_keep_their_precision(ours: Path):
-    found = tensor_file.read(ours / "weights.safetensors")
+    found = safetensors_file.read(ours / "weights.safetensors")
     assert {str(x.dtype) for x in found.values()} == {"bfloat16"}
 
 
@@ -321,7 +320,7 @@ def test_models_that_the_original_does_not_have_are_not_exported(tmp_path: Path)
     with pytest.raises(ValueError, match=r"no config\.json"):
         convert.export(tmp_path, tmp_path / "to")
     shutil.copytree(
-        blueprints.__file__.replace("blueprints.py", "assets/tiny"), tmp_path / "t"
+        networks.__file__.replace("blueprints.py", "assets/tiny"), tmp_path / "t"
     )
     with pytest.raises(ValueError, match="text encoder of its own"):
         convert.export(tmp_path / "t", tmp_path / "to")

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import safetensors_file as tensor_file
+from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 from tests import original_files
 
@@ -19,17 +19,19 @@ LIMIT = 4.0  # GiB; the checkpoint has 3.9, the largest parameter 0.4
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from pyramid_jax import blueprints, config
-from pyramid_jax.checkpoint import files, rename
+from pyramid_jax.checkpoint import rename
 from pyramid_jax.checkpoint.safetensors_file import Writer
+from pyramid_jax.checkpoint.tensors import read_tensors
+from pyramid_jax.convert import networks
+from pyramid_jax.model import VARIANTS
 
 theirs, ours, back = map(Path, sys.argv[1:])
-blueprint = blueprints.dit(config.VARIANTS["mmdit"])
-table, tensors = blueprint.table, files.read(theirs)
+blueprint = networks.dit(VARIANTS["mmdit"])
+table, tensors = blueprint.table, read_tensors(theirs)
 specs = rename.typed(blueprint.shapes, table, tensors)
 with Writer(ours, specs) as out:
     rename.convert(tensors, table, specs, lambda path, x: out.write(path, x))
-params = dict(files.read(ours))
+params = dict(read_tensors(ours))
 with Writer(back, rename.specs(params, table)) as out:
     for key, values in rename.exported(params, table):
         out.write(key, values)
@@ -61,7 +63,7 @@ def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: 
 
 def _compare_some(theirs: Path, ours: Path) -> None:
     """Parameters here and there, by the documented meaning of their names."""
-    one, two = tensor_file.read(theirs), tensor_file.read(ours)
+    one, two = safetensors_file.read(theirs), safetensors_file.read(ours)
     query = np.asarray(one["transformer_blocks.5.attn.to_q.weight"])
     qkv = np.asarray(two["double/video/qkv/kernel"])
     assert qkv.dtype == BFLOAT16 and qkv.shape == (23, 1536, 3, 24, 64)

@@ -8,10 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint import safetensors_file as tensor_file
-from pyramid_jax.convert import configs as released
-from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.checkpoint import rename, safetensors_file
+from pyramid_jax.convert import configs, networks
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sharding import unbox
@@ -29,12 +27,12 @@ T5 |= dict(num_heads=64, relative_attention_num_buckets=32)
 T5["feed_forward_proj"] = "gated-gelu"
 
 
-def dit(given: dict) -> blueprints.Blueprint:
-    return blueprints.dit(DiTConfig(**released.dit_config(given).dit))
+def dit(given: dict) -> networks.Blueprint:
+    return networks.dit(DiTConfig(**configs.dit_config(given).dit))
 
 
-def vae(given: dict) -> blueprints.Blueprint:
-    return blueprints.vae(VAEConfig(**released.vae_config(given)))
+def vae(given: dict) -> networks.Blueprint:
+    return networks.vae(VAEConfig(**configs.vae_config(given)))
 
 
 # What is released: how it is described, its documented tensors, how many, parameters.
@@ -46,15 +44,15 @@ RELEASED = {
     ),
     "vae": (vae, original_files.VAE, original_files.vae, 260, 335_402_067),
     "clip_l": (
-        *(blueprints.text_encoder, CLIP_L),
+        *(networks.text_encoder, CLIP_L),
         *(lambda _: original_files.clip(12, 768, 3072), 197, 123_650_304),
     ),
     "clip_g": (
-        *(blueprints.text_encoder, CLIP_G),
+        *(networks.text_encoder, CLIP_G),
         *(lambda _: original_files.clip(32, 1280, 5120), 517, 694_659_840),
     ),
     "t5": (
-        *(blueprints.text_encoder, T5),
+        *(networks.text_encoder, T5),
         *(lambda _: original_files.t5(), 219, 4_762_310_656),
     ),
 }
@@ -76,19 +74,19 @@ def test_a_released_network_has_exactly_the_documented_tensors(name: str):
 def test_the_documented_tensors_are_those_of_the_original(case: str, documented):
     """Its own files, of small models, prove the lists that are used here."""
     about = json.loads((GOLDEN / case / "config.json").read_text())
-    stored = tensor_file.read(GOLDEN / case / "weights.safetensors")
+    stored = safetensors_file.read(GOLDEN / case / "weights.safetensors")
     shapes = {key: tensor.shape for key, tensor in stored.items()}
     assert documented(about["constructor"]) == shapes
 
 
 @pytest.mark.parametrize("kind", ["mmdit", "miniflux"])
 def test_config_files_are_written_as_they_are_read(kind: str):
-    arguments = released.dit_config(original_files.SMALL[kind])
+    arguments = configs.dit_config(original_files.SMALL[kind])
     cfg = DiTConfig(**arguments.dit)
-    written = released.dit_fields(vars(cfg), {"interpolate": True} | arguments.layout)
-    assert released.dit_config(written) == arguments
-    again = released.vae_fields(vars(VAEConfig()))
-    assert released.vae_config(again) == released.vae_config(original_files.VAE)
+    written = configs.dit_fields(vars(cfg), {"interpolate": True} | arguments.layout)
+    assert configs.dit_config(written) == arguments
+    again = configs.vae_fields(vars(VAEConfig()))
+    assert configs.vae_config(again) == configs.vae_config(original_files.VAE)
 
 
 def test_transformers_that_the_original_does_not_have_are_not_described():
@@ -96,4 +94,4 @@ def test_transformers_that_the_original_does_not_have_are_not_described():
     with pytest.raises(
         ValueError, match="single_blocks is 2, where the original has 0"
     ):
-        released.dit_fields(vars(cfg), {"patch": 2, "table": 192, "interpolate": True})
+        configs.dit_fields(vars(cfg), {"patch": 2, "table": 192, "interpolate": True})

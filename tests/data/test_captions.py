@@ -14,10 +14,10 @@ from absl.testing import flagsaver
 
 from launch import prepare
 from pyramid_jax import sharding
-from pyramid_jax.config import initialise, loss, model_config
 from pyramid_jax.data import captions
 from pyramid_jax.data.captions import file_of
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
+from pyramid_jax.model import initialise, loss, model_config
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.shapes import Rows, Text
 from pyramid_jax.sharding import unbox

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from pyramid_jax.config import StoredLatents
 from pyramid_jax.data.examples import Pixels
+from pyramid_jax.data.latents import StoredLatents
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.data.precompute import Job, latent_path, read_latent, write_latents
 from pyramid_jax.data.video_io import write_video

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyramid_jax.data.embedded import captions
+from pyramid_jax.data.moving_shapes import captions
 from pyramid_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from pyramid_jax.pipeline.video import TINY
 

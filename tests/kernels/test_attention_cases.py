@@ -14,8 +14,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pyramid_jax import sharding
-from pyramid_jax.kernels import attention_tpu as tpu
-from pyramid_jax.kernels import attention_triton as triton
+from pyramid_jax.kernels import attention_tpu, attention_triton
 from pyramid_jax.kernels.attention import BACKENDS, attention, default
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.cases import batch, case_names
@@ -29,11 +28,11 @@ UNEVEN = Tiles.of(((32, 16), (16, 32), (32, 16)))
 
 
 def with_tpu(q, k, v, mask, tiles=EVEN):
-    return tpu.attention_tpu(q, k, v, mask, mask, tiles, interpret=True)
+    return attention_tpu.attention_tpu(q, k, v, mask, mask, tiles, interpret=True)
 
 
 def with_triton(q, k, v, mask, tiles=EVEN):
-    return triton.attention_triton(q, k, v, mask, mask, tiles, interpret=True)
+    return attention_triton.attention_triton(q, k, v, mask, mask, tiles, interpret=True)
 
 
 FORMS = {
@@ -154,7 +153,7 @@ def test_the_memory_of_a_tpu_is_read_after_it_was_written(capfd):
     memory = pltpu.InterpretParams(detect_races=True)
 
     def form(q, k, v, mask):
-        return tpu.attention_tpu(q, k, v, mask, mask, EVEN, interpret=memory)
+        return attention_tpu.attention_tpu(q, k, v, mask, mask, EVEN, interpret=memory)
 
     arrays, mask = inputs(), row("packed")
     found = jax.jit(functools.partial(both_ways, form))(*arrays, mask)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax import sharding
-from pyramid_jax.kernels import attention_others as others
+from pyramid_jax.kernels import attention_others
 from pyramid_jax.kernels.attention import OTHERS, attention
 from pyramid_jax.kernels.cases import batch
 from pyramid_jax.mask import TokenMask
@@ -50,7 +50,7 @@ def assert_like_the_plain_form(form) -> None:
 
 def test_splash_attention_computes_the_plain_form(monkeypatch):
     """Interpreted, in blocks of 128 tokens."""
-    monkeypatch.setattr(others, "BLOCK", 128)
+    monkeypatch.setattr(attention_others, "BLOCK", 128)
     assert_like_the_plain_form(lambda *x: attention(*x, MASK, "splash"))
 
 
@@ -92,8 +92,8 @@ def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
         return plain_product(*wide, **given).astype(q.dtype)
 
     plain = computed("xla")
-    monkeypatch.setattr(others.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(others, "product_of_cudnn", product)
+    monkeypatch.setattr(attention_others.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention_others, "product_of_cudnn", product)
     found = computed("cudnn")
     assert lengths == [LENGTH + 3]
     assert found.dtype == jnp.bfloat16
@@ -110,7 +110,7 @@ def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
     ],
 )
 def test_what_is_missing_is_named(backend, reason, monkeypatch):
-    for library in ("tokamax", others.SPLASH):
+    for library in ("tokamax", attention_others.SPLASH):
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ValueError, match=reason):
         attention(*inputs()[:3], MASK, backend)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pyramid_jax import config
-from pyramid_jax.kernels import attention as entry
-from pyramid_jax.kernels import tiles
+from pyramid_jax.config import build
+from pyramid_jax.kernels import attention, tiles
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.tiles import Entry, Tile, Tiles, tiles_for
 from pyramid_jax.mask import TokenMask
@@ -80,7 +79,7 @@ def test_writing_replaces_the_entry_for_the_same_use_and_keeps_the_others(table)
 @pytest.mark.parametrize("backend", tiles.TILED)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_package_has_tiles_for_every_head_of_every_device(backend, dtype):
-    for dim in (8, 64, entry.WIDEST):
+    for dim in (8, 64, attention.WIDEST):
         chosen = tiles_for(backend, dim, dtype, 10**6)
         assert chosen == Tiles.of(chosen)
 
@@ -117,8 +116,8 @@ def test_tiles_of_a_config_reach_the_kernel(backend, monkeypatch):
     """Read from JSON, as a saved model's, with the lists that JSON has."""
     dit = {"width": 32, "heads": 2, "rope_axes": [16], "attention": backend}
     section = json.loads(json.dumps(dit | {"attention_tiles": [[32, 32, 2, 3]]}))
-    cfg = config.build(DiTConfig, section)
-    assert hash(cfg) == hash(config.build(DiTConfig, section))
+    cfg = build(DiTConfig, section)
+    assert hash(cfg) == hash(build(DiTConfig, section))
     given = []
 
     def kernel(*arrays, tiles, interpret=False):
@@ -126,10 +125,10 @@ def test_tiles_of_a_config_reach_the_kernel(backend, monkeypatch):
         return arrays[0]
 
     for name in ("attention_tpu", "attention_triton"):
-        monkeypatch.setattr(entry, name, kernel)
+        monkeypatch.setattr(attention, name, kernel)
 
     def call(q, mask):
-        return entry.attention(q, q, q, mask, cfg.attention, cfg.attention_tiles)
+        return attention.attention(q, q, q, mask, cfg.attention, cfg.attention_tiles)
 
     jax.eval_shape(call, ROW, MASK)
     assert set(given) == {Tiles.of([(32, 32, 2, 3)])}
@@ -138,7 +137,7 @@ def test_tiles_of_a_config_reach_the_kernel(backend, monkeypatch):
 @pytest.mark.parametrize("backend", [None, "xla", "blocks", "splash"])
 def test_tiles_without_a_backend_that_takes_them_are_refused(backend):
     def call(q, mask):
-        return entry.attention(q, q, q, mask, backend, [(64, 64)])
+        return attention.attention(q, q, q, mask, backend, [(64, 64)])
 
     with pytest.raises(ValueError, match=f"the backend {backend!r} takes none"):
         jax.eval_shape(call, ROW, MASK)

@@ -4,11 +4,11 @@
 import numpy as np
 
 from launch import evaluate
-from pyramid_jax.data import embedded
+from pyramid_jax.data import moving_shapes
 
 
 def test_real_clips_are_right_and_their_neighbours_wrong():
-    captions = list(embedded.captions()[::12])
+    captions = list(moving_shapes.captions()[::12])
     clips = evaluate.drawn(captions)
     assert set(evaluate.score(captions, clips).values()) == {len(captions)}
 
@@ -18,7 +18,7 @@ def test_real_clips_are_right_and_their_neighbours_wrong():
 
 
 def test_noise_scores_nothing():
-    captions = list(embedded.captions()[:6])
+    captions = list(moving_shapes.captions()[:6])
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
     assert set(evaluate.score(captions, noise).values()) == {0}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.web import limits as gate
+from launch.web import limits
 from launch.web.limits import Gate, Message
 
 UPLOAD = "/gradio_api/upload"
@@ -105,12 +105,12 @@ def test_the_page_does_not_fetch_for_its_visitors():
 @pytest.mark.parametrize(
     ("path", "length", "kind", "status"),
     [
-        (JOIN, gate.MESSAGE, "application/json", 200),
-        (JOIN, gate.MESSAGE + 1, "application/json", 413),
-        (JOIN, gate.MESSAGE + 1, "multipart/form-data", 413),
-        (UPLOAD, gate.UPLOAD, "multipart/form-data", 200),
-        (UPLOAD, gate.UPLOAD + gate.ENVELOPE + 1, "multipart/form-data", 413),
-        (UPLOAD, gate.MESSAGE + 1, "application/json", 413),
+        (JOIN, limits.MESSAGE, "application/json", 200),
+        (JOIN, limits.MESSAGE + 1, "application/json", 413),
+        (JOIN, limits.MESSAGE + 1, "multipart/form-data", 413),
+        (UPLOAD, limits.UPLOAD, "multipart/form-data", 200),
+        (UPLOAD, limits.UPLOAD + limits.ENVELOPE + 1, "multipart/form-data", 413),
+        (UPLOAD, limits.MESSAGE + 1, "application/json", 413),
     ],
 )
 def test_requests_are_bounded(path: str, length: int, kind: str, status: int):

@@ -19,9 +19,9 @@ import httpx
 import numpy as np
 import pytest
 
-from launch.sample import outputs as renders
-from launch.web import limits as gate
-from pyramid_jax.data import embedded
+from launch.sample import outputs
+from launch.web import limits
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
 
 pytestmark = [
@@ -82,8 +82,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def picture(path: Path) -> Path:
     """A first frame that the embedded model knows."""
-    caption = embedded.parse("a yellow star moves left")
-    write_picture(path, embedded.render(caption, np.random.default_rng(0))[0])
+    caption = moving_shapes.parse("a yellow star moves left")
+    write_picture(path, moving_shapes.render(caption, np.random.default_rng(0))[0])
     return path
 
 
@@ -144,7 +144,7 @@ def test_only_an_uploaded_image_becomes_a_first_frame(server: Server, tmp_path: 
         event = outcome(client, wish(client, file(path), **prompt))
     assert event["success"], event
     (made,) = server.folder.glob("*.mp4")
-    assert str(renders.read(made).recipe.image).startswith("first.png sha256:")
+    assert str(outputs.read(made).recipe.image).startswith("first.png sha256:")
 
 
 def test_files_that_lead_to_others_are_refused(server: Server):
@@ -194,9 +194,9 @@ def test_other_sites_large_requests_and_back_doors_are_refused(server: Server):
             return client.request(method, path, **sent).status_code
 
         assert status("GET", "/", headers={"Host": "example.org"}) == 400
-        large = b" " * (gate.MESSAGE + 1)
+        large = b" " * (limits.MESSAGE + 1)
         assert status("POST", "/gradio_api/queue/join", content=large) == 413
-        files = {"files": bytes(gate.UPLOAD + 1)}
+        files = {"files": bytes(limits.UPLOAD + 1)}
         assert status("POST", "/gradio_api/upload", files=files) == 413
         sent = wish(client, prompt="x")
         assert status("POST", "/gradio_api/run/predict", json=sent) == 404

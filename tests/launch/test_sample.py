@@ -15,14 +15,13 @@ import pytest
 from absl import flags
 from tqdm import tqdm
 
-from launch.sample import __main__ as sample
-from launch.sample import outputs as renders
-from pyramid_jax.data import embedded, pictures, video_io
-from pyramid_jax.pipeline import denoise as stepping
+from launch.sample import __main__, outputs
+from pyramid_jax.data import moving_shapes, pictures, video_io
+from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.video import VideoModel
 
-ROOT = Path(sample.__file__).resolve().parents[1]
+ROOT = Path(__main__.__file__).resolve().parents[1]
 CAPTION = "a red circle moves left"
 PROMPT = f"--prompt={CAPTION}"
 
@@ -30,7 +29,7 @@ PROMPT = f"--prompt={CAPTION}"
 def given(*arguments: str) -> flags.FlagValues:
     """The flags of a command line."""
     values = flags.FlagValues()
-    sample.define(values)
+    __main__.define(values)
     values(["sample", *arguments])
     return values
 
@@ -73,10 +72,10 @@ def files(folder: Path) -> list[str]:
 
 def test_a_prompt_becomes_a_file_that_says_what_from(tmp_path: Path, capsys):
     arguments = ["--steps=2", "--frames=1", "--seed=3", "--guidance=2", "--scale=2"]
-    sample.sample(given(PROMPT, f"--to={tmp_path}", *arguments))
+    __main__.sample(given(PROMPT, f"--to={tmp_path}", *arguments))
     name = "0000_a_red_circle_moves_left_3.png"
     assert files(tmp_path) == [name, f"{name}.json"]
-    recipe = renders.read(tmp_path / name).recipe
+    recipe = outputs.read(tmp_path / name).recipe
     assert (recipe.seed, recipe.frames, recipe.model) == (3, 1, "tiny_latent")
     assert recipe.options["first_steps"] == [2, 2]
     assert recipe.options["guidance"]["first"] == 2.0
@@ -86,18 +85,18 @@ def test_a_prompt_becomes_a_file_that_says_what_from(tmp_path: Path, capsys):
     assert name in shown.out
     assert "1.00/1" in shown.err and "unit 1/1, stage 2/2, step 1/1" in shown.err
 
-    sample.sample(given(PROMPT, f"--to={tmp_path}", *arguments))
+    __main__.sample(given(PROMPT, f"--to={tmp_path}", *arguments))
     assert "1 of 1 files are finished already" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_an_image_becomes_a_video_that_begins_with_it(tmp_path: Path):
-    clip = embedded.render(embedded.parse(CAPTION), np.random.default_rng(0))
-    image = embedded.small(clip)[0]
+    clip = moving_shapes.render(moving_shapes.parse(CAPTION), np.random.default_rng(0))
+    image = moving_shapes.small(clip)[0]
     pictures.write_picture(tmp_path / "first.png", image)
     arguments = [f"--image={tmp_path / 'first.png'}", "--seconds=0.3", "--kind=npz"]
     arguments += ["--steps=2", "--video_steps=2", f"--to={tmp_path / 'made'}"]
-    sample.sample(given(PROMPT, *arguments))
+    __main__.sample(given(PROMPT, *arguments))
     (path,) = (tmp_path / "made").glob("*.npz")
     with np.load(path) as arrays:
         video = arrays["video"]
@@ -109,7 +108,7 @@ def test_an_image_becomes_a_video_that_begins_with_it(tmp_path: Path):
 def test_a_list_is_made_in_batches_with_copies(tmp_path: Path, quick):
     (tmp_path / "list.txt").write_text('a star\n{"prompt": "a ring", "seed": 9}\n')
     arguments = f"--prompts={tmp_path / 'list.txt'}", f"--to={tmp_path / 'made'}"
-    sample.sample(given(*arguments, "--each=2", "--batch=4", "--kind=gif"))
+    __main__.sample(given(*arguments, "--each=2", "--batch=4", "--kind=gif"))
     found = sorted((tmp_path / "made").glob("*.gif"))
     assert [path.name for path in found] == [
         "0000_a_star_0.gif",
@@ -117,19 +116,19 @@ def test_a_list_is_made_in_batches_with_copies(tmp_path: Path, quick):
         "0002_a_ring_9.gif",
         "0003_a_ring_10.gif",
     ]
-    assert renders.read(found[3]).recipe.seed == 10
+    assert outputs.read(found[3]).recipe.seed == 10
 
 
 def test_flags_change_what_the_model_recommends_and_nothing_else(
     model: VideoModel, tmp_path: Path
 ):
     none = given(PROMPT)
-    (job,) = sample.planned(model, none)
+    (job,) = __main__.planned(model, none)
     assert job.request.options == model.defaults
     assert job.request.size == generate.Size(32, 32, 7)
 
     some = ["--video_steps=3,4", "--decay=0.5", "--floor=1", "--scans=2", "--last_step"]
-    (job,) = sample.planned(model, given(PROMPT, *some))
+    (job,) = __main__.planned(model, given(PROMPT, *some))
     guidance = replace(model.defaults.guidance, decay=0.5, floor=1.0)
     assert job.request.options == replace(
         model.defaults, video_steps=(3, 4), guidance=guidance, scans=2, last_step=True
@@ -138,26 +137,28 @@ def test_flags_change_what_the_model_recommends_and_nothing_else(
 
 def test_a_given_image_has_the_guidance_for_images(model: VideoModel, tmp_path: Path):
     other = replace(model, defaults=replace(model.defaults, image_guidance=3.5))
-    (job,) = sample.planned(other, given(PROMPT, "--image=a.png"))
+    (job,) = __main__.planned(other, given(PROMPT, "--image=a.png"))
     assert job.request.options is not None
     assert job.request.options.guidance.video == 3.5
-    (job,) = sample.planned(other, given(PROMPT, "--image=a.png", "--video_guidance=6"))
+    (job,) = __main__.planned(
+        other, given(PROMPT, "--image=a.png", "--video_guidance=6")
+    )
     assert job.request.options.guidance.video == 6.0
 
 
 def test_the_model_tells_what_it_was_made_for(capsys):
-    sample.sample(given("--show"))
+    __main__.sample(given("--show"))
     shown = capsys.readouterr().out
     assert "32x32 up to 7 frames (0.88 s), at 8 fps" in shown
     assert "guidance: 2 for the first frame, then 2" in shown
 
 
 def test_a_bar_counts_videos_by_the_work_behind(model: VideoModel, capsys):
-    with tqdm(total=6, initial=2, bar_format=sample.BAR) as bar:
-        watch = sample.watched(model, bar, 4).watch
+    with tqdm(total=6, initial=2, bar_format=__main__.BAR) as bar:
+        watch = __main__.watched(model, bar, 4).watch
         assert watch is not None
         for done in (0.25, 0.5):
-            watch(stepping.Progress(1, 4, 0, 2, 2, 6, done))
+            watch(denoise.Progress(1, 4, 0, 2, 2, 6, done))
         assert bar.n == pytest.approx(4)
     assert "unit 2/4, stage 1/2, step 3/6" in capsys.readouterr().err
 
@@ -187,16 +188,16 @@ def test_wrong_flags_end_with_one_sentence_before_anything_is_made(
     arguments: list[str], message: str, tmp_path: Path
 ):
     with pytest.raises(SystemExit) as ended:
-        sample.sample(given(*arguments, f"--to={tmp_path / 'made'}"))
+        __main__.sample(given(*arguments, f"--to={tmp_path / 'made'}"))
     assert message in str(ended.value.code)
     assert not (tmp_path / "made").exists()
 
 
 def test_other_files_are_not_overwritten(tmp_path: Path, quick):
-    sample.sample(given(PROMPT, f"--to={tmp_path}"))
+    __main__.sample(given(PROMPT, f"--to={tmp_path}"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(SystemExit, match="write to another folder"):
-        sample.sample(given(PROMPT, f"--to={tmp_path}", "--guidance=9"))
+        __main__.sample(given(PROMPT, f"--to={tmp_path}", "--guidance=9"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -204,26 +205,26 @@ def test_other_files_are_not_overwritten(tmp_path: Path, quick):
 def test_an_interrupted_run_keeps_what_was_finished_and_is_continued(
     sent: int, tmp_path: Path, quick, monkeypatch: pytest.MonkeyPatch
 ):
-    make, before = renders.make, signal.getsignal(signal.SIGTERM)
+    make, before = outputs.make, signal.getsignal(signal.SIGTERM)
 
     def interrupted(model, requests, paths):
         if requests[0].seed == 2:
             os.kill(os.getpid(), sent)
         return make(model, requests, paths)
 
-    monkeypatch.setattr(renders, "make", interrupted)
+    monkeypatch.setattr(outputs, "make", interrupted)
     monkeypatch.setattr(flags, "FLAGS", given(PROMPT, f"--to={tmp_path}", "--each=4"))
     try:
         with pytest.raises(SystemExit) as ended:
-            sample.main(["sample"])
+            __main__.main(["sample"])
     finally:
         signal.signal(signal.SIGTERM, before)
         logging.getLogger("pyramid_jax.kernels").setLevel(logging.NOTSET)
     assert ended.value.code == 130
     assert len(files(tmp_path)) == 4 and not any(tmp_path.glob(".*"))
 
-    monkeypatch.setattr(renders, "make", make)
-    sample.sample(given(PROMPT, f"--to={tmp_path}", "--each=4"))
+    monkeypatch.setattr(outputs, "make", make)
+    __main__.sample(given(PROMPT, f"--to={tmp_path}", "--each=4"))
     assert len(list(tmp_path.glob("*.mp4"))) == 4
 
 
@@ -235,7 +236,7 @@ def test_numbers_that_are_not_finite_end_the_run_without_a_traceback(
 
     monkeypatch.setattr(VideoModel, "text_to_video", broken)
     with pytest.raises(SystemExit, match="no longer finite"):
-        sample.sample(given(PROMPT, f"--to={tmp_path}"))
+        __main__.sample(given(PROMPT, f"--to={tmp_path}"))
 
 
 @pytest.mark.slow
@@ -251,4 +252,4 @@ def test_the_program_runs_from_the_shell_and_survives_sigterm(tmp_path: Path):
     assert made and not list(tmp_path.glob(".*"))
     for path in made:
         assert video_io.about(path).frames == 7
-        assert json.loads(renders.beside(path).read_text())["recipe"]["frames"] == 7
+        assert json.loads(outputs.beside(path).read_text())["recipe"]["frames"] == 7

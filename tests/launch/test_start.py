@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from launch import start as compile_cache
+from launch import start
 
 FOLDER = "jax_compilation_cache_dir"
 
@@ -19,36 +19,36 @@ def undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     """No cache is configured, and the folder of caches is a new one."""
     before = jax.config.values[FOLDER]
     jax.config.update(FOLDER, None)
-    monkeypatch.setenv(compile_cache.CACHES, str(tmp_path))
+    monkeypatch.setenv(start.CACHES, str(tmp_path))
     yield
     jax.config.update(FOLDER, before)
 
 
 def test_programs_are_kept_in_the_users_folder_of_caches(tmp_path: Path):
-    compile_cache.enable()
+    start.enable()
     assert jax.config.values[FOLDER] == str(tmp_path / "pyramid_jax" / "programs")
 
 
 def test_without_a_folder_of_caches_it_is_the_one_in_the_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.delenv(compile_cache.CACHES)
+    monkeypatch.delenv(start.CACHES)
     monkeypatch.setenv("HOME", str(tmp_path))
-    compile_cache.enable()
+    start.enable()
     there = tmp_path / ".cache" / "pyramid_jax" / "programs"
     assert jax.config.values[FOLDER] == str(there)
 
 
 def test_a_folder_that_the_user_chose_stays():
     jax.config.update(FOLDER, "mine")
-    compile_cache.enable()
+    start.enable()
     assert jax.config.values[FOLDER] == "mine"
 
 
 def test_a_user_who_wants_no_cache_gets_none():
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        compile_cache.enable()
+        start.enable()
         assert jax.config.values[FOLDER] is None
     finally:
         jax.config.update("jax_enable_compilation_cache", True)

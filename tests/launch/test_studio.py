@@ -13,12 +13,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from configs import tiny_latent
-from launch.sample import outputs as renders
+from launch.sample import outputs
 from launch.web import studio as web
 from launch.web.studio import Form, Studio
-from pyramid_jax import config
-from pyramid_jax.config import SampleConfig
 from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.model import SampleConfig, model_config
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.video import Size, VideoModel
 
@@ -40,7 +39,7 @@ class Painter(VideoModel):
 
 
 def painter() -> Painter:
-    about = config.model_config(tiny_latent.get_config().model.to_dict())
+    about = model_config(tiny_latent.get_config().model.to_dict())
     made = SampleConfig(
         first_steps=(10, 10),
         video_steps=(6, 6),
@@ -201,7 +200,7 @@ def test_a_made_video_says_what_it_was_made_with(studio: Studio):
         "size: 32x32, 7 frames, 8 per second",
     ]
     assert "steps: 10 + 10 for the first frame, 6 + 6 for later ones" in lines
-    assert web.told(renders.read(made.path)).splitlines() == lines
+    assert web.told(outputs.read(made.path)).splitlines() == lines
 
 
 def test_a_closed_studio_stops_at_the_next_step_and_leaves_no_file(studio: Studio):

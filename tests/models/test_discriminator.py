@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.checkpoint import loss_tables, rename
-from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint import loss_tables, rename, tensors
 from pyramid_jax.models.discriminator import (
     Discriminator,
     DiscriminatorConfig,
@@ -87,7 +86,7 @@ def test_converting_and_exporting_gives_back_every_bit(tmp_path, kind):
     params = weights(SMALL[kind])
     table = loss_tables.discriminator(len(SMALL[kind].strides), kind)
     save_file(rename.export(params, table), tmp_path / "weights.safetensors")
-    back = rename.convert(files.read(tmp_path), table, params)
+    back = rename.convert(tensors.read_tensors(tmp_path), table, params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.config import VARIANTS
 from pyramid_jax.mask import joint
+from pyramid_jax.model import VARIANTS
 from pyramid_jax.models.dit import DiT, DiTConfig, DoubleBlock
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import unbox

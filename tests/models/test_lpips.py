@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pyramid_jax.checkpoint import loss_tables, rename
-from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint import loss_tables, rename, tensors
 from pyramid_jax.models import lpips
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
 from pyramid_jax.sharding import unbox
@@ -171,7 +170,7 @@ def test_a_file_of_pytorch_without_torch_is_an_error_that_says_what_to_do(
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "vgg_lpips.pth").touch()
     with pytest.raises(ValueError, match=r"pyramid_jax\[torch\]"):
-        files.read(tmp_path)
+        tensors.read_tensors(tmp_path)
 
 
 def test_a_checkpoint_of_a_training_run_is_not_mistaken_for_weights(
@@ -183,7 +182,7 @@ def test_a_checkpoint_of_a_training_run_is_not_mistaken_for_weights(
     monkeypatch.setitem(sys.modules, "torch", torch_with(load))
     (tmp_path / "checkpoint.pth").touch()
     with pytest.raises(ValueError, match=r"\['model', 'epoch'\].* no tensors"):
-        files.read(tmp_path)
+        tensors.read_tensors(tmp_path)
 
 
 def test_images_that_are_too_small_are_refused(params):

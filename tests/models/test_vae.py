@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint import tensors as files
+from pyramid_jax.checkpoint.tensors import StoredTensors, read_tensors
 from pyramid_jax.checkpoint.vae_tables import vae as vae_table
-from pyramid_jax.convert import configs as released
+from pyramid_jax.convert import configs
 from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import vae, vae_layers
 from pyramid_jax.models.vae import VAEConfig
@@ -258,10 +258,10 @@ def test_kernels_name_the_axis_that_devices_may_divide():
         assert len(leaf.names) == leaf.value.ndim
 
 
-def recorded() -> tuple[VAEConfig, files.StoredTensors]:
+def recorded() -> tuple[VAEConfig, StoredTensors]:
     """A small VAE with the original's names."""
     given = json.loads((GOLDEN / "config.json").read_text())["constructor"]
-    return VAEConfig(**released.vae_config(given)), files.read(
+    return VAEConfig(**configs.vae_config(given)), read_tensors(
         GOLDEN / "weights.safetensors"
     )
 
@@ -352,7 +352,7 @@ def test_config_files_of_other_vaes_are_refused(change, message):
     given = json.loads((GOLDEN / "config.json").read_text())["constructor"]
     given = {k: v for k, v in (given | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        released.vae_config(given)
+        configs.vae_config(given)
 
 
 def test_sizes_follow_from_the_levels():

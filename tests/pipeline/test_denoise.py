@@ -11,16 +11,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny
-from pyramid_jax import config, sampler, sharding
-from pyramid_jax.config import ModelConfig, SampleConfig
-from pyramid_jax.pipeline import denoise as stepping
+from pyramid_jax import model, sampler, sharding
+from pyramid_jax.model import ModelConfig, SampleConfig, initialise, model_config
+from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline.denoise import Inputs, Progress, Stepper
 from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
 from pyramid_jax.shapes import Text
 
 SECTION = tiny.get_config("smoke").model.to_dict()
 # perf: every stage compiles a step of its own; two are enough to climb.
-CFG: ModelConfig = config.model_config(SECTION | {"edges": (0, 0.5, 1)})
+CFG: ModelConfig = model_config(SECTION | {"edges": (0, 0.5, 1)})
 SHAPE = (4, 16, 16, 3)
 VIDEOS = 2
 
@@ -34,7 +34,7 @@ def options(scans: int = 1, steps: int = 2) -> SamplerConfig:
 @pytest.fixture(scope="module")
 def params() -> dict:
     """Weights of a small network, none of them zero."""
-    init = jax.jit(partial(config.initialise, CFG))
+    init = jax.jit(partial(initialise, CFG))
     leaves, tree = jax.tree.flatten(sharding.unbox(init(jax.random.key(0))))
     rng = np.random.default_rng(1)
     noisy = [x + np.float32(0.1) * rng.normal(size=x.shape) for x in leaves]
@@ -57,7 +57,7 @@ def in_one_piece(params: dict, given: Inputs, how: SamplerConfig) -> jax.Array:
         return sampler.draw(given.keys, unit, (frames, *SHAPE[1:]), how)
 
     on = Canvas(SHAPE, noise, given.first)
-    velocity = config.velocity(CFG, params)
+    velocity = model.velocity(CFG, params)
     return jax.jit(
         lambda: sampler.sample(velocity, given.text, on, given.scales, how)
     )()
@@ -68,7 +68,7 @@ def in_steps(params: dict, given: Inputs, how: SamplerConfig, **more) -> jax.Arr
 
 
 def compiled() -> int:
-    step: Any = stepping._step
+    step: Any = denoise._step
     return step._cache_size()
 
 

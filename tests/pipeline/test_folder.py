@@ -12,9 +12,9 @@ import pytest
 
 import pyramid_jax
 from pyramid_jax import sharding
-from pyramid_jax.config import SampleConfig
 from pyramid_jax.convert import convert
 from pyramid_jax.convert.source import Source
+from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.video import Size, VideoModel

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
-from pyramid_jax import config, offload, sharding
-from pyramid_jax.config import ModelConfig
+from pyramid_jax import sharding
+from pyramid_jax.model import ModelConfig, initialise, model_config, sample_config
 from pyramid_jax.models import vae
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
@@ -32,8 +32,8 @@ from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
 SECTIONS = tiny_latent.get_config()
-CFG: ModelConfig = config.model_config(SECTIONS.model.to_dict())
-OPTIONS = config.sample_config(SECTIONS.sample.to_dict())
+CFG: ModelConfig = model_config(SECTIONS.model.to_dict())
+OPTIONS = sample_config(SECTIONS.sample.to_dict())
 VAE = VAEConfig(latent=CFG.latent.channels, groups=8)
 TWO = Pieces(frames=2 * CFG.latent.temporal)
 WORK = Work((16, 16, 16, CFG.latent.channels), 1, OPTIONS, TWO)
@@ -44,7 +44,7 @@ def shapes(fresh: Any) -> Any:
     return jax.eval_shape(fresh, jax.random.key(0))
 
 
-BOXED = shapes(partial(config.initialise, CFG))
+BOXED = shapes(partial(initialise, CFG))
 CODER = sharding.unbox(shapes(partial(vae.initialise, VAE)))
 AUTOENCODER = Autoencoder(VAE, CFG.latent, CODER)
 NETWORKS = Networks(CFG, sharding.unbox(BOXED), AUTOENCODER)
@@ -87,7 +87,7 @@ def test_text_encoders_read_instead_of_the_models_own():
 
 
 def test_parked_weights_take_nothing_but_in_their_phase():
-    kinds = {kind: placed(NETWORKS.params, kind) for kind in ("device", offload.HOST)}
+    kinds = {kind: placed(NETWORKS.params, kind) for kind in ("device", sharding.HOST)}
     here, there = (
         memory.plan(NETWORKS._replace(params=params), WORK) for params in kinds.values()
     )
@@ -206,7 +206,7 @@ def test_changes_that_would_not_help_are_not_named():
     half = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), NETWORKS.params
     )
-    plan = memory.plan(Networks(CFG, placed(half, offload.HOST)), WORK)
+    plan = memory.plan(Networks(CFG, placed(half, sharding.HOST)), WORK)
     with pytest.raises(ValueError) as refused:
         plan.check(0)
     for change in ("offload", "bfloat16", "pieces", "fewer videos"):

@@ -8,21 +8,25 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
-from pyramid_jax import config
-from pyramid_jax.config import ModelConfig, SampleConfig
 from pyramid_jax.convert import convert
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
-from pyramid_jax.pipeline import presets
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.model import (
+    MMDIT,
+    ModelConfig,
+    SampleConfig,
+    model_config,
+    sample_config,
+)
+from pyramid_jax.pipeline import presets, video
 from pyramid_jax.pipeline.video import Size, VideoModel
 from pyramid_jax.train import data_config
 
 
 def released(variant: str) -> VideoModel:
     """A released model without its weights, which presets do not read."""
-    cfg = ModelConfig(config.MMDIT, Layout(), LatentConfig())
+    cfg = ModelConfig(MMDIT, Layout(), LatentConfig())
     defaults = convert.recommended(variant)
     tokenize = load_tokenizer(cfg.tokenizer)
     return VideoModel(cfg, None, tokenize, defaults, name=variant)
@@ -126,14 +130,14 @@ def test_a_given_first_frame_has_guidance_of_its_own():
 
 def test_a_trained_model_was_made_for_the_sizes_of_its_data():
     cfg = tiny_latent.get_config()
-    model = config.model_config(cfg.model.to_dict())
+    model = model_config(cfg.model.to_dict())
     data = replace(data_config(cfg, model), sizes=((32, 64),), frames=8)
-    made = config.sample_config(cfg.sample.to_dict()).made_for(data, model.latent)
+    made = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
     assert made.sizes == ((32, 32, 7), (32, 64, 7)) and made.fps == 8.0
 
 
-@pytest.mark.parametrize("folder", [generate.TINY, generate.TINY_LATENT])
+@pytest.mark.parametrize("folder", [video.TINY, video.TINY_LATENT])
 def test_the_embedded_models_say_what_they_make(folder: Any):
-    model = generate.load(folder)
+    model = video.load(folder)
     assert model.name == folder.name
     assert presets.choose(model).height == 32 and model.defaults.fps == 8.0

@@ -14,11 +14,12 @@ import pytest
 
 from configs import tiny
 from launch import demo
-from pyramid_jax import config, offload, sharding
-from pyramid_jax.data.judge import judge
+from pyramid_jax import sharding
+from pyramid_jax.data.moving_shapes import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
-from pyramid_jax.pipeline import folder as saved
+from pyramid_jax.model import initialise, model_config, sample_config
+from pyramid_jax.pipeline import folder
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.video import Size, VideoModel
@@ -29,8 +30,8 @@ from pyramid_jax.sampler import Guidance
 def model() -> VideoModel:
     """The smoke version of the embedded model, no weight of which is zero."""
     cfg = tiny.get_config("smoke")
-    about = config.model_config(cfg.model.to_dict())
-    init = jax.jit(partial(config.initialise, about))
+    about = model_config(cfg.model.to_dict())
+    init = jax.jit(partial(initialise, about))
     params = sharding.unbox(init(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -41,7 +42,7 @@ def model() -> VideoModel:
             for x, k in zip(leaves, keys, strict=True)
         ],
     )
-    defaults = config.sample_config(cfg.sample.to_dict())
+    defaults = sample_config(cfg.sample.to_dict())
     return VideoModel(about, params, load_tokenizer(about.tokenizer), defaults)
 
 
@@ -128,7 +129,7 @@ def test_no_prompt_is_refused(model: VideoModel):
 
 
 def test_a_saved_model_is_read_back(model: VideoModel, tmp_path: Path):
-    saved.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
     again = generate.load(tmp_path)
     assert again.defaults == model.defaults
     assert again.cfg.dit == model.cfg.dit
@@ -143,7 +144,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
         **weights["dit"],
         "head": {"kernel": head["kernel"][:-1], "extra": jnp.ones(1)},
     }
-    saved.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
+    folder.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
     with pytest.raises(ValueError) as error:
         generate.load(tmp_path)
     assert "dit/head/bias is missing" in str(error.value)
@@ -154,7 +155,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
 def test_a_missing_or_cut_off_model_is_refused(model: VideoModel, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
         generate.load(tmp_path)
-    saved.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="can't be read"):
@@ -210,7 +211,7 @@ def on_devices() -> int:
     """Bytes of all arrays that are not on the host."""
     gc.collect()  # what earlier tests have left is not to go in between
     kinds = ((x.sharding.memory_kind, x.nbytes) for x in jax.live_arrays())
-    return sum(size for kind, size in kinds if kind == offload.DEVICE)
+    return sum(size for kind, size in kinds if kind == sharding.DEVICE)
 
 
 @pytest.mark.slow
@@ -238,7 +239,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
     waiting: VideoModel, monkeypatch: pytest.MonkeyPatch
 ):
     moved, seen = [], set()
-    move = offload.present
+    move = sharding.present
 
     def counted(tree: Any) -> Any:
         moved.append(sum(x.nbytes for x in jax.tree.leaves(tree)))

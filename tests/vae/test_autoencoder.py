@@ -12,7 +12,7 @@ import pytest
 
 from launch import reconstruct
 from pyramid_jax import sharding
-from pyramid_jax.data import embedded
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.video_io import (
     about,
     read_image,
@@ -119,8 +119,8 @@ def test_a_saved_vae_is_read_back(small: Autoencoder, tmp_path: Path):
 
 
 def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
-    caption = embedded.parse("a red circle moves left")
-    clip = embedded.small(embedded.render(caption, np.random.default_rng(0)))
+    caption = moving_shapes.parse("a red circle moves left")
+    clip = moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(0)))
     clip = np.ascontiguousarray(clip[:, 10:22, 8:24])
     write_video(tmp_path / "in.mp4", clip, 8)
     pixels, fps = reconstruct.read(tmp_path / "in.mp4", LATENT)

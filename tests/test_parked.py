@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax import offload, sharding
+from pyramid_jax import sharding
 
 
 def on_devices(x: jax.Array) -> bool:
-    return x.sharding.memory_kind == offload.DEVICE
+    return x.sharding.memory_kind == sharding.DEVICE
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def tree() -> dict:
 
 
 def test_parked_weights_are_the_same_and_know_their_devices(tree: dict):
-    parked = offload.parked(tree)
+    parked = sharding.parked(tree)
     for before, after in zip(tree.values(), parked.values(), strict=True):
-        assert offload.is_parked(after) and not offload.is_parked(before)
+        assert sharding.is_parked(after) and not sharding.is_parked(before)
         assert after.sharding.device_set == before.sharding.device_set
         np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
 
 
 def test_they_are_on_their_devices_as_long_as_they_are_used(tree: dict):
-    parked = offload.parked(tree)
-    with offload.present(parked) as there:
+    parked = sharding.parked(tree)
+    with sharding.present(parked) as there:
         assert all(map(on_devices, there.values()))
         assert there["shared"].sharding == tree["shared"].sharding
         assert there["whole"].dtype == jnp.bfloat16
@@ -47,13 +47,13 @@ def test_they_are_on_their_devices_as_long_as_they_are_used(tree: dict):
 def test_they_leave_the_devices_when_their_use_fails(tree: dict):
     with (
         pytest.raises(ZeroDivisionError),
-        offload.present(offload.parked(tree)) as there,
+        sharding.present(sharding.parked(tree)) as there,
     ):
         raise ZeroDivisionError
     assert all(x.is_deleted() for x in there.values())
 
 
 def test_weights_that_are_on_devices_stay_there(tree: dict):
-    with offload.present(tree) as there:
+    with sharding.present(tree) as there:
         assert there["shared"] is tree["shared"]
     assert not any(x.is_deleted() for x in tree.values())

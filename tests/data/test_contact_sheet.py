@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pyramid_jax.contact_sheet import write_contact_sheet
+from pyramid_jax.data.pictures import write_contact_sheet
 
 
 def test_every_video_is_a_row_of_its_frames(tmp_path: Path):

@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pyramid_jax.data import embedded
-from pyramid_jax.data.embedded import BACKGROUND, COLOURS, DIRECTIONS, Settings
+from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.moving_shapes import BACKGROUND, COLOURS, DIRECTIONS, Settings
 from pyramid_jax.data.video_io import read_video
 
 # Small pictures keep these tests quick; the laws hold at any size.
@@ -24,15 +24,15 @@ def contents(folder):
 
 
 def test_captions_are_sentences_that_can_be_parsed():
-    captions = embedded.captions()
+    captions = moving_shapes.captions()
     assert len({caption.text for caption in captions}) == len(captions) == 144
-    assert all(embedded.parse(caption.text) == caption for caption in captions)
-    assert embedded.parse("a red circle moves left") == ("red", "circle", "left")
+    assert all(moving_shapes.parse(caption.text) == caption for caption in captions)
+    assert moving_shapes.parse("a red circle moves left") == ("red", "circle", "left")
 
 
 def test_an_unknown_sentence_is_refused_with_the_known_words():
     with pytest.raises(ValueError, match=r"'a pink circle moves left'.*'red'.*'left'"):
-        embedded.parse("a pink circle moves left")
+        moving_shapes.parse("a pink circle moves left")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_an_unknown_sentence_is_refused_with_the_known_words():
 def test_a_shape_moves_by_its_step_and_stays_inside(settings):
     """Each frame is the previous one, moved, and nothing leaves the picture."""
     rng = np.random.default_rng(0)
-    for caption in embedded.captions():
-        video = embedded.render(caption, rng, settings)
+    for caption in moving_shapes.captions():
+        video = moving_shapes.render(caption, rng, settings)
         step = np.array(DIRECTIONS[caption.direction]) * settings.step
         for before, after in itertools.pairwise(video):
             np.testing.assert_array_equal(np.roll(before, step, (0, 1)), after)
@@ -58,8 +58,8 @@ def test_a_shape_moves_by_its_step_and_stays_inside(settings):
 
 def test_a_shape_has_its_colour_and_a_sensible_size():
     rng = np.random.default_rng(0)
-    for caption in embedded.captions()[::7]:
-        frame = embedded.render(caption, rng)[0]
+    for caption in moving_shapes.captions()[::7]:
+        frame = moving_shapes.render(caption, rng)[0]
         colours, counts = np.unique(frame.reshape(-1, 3), axis=0, return_counts=True)
         common = {tuple(colours[i]) for i in np.argsort(counts)[-2:].tolist()}
         assert common == {BACKGROUND, COLOURS[caption.colour]}
@@ -69,9 +69,9 @@ def test_a_shape_has_its_colour_and_a_sensible_size():
 
 def test_sizes_and_paths_vary_around_the_centre_in_steps_of_the_grid():
     rng, offsets, sizes = np.random.default_rng(0), set(), set()
-    caption = embedded.parse("a red cross moves up")
+    caption = moving_shapes.parse("a red cross moves up")
     for _ in range(200):
-        video = embedded.render(caption, rng)
+        video = moving_shapes.render(caption, rng)
         first, last = (np.argwhere((f != BACKGROUND).any(-1)) for f in video[[0, -1]])
         middle = (first.min(0) + last.max(0) + 1) / 2 - 64
         offsets.add(tuple(middle.tolist()))
@@ -82,7 +82,7 @@ def test_sizes_and_paths_vary_around_the_centre_in_steps_of_the_grid():
 
 def test_shapes_differ_clearly_from_each_other():
     """Any two shapes of one size differ in a tenth of the larger one's area."""
-    masks = [embedded._mask(shape, 48) for shape in embedded.SHAPES]
+    masks = [moving_shapes._mask(shape, 48) for shape in moving_shapes.SHAPES]
     for i, one in enumerate(masks):
         for other in masks[:i]:
             assert np.abs(one - other).sum() > 0.1 * max(one.sum(), other.sum())
@@ -91,21 +91,21 @@ def test_shapes_differ_clearly_from_each_other():
 def test_a_data_set_depends_on_its_arguments_only(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
-        embedded.write_dataset(folder, 3, 0, SMALL)
+        moving_shapes.write_dataset(folder, 3, 0, SMALL)
     assert contents(one) == contents(other)
     longer, reseeded = tmp_path / "longer", tmp_path / "reseeded"
-    embedded.write_dataset(longer, 5, 0, SMALL)
-    embedded.write_dataset(reseeded, 3, 1, SMALL)
+    moving_shapes.write_dataset(longer, 5, 0, SMALL)
+    moving_shapes.write_dataset(reseeded, 3, 1, SMALL)
     clips = {k: v for k, v in contents(one).items() if k.endswith("mp4")}
     assert len(clips) == 3 and clips.items() <= contents(longer).items()
     assert not clips.items() & contents(reseeded).items()
 
 
 def test_files_can_be_read_at_a_quarter_of_their_size_in_their_colours(tmp_path):
-    records = read_manifest(embedded.write_dataset(tmp_path / "set", 12, 0))
+    records = read_manifest(moving_shapes.write_dataset(tmp_path / "set", 12, 0))
     for record in records:
         video = read_video(record.path, (32, 32), 8, 8)
-        caption = embedded.parse(record.text)
+        caption = moving_shapes.parse(record.text)
         distance = np.abs(video.astype(int) - COLOURS[caption.colour]).max(-1)
         assert (distance < 25).sum((1, 2)).min() > 15
         background = np.median(video, (1, 2))
@@ -114,38 +114,38 @@ def test_files_can_be_read_at_a_quarter_of_their_size_in_their_colours(tmp_path)
 
 def test_all_captions_are_equally_frequent(tmp_path):
     settings = Settings(size=16, frames=1, step=1, diameter=(8, 8), jitter=4, grid=1)
-    records = read_manifest(embedded.write_dataset(tmp_path, 288, 0, settings))
+    records = read_manifest(moving_shapes.write_dataset(tmp_path, 288, 0, settings))
     assert set(Counter(record.text for record in records).values()) == {2}
 
 
 def test_a_complete_folder_is_used_as_it_is(tmp_path):
-    manifest = embedded.write_dataset(tmp_path / "set", 2, 0, SMALL)
+    manifest = moving_shapes.write_dataset(tmp_path / "set", 2, 0, SMALL)
     marked = tmp_path / "set" / "clips" / "00000.mp4"
     marked.write_text("left alone")
-    assert embedded.write_dataset(tmp_path / "set", 2, 0, SMALL) == manifest
+    assert moving_shapes.write_dataset(tmp_path / "set", 2, 0, SMALL) == manifest
     assert marked.read_text() == "left alone"
 
 
 def test_an_interrupted_folder_is_completed(tmp_path):
-    manifest = embedded.write_dataset(tmp_path / "set", 2, 0, SMALL)
+    manifest = moving_shapes.write_dataset(tmp_path / "set", 2, 0, SMALL)
     whole = contents(tmp_path / "set")
     manifest.unlink()
     (tmp_path / "set" / "clips" / "00001.mp4").write_text("half a fi")
-    embedded.write_dataset(tmp_path / "set", 2, 0, SMALL)
+    moving_shapes.write_dataset(tmp_path / "set", 2, 0, SMALL)
     assert contents(tmp_path / "set") == whole
 
 
 def test_another_data_set_in_the_folder_is_refused(tmp_path):
-    embedded.write_dataset(tmp_path, 2, 0, SMALL)
+    moving_shapes.write_dataset(tmp_path, 2, 0, SMALL)
     with pytest.raises(ValueError, match=r'holds .*"seed": 0.*expected .*"seed": 1'):
-        embedded.write_dataset(tmp_path, 2, 1, SMALL)
+        moving_shapes.write_dataset(tmp_path, 2, 1, SMALL)
     assert json.loads((tmp_path / "dataset.json").read_text())["seed"] == 0
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "manifest.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="files of another kind"):
-        embedded.write_dataset(tmp_path, 2, 0, SMALL)
+        moving_shapes.write_dataset(tmp_path, 2, 0, SMALL)
     assert contents(tmp_path) == {"manifest.jsonl": b"mine"}
 
 
@@ -155,4 +155,4 @@ def test_impossible_settings_are_refused():
     ):
         Settings(size=32, step=2, diameter=(12, 18))
     with pytest.raises(ValueError, match="clips is 0"):
-        embedded.write_dataset("unused", 0, 0)
+        moving_shapes.write_dataset("unused", 0, 0)

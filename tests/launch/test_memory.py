@@ -3,8 +3,8 @@
 
 import pytest
 
-from pyramid_jax import variants
-from pyramid_jax.config import SampleConfig
+from launch.memory import released_networks
+from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline.memory import GIB, Networks, Work
 
@@ -27,12 +27,12 @@ def test_released_models_take_what_the_documents_say(
     variant: str, resident: tuple[float, float], parked: tuple[float, float]
 ):
     for wait, said in ((False, resident), (True, parked)):
-        networks = variants.networks(variant, parked=wait)
+        networks = released_networks(variant, parked=wait)
         found = [largest(networks, size) for size in SHAPES]
         assert found == pytest.approx(said, abs=0.05)
 
 
 @pytest.mark.slow
 def test_ten_seconds_of_768p_fit_twelve_gib_if_parts_take_turns():
-    networks = variants.networks("mmdit", parked=True)
+    networks = released_networks("mmdit", parked=True)
     assert largest(networks, "768p", 12 * GIB) < 12

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a text-to-video model is: its config, its weights, its functions.
+
+Here the method meets the networks, which don't know each other.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from pyramid_jax import objective, pyramid
+from pyramid_jax.config import build, fields
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.layout import Layout
+from pyramid_jax.models.dit import DiT, DiTConfig
+from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
+from pyramid_jax.pyramid import Stage
+from pyramid_jax.sampler import Guidance, SamplerConfig
+from pyramid_jax.shapes import Rows, Text, Tokens, Velocity
+
+MMDIT = DiTConfig()
+MINIFLUX = DiTConfig(
+    width=1920,
+    heads=30,
+    double_blocks=8,
+    single_blocks=16,
+    pooled_width=768,
+    rope_axes=(16, 24, 24),
+    table=None,
+    qk_eps=1e-6,
+    text_ends_early=False,
+)
+VARIANTS = {"mmdit": MMDIT, "miniflux": MINIFLUX}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the weights of a text-to-video model mean.
+
+    Args:
+        text: the encoder that is trained with the DiT; None: the features are given.
+        edges, shift, gamma: of the pyramid's stages, see `pyramid.stages`.
+        corrupt: largest noise fraction of the history in training.
+        tokenizer: a tokenizer.json, or "byt5".
+    """
+
+    dit: DiTConfig
+    layout: Layout
+    latent: LatentConfig
+    text: TextConfig | None = None
+    edges: tuple[float, ...] = pyramid.THIRDS
+    shift: float = 1.0
+    gamma: float = 1 / 3
+    corrupt: float = 1 / 3
+    tokenizer: str = "byt5"
+
+    def __post_init__(self):
+        patch, channels = self.layout.patch, self.latent.channels
+        if self.dit.patch_values != patch**2 * channels:
+            raise ValueError(
+                f"patch_values {self.dit.patch_values} must be {patch**2 * channels} "
+                f"= {patch}² (patch) x {channels} (channels)"
+            )
+        if self.text is not None and {self.text.width} != {
+            self.dit.text_width,
+            self.dit.pooled_width,
+        }:
+            raise ValueError(
+                f"text width {self.text.width} must equal the DiT's text_width "
+                f"{self.dit.text_width} and pooled_width {self.dit.pooled_width}"
+            )
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the pyramid, coarsest first."""
+        return pyramid.stages(self.edges, self.shift, self.gamma)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Defaults for sampling a model: Euler steps per stage, guidance; what it can make.
+
+    Args:
+        image_guidance: scale of later units where the first frame is given; None: that
+            of `guidance`.
+        sizes: (height, width, frames of the longest video) of the training, () where
+            they are not known.
+        fps: frames per second of the training.
+    """
+
+    first_steps: tuple[int, ...] = (20, 20, 20)
+    video_steps: tuple[int, ...] = (10, 10, 10)
+    guidance: Guidance = field(default_factory=Guidance)
+    last_step: bool = True
+    scans: int = 1
+    image_guidance: float | None = None
+    sizes: tuple[tuple[int, int, int], ...] = ()
+    fps: float = 24.0
+
+    def with_image(self) -> "SampleConfig":
+        """These choices where the first frame is given."""
+        if self.image_guidance is None:
+            return self
+        guidance = dataclasses.replace(self.guidance, video=self.image_guidance)
+        return dataclasses.replace(self, guidance=guidance)
+
+    def sampler(self, model: ModelConfig) -> SamplerConfig:
+        """These choices for one model."""
+        return SamplerConfig(
+            stages=model.stages,
+            layout=model.layout,
+            first_steps=self.first_steps,
+            video_steps=self.video_steps,
+            gamma=model.gamma,
+            last_step=self.last_step,
+            scans=self.scans,
+        )
+
+
+# ---------------------------------------------------------------------------- parsing
+
+
+def model_config(section: Mapping[str, Any]) -> ModelConfig:
+    """The `model` section of a config, or the same read from a model's config.json.
+
+    `variant` names the DiT that the entries of `dit` change.
+
+    Raises:
+        ValueError: unknown variant or entry, or values that don't fit together.
+    """
+    section = dict(section)
+    variant = section.pop("variant")
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; use one of {sorted(VARIANTS)}")
+    dit = dataclasses.replace(
+        VARIANTS[variant], **fields(DiTConfig, section.pop("dit"))
+    )
+    text = section.pop("text", None)
+    layout = {"table": dit.table} | dict(section.pop("layout"))
+    return build(
+        ModelConfig,
+        section
+        | {
+            "dit": dit,
+            "layout": build(Layout, layout),
+            "latent": build(LatentConfig, section.pop("latent")),
+            "text": None if text is None else build(TextConfig, text),
+        },
+    )
+
+
+def model_section(model: ModelConfig) -> dict[str, Any]:
+    """What `model_config` reads, all entries spelled out."""
+    return dataclasses.asdict(model) | {"variant": "mmdit"}
+
+
+def sample_config(section: Mapping[str, Any]) -> SampleConfig:
+    """The `sample` section of a config."""
+    section = dict(section)
+    guidance = build(Guidance, section.pop("guidance", {}))
+    sizes = tuple(tuple(size) for size in section.pop("sizes", ()))
+    return build(SampleConfig, section | {"guidance": guidance, "sizes": sizes})
+
+
+# ----------------------------------------------------------------- functions of a model
+
+
+def initialise(model: ModelConfig, key: jax.Array) -> Any:
+    """Fresh weights {"dit": ..., "text": ...}, in boxes that name the axes of each."""
+    if model.text is None:
+        widths = model.dit.text_width, model.dit.pooled_width
+    else:
+        widths = model.text.width, model.text.width
+    none, order = jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32)
+    tokens = Tokens(
+        jnp.zeros((1, 1, model.dit.patch_values)), jnp.zeros((1, 1, 3)), order, order
+    )
+    text = Text(jnp.zeros((1, 1, widths[0])), order, jnp.zeros((1, 1, widths[1])))
+    of_dit, of_text = jax.random.split(key)
+    params = {"dit": DiT(model.dit).init(of_dit, tokens, none, text)["params"]}
+    if model.text is not None:
+        encoder = TextEncoder(model.text)
+        params["text"] = encoder.init(of_text, order, order, 1)["params"]
+    return params
+
+
+def encode_text(
+    model: ModelConfig, params: Any, ids: jax.Array, segment: jax.Array, segments: int
+) -> Text:
+    """Captions of a batch of rows, as the DiT sees them."""
+    if model.text is None:
+        raise ValueError(
+            "this model has no text encoder of its own; give text features"
+        )
+    weights = {"params": params["text"]}
+    text: Any = TextEncoder(model.text).apply(weights, ids, segment, segments)
+    return text
+
+
+def velocity(model: ModelConfig, params: Any) -> Velocity:
+    """The network as a function (tokens, time, text) -> velocity of every token."""
+    network: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
+    return network
+
+
+def row_text(model: ModelConfig, params: Any, rows: Rows) -> Text:
+    """The captions of packed rows: encoded ids, or the features they come with."""
+    if model.text is None:
+        return Text(rows.text, rows.text_segment, rows.pooled)
+    segments = rows.stage.shape[1]
+    return encode_text(model, params, rows.text, rows.text_segment, segments)
+
+
+def loss(
+    model: ModelConfig, params: Any, rows: Rows, key: jax.Array, step: Any = None
+) -> tuple[Float[jax.Array, ""], objective.Losses]:
+    """The training loss of a batch, and its sums per stage; the same at every step."""
+    losses = objective.loss(
+        velocity(model, params),
+        rows,
+        row_text(model, params, rows),
+        objective.draw(key, rows),
+        model.stages,
+        model.corrupt,
+    )
+    return losses.loss, losses
