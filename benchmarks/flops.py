@@ -34,7 +34,7 @@ PEAKS = {
     "TPU v6": 918e12,  # v6e
 }
 PER_SEGMENT = {"modulation", "head_modulation", "time", "pooled"}
-OF_TEXT = {"text", "context"}
+OF_TEXT = {"text", "text_in"}
 
 
 class Product(NamedTuple):

@@ -25,16 +25,16 @@ Run = Callable[[], Any]
 def training(work: Workload) -> Run:
     """Runs a whole training step: loss, gradient, clipping, AdamW, average."""
     init, rates = partial(initialise, work.model), OptimizerConfig()
-    update, over = optimizer(rates), _mesh()
+    update, mesh = optimizer(rates), _mesh()
     take = step.train_step(
         partial(loss, work.model),
         update,
         learning_rate(rates),
         step.StepConfig(),
-        state.abstract(init, update, over),
+        state.abstract(init, update, mesh),
     )
     rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)
-    current = [state.create(jax.random.key(0), init, update, over)]
+    current = [state.create(jax.random.key(0), init, update, mesh)]
 
     def run() -> jax.Array:
         current[0], report = take(current[0], rows, key)
@@ -144,4 +144,4 @@ def _weights(work: Workload) -> Any:
 
 
 def _mesh() -> jax.sharding.Mesh:
-    return sharding.mesh(data=1, devices=jax.devices()[:1])
+    return sharding.device_mesh(data=1, devices=jax.devices()[:1])

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.reference import Original
 from benchmarks.reference_vae import OriginalVAE
 from benchmarks.video import Case, Words
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import LIMIT
 from pyramid_jax.sampler import Guidance
@@ -130,7 +130,7 @@ def _t5(cfg: T5Config) -> Any:
     return transformers.T5EncoderModel(given)
 
 
-def _clip(cfg: ClipConfig) -> Any:
+def _clip(cfg: CLIPConfig) -> Any:
     import transformers
 
     given = transformers.CLIPTextConfig(

@@ -38,7 +38,7 @@ from benchmarks.timing import (
 from benchmarks.video import PRESETS, SMALL, Case, case
 from benchmarks.workload import Workload
 from pyramid_jax.data.video_io import to_uint8
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.codec import Pieces
@@ -112,7 +112,7 @@ def measure(given: Case, repeats: int, clock: str = "wall") -> Measured:
     model = given.model(watch=lambda at: ends.append((at, now())))
     jax.block_until_ready(given.loaded)
 
-    def run(model: VideoModel) -> Run:
+    def run(model: VideoPipeline) -> Run:
         ends.clear()
         began = now()
         model.text_to_video(PROMPTS[1], given.size)
@@ -141,7 +141,7 @@ def measure(given: Case, repeats: int, clock: str = "wall") -> Measured:
     )
 
 
-def encode(model: VideoModel) -> Any:
+def encode(model: VideoPipeline) -> Any:
     """The text of a prompt and of a negative prompt."""
     assert model.prompts is not None
     return model.prompts(PROMPTS)
@@ -176,7 +176,7 @@ def beside(
     return found
 
 
-def decoding(given: Case, model: VideoModel) -> Callable[[], Any]:
+def decoding(given: Case, model: VideoPipeline) -> Callable[[], Any]:
     """Runs the decoder, from latents to 8-bit frames on the host."""
     assert model.vae is not None
     codec = autoencoder.codec(model.vae)

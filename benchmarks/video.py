@@ -18,13 +18,13 @@ from pyramid_jax import sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.models import vae
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.denoise import Watch
 from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"
@@ -52,7 +52,7 @@ class Case:
 
     work: Workload
     t5: T5Config
-    clips: tuple[ClipConfig, ...]
+    clips: tuple[CLIPConfig, ...]
     vae: VAEConfig
     first_steps: int = 20
     video_steps: int = 10
@@ -107,7 +107,7 @@ class Case:
         """Random weights of every network on the device."""
         return random_weights(self.weights, self.dtype)
 
-    def model(self, watch: Watch | None = None) -> VideoModel:
+    def model(self, watch: Watch | None = None) -> VideoPipeline:
         """What `pyramid_jax.load` returns for a converted model."""
         made = self.loaded
         dtype: Any = {"dtype": self.dtype}
@@ -115,7 +115,7 @@ class Case:
         t5, *clips = map(Network, cfgs, made["text encoders"])
         limits = LIMIT, *(cfg.positions for cfg in self.clips)
         words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
-        return VideoModel(
+        return VideoPipeline(
             self.cfg,
             {"dit": made["transformer"]},
             tokenize=lambda text: [],  # the prompts have tokenizers of their own
@@ -191,12 +191,12 @@ def _released(variant: str, size: Size) -> Case:
 
 def _clips(
     variant: str, blocks: tuple[int, int] = (12, 32), vocabulary: int = 49408
-) -> tuple[ClipConfig, ...]:
+) -> tuple[CLIPConfig, ...]:
     """CLIP ViT-L, and for the SD3-style model CLIP ViT-bigG."""
-    large = ClipConfig(vocabulary, CLIP_L, blocks=blocks[0])
+    large = CLIPConfig(vocabulary, CLIP_L, blocks=blocks[0])
     if variant == "miniflux":
         return (large,)
-    giant = ClipConfig(
+    giant = CLIPConfig(
         vocabulary,
         CLIP_G,
         heads=20,

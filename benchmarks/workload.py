@@ -73,7 +73,9 @@ class Workload:
             dtype="float32",
             remat=False,
         )
-        return ModelConfig(dit, Layout(table=dit.table), LatentConfig())
+        return ModelConfig(
+            dit, Layout(position_table=dit.position_table), LatentConfig()
+        )
 
     @property
     def units(self) -> tuple[int, int]:

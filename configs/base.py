@@ -22,7 +22,7 @@ def get_config(variant: str = "mmdit") -> Any:
     cfg.model = {  # config.ModelConfig
         "variant": variant,
         "dit": asdict(dit) | {"dtype": "bfloat16"},  # models.dit.DiTConfig
-        "layout": asdict(Layout(table=dit.table)),  # layout.Layout
+        "layout": asdict(Layout(position_table=dit.position_table)),  # layout.Layout
         "latent": asdict(LatentConfig()),  # latents.LatentConfig
         "text": None,  # models.text.TextConfig
         "edges": (0.0, 1 / 3, 2 / 3, 1.0),
@@ -61,7 +61,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "final_rate": 1e-5,
     }
     cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
-    cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.mesh
+    cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     cfg.sample = {  # config.SampleConfig
         "first_steps": (20, 20, 20),
         "video_steps": (10, 10, 10),

@@ -83,12 +83,12 @@ def describe(model: Any) -> None:
         text_width=128,
         pooled_width=128,
         rope_axes=(8, 12, 12),
-        table=8,
-        table_base=8,
+        position_table=8,
+        position_table_base=8,
         dtype="float32",
         remat=False,
     )
-    model.layout.update(patch=4, table=8)
+    model.layout.update(patch=4, position_table=8)
     mean, scale = -0.72, 2.5  # of the embedded clips, measured
     model.latent.update(channels=3, spatial=1, temporal=1)
     model.latent.update(image_shift=mean, image_scale=scale)

@@ -30,8 +30,10 @@ def get_config(mode: str = "full") -> Any:
     cfg = tiny.get_config()
     with cfg.unlocked():
         cfg.model.update(edges=(0.0, 0.5, 1.0))
-    cfg.model.dit.update(patch_values=2 * 2 * 8, table=4, table_base=4)
-    cfg.model.layout.update(patch=2, table=4)
+    cfg.model.dit.update(
+        patch_values=2 * 2 * 8, position_table=4, position_table_base=4
+    )
+    cfg.model.layout.update(patch=2, position_table=4)
     cfg.model.latent.update(channels=8, spatial=4, temporal=2)
     cfg.autoencoder = "pyramid_jax/assets/tiny_latent"
     cfg.data.update(
@@ -48,5 +50,5 @@ def get_config(mode: str = "full") -> Any:
     cfg.sample.guidance.first = 2.0
     if mode == "smoke":  # which has pixels instead of latents
         cfg.data.manifest = "data/shapes/manifest.jsonl"
-        cfg.model.dit.table = cfg.model.layout.table = 16
+        cfg.model.dit.position_table = cfg.model.layout.position_table = 16
     return base.choose(cfg, mode)

@@ -45,7 +45,7 @@ def get_config(mode: str = "full") -> Any:
     }
     cfg.image_share = 0.1  # weight of pictures in the loss
     cfg.freeze_encoder = False
-    cfg.data = {  # data.clips.ClipConfig
+    cfg.data = {  # data.clips.VAEDataConfig
         "manifest": "",
         "height": 256,
         "width": 256,
@@ -75,7 +75,7 @@ def get_config(mode: str = "full") -> Any:
     }
     cfg.optimizer, cfg.discriminator_optimizer = dict(rates), dict(rates)
     cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
-    cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.mesh
+    cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     every = dict(log_every=50, save_every=1000, sample_every=5000)
     cfg.loop = {"steps": 200_000} | every  # training.loop.LoopConfig
     cfg.statistics = 1024  # clips over which the latents' mean and deviation are taken

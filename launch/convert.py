@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         return
     folder = hub.folder(come, given.variant)
     dit, vae = (Path(x) if x else None for x in (given.dit, given.vae))
-    source = original.Source(folder, given.variant, dit, vae, given.text)
+    source = original.ReleasedFolder(folder, given.variant, dit, vae, given.text)
     if given.check:
         found = original.look(source)
         print(found)

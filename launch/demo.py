@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     print(f"mp4 files: {folder}\ncontact sheet: {sheet}")
 
 
-def make(model: generate.VideoModel, folder: Path, seed: int) -> Path:
+def make(model: generate.VideoPipeline, folder: Path, seed: int) -> Path:
     """Writes the videos into a folder; returns the path of their contact sheet."""
     made = [*text_to_video(model, seed), *image_to_video(model, seed)]
     for i, (caption, video) in enumerate(made):
@@ -54,7 +54,7 @@ def make(model: generate.VideoModel, folder: Path, seed: int) -> Path:
 
 
 def text_to_video(
-    model: generate.VideoModel, seed: int
+    model: generate.VideoPipeline, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of every prompt, sampled as one batch."""
     size = generate.Size(SIDE, SIDE, model.cfg.latent.longest(FRAMES))
@@ -63,7 +63,7 @@ def text_to_video(
 
 
 def image_to_video(
-    model: generate.VideoModel, seed: int
+    model: generate.VideoPipeline, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of prompts whose first frame is drawn, not generated."""
     frames = model.cfg.latent.longest(FRAMES)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 
 def sampled(
-    model: generate.VideoModel,
+    model: generate.VideoPipeline,
     captions: list[moving_shapes.Caption],
     batch: int,
     seed: int,

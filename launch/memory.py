@@ -19,19 +19,19 @@ from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, SampleConfig
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import memory
-from pyramid_jax.pipeline.memory import GIB, Networks, Work
+from pyramid_jax.pipeline.memory import GIB, ModelParts, Work
 from pyramid_jax.pipeline.prompts import Network, abstract
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae.autoencoder import Autoencoder
 
-CLIP_G = ClipConfig(
+CLIP_G = CLIPConfig(
     width=1280, heads=20, mlp_width=5120, blocks=32, quick_gelu=False, projection=1280
 )
-CLIPS = {"mmdit": (ClipConfig(projection=768), CLIP_G), "miniflux": (ClipConfig(),)}
+CLIPS = {"mmdit": (CLIPConfig(projection=768), CLIP_G), "miniflux": (CLIPConfig(),)}
 
 
 def main(argv: list[str]) -> None:
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 def released_networks(
     variant: str, dtype: str = "bfloat16", parked: bool = False
-) -> Networks:
+) -> ModelParts:
     """A released model: its transformer, VAE and text encoders.
 
     Args:
@@ -71,7 +71,7 @@ def released_networks(
         parked: weights wait on the host, as with `generate.load(offload=True)`.
     """
     dit = replace(VARIANTS[variant], dtype=dtype)
-    cfg = ModelConfig(dit, Layout(table=dit.table), LatentConfig())
+    cfg = ModelConfig(dit, Layout(position_table=dit.position_table), LatentConfig())
     coder = VAEConfig(dtype=dtype)
     kind = sharding.HOST if parked else sharding.DEVICE
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
@@ -85,7 +85,7 @@ def released_networks(
         T5Config(dtype=dtype),
         *(replace(c, dtype=dtype) for c in CLIPS[variant]),
     )
-    return Networks(
+    return ModelParts(
         cfg,
         {"dit": placed(blueprints.dit(dit).shapes)},
         Autoencoder(coder, cfg.latent, placed(blueprints.vae(coder).shapes)),

@@ -76,8 +76,8 @@ def write_clips() -> None:
 
 def write_features(manifest: str, model: str) -> None:
     """Writes features of captions, as the flags say."""
-    over = sharding.mesh(data=1, fsdp=len(jax.devices()))
-    encode = prompts.load(model, DTYPE.value, over)
+    mesh = sharding.device_mesh(data=1, fsdp=len(jax.devices()))
+    encode = prompts.load(model, DTYPE.value, mesh)
     made = captions.write(manifest, TO.value, encode, BATCH.value or 16)
     logging.info("features of all captions: %s", made)
 
@@ -85,10 +85,10 @@ def write_features(manifest: str, model: str) -> None:
 def write_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
     devices = len(jax.devices())
-    over = sharding.mesh() if devices > 1 else None
+    mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load(model)
-    job = precompute.Job(
-        encode=autoencoder.raw_encoder(vae, SEED.value, over),
+    job = precompute.LatentJob(
+        encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=Pixels(FRAMES.value, FPS.value),
         sizes=tuple(presets.sides(text) for text in SIZES.value),
         batch=BATCH.value or devices,

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs are kept on disk, so that only the first run compiles them."""
+"""What commands have in common: the compile cache, and devices from flags."""
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+
+from pyramid_jax import sharding
 
 logger = logging.getLogger(__name__)
 
@@ -27,3 +31,23 @@ def enable() -> None:
     folder = Path(caches) / "pyramid_jax" / "programs"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     logger.info("compiled programs are kept in %s", folder)
+
+
+def parse_mesh(given: Sequence[str] | None) -> Mesh | None:
+    """Devices from texts such as "data=2"; None: the first device.
+
+    Raises:
+        ValueError: no such axis or size, or another number of devices.
+    """
+    if given is None:
+        return None
+    sizes = {}
+    for text in given:
+        axis, _, size = text.partition("=")
+        if axis not in sharding.MESH_AXES or not size.removeprefix("-").isdecimal():
+            raise ValueError(
+                f"mesh {text!r} is not AXIS=SIZE with an axis of {sharding.MESH_AXES}; "
+                "give e.g. data=2,fsdp=-1"
+            )
+        sizes[axis] = int(size)
+    return sharding.device_mesh(**sizes)

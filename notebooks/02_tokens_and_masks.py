@@ -178,7 +178,7 @@ plt.show()
 # %% [markdown]
 # Across stages, positions grow with the grid (cell 7 exists only at the finest stage);
 # across history, they are interpolated (paper, section 3.4). Models with a learned
-# position table (`Layout(table=...)`) count from the middle of the table instead of
+# position table (`Layout(position_table=...)`) count from the middle of the table instead of
 # from the corner.
 #
 # ## The mask: two integers per token

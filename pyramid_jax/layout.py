@@ -27,7 +27,7 @@ class Layout:
     Args:
         patch: side of the square of latent cells that makes one token.
         frames_per_unit: latent frames generated together after the first.
-        table: side of the model's position table in cells; positions are then centred
+        position_table: side of the model's position table in cells; positions are then centred
             in it. None counts from the top left corner.
         interpolate: coarser history lies on the target stage's grid; False gives every
             clip the cells of its own, coarser grid (centred), as an ablation.
@@ -35,7 +35,7 @@ class Layout:
 
     patch: int = 2
     frames_per_unit: int = 1
-    table: int | None = None
+    position_table: int | None = None
     interpolate: bool = True
 
     def __post_init__(self):
@@ -161,16 +161,18 @@ def positions(
     Raises:
         ValueError: the target grid is larger than the model's position table.
     """
-    if layout.table is not None and max(target) > layout.table:
+    if layout.position_table is not None and max(target) > layout.position_table:
         raise ValueError(
             f"{max(target)} tokens on a side exceed the model's position table of "
-            f"{layout.table} cells; choose a smaller size"
+            f"{layout.position_table} cells; choose a smaller size"
         )
 
     def axis(cells: int, of: int) -> np.ndarray:
         if not layout.interpolate:
             of = cells
-        offset = 0 if layout.table is None else (layout.table - of) // 2
+        offset = (
+            0 if layout.position_table is None else (layout.position_table - of) // 2
+        )
         return (np.arange(cells) + 0.5) * (of / cells) - 0.5 + offset
 
     y, x = (axis(cells, of) for cells, of in zip(own, target, strict=True))

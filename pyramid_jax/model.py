@@ -32,7 +32,7 @@ MINIFLUX = DiTConfig(
     single_blocks=16,
     pooled_width=768,
     rope_axes=(16, 24, 24),
-    table=None,
+    position_table=None,
     qk_eps=1e-6,
     text_ends_early=False,
 )
@@ -142,7 +142,7 @@ def model_config(section: Mapping[str, Any]) -> ModelConfig:
         VARIANTS[variant], **fields(DiTConfig, section.pop("dit"))
     )
     text = section.pop("text", None)
-    layout = {"table": dit.table} | dict(section.pop("layout"))
+    layout = {"position_table": dit.position_table} | dict(section.pop("layout"))
     return build(
         ModelConfig,
         section

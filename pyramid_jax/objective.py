@@ -30,7 +30,7 @@ class Draws(NamedTuple):
     z: Float[jax.Array, "b n p"]
 
 
-class Example(NamedTuple):
+class NoisyRow(NamedTuple):
     """What the network gets, and the velocity that the current tokens should get."""
 
     tokens: Tokens
@@ -63,7 +63,7 @@ def draw(key: jax.Array, rows: Rows) -> Draws:
 
 def noisy(
     rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
-) -> Example:
+) -> NoisyRow:
     """Adds noise: the current unit on its stage's path, the history a little.
 
         current: x = r·start + (1 - r)·end,  target = start - end
@@ -95,7 +95,7 @@ def noisy(
 
     values = jnp.where(rows.current[..., None], x, past)
     tokens = Tokens(values, rows.position, rows.segment, rows.frame)
-    return Example(tokens, clock, pyramid.velocity(start, end))
+    return NoisyRow(tokens, clock, pyramid.velocity(start, end))
 
 
 def squared_error(

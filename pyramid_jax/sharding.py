@@ -55,7 +55,7 @@ def named(init: Initializer, axes: Axes) -> Initializer:
     return lambda *args: Named(init(*args), axes)
 
 
-def mesh(
+def device_mesh(
     data: int = -1,
     fsdp: int = 1,
     context: int = 1,
@@ -102,17 +102,17 @@ def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
 
 
 def place(
-    shape: tuple[int, ...], axes: Axes, over: Mesh | AbstractMesh
+    shape: tuple[int, ...], axes: Axes, mesh: Mesh | AbstractMesh
 ) -> NamedSharding:
     """The sharding of an array; a dimension that its axis can't divide is whole."""
     entries = []
     for size, entry in zip(shape, spec(axes), strict=True):
-        parts = math.prod(over.shape[name] for name in _names(entry))
+        parts = math.prod(mesh.shape[name] for name in _names(entry))
         entries.append(entry if size % parts == 0 else None)
-    return NamedSharding(over, P(*entries))
+    return NamedSharding(mesh, P(*entries))
 
 
-def shardings(abstract: Any, over: Mesh) -> Any:
+def shardings(abstract: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of `abstract`, whose weights are in boxes with axes.
 
     Optimizer moments and averages made from such weights carry the same boxes, so one
@@ -121,27 +121,27 @@ def shardings(abstract: Any, over: Mesh) -> Any:
 
     def one(leaf: Any) -> NamedSharding:
         if _is_box(leaf):
-            return place(leaf.value.shape, leaf.names, over)
-        return NamedSharding(over, P())
+            return place(leaf.value.shape, leaf.names, mesh)
+        return NamedSharding(mesh, P())
 
     return jax.tree.map(one, abstract, is_leaf=_is_box)
 
 
-def batch_shardings(batch: Any, over: Mesh) -> Any:
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     """The sharding of a batch: first axis "batch", the others whole."""
     return jax.tree.map(
-        lambda x: place(x.shape, ("batch", *[None] * (x.ndim - 1)), over), batch
+        lambda x: place(x.shape, ("batch", *[None] * (x.ndim - 1)), mesh), batch
     )
 
 
-def batch_parts(over: Mesh) -> int:
+def batch_parts(mesh: Mesh) -> int:
     """How many devices divide a batch among them."""
-    return parts("batch", over)
+    return parts("batch", mesh)
 
 
-def parts(axis: str, over: Mesh | AbstractMesh) -> int:
+def parts(axis: str, mesh: Mesh | AbstractMesh) -> int:
     """How many devices divide an axis of arrays among them."""
-    return math.prod(over.shape[name] for name in _names(spec((axis,))[0]))
+    return math.prod(mesh.shape[name] for name in _names(spec((axis,))[0]))
 
 
 def shares(axis: str) -> int:

@@ -29,7 +29,7 @@ from pyramid_jax.model import (
 )
 from pyramid_jax.pipeline import folder as saved
 from pyramid_jax.pipeline import video as generate
-from pyramid_jax.pipeline.video import VideoModel
+from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import Task, run, with_weights
@@ -62,7 +62,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     defaults = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
-    sampled = VideoModel(model, None, tokenize, defaults, vae=vae)
+    sampled = VideoPipeline(model, None, tokenize, defaults, vae=vae)
 
     task = Task(
         init=partial(initialise, model),
@@ -141,7 +141,7 @@ def training_rows(
 
 
 def sampler(
-    workdir: Path, made: VideoModel, data: DataConfig, prompts: Sequence[str]
+    workdir: Path, made: VideoPipeline, data: DataConfig, prompts: Sequence[str]
 ) -> Callable[[int, Any], None]:
     """A function (step, weights) that writes samples/STEP/*.mp4 and a contact sheet.
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from pyramid_jax.checkpoint import rename, text_tables
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import abstract
 from pyramid_jax.sharding import unbox
@@ -20,8 +20,8 @@ from pyramid_jax.sharding import unbox
 WORDS = ("a", "red", "blue", "circle", "moves", "left")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,"
 T5 = T5Config(width=16, heads=4, head_dim=4, mlp_width=24, blocks=2)
-CLIP_L = ClipConfig(width=8, heads=2, mlp_width=12, blocks=2)
-CLIP_G = ClipConfig(width=12, heads=3, mlp_width=16, blocks=1, quick_gelu=False)
+CLIP_L = CLIPConfig(width=8, heads=2, mlp_width=12, blocks=2)
+CLIP_G = CLIPConfig(width=12, heads=3, mlp_width=16, blocks=1, quick_gelu=False)
 
 
 def write_mmdit(folder: Path) -> Path:
@@ -68,7 +68,7 @@ def _write_t5(folder: Path, end: str) -> Path:
     return folder
 
 
-def _write_clip(folder: Path, end: str, cfg: ClipConfig) -> None:
+def _write_clip(folder: Path, end: str, cfg: CLIPConfig) -> None:
     """Byte pairs whose words end with `</w>`, between two ends, as in CLIP's files."""
     vocabulary = [*LETTERS, *(f"{x}</w>" for x in LETTERS), "re", "red</w>"]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]

@@ -190,7 +190,7 @@ def test_positions_of_coarser_history_are_those_of_the_original():
 @pytest.mark.parametrize(("cells", "first"), [(12, 90), (48, 72), (80, 56), (5, 93)])
 def test_with_a_table_positions_are_centred_in_it(cells, first):
     centred = layout.positions(
-        np.array([2]), (cells, cells), (cells, cells), Layout(table=192)
+        np.array([2]), (cells, cells), (cells, cells), Layout(position_table=192)
     )
     plain = layout.positions(np.array([2]), (cells, cells), (cells, cells), Layout())
     np.testing.assert_array_equal(centred - plain, [[0, first, first]] * cells**2)
@@ -199,7 +199,7 @@ def test_with_a_table_positions_are_centred_in_it(cells, first):
 @pytest.mark.parametrize("target", [(17, 8), (8, 17)])
 def test_a_grid_that_is_larger_than_the_table_is_refused(target):
     with pytest.raises(ValueError, match=r"17 tokens .* table of 16 cells"):
-        layout.positions(np.array([0]), (4, 4), target, Layout(table=16))
+        layout.positions(np.array([0]), (4, 4), target, Layout(position_table=16))
 
 
 @pytest.mark.parametrize("wrong", [{"patch": 0}, {"frames_per_unit": 0}])
@@ -209,7 +209,7 @@ def test_an_impossible_layout_is_refused(wrong):
 
 
 def test_without_interpolation_clips_keep_the_cells_of_their_own_grid():
-    cut = Layout(table=16, interpolate=False)
+    cut = Layout(position_table=16, interpolate=False)
     places = layout.positions(np.array([0]), (2, 2), (8, 8), cut)
     np.testing.assert_array_equal(np.unique(places[:, 1:]), [7, 8])
 
@@ -218,7 +218,7 @@ def test_without_interpolation_clips_keep_the_cells_of_their_own_grid():
 @pytest.mark.parametrize("stage", range(3))
 def test_a_training_segment_is_what_the_sampler_sees(stage, per_unit):
     """Tokens, places and order agree, though the sampler's are traced and padded."""
-    cut = Layout(table=16, frames_per_unit=per_unit)
+    cut = Layout(position_table=16, frames_per_unit=per_unit)
     clean, slots = video(1, 1 + 3 * per_unit, 8, 16, 3), 4
     levels = pyramid.levels(clean, 3)
 

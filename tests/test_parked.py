@@ -16,8 +16,8 @@ def on_devices(x: jax.Array) -> bool:
 @pytest.fixture
 def tree() -> dict:
     """A weight that two devices share, and one that is on the first device."""
-    over = sharding.mesh(data=1, fsdp=2, devices=jax.devices()[:2])
-    shared = sharding.place((4, 3), ("embed", None), over)
+    mesh = sharding.device_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+    shared = sharding.place((4, 3), ("embed", None), mesh)
     return {
         "shared": jax.device_put(np.arange(12.0).reshape(4, 3), shared),
         "whole": jnp.ones(5, jnp.bfloat16),

@@ -29,8 +29,8 @@ MODEL = DiTConfig(
     text_width=8,
     pooled_width=8,
     rope_axes=(8,),
-    table=4,
-    table_base=4,
+    position_table=4,
+    position_table_base=4,
     text_ends_early=False,
     remat=False,
 )
@@ -55,7 +55,8 @@ def rows(count: int = 8) -> Rows:
         levels = pyramid.levels(latent, 2)
         chosen = [layout.compact(layout.clips(stage, 1, slots=2)) for stage in (1, 0)]
         parts = [
-            layout.segment(levels, clips, layout.Layout(table=4)) for clips in chosen
+            layout.segment(levels, clips, layout.Layout(position_table=4))
+            for clips in chosen
         ]
         joined = [np.concatenate(field) for field in zip(*parts, strict=True)]
         clean, coarser, position, frame, current = joined
@@ -121,11 +122,11 @@ def test_the_batch_holds_two_segments_per_row():
     ],
 )
 def test_many_devices_compute_what_one_computes(name, weights, on_one_device):
-    over = sharding.mesh(**MESHES[name])
-    params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, over))
-    batch = jax.device_put(rows(), sharding.batch_shardings(rows(), over))
+    mesh = sharding.device_mesh(**MESHES[name])
+    params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, mesh))
+    batch = jax.device_put(rows(), sharding.batch_shardings(rows(), mesh))
     assert len(batch.clean.sharding.device_set) > 1
-    with jax.set_mesh(over):
+    with jax.set_mesh(mesh):
         value, losses, gradient = loss_and_gradients(params, batch)
 
     one_value, one_losses, one_gradient = on_one_device
@@ -151,9 +152,9 @@ def test_many_devices_compute_what_one_computes(name, weights, on_one_device):
 
 def traffic(weights: Any, **sizes: Any) -> dict[str, list[int]]:
     """Values in the result of every collective of a compiled forward pass, by kind."""
-    over = sharding.mesh(data=1, **sizes)
-    params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, over))
-    with jax.set_mesh(over):
+    mesh = sharding.device_mesh(data=1, **sizes)
+    params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, mesh))
+    with jax.set_mesh(mesh):
         program = jax.jit(loss, compiler_options=FAST).lower(params, rows(2), KEY)
         text = program.compile().as_text()
     found: dict[str, list[int]] = {}
@@ -199,8 +200,8 @@ def linear(key: jax.Array) -> Any:
 
 
 def test_moments_and_average_of_every_weight_lie_where_the_weight_lies():
-    over = sharding.mesh(data=1, fsdp=4, tensor=2)
-    state = abstract(init, optimizer(OptimizerConfig()), over)
+    mesh = sharding.device_mesh(data=1, fsdp=4, tensor=2)
+    state = abstract(init, optimizer(OptimizerConfig()), mesh)
     adam = state.optimizer[1][0]
     where = [
         jax.tree.map(lambda x: x.sharding, tree)
@@ -212,9 +213,9 @@ def test_moments_and_average_of_every_weight_lie_where_the_weight_lies():
 
 
 def test_a_new_state_is_in_parts_on_the_devices_and_stays_so():
-    over, cfg = sharding.mesh(data=2, fsdp=2, tensor=2), OptimizerConfig()
-    like = abstract(linear, optimizer(cfg), over)
-    state = create(KEY, linear, optimizer(cfg), over)
+    mesh, cfg = sharding.device_mesh(data=2, fsdp=2, tensor=2), OptimizerConfig()
+    like = abstract(linear, optimizer(cfg), mesh)
+    state = create(KEY, linear, optimizer(cfg), mesh)
 
     def error(
         params: Any, batch: jax.Array, key: jax.Array, step: jax.Array
@@ -235,21 +236,24 @@ def test_a_new_state_is_in_parts_on_the_devices_and_stays_so():
             like,
         )
         assert jax.tree.all(same)
-        with jax.set_mesh(over):
+        with jax.set_mesh(mesh):
             state, _ = step(state, np.ones((8, 16), np.float32), KEY)
 
 
 def test_states_do_not_depend_on_the_mesh():
     states = [
-        create(KEY, linear, optimizer(OptimizerConfig()), sharding.mesh(**sizes))
+        create(KEY, linear, optimizer(OptimizerConfig()), sharding.device_mesh(**sizes))
         for sizes in ({"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2})
     ]
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
 
 
 def test_a_step_consumes_its_state():
-    over, cfg = sharding.mesh(data=1, devices=jax.devices()[:1]), OptimizerConfig()
-    state = create(KEY, linear, optimizer(cfg), over)
+    mesh, cfg = (
+        sharding.device_mesh(data=1, devices=jax.devices()[:1]),
+        OptimizerConfig(),
+    )
+    state = create(KEY, linear, optimizer(cfg), mesh)
     first, average = state.params["kernel"], state.ema["kernel"]
     step = train_step(
         lambda params, batch, key, step: (params["kernel"].sum(), ()),
@@ -276,12 +280,12 @@ def test_a_step_consumes_its_state():
 )
 def test_meshes_that_do_not_fit_the_devices_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        sharding.mesh(**sizes)
+        sharding.device_mesh(**sizes)
 
 
 def test_a_mesh_has_all_axes_and_gives_the_rest_to_the_open_one():
-    over = sharding.mesh(fsdp=-1, data=1, tensor=2)
-    assert dict(over.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    mesh = sharding.device_mesh(fsdp=-1, data=1, tensor=2)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
 
 
 def test_axes_become_mesh_axes():
@@ -300,36 +304,36 @@ def test_two_dimensions_can_not_share_a_mesh_axis(axes):
     with pytest.raises(ValueError, match="one mesh axis to two dimensions"):
         sharding.spec(axes)
     with pytest.raises(ValueError, match="one mesh axis to two dimensions"):
-        sharding.place((8, 8), axes, sharding.mesh())
+        sharding.place((8, 8), axes, sharding.device_mesh())
 
 
 def test_a_dimension_that_can_not_be_divided_stays_whole():
-    over = sharding.mesh(data=1, fsdp=4, tensor=2)
-    assert sharding.place((6, 4), ("embed", "mlp"), over).spec == P(None, "tensor")
+    mesh = sharding.device_mesh(data=1, fsdp=4, tensor=2)
+    assert sharding.place((6, 4), ("embed", "mlp"), mesh).spec == P(None, "tensor")
     with pytest.raises(ValueError):
-        sharding.place((6, 4), ("embed",), over)
+        sharding.place((6, 4), ("embed",), mesh)
 
 
 def test_a_batch_is_divided_by_its_rows_alone():
-    over = sharding.mesh(data=2, fsdp=2, tensor=2)
-    placed = sharding.batch_shardings({"x": np.zeros((8, 4)), "y": np.zeros(8)}, over)
+    mesh = sharding.device_mesh(data=2, fsdp=2, tensor=2)
+    placed = sharding.batch_shardings({"x": np.zeros((8, 4)), "y": np.zeros(8)}, mesh)
     assert [where.spec for where in placed.values()] == [
         P(("data", "fsdp"), None),
         P(("data", "fsdp")),
     ]
-    assert sharding.batch_parts(over) == 4
+    assert sharding.batch_parts(mesh) == 4
 
 
 def test_names_of_axes_are_no_constraints_where_a_mesh_is_set():
     box = sharding.named(jax.nn.initializers.ones, ("embed", "mlp"))(KEY, (4, 4))
-    with jax.set_mesh(sharding.mesh()):
+    with jax.set_mesh(sharding.device_mesh()):
         np.testing.assert_array_equal(sharding.unbox({"w": box})["w"], 1)
 
 
 def test_activations_are_pinned_only_where_a_mesh_is_set():
     x = jnp.ones((8, 4, 2))
     assert sharding.constrain(x, ("batch", "tokens", None)) is x
-    over = sharding.mesh(data=4, context=2)
-    with jax.set_mesh(over):
+    mesh = sharding.device_mesh(data=4, context=2)
+    with jax.set_mesh(mesh):
         pinned = jax.jit(lambda x: sharding.constrain(x, ("batch", "tokens", None)))(x)
     assert pinned.addressable_shards[0].data.shape == (2, 2, 2)

@@ -61,7 +61,7 @@ class Line(NamedTuple):
 def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
     """Compiles the forward and the backward pass; a line for each kernel in them."""
     device = chip.device()
-    one = sharding.mesh(devices=[device])
+    one = sharding.device_mesh(devices=[device])
     arguments = _arguments(one, work)
     tiles = tiles_for(
         chip.backend, work.dim, work.dtype, work.tokens, device.device_kind

@@ -49,7 +49,9 @@ def read(scenario: Scenario, cut: Layout) -> Batch:
         given.get("timestep_shift", 1.0),
         given.get("scheduler_gamma", 1 / 3),
     )
-    cut = Layout(cut.patch, given.get("frame_per_unit", 1), cut.table, cut.interpolate)
+    cut = Layout(
+        cut.patch, given.get("frame_per_unit", 1), cut.position_table, cut.interpolate
+    )
     latents = _latent_config(given).normalise(scenario.latent("in.latents"))
     levels = pyramid.levels(latents, len(stages))
     noise = pyramid.noise_levels(scenario.latent("draw.noise"), len(stages))

@@ -31,10 +31,10 @@ def states(
     mask = joint(text.segment, tokens.segment, tokens.frame, cfg.causal)
     m = text.segment.shape[1]
     angle = jnp.pad(angles(tokens.position, cfg.rope_axes), ((0, 0), (m, 0), (0, 0)))
-    features, words = sinusoid(time), dit.context(text.features)
+    features, words = sinusoid(time), dit.text_in(text.features)
     cond = dit.time(features) + dit.pooled(text.pooled)
-    video = dit.patch(tokens.values)
-    if cfg.table is not None:
+    video = dit.video_in(tokens.values)
+    if cfg.position_table is not None:
         video = video + dit._table(tokens.position)
     found = {"time_proj": features, "temb": cond, "context": words, "tokens": video}
 

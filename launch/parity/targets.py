@@ -47,7 +47,7 @@ def _units_table(recorded: np.ndarray) -> np.ndarray:
 
 
 def _inputs(
-    name: str, column: Column, example: objective.Example, batch: Batch
+    name: str, column: Column, example: objective.NoisyRow, batch: Batch
 ) -> Iterator[Answer]:
     """What the network of a column is given, and asked for."""
     clips = batches.latents(example.tokens.values, column, batch.layout)

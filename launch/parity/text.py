@@ -15,7 +15,7 @@ import numpy as np
 
 from launch.parity.cases import QUICK, TEXT, Answer, Case, Scenario
 from pyramid_jax.checkpoint.tensors import read_tensors
-from pyramid_jax.models.clip import ClipBlock, ClipConfig, ClipEncoder, Encoding
+from pyramid_jax.models.clip import CLIPBlock, CLIPConfig, CLIPEncoder, Encoding
 from pyramid_jax.models.t5 import T5Block, T5Config, T5Encoder
 from pyramid_jax.pipeline.prompts import Ids, Network, encode, network
 
@@ -104,11 +104,11 @@ def _t5_states(
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _clip_states(
-    cfg: ClipConfig, params: Any, ids: jax.Array
+    cfg: CLIPConfig, params: Any, ids: jax.Array
 ) -> tuple[Encoding, list[jax.Array]]:
     """What the encoder returns, and the stream before and after each block."""
-    encoder = ClipEncoder(cfg).bind({"params": params})
-    block = ClipBlock(cfg, parent=None)
+    encoder = CLIPEncoder(cfg).bind({"params": params})
+    block = CLIPBlock(cfg, parent=None)
     states = list(_states(block, params, encoder.embed(ids), encoder.mask(ids)))
     return encoder(ids), states
 

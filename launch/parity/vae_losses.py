@@ -39,7 +39,7 @@ Video = Float[jax.Array, "b _ _ _ _"]
 FRAMES = "b f h w c -> (b f) h w c"
 
 
-class Networks(NamedTuple):
+class VAENetworks(NamedTuple):
     """The networks of a case, and what their losses count."""
 
     vae: Autoencoder
@@ -134,7 +134,7 @@ def _per_image(x: jax.Array) -> np.ndarray:
 # ------------------------------------------------------------------------------ losses
 
 
-def _networks(case: Case, settings: dict[str, Any]) -> Networks:
+def _networks(case: Case, settings: dict[str, Any]) -> VAENetworks:
     given = settings["loss_constructor"]
     (name,) = settings["state_dict_shapes"]
     tensors = read_tensors(case.folder / name)
@@ -163,7 +163,7 @@ def _networks(case: Case, settings: dict[str, Any]) -> Networks:
         "features": _lpips(features, _part(tensors, "perceptual_loss.")),
         "judge": jax.tree.map(jnp.asarray, params),
     }
-    return Networks(model, features, judge, objective, weights)
+    return VAENetworks(model, features, judge, objective, weights)
 
 
 def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _steps(scenario: Scenario) -> list[int]:
     return sorted(int(name.removesuffix(end).split("step")[1]) for name in names)
 
 
-def _both_losses(networks: Networks) -> Any:
+def _both_losses(networks: VAENetworks) -> Any:
     """A function of (weights, video, noise, step): the losses' sum with its parts.
 
     One gradient of the sum is that of the autoencoder and that of the discriminator.
@@ -232,7 +232,9 @@ def _with_last_kernel(params: Any, kernel: jax.Array) -> Any:
 # ----------------------------------------------------------------------------- answers
 
 
-def _states(networks: Networks, scenario: Scenario, found: Found) -> Iterator[Answer]:
+def _states(
+    networks: VAENetworks, scenario: Scenario, found: Found
+) -> Iterator[Answer]:
     """Moments, reconstruction, features, distances and logits."""
     video, fake = jnp.asarray(scenario.latent("in.x")), found.autoencoder.reconstruction
     frames = networks.vae.cfg.frames(found.moments.shape[1])
@@ -253,7 +255,7 @@ def _states(networks: Networks, scenario: Scenario, found: Found) -> Iterator[An
         )
 
 
-def _seen(networks: Networks, weights: Any, video: Video, fake: Video) -> Any:
+def _seen(networks: VAENetworks, weights: Any, video: Video, fake: Video) -> Any:
     """Distances and features of all frames, and the logits of both videos."""
     x, y = (rearrange(v, FRAMES) for v in (video, fake))
     bound = LPIPS(networks.features).bind({"params": weights["features"]})
@@ -285,7 +287,7 @@ def _logs(step: str, found: Found) -> Iterator[Answer]:
 
 
 def _slopes(
-    step: str, scenario: Scenario, networks: Networks, slopes: Any
+    step: str, scenario: Scenario, networks: VAENetworks, slopes: Any
 ) -> Iterator[Answer]:
     """Gradients by the original's names, and their norms in the recorded order."""
     for part, table in (

@@ -23,18 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from launch import start
 from launch.sample import lists, outputs
 from launch.sample.lists import Job
 from launch.sample.outputs import Request
-from pyramid_jax import sharding
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import presets, video
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.video import VideoModel
+from pyramid_jax.pipeline.video import VideoPipeline
 
 BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
 INTERRUPTED = 130  # the exit code of a program that SIGINT ended
@@ -57,8 +55,8 @@ def main(argv: list[str]) -> None:
 def sample(given: Any) -> None:
     """Does what the flags say; ends the program where they or the numbers are wrong."""
     try:
-        over = mesh(given.mesh)
-        model = video.load(given.model, over, given.dtype, offload=given.offload)
+        mesh = start.parse_mesh(given.mesh)
+        model = video.load(given.model, mesh, given.dtype, offload=given.offload)
         if given.show:
             print(about(model))
             return
@@ -74,7 +72,7 @@ def sample(given: Any) -> None:
         sys.exit(f"launch.sample: {error}")
 
 
-def planned(model: VideoModel, given: Any) -> list[Job]:
+def planned(model: VideoPipeline, given: Any) -> list[Job]:
     """What the flags ask of a model.
 
     Raises:
@@ -105,7 +103,7 @@ def planned(model: VideoModel, given: Any) -> list[Job]:
     return lists.jobs(wanted, given.to, kind)
 
 
-def options(model: VideoModel, given: Any, request: Request) -> SampleConfig:
+def options(model: VideoPipeline, given: Any, request: Request) -> SampleConfig:
     """Steps and guidance by the flags, or where they say nothing, by the model.
 
     Raises:
@@ -149,27 +147,7 @@ def steps(given: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
     return tuple(map(int, given)) * (stages if len(given) == 1 else 1)
 
 
-def mesh(given: Sequence[str] | None) -> Mesh | None:
-    """Devices from texts such as "data=2"; None: the first device.
-
-    Raises:
-        ValueError: no such axis or size, or another number of devices.
-    """
-    if given is None:
-        return None
-    sizes = {}
-    for text in given:
-        axis, _, size = text.partition("=")
-        if axis not in sharding.MESH_AXES or not size.removeprefix("-").isdecimal():
-            raise ValueError(
-                f"mesh {text!r} is not AXIS=SIZE with an axis of {sharding.MESH_AXES}; "
-                "give e.g. data=2,fsdp=-1"
-            )
-        sizes[axis] = int(size)
-    return sharding.mesh(**sizes)
-
-
-def run(model: VideoModel, jobs: Sequence[Job], batch: int) -> None:
+def run(model: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
     """Makes all files, and shows how far it is."""
     every = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm(total=len(jobs), bar_format=BAR, smoothing=0, mininterval=every) as bar:
@@ -182,7 +160,7 @@ def run(model: VideoModel, jobs: Sequence[Job], batch: int) -> None:
                 bar.write(str(render.path))
 
 
-def watched(model: VideoModel, bar: tqdm, videos: int) -> VideoModel:
+def watched(model: VideoPipeline, bar: tqdm, videos: int) -> VideoPipeline:
     """The model, telling a bar that counts videos of every step of so many of them."""
     begun = bar.n
     bar.set_postfix_str("compiles, or loads what was compiled before")
@@ -194,7 +172,7 @@ def watched(model: VideoModel, bar: tqdm, videos: int) -> VideoModel:
     return replace(model, watch=watch)
 
 
-def about(model: VideoModel) -> str:
+def about(model: VideoPipeline) -> str:
     """What a model was made for, and what is recommended for it."""
     made, guidance = model.defaults, model.defaults.guidance
     later = made.with_image().guidance.video

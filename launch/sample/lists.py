@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from launch.sample import outputs
 from launch.sample.outputs import Request
-from pyramid_jax.pipeline.video import VideoModel
+from pyramid_jax.pipeline.video import VideoPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def file_name(place: int, request: Request, kind: str) -> str:
     return "_".join(filter(None, parts)) + f".{kind}"
 
 
-def waiting(model: VideoModel, jobs: Sequence[Job]) -> list[Job]:
+def waiting(model: VideoPipeline, jobs: Sequence[Job]) -> list[Job]:
     """The jobs whose files are not there yet; all are checked before.
 
     Raises:

@@ -26,7 +26,7 @@ from pyramid_jax.config import build
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 
 KINDS = ("mp4", "gif", "png", "npz")
 # What of a `SampleConfig` decides how a video looks.
@@ -83,7 +83,7 @@ class Render(NamedTuple):
     made: Mapping[str, str]
 
 
-def recipe(model: VideoModel, request: Request) -> Recipe:
+def recipe(model: VideoPipeline, request: Request) -> Recipe:
     """What a request means for a model.
 
     Raises:
@@ -120,7 +120,7 @@ def alike(a: Request, b: Request) -> bool:
 
 
 def make(
-    model: VideoModel, requests: Sequence[Request], paths: Sequence[str | Path]
+    model: VideoPipeline, requests: Sequence[Request], paths: Sequence[str | Path]
 ) -> list[Render]:
     """Samples requests as one batch, and writes a file for each; its suffix says which.
 
@@ -217,7 +217,7 @@ def read(path: str | Path) -> Render:
         ) from error
 
 
-def _options(model: VideoModel, request: Request) -> SampleConfig:
+def _options(model: VideoPipeline, request: Request) -> SampleConfig:
     if request.options is not None:
         return request.options
     return model.defaults if request.image is None else model.defaults.with_image()

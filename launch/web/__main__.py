@@ -19,7 +19,6 @@ from typing import Any
 from absl import app, flags
 
 from launch import start
-from launch.sample.__main__ import mesh
 from launch.web import limits
 from launch.web.studio import Studio
 from pyramid_jax.pipeline import video
@@ -72,8 +71,8 @@ def studio(given: Any, uploads: Path) -> Studio:
     """
     folder = Path(given.to)
     folder.mkdir(parents=True, exist_ok=True)
-    over = mesh(given.mesh)
-    model = video.load(given.model, over, given.dtype, offload=given.offload)
+    mesh = start.parse_mesh(given.mesh)
+    model = video.load(given.model, mesh, given.dtype, offload=given.offload)
     return Studio(model, folder, uploads)
 
 

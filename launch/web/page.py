@@ -15,7 +15,7 @@ import numpy as np
 from gradio.events import Dependency
 
 from launch.web import studio as web
-from launch.web.studio import Form, Studio
+from launch.web.studio import Studio, WebForm
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.pipeline import presets
@@ -79,7 +79,7 @@ def page(studio: Studio, examples: bool) -> gr.Blocks:
 def _form(
     studio: Studio, image: bool, examples: bool
 ) -> tuple[dict[str, Any], gr.Button]:
-    """The widgets of a tab by the names of `Form`, and its button."""
+    """The widgets of a tab by the names of `WebForm`, and its button."""
     widgets: dict[str, Any] = {}
     if image:
         widgets["image"] = gr.Image(
@@ -177,7 +177,7 @@ def _connect(
         with _readable():
             if "image" in filled and filled["image"] is None:
                 raise ValueError("there is no first frame; upload an image")
-            made = studio.make(Form(**filled), watch)
+            made = studio.make(WebForm(**filled), watch)
         return str(studio.copy(made)), web.told(made)
 
     return button.click(

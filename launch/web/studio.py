@@ -24,7 +24,7 @@ from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.denoise import Progress, Watch
 from pyramid_jax.pipeline.presets import Preset
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 
 PROMPT = 1000  # characters
 STEPS = 100  # of a stage
@@ -36,7 +36,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 256  # pixels of a still, and of the smaller side of a small video
 
 
-class Form(NamedTuple):
+class WebForm(NamedTuple):
     """What a visitor wants, as it came: nothing is checked.
 
     `size` is the name of a preset, a `seed` of -1 or None is drawn; `image` is the
@@ -62,7 +62,7 @@ class Studio:
     Visitors' `uploads` come to the latter, too. One video is made at a time.
     """
 
-    model: VideoModel
+    model: VideoPipeline
     folder: Path
     uploads: Path
     busy: Lock = field(default_factory=Lock)
@@ -89,7 +89,7 @@ class Studio:
             raise ValueError(f"size {_cut(name)}: expected one of {', '.join(known)}")
         return size
 
-    def request(self, form: Form) -> Request:
+    def request(self, form: WebForm) -> Request:
         """What a visitor wants, if it is within the limits.
 
         Raises:
@@ -111,7 +111,7 @@ class Studio:
             scale=max(1, SIDE // min(size.height, size.width)),
         )
 
-    def make(self, form: Form, watch: Watch | None = None) -> Render:
+    def make(self, form: WebForm, watch: Watch | None = None) -> Render:
         """A finished video, in a new file.
 
         Args:
@@ -211,7 +211,7 @@ class Studio:
             )
         return file
 
-    def _options(self, form: Form) -> SampleConfig:
+    def _options(self, form: WebForm) -> SampleConfig:
         """The model's choices, with those of the visitor."""
         options, stages = self.model.defaults, len(self.model.cfg.stages)
         if form.image is not None:

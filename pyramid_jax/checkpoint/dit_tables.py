@@ -85,8 +85,8 @@ def mmdit(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
     text = _text_attention("norm_add_")
     last = f"transformer_blocks.{blocks - 1}"
     rules = [
-        Rule(("pos_embed.proj.weight",), ("patch/kernel",), "patch_conv"),
-        Rule(("pos_embed.proj.bias",), ("patch/bias",), "vector"),
+        Rule(("pos_embed.proj.weight",), ("video_in/kernel",), "patch_conv"),
+        Rule(("pos_embed.proj.bias",), ("video_in/bias",), "vector"),
         *_ends(),
         *_stream("transformer_blocks.{i}", "double/video", "", video),
         *_stream("transformer_blocks.{i}", "double/text", "_context", text),
@@ -108,7 +108,7 @@ def flux() -> Table:
     single = "single_transformer_blocks.{i}"
     merged = ("single/out/kernel", "single/mlp_out/kernel")
     rules = [
-        *_linear("x_embedder", "patch"),
+        *_linear("x_embedder", "video_in"),
         *_ends(),
         *_stream("transformer_blocks.{i}", "double/video", "", video),
         *_stream("transformer_blocks.{i}", "double/text", "_context", text),
@@ -144,7 +144,7 @@ def _ends() -> list[Rule]:
     """Everything outside the blocks that both transformers have."""
     embed = "time_text_embed"
     return [
-        *_linear("context_embedder", "context"),
+        *_linear("context_embedder", "text_in"),
         *_linear(f"{embed}.timestep_embedder.linear_1", "time/hidden"),
         *_linear(f"{embed}.timestep_embedder.linear_2", "time/out"),
         *_linear(f"{embed}.text_embedder.linear_1", "pooled/hidden"),

@@ -14,7 +14,7 @@ LARGEST = 2  # the end that stands for "the largest id" in config files of CLIP
 
 
 def clip_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `models.clip.ClipConfig` from the config.json of a CLIP encoder.
+    """Arguments of `models.clip.CLIPConfig` from the config.json of a CLIP encoder.
 
     Raises:
         ValueError: an activation that no released encoder uses.

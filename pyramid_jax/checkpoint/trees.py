@@ -65,17 +65,17 @@ def open_tree(path: str | Path, like: Any) -> dict[str, StoredTensor]:
     return found
 
 
-def placing(like: Any, over: Mesh | None, dtype: str | None = None) -> Place:
+def placing(like: Any, mesh: Mesh | None, dtype: str | None = None) -> Place:
     """Moves parameters to the devices that share them; processes copy their parts only.
 
     Args:
         like: the tree of parameters, in boxes that name their axes.
-        over: the devices; None: all parameters whole on the first one.
+        mesh: the devices; None: all parameters whole on the first one.
         dtype: that the parameters get; None: they keep theirs.
     """
     where: Any = None
-    if over is not None:
-        where = flatten_dict(sharding.shardings(like, over), sep="/")
+    if mesh is not None:
+        where = flatten_dict(sharding.shardings(like, mesh), sep="/")
 
     def place(path: str, x: np.ndarray) -> jax.Array:
         x = x if dtype is None else x.astype(jnp.dtype(dtype), copy=False)

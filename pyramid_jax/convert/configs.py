@@ -97,11 +97,13 @@ def _flux(given: Mapping[str, Any], dit: Arguments) -> DiTArguments:
         "single_blocks": given["num_single_layers"],
         "patch_values": given["in_channels"],
         "rope_axes": tuple(given["axes_dims_rope"]),
-        "table": None,
+        "position_table": None,
         "qk_eps": 1e-6,
         "text_ends_early": False,
     }
-    return DiTArguments(dit, {"patch": PATCH, "table": None}, dict(FLUX_LATENT))
+    return DiTArguments(
+        dit, {"patch": PATCH, "position_table": None}, dict(FLUX_LATENT)
+    )
 
 
 def _mmdit(given: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArguments:
@@ -116,13 +118,13 @@ def _mmdit(given: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArgume
         "single_blocks": 0,
         "patch_values": given["in_channels"] * PATCH**2,
         "rope_axes": (head_dim,),
-        "table": table,
-        "table_base": given["sample_size"] // PATCH,
+        "position_table": table,
+        "position_table_base": given["sample_size"] // PATCH,
         "qk_eps": 1e-5,
         "text_ends_early": True,
     }
     interpolate = given.get("interp_condition_pos", True)
-    layout = {"patch": PATCH, "table": table, "interpolate": interpolate}
+    layout = {"patch": PATCH, "position_table": table, "interpolate": interpolate}
     return DiTArguments(dit, layout, {})
 
 
@@ -173,7 +175,7 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
         "pooled_projection_dim": dit["pooled_width"],
         "use_temporal_causal": dit["causal"],
     }
-    if dit["table"] is None:
+    if dit["position_table"] is None:
         given |= {
             "_class_name": "PyramidFluxTransformer",
             "num_single_layers": dit["single_blocks"],
@@ -187,8 +189,8 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
             "caption_projection_dim": dit["width"],
             "patch_size": PATCH,
             "in_channels": dit["patch_values"] // PATCH**2,
-            "pos_embed_max_size": dit["table"],
-            "sample_size": dit["table_base"] * PATCH,
+            "pos_embed_max_size": dit["position_table"],
+            "sample_size": dit["position_table_base"] * PATCH,
             "interp_condition_pos": layout["interpolate"],
             "add_temp_pos_embed": True,
             **ONLY,

@@ -23,7 +23,7 @@ from pyramid_jax.checkpoint.tensors import subset
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, networks
 from pyramid_jax.convert import source as original
-from pyramid_jax.convert.source import CONFIG, Opened, Part, Source
+from pyramid_jax.convert.source import CONFIG, Opened, Part, ReleasedFolder
 from pyramid_jax.model import SampleConfig, model_config, model_section
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sampler import Guidance
@@ -43,7 +43,7 @@ WEIGHTS = "weights.safetensors"
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
-def convert(source: Source, to: str | Path) -> Opened:
+def convert(source: ReleasedFolder, to: str | Path) -> Opened:
     """Writes a released model as a folder of this package; returns what it was.
 
     Raises:

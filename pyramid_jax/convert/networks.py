@@ -59,9 +59,9 @@ _encoder_shapes = lru_cache(prompts.abstract)
 
 def dit_table(cfg: DiTConfig) -> Table:
     """The names that the original gives to the weights of a transformer like `cfg`."""
-    if cfg.table is None:
+    if cfg.position_table is None:
         return dit_tables.flux()
-    axis = position_table(cfg.table, cfg.table_base, cfg.width)
+    axis = position_table(cfg.position_table, cfg.position_table_base, cfg.width)
     return dit_tables.mmdit(cfg.double_blocks, axis)
 
 

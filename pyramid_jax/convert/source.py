@@ -36,7 +36,7 @@ Make = Callable[[Mapping[str, Any]], Blueprint]  # from a config.json
 
 
 @dataclass(frozen=True)
-class Source:
+class ReleasedFolder:
     """Where a released model is.
 
     Args:
@@ -81,7 +81,7 @@ class Opened(NamedTuple):
         return "\n".join(lines + [f"  {problem}" for problem in self.problems])
 
 
-def look(source: Source) -> Opened:
+def look(source: ReleasedFolder) -> Opened:
     """Everything that the folder of a released model should hold, checked."""
     reader = _Reader(source.folder)
     name = reader.attempt("", _variant, source)
@@ -146,7 +146,7 @@ class _Reader:
         return part
 
 
-def _variant(source: Source) -> str:
+def _variant(source: ReleasedFolder) -> str:
     there = sorted(p.name for p in source.folder.glob(f"{DIT}*") if p.is_dir())
     if source.variant is None and len(there) == 1:
         return there[0]
@@ -187,7 +187,7 @@ def _vae(given: Mapping[str, Any]) -> Blueprint:
 def _ends(folder: Path, dit: Part | None) -> list[str]:
     """What the names of the text encoders end with that the transformer reads."""
     if dit is not None and isinstance(dit.blueprint.cfg, DiTConfig):
-        count = 2 if dit.blueprint.cfg.table is None else 3
+        count = 2 if dit.blueprint.cfg.position_table is None else 3
         return list(prompts.FOLDERS[:count])
     return [end for end in prompts.FOLDERS if (folder / f"text_encoder{end}").is_dir()]
 

@@ -26,8 +26,10 @@ from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.video_io import read_image, read_video, to_model
 from pyramid_jax.layout import Clip, Layout
 
-Size = tuple[int, int]  # height and width
-Load = Callable[[Record, Size], np.ndarray]  # a latent "t h w c", or 8-bit pixels
+HeightWidth = tuple[int, int]  # height and width
+Load = Callable[
+    [Record, HeightWidth], np.ndarray
+]  # a latent "t h w c", or 8-bit pixels
 
 
 class Example(NamedTuple):
@@ -51,7 +53,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Curriculum:
     """Which stage and unit each example of a host trains, and whether it has a caption.
 
     Args:
@@ -142,7 +144,9 @@ class Clips:
         room: bytes of memory.
     """
 
-    def __init__(self, load: Load, sizes: tuple[Size, ...], stages: int, room: int):
+    def __init__(
+        self, load: Load, sizes: tuple[HeightWidth, ...], stages: int, room: int
+    ):
         self._load, self._sizes, self._stages = load, sizes, stages
         self._kept = Kept(room)
 
@@ -164,7 +168,9 @@ class Pixels:
     frames: int
     fps: float
 
-    def __call__(self, record: Record, size: Size) -> UInt8[np.ndarray, "t h w 3"]:
+    def __call__(
+        self, record: Record, size: HeightWidth
+    ) -> UInt8[np.ndarray, "t h w 3"]:
         if record.kind == "image":
             return read_image(record.path, size)[None]
         return read_video(record.path, size, self.frames, self.fps)
@@ -179,7 +185,7 @@ class Maker:
     """
 
     clips: Clips
-    plan: Plan
+    plan: Curriculum
     layout: Layout
     captions: Captions
     tokens: int
@@ -229,13 +235,13 @@ def choose(
     return layouts.compact(layouts.clips(stage, unit, unit + 1, frames_per_unit))
 
 
-def nearest(sizes: tuple[Size, ...], path: Path) -> Size:
+def nearest(sizes: tuple[HeightWidth, ...], path: Path) -> HeightWidth:
     """The size whose aspect ratio is nearest to that of a file's pictures."""
     if len(sizes) == 1:
         return sizes[0]
     height, width = _picture(path)
 
-    def distance(size: Size) -> float:
+    def distance(size: HeightWidth) -> float:
         return abs(np.log(size[0] / size[1] * width / height))
 
     return min(sizes, key=distance)
@@ -275,7 +281,7 @@ def _form(
     return _Form(chosen, places)
 
 
-def _picture(path: Path) -> Size:
+def _picture(path: Path) -> HeightWidth:
     """Height and width of a file's pictures as they are shown."""
     try:
         with av.open(str(path)) as container:

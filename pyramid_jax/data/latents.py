@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from pyramid_jax.data.examples import Pixels, Size
+from pyramid_jax.data.examples import HeightWidth, Pixels
 from pyramid_jax.data.loader import DataConfig
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.precompute import read_latent
@@ -21,7 +21,9 @@ class PixelLatents:
     pixels: Pixels
     latent: LatentConfig
 
-    def __call__(self, record: Record, size: Size) -> Float[np.ndarray, "t h w 3"]:
+    def __call__(
+        self, record: Record, size: HeightWidth
+    ) -> Float[np.ndarray, "t h w 3"]:
         return self.latent.normalise(to_model(self.pixels(record, size)))
 
 
@@ -35,7 +37,9 @@ class StoredLatents:
     latent: LatentConfig
     frames: int
 
-    def __call__(self, record: Record, size: Size) -> Float[np.ndarray, "t h w c"]:
+    def __call__(
+        self, record: Record, size: HeightWidth
+    ) -> Float[np.ndarray, "t h w c"]:
         if record.latent is None:
             raise ValueError(
                 "has no latent in the manifest; make latents with "

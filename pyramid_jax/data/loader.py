@@ -16,10 +16,18 @@ import numpy as np
 from pyramid_jax import layout as layouts
 from pyramid_jax.data import captions
 from pyramid_jax.data.captions import Tokenised, Tokenize
-from pyramid_jax.data.examples import Clips, Load, Maker, Pixels, Plan, Size, choose
+from pyramid_jax.data.examples import (
+    Clips,
+    Curriculum,
+    HeightWidth,
+    Load,
+    Maker,
+    Pixels,
+    choose,
+)
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.packing import packed
-from pyramid_jax.data.source import Source, ahead
+from pyramid_jax.data.source import RecordSource, ahead
 from pyramid_jax.layout import Layout
 from pyramid_jax.shapes import Rows
 
@@ -58,7 +66,7 @@ class DataConfig:
     stage_shares: tuple[int, ...] = (1, 2, 1)
     temporal: bool = True
     dropout: float = 0.1
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[HeightWidth, ...] = ()
     stride: tuple[int, int] = (1, 1)
     seed: int = 0
     workers: int = 0
@@ -88,7 +96,7 @@ class DataConfig:
             )
 
     @property
-    def all_sizes(self) -> tuple[Size, ...]:
+    def all_sizes(self) -> tuple[HeightWidth, ...]:
         """Every (height, width) that can occur."""
         return ((self.height, self.width), *self.sizes)
 
@@ -109,10 +117,10 @@ class DataConfig:
             return None
         return layouts.units(self.latent_frames, layout.frames_per_unit)
 
-    def plan(self, layout: Layout, shard: tuple[int, int]) -> Plan:
+    def plan(self, layout: Layout, shard: tuple[int, int]) -> Curriculum:
         """What each example of host `shard` = (index, count) trains."""
         stages, units = len(self.stage_shares), self.units(layout)
-        return Plan(stages, self.pattern, units, self.dropout, self.seed, shard)
+        return Curriculum(stages, self.pattern, units, self.dropout, self.seed, shard)
 
 
 def batches(
@@ -138,7 +146,9 @@ def batches(
     """
     _check_budget(cfg, layout)
     records = read_manifest(cfg.manifest)
-    source = Source(records, cfg.seed, cfg.workers, cfg.max_bad, shard, Path(folder))
+    source = RecordSource(
+        records, cfg.seed, cfg.workers, cfg.max_bad, shard, Path(folder)
+    )
     load = load or Pixels(cfg.frames, cfg.fps)
     clips = Clips(load, cfg.all_sizes, len(cfg.stage_shares), cfg.cache_mib * 2**20)
     plan = cfg.plan(layout, shard)
@@ -155,7 +165,7 @@ class Longest(NamedTuple):
     """The segment with the most video tokens; `unit` None means all frames."""
 
     tokens: int
-    size: Size
+    size: HeightWidth
     stage: int
     unit: int | None
 
@@ -207,7 +217,7 @@ def _check_budget(cfg: DataConfig, layout: Layout) -> None:
 
 
 def _length(
-    cfg: DataConfig, layout: Layout, size: Size, stage: int, unit: int | None
+    cfg: DataConfig, layout: Layout, size: HeightWidth, stage: int, unit: int | None
 ) -> int:
     """The video tokens of a segment."""
     side = cfg.stride[1] * layout.patch

@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.data.examples import Failure, Load, Size, nearest
+from pyramid_jax.data.examples import Failure, HeightWidth, Load, nearest
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.data.packing import Sound
 
@@ -31,7 +31,7 @@ Encode = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Job:
+class LatentJob:
     """How latents are made.
 
     Args:
@@ -45,7 +45,7 @@ class Job:
 
     encode: Encode
     load: Load
-    sizes: tuple[Size, ...]
+    sizes: tuple[HeightWidth, ...]
     batch: int = 1
     max_bad: float = 0.01
     workers: int = 2
@@ -58,7 +58,7 @@ class Loaded(NamedTuple):
     pixels: UInt8[np.ndarray, "f h w 3"]
 
 
-def write_latents(manifest: str | Path, folder: str | Path, job: Job) -> Path:
+def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> Path:
     """Stores the latents of all records; returns a manifest that names them.
 
     What is there already is kept, so an interrupted run goes on where it stopped. The
@@ -121,7 +121,7 @@ def read_latent(path: Path) -> Float[np.ndarray, "t h w c"]:
 
 
 def _loaded(
-    records: Sequence[Record], numbers: Sequence[int], job: Job
+    records: Sequence[Record], numbers: Sequence[int], job: LatentJob
 ) -> Iterator[Loaded | Failure]:
     """The pixels of some records; files are decoded while latents are made."""
 
@@ -142,7 +142,7 @@ def _loaded(
 
 
 def _store(
-    group: list[Loaded], records: Sequence[Record], folder: Path, job: Job
+    group: list[Loaded], records: Sequence[Record], folder: Path, job: LatentJob
 ) -> None:
     # perf: batches of one size, so that every shape is compiled once.
     filled = group + [group[-1]] * (job.batch - len(group))

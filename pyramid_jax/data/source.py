@@ -24,7 +24,7 @@ Make = Callable[[int, Record], Any | Failure]
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordSource:
     """Records, and how a host reads its share of them.
 
     Args:

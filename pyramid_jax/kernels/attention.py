@@ -13,7 +13,7 @@ from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.attention_others import cudnn, splash, tokamax
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.attention_triton import attention_triton
-from pyramid_jax.kernels.exchange import Form, over_mesh
+from pyramid_jax.kernels.exchange import AttentionFn, over_mesh
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles
 from pyramid_jax.kernels.trial import failure
@@ -64,7 +64,7 @@ def attention(
     return over_mesh(_form(backend, dim, tiles), q, k, v, mask)
 
 
-def _form(backend: str, dim: int, tiles: Sizes | None) -> Form:
+def _form(backend: str, dim: int, tiles: Sizes | None) -> AttentionFn:
     """The function of a backend that is given its part of the mesh."""
     if backend not in BACKENDS + OTHERS:
         raise ValueError(
@@ -121,7 +121,7 @@ def _works(backend: str, dim: int, dtype: str) -> bool:
     return why is None
 
 
-def _interpreted_on_cpu(kernel: Form) -> Form:
+def _interpreted_on_cpu(kernel: AttentionFn) -> AttentionFn:
     """The kernel, decided when compiled and not here: devices may be absent."""
     slow = functools.partial(kernel, interpret=True)
     return functools.partial(jax.lax.platform_dependent, cpu=slow, default=kernel)

@@ -51,7 +51,7 @@ Ref = Any
 Interpret = bool | pltpu.InterpretParams  # plainly, or with a TPU's memory emulated
 
 
-class Plan(NamedTuple):
+class Grid(NamedTuple):
     """What the mask means to the kernels: who is who, and which pairs to walk."""
 
     query: Int[Array, "rows _"]
@@ -87,7 +87,7 @@ def attention_tpu(
     tiles = tiles or tiles_for("pallas_tpu", dim, q.dtype, k.shape[1])
     tile = _fitted(tiles, length, k.shape[1])
     kind = kinds(query, key, tile.query, tile.key)
-    plan = Plan(
+    plan = Grid(
         _identities(query, tile.query),
         _identities(key, tile.key),
         pairs(kind),
@@ -129,12 +129,12 @@ def _identities(mask: Mask, size: int) -> Int[Array, "rows _"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Plan) -> Lanes:
+def _attend(call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Grid) -> Lanes:
     return _forward(call, q, k, v, plan)[0]
 
 
 def _forward(
-    call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Plan
+    call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Grid
 ) -> tuple[Lanes, tuple]:
     per_query = (q.shape[0], 1, q.shape[2])
     size, other = call.tile.query, call.tile.key

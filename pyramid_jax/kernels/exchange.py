@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.sharding import constrain, place, shares
 
-Form = Callable[..., Any]  # of q, k, v and the masks of queries and keys
+AttentionFn = Callable[..., Any]  # of q, k, v and the masks of queries and keys
 
 
 def by_heads(qkv: Float[Array, "b n 3 heads dim"]) -> Float[Array, "b n 3 _ dim"]:
@@ -43,7 +43,7 @@ def by_tokens(
 
 
 def over_mesh(
-    form: Form,
+    form: AttentionFn,
     q: Float[Array, "b l heads dim"],
     k: Float[Array, "b l heads dim"],
     v: Float[Array, "b l heads dim"],

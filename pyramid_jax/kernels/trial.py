@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pyramid_jax.kernels.cases import case
-from pyramid_jax.kernels.exchange import Form
+from pyramid_jax.kernels.exchange import AttentionFn
 from pyramid_jax.mask import TokenMask
 
 # Segments, padding, blocks of every kind; a few blocks long.
@@ -24,7 +24,9 @@ CASE, SCALE, HEADS = "packed", 1 / 4, 2
 ALLOWED = {2: 0.03, 4: 2e-3}
 
 
-def failure(kernel: Form, plain: Form, dim: int, dtype: str) -> str | None:
+def failure(
+    kernel: AttentionFn, plain: AttentionFn, dim: int, dtype: str
+) -> str | None:
     """Why the kernel can not be used here; None if it can.
 
     Args:
@@ -36,7 +38,9 @@ def failure(kernel: Form, plain: Form, dim: int, dtype: str) -> str | None:
         return fresh.submit(_failure, kernel, plain, dim, dtype).result()
 
 
-def _failure(kernel: Form, plain: Form, dim: int, dtype: str) -> str | None:
+def _failure(
+    kernel: AttentionFn, plain: AttentionFn, dim: int, dtype: str
+) -> str | None:
     mask = TokenMask(*map(jnp.asarray, case(CASE, SCALE)))
     draw = np.random.default_rng(0)
     shape = (*mask.segment.shape, HEADS, dim)
@@ -56,7 +60,7 @@ def _failure(kernel: Form, plain: Form, dim: int, dtype: str) -> str | None:
 
 
 def _both_ways(
-    form: Form, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
+    form: AttentionFn, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
 ) -> list[Array]:
     """The output, and the gradients of q, k and v."""
     out, pull = jax.vjp(lambda *x: form(*x, mask, mask), q, k, v)

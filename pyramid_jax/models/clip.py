@@ -19,7 +19,7 @@ from pyramid_jax.sharding import named
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class CLIPConfig:
     """The defaults are CLIP ViT-L/14.
 
     Args:
@@ -50,13 +50,13 @@ class Encoding(NamedTuple):
     pooled: Float[jax.Array, "b p"]
 
 
-class ClipEncoder(nn.Module):
+class CLIPEncoder(nn.Module):
     """One text per row: the state at its end, projected or not.
 
     Source: `CLIPTextModel` and `CLIPTextModelWithProjection` of transformers.
     """
 
-    cfg: ClipConfig
+    cfg: CLIPConfig
 
     def setup(self):
         c = self.cfg
@@ -65,7 +65,7 @@ class ClipEncoder(nn.Module):
         self.positions = self.param("positions", normal, (c.positions, c.width))
         order = jnp.zeros((1, 1), jnp.int32)
         inputs = jnp.zeros((1, 1, c.width)), TokenMask(order, order)
-        block = ClipBlock(c, parent=None)
+        block = CLIPBlock(c, parent=None)
         self.blocks = self.param(
             "blocks", lambda key: stacked(key, block, c.blocks, *inputs)
         )
@@ -76,7 +76,7 @@ class ClipEncoder(nn.Module):
 
     def __call__(self, ids: Int[jax.Array, "b m"]) -> Encoding:
         c = self.cfg
-        block = ClipBlock(c, parent=None)
+        block = CLIPBlock(c, parent=None)
         x = self.norm(scan(block, self.blocks, self.embed(ids), self.mask(ids)))
         # parity: released config files name an end that their tokenizers don't use.
         end = ids.argmax(-1) if c.end is None else (ids == c.end).argmax(-1)
@@ -96,10 +96,10 @@ class ClipEncoder(nn.Module):
         return TokenMask(jnp.zeros_like(ids), order)
 
 
-class ClipBlock(nn.Module):
+class CLIPBlock(nn.Module):
     """Causal attention, then an MLP, both added to the stream."""
 
-    cfg: ClipConfig
+    cfg: CLIPConfig
 
     def setup(self):
         c = self.cfg

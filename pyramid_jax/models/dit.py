@@ -45,8 +45,8 @@ class DiTConfig:
 
     Args:
         rope_axes: head features rotated by frame, y, x; (head_dim,): by frame alone.
-        table: side of the table of positions added to the tokens; None: no table.
-        table_base: side, in cells, of the image model that the table was made for.
+        position_table: side of the table that is added to the tokens; None: no table.
+        position_table_base: side, in cells, of the image model that it was made for.
         text_ends_early: the last double block attends to the text, but leaves it.
         causal: frames don't see later frames; False is the reference's ablation.
         dtype: of matrix products and of what flows between blocks; weights are float32.
@@ -63,8 +63,8 @@ class DiTConfig:
     text_width: int = 4096
     pooled_width: int = 2048
     rope_axes: tuple[int, ...] = (64,)
-    table: int | None = 192
-    table_base: int = 64
+    position_table: int | None = 192
+    position_table_base: int = 64
     qk_eps: float = 1e-5
     text_ends_early: bool = True
     causal: bool = True
@@ -218,8 +218,8 @@ class DiT(nn.Module):
         c = self.cfg
         small = nn.initializers.normal(0.02)
         zeros = nn.initializers.zeros
-        self.patch = dense(c.width, (None, "embed"), c.dtype)
-        self.context = dense(c.width, (None, "embed"), c.dtype, init=small)
+        self.video_in = dense(c.width, (None, "embed"), c.dtype)
+        self.text_in = dense(c.width, (None, "embed"), c.dtype, init=small)
         self.time, self.pooled = Embedder(c.width, c.dtype), Embedder(c.width, c.dtype)
 
         last = int(c.text_ends_early)
@@ -247,9 +247,9 @@ class DiT(nn.Module):
         angle = jnp.pad(angle, ((0, 0), (m, 0), (0, 0)))  # text stands at position 0
         angle = constrain(angle, ("batch", None, None))
 
-        words = self.context(text.features)
-        video = self.patch(tokens.values)
-        if c.table is not None:
+        words = self.text_in(text.features)
+        video = self.video_in(tokens.values)
+        if c.position_table is not None:
             video = video + self._table(tokens.position).astype(video.dtype)
         cond = self.time(sinusoid(time)) + self.pooled(text.pooled)
 
@@ -267,8 +267,8 @@ class DiT(nn.Module):
     def _table(self, position: Float[jax.Array, "b n 3"]) -> Float[jax.Array, "b n d"]:
         """The position table, x in the first half of the width and y in the second."""
         c = self.cfg
-        assert c.table is not None
-        table = position_table(c.table, c.table_base, c.width)
+        assert c.position_table is not None
+        table = position_table(c.position_table, c.position_table_base, c.width)
         y, x = (interpolate_table(table, position[..., axis]) for axis in (1, 2))
         return jnp.concatenate([x, y], axis=-1)
 

@@ -42,7 +42,7 @@ class Placing(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a folder holds; see `generate.VideoModel`."""
+    """What a folder holds; see `generate.VideoPipeline`."""
 
     cfg: ModelConfig
     params: Any

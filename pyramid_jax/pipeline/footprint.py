@@ -9,7 +9,7 @@ twice as much.
 import jax.numpy as jnp
 
 from pyramid_jax.kernels import attention
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.text_encoder import TextConfig
@@ -25,7 +25,7 @@ READER = 24  # the same in a text encoder, whose MLP is wider, in float32
 BEGINNING, LATER = 1, 3
 
 
-def text(cfg: T5Config | ClipConfig | TextConfig, rows: int, words: int) -> int:
+def text(cfg: T5Config | CLIPConfig | TextConfig, rows: int, words: int) -> int:
     """Of a text encoder that reads rows of `words` tokens."""
     return 4 * rows * words * (READER * cfg.width + 3 * cfg.heads * words)
 

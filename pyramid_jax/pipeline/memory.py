@@ -32,7 +32,7 @@ GIB = 2**30
 WINDOWS, TILES = (2, 1), (64, 32, 16)
 
 
-class Networks(NamedTuple):
+class ModelParts(NamedTuple):
     """The networks of a model, with weights, or with shapes in their place.
 
     `encoders` are T5 and CLIP, () where the model reads its prompts itself.
@@ -88,7 +88,7 @@ class Phase(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The phases of some work, in bytes on every device.
 
     Attributes:
@@ -129,7 +129,7 @@ class Plan:
         if self.wide:
             yield "load with dtype='bfloat16' (about half)"
         if most.name in (DECODING, STREAMING):
-            yield "decode smaller pieces (VideoModel.pieces, with a tile)"
+            yield "decode smaller pieces (VideoPipeline.pieces, with a tile)"
         if self.videos > 1:
             yield f"make fewer videos at once than {self.videos}"
         yield "divide weights among more devices (fsdp or tensor of the mesh)"
@@ -163,12 +163,12 @@ class _Need(NamedTuple):
 
 
 def plan(
-    networks: Networks, work: Work, over: Mesh | AbstractMesh | None = None
-) -> Plan:
+    networks: ModelParts, work: Work, mesh: Mesh | AbstractMesh | None = None
+) -> MemoryPlan:
     """The bytes that every phase takes on every device, with weights where they are.
 
     Args:
-        over: the devices that divide the work; None: there is one.
+        mesh: the devices that divide the work; None: there is one.
     """
     cfg, params, vae, encoders = networks
     coder = {} if vae is None else vae.params
@@ -184,22 +184,22 @@ def plan(
     if vae is not None and work.image:
         once = footprint.encoder(vae.cfg, (1, *_pixels(work, cfg)))
         needs.append(_Need(IMAGE, (IMAGE,), 0, once))
-    needs.append(_sampling(cfg, params["dit"], work, over))
+    needs.append(_sampling(cfg, params["dit"], work, mesh))
     if vae is not None and work.pieces is not None:
         if work.streamed:
             unit = cfg.layout.frames_per_unit * vae.latent.temporal
             work = work._replace(pieces=replace(work.pieces, frames=unit))
-        needs.append(_decoding(vae, work, over))
+        needs.append(_decoding(vae, work, mesh))
     if work.streamed:
         *needs, steps, decoding = needs
         more = steps.state + decoding.state, max(steps.working, decoding.working)
         needs.append(_Need(STREAMING, (SAMPLING, DECODING), *more))
     wide = any(x.dtype == jnp.float32 for x in jax.tree.leaves(parts))
-    return Plan(tuple(_phase(need, parts) for need in needs), wide, work.videos)
+    return MemoryPlan(tuple(_phase(need, parts) for need in needs), wide, work.videos)
 
 
 def pieces(
-    networks: Networks, work: Work, over: Mesh | None, most: float | None
+    networks: ModelParts, work: Work, mesh: Mesh | None, most: float | None
 ) -> Pieces:
     """The largest pieces to decode in that a device of `most` bytes has room for.
 
@@ -216,18 +216,18 @@ def pieces(
     if most is None:
         return choices[0]
     for choice in choices:
-        found = plan(networks, work._replace(pieces=choice), over)
+        found = plan(networks, work._replace(pieces=choice), mesh)
         if found.phases[-1].total <= most:
             return choice
     return choices[0]
 
 
-def limit(over: Mesh | None = None) -> int | None:
+def limit(mesh: Mesh | None = None) -> int | None:
     """The bytes that a device lends this process, the least of all; None: unknown.
 
     Of a GPU, this is the share that JAX was given: XLA_PYTHON_CLIENT_MEM_FRACTION.
     """
-    mine = jax.local_devices()[:1] if over is None else over.local_devices
+    mine = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     known = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mine]
     least = min(sharding.to_host(np.array([min(known)])))  # of all processes
     return int(least) or None
@@ -252,10 +252,10 @@ def _phase(need: _Need, parts: dict[str, Any]) -> Phase:
 
 
 def _sampling(
-    cfg: ModelConfig, params: Any, work: Work, over: Mesh | AbstractMesh | None
+    cfg: ModelConfig, params: Any, work: Work, mesh: Mesh | AbstractMesh | None
 ) -> _Need:
     """Euler steps: the video before and after a unit, tokens, and the network."""
-    videos, rows = (_share(n, "batch", over) for n in (work.videos, work.rows))
+    videos, rows = (_share(n, "batch", mesh) for n in (work.videos, work.rows))
     tokens, values = most_tokens(cfg, work), cfg.dit.patch_values
     inside = footprint.transformer(cfg.dit, rows, tokens, LIMIT)
     inside += 4 * tokens * values * (2 * videos + 3 * rows)
@@ -298,15 +298,15 @@ def _divided(x: Any) -> bool:
     return where is not None and where.shard_shape(x.shape) != tuple(x.shape)
 
 
-def _decoding(vae: Autoencoder, work: Work, over: Mesh | AbstractMesh | None) -> _Need:
+def _decoding(vae: Autoencoder, work: Work, mesh: Mesh | AbstractMesh | None) -> _Need:
     """Steps of the decoder; tiles of whole videos are decoded one after the other."""
     assert work.pieces is not None
     (t, h, w, _), latent, tile = work.shape, vae.latent, work.pieces.tile
     window = t if work.pieces.frames is None else work.pieces.frames // latent.temporal
-    videos = _share(work.videos, "batch", over)
+    videos = _share(work.videos, "batch", mesh)
     side = max(h, w) if tile is None else tile // latent.spatial
     h, w = min(h, side), min(w, side)
-    rows, frames = _share(h, "height", over), max(1, _share(window, "frames", over))
+    rows, frames = _share(h, "height", mesh), max(1, _share(window, "frames", mesh))
     one: Shape = (videos, min(frames, t), rows, w)
     past = footprint.past(vae.cfg) * videos * rows * w
     state, inside = past, footprint.decoder(vae.cfg, one)
@@ -325,7 +325,7 @@ def _pixels(work: Work, cfg: ModelConfig) -> tuple[int, int, int]:
     return 1, h * cfg.latent.spatial, w * cfg.latent.spatial
 
 
-def _share(size: int, axis: str, over: Mesh | AbstractMesh | None) -> int:
+def _share(size: int, axis: str, mesh: Mesh | AbstractMesh | None) -> int:
     """What a device has of an axis of arrays: all, if it can't be divided evenly."""
-    parts = 1 if over is None else sharding.parts(axis, over)
+    parts = 1 if mesh is None else sharding.parts(axis, mesh)
     return size if size % parts else size // parts

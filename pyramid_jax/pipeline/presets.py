@@ -4,7 +4,7 @@
 import math
 from typing import NamedTuple
 
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 
 # Where no length is given, in seconds; shorter if the model makes no such videos.
 USUAL = 5.0
@@ -33,13 +33,13 @@ class Preset(NamedTuple):
         return f"{self.name} up to {self.frames} frames ({seconds:.2g} s)"
 
 
-def presets(model: VideoModel) -> tuple[Preset, ...]:
+def presets(model: VideoPipeline) -> tuple[Preset, ...]:
     """The sizes that a model was made for, its favourite first; (): not known."""
     made = model.defaults
     return tuple(Preset(*size, fps=made.fps) for size in made.sizes)
 
 
-def frames(model: VideoModel, seconds: float) -> int:
+def frames(model: VideoPipeline, seconds: float) -> int:
     """The number of frames that a model can make nearest to so many seconds.
 
     Raises:
@@ -65,7 +65,7 @@ def sides(text: str) -> tuple[int, int]:
 
 
 def choose(
-    model: VideoModel,
+    model: VideoPipeline,
     size: tuple[int, int] | None = None,
     count: int | None = None,
     any_size: bool = False,
@@ -96,7 +96,7 @@ def choose(
     return chosen
 
 
-def check(model: VideoModel, size: Size, any_size: bool = False) -> None:
+def check(model: VideoPipeline, size: Size, any_size: bool = False) -> None:
     """Refuses sizes that a model was not made for.
 
     Args:

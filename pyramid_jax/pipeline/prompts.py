@@ -26,7 +26,7 @@ from pyramid_jax import sharding
 from pyramid_jax.checkpoint import rename, text_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors
-from pyramid_jax.models.clip import ClipConfig, ClipEncoder
+from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder
 from pyramid_jax.models.t5 import T5Config, T5Encoder
 from pyramid_jax.shapes import Array, Text
 
@@ -42,7 +42,7 @@ NEGATIVE = (
 LIMIT = 128  # tokens of T5 that the network reads
 FOLDERS = ("", "_2", "_3")  # what the names of encoders and tokenizers end with
 
-EncoderConfig = T5Config | ClipConfig
+EncoderConfig = T5Config | CLIPConfig
 
 
 class Network(NamedTuple):
@@ -150,7 +150,7 @@ def _encode(cfgs: tuple[Any, ...], params: tuple[Any, ...], ids: Ids) -> Text:
     features: Any = T5Encoder(cfgs[0]).apply(of_t5, ids.words, ids.segment)
     vectors = []
     for cfg, weights, words in zip(cfgs[1:], params[1:], ids.clips, strict=True):
-        found: Any = ClipEncoder(cfg).apply({"params": weights}, words)
+        found: Any = CLIPEncoder(cfg).apply({"params": weights}, words)
         vectors.append(found.pooled)
     pooled = jnp.concatenate(vectors, axis=-1)[:, None]
     return Text(features, jnp.asarray(ids.segment), pooled)
@@ -160,7 +160,7 @@ def _encode(cfgs: tuple[Any, ...], params: tuple[Any, ...], ids: Ids) -> Text:
 
 
 def load(
-    folder: str | Path, dtype: str = "bfloat16", over: Mesh | None = None
+    folder: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None
 ) -> PromptEncoder:
     """The text encoders and tokenizers in a released model's folder.
 
@@ -169,7 +169,7 @@ def load(
 
     Args:
         dtype: of weights and matrix products.
-        over: devices that share the weights; None: all on the first one.
+        mesh: devices that share the weights; None: all on the first one.
 
     Raises:
         ValueError: a file is missing, or does not fit the others.
@@ -179,7 +179,7 @@ def load(
         encoder = folder / f"text_encoder{end}"
         if encoder.is_dir():
             given = _config(encoder)
-            networks.append(network(given, read_tensors(encoder), dtype, over))
+            networks.append(network(given, read_tensors(encoder), dtype, mesh))
             cfg = networks[-1].cfg
             tokenizers.append(load_tokenizer(folder / f"tokenizer{end}", cfg))
     is_t5 = [isinstance(n.cfg, T5Config) for n in networks]
@@ -198,7 +198,7 @@ def network(
     given: Mapping[str, Any],
     tensors: Mapping[str, Any],
     dtype: str = "float32",
-    over: Mesh | None = None,
+    mesh: Mesh | None = None,
 ) -> Network:
     """The encoder that a config.json of the original describes, with its weights.
 
@@ -211,7 +211,7 @@ def network(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), sharding.unbox(like)
     )
     once = text_tables.once(tensors)
-    return Network(cfg, rename.convert(once, table, plain, _place(like, over)))
+    return Network(cfg, rename.convert(once, table, plain, _place(like, mesh)))
 
 
 def described(
@@ -225,7 +225,7 @@ def described(
     if "d_model" in given:
         return T5Config(**text_tables.t5_config(given), dtype=dtype), text_tables.t5()
     if "intermediate_size" in given:
-        cfg = ClipConfig(**text_tables.clip_config(given), dtype=dtype)
+        cfg = CLIPConfig(**text_tables.clip_config(given), dtype=dtype)
         return cfg, text_tables.clip(cfg.projection is not None)
     raise ValueError(
         f"a config.json with {sorted(given)} describes neither a T5 nor a CLIP text "
@@ -239,7 +239,7 @@ def abstract(cfg: EncoderConfig) -> Any:
     if isinstance(cfg, T5Config):
         init = partial(T5Encoder(cfg).init, ids=ids, segment=ids)
     else:
-        init = partial(ClipEncoder(cfg).init, ids=ids)
+        init = partial(CLIPEncoder(cfg).init, ids=ids)
     return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
@@ -277,11 +277,11 @@ def _config(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _place(like: Any, over: Mesh | None) -> Callable[[str, np.ndarray], jax.Array]:
+def _place(like: Any, mesh: Mesh | None) -> Callable[[str, np.ndarray], jax.Array]:
     """Moves a parameter to its devices; each process copies its own parts only."""
-    if over is None:
+    if mesh is None:
         return lambda path, x: jnp.asarray(x)
-    where: dict[str, Any] = flatten_dict(sharding.shardings(like, over), sep="/")
+    where: dict[str, Any] = flatten_dict(sharding.shardings(like, mesh), sep="/")
 
     def place(path: str, x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(x.shape, where[path], x.__getitem__)

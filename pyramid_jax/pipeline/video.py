@@ -24,7 +24,7 @@ from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import Inputs, Stepper, Watch
 from pyramid_jax.pipeline.folder import Placing
-from pyramid_jax.pipeline.memory import Networks, Plan, Work
+from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
@@ -49,7 +49,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class VideoModel:
+class VideoPipeline:
     """A text-to-video model with its weights. Make one with `load`.
 
     Attributes:
@@ -147,7 +147,7 @@ class VideoModel:
         videos: int = 1,
         options: SampleConfig | None = None,
         streamed: bool = False,
-    ) -> Plan:
+    ) -> MemoryPlan:
         """The memory that videos take on every device, phase by phase; print it."""
         order = self._order([""] * videos, size, None, 0, options)
         return memory.plan(self._networks, self._work(order, streamed), self.mesh)
@@ -326,10 +326,10 @@ class VideoModel:
         found.check(self._most)
 
     @property
-    def _networks(self) -> Networks:
+    def _networks(self) -> ModelParts:
         read = self.prompts
         encoders = () if read is None else (read.t5, *read.clips)
-        return Networks(self.cfg, self.params, self.vae, encoders)
+        return ModelParts(self.cfg, self.params, self.vae, encoders)
 
     @property
     def _most(self) -> float | None:
@@ -359,7 +359,7 @@ def load(
     dtype: str | None = None,
     text: bool = True,
     offload: bool = False,
-) -> VideoModel:
+) -> VideoPipeline:
     """The model in a folder that `saved.save` or `launch.convert` wrote.
 
     Weights are read one parameter at a time and go straight to where they belong.
@@ -376,7 +376,7 @@ def load(
         ValueError: a file is missing or does not fit the others.
     """
     found = saved.read(folder, Placing(mesh, dtype, offload), text)
-    return VideoModel(mesh=mesh, **found._asdict())
+    return VideoPipeline(mesh=mesh, **found._asdict())
 
 
 def _negatives(negative: str | Sequence[str], count: int) -> list[str]:

@@ -120,15 +120,15 @@ def run(
         FloatingPointError: a loss or gradient was not finite; nothing is saved then.
         ValueError: the rows of a batch can't be divided over the mesh.
     """
-    over: Mesh = state.step.sharding.mesh
+    mesh: Mesh = state.step.sharding.mesh
     done, window = int(state.step), Window()
     deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
     silent = jax.process_index() > 0
     bar = tqdm(total=cfg.steps, initial=done, unit="step", disable=silent)
-    with bar, jax.set_mesh(over), _signals() as stopped:
+    with bar, jax.set_mesh(mesh), _signals() as stopped:
         while done < cfg.steps:
             batch = next(batches)
-            state, report = step(state, on_devices(batch, over), key)
+            state, report = step(state, on_devices(batch, mesh), key)
             done += 1
             window.add(report, batch)
             bar.update()
@@ -152,7 +152,7 @@ def run(
     return state
 
 
-def on_devices(batch: Any, over: Mesh) -> Any:
+def on_devices(batch: Any, mesh: Mesh) -> Any:
     """The global batch on the mesh, of which every process gives its rows.
 
     Raises:
@@ -163,14 +163,14 @@ def on_devices(batch: Any, over: Mesh) -> Any:
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
         batch,
     )
-    parts = sharding.batch_parts(over)
+    parts = sharding.batch_parts(mesh)
     for rows in {leaf.shape[0] for leaf in jax.tree.leaves(shapes)}:
         if rows % parts:
             raise ValueError(
                 f"a batch of {rows} rows can't be divided over {parts} devices; "
                 f"use a multiple of {parts} rows"
             )
-    placement = sharding.batch_shardings(shapes, over)
+    placement = sharding.batch_shardings(shapes, mesh)
     return jax.tree.map(jax.make_array_from_process_local_data, placement, batch)
 
 

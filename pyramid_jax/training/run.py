@@ -50,13 +50,13 @@ def run(cfg: Any, workdir: str | Path, task: Task) -> TrainState:
         ValueError: a section is wrong, or the folder is of another config.
     """
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
-    over = sharding.mesh(**cfg.mesh.to_dict())
-    like = state.abstract(task.init, task.optimizer, over)
+    mesh = sharding.device_mesh(**cfg.mesh.to_dict())
+    like = state.abstract(task.init, task.optimizer, mesh)
     step_cfg = build(StepConfig, cfg.step.to_dict())
     step = train_step(task.loss, task.optimizer, task.rate, step_cfg, like)
 
     def fresh() -> TrainState:
-        return task.prepare(state.create(key, task.init, task.optimizer, over))
+        return task.prepare(state.create(key, task.init, task.optimizer, mesh))
 
     kept = {k: v for k, v in cfg.to_dict().items() if k not in FREE}
     loops = build(LoopConfig, cfg.loop.to_dict())

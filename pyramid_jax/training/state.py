@@ -35,21 +35,21 @@ class TrainState(NamedTuple):
 
 
 def create(
-    key: Key[Array, ""], init: Init, optimizer: optax.GradientTransformation, over: Mesh
+    key: Key[Array, ""], init: Init, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """A new state over the mesh, weights, average and optimizer moments sharded alike.
 
     No device ever holds more than its part.
     """
-    build, placement = _plan(init, optimizer, over)
+    build, placement = _plan(init, optimizer, mesh)
     return jax.jit(lambda key: sharding.unbox(build(key)), out_shardings=placement)(key)
 
 
 def abstract(
-    init: Init, optimizer: optax.GradientTransformation, over: Mesh
+    init: Init, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes and shardings of a state, to restore into or to compile for."""
-    build, placement = _plan(init, optimizer, over)
+    build, placement = _plan(init, optimizer, mesh)
     shapes = sharding.unbox(jax.eval_shape(build, jax.random.key(0)))
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -59,12 +59,12 @@ def abstract(
 
 
 def _plan(
-    init: Init, optimizer: optax.GradientTransformation, over: Mesh
+    init: Init, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[Callable[[jax.Array], TrainState], Any]:
     """How to make a state with boxed weights, and where its arrays belong."""
     build = partial(_boxed, init, optimizer)
     shapes = jax.eval_shape(build, jax.random.key(0))
-    return build, sharding.shardings(shapes, over)
+    return build, sharding.shardings(shapes, mesh)
 
 
 def _boxed(

@@ -58,14 +58,14 @@ def save(folder: str | Path, made: Autoencoder) -> None:
 
 
 def load(
-    folder: str | Path, dtype: str | None = None, over: Mesh | None = None
+    folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> Autoencoder:
     """The VAE in a folder that `save` wrote, or in the folder of a model that has one.
 
     Args:
         dtype: of weights and convolutions; None: as they are stored, and as its
             config says.
-        over: devices that get all weights each; None: the first one.
+        mesh: devices that get all weights each; None: the first one.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
@@ -84,27 +84,27 @@ def load(
     like = sharding.unbox(
         jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
     )
-    place = placing(like, over, dtype)
+    place = placing(like, mesh, dtype)
     params = read_tree(folder / "weights.safetensors", like, place)
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
 
 
-def codec(made: Autoencoder, over: Mesh | None = None) -> Codec:
+def codec(made: Autoencoder, mesh: Mesh | None = None) -> Codec:
     """The VAE as compiled functions.
 
     Args:
-        over: devices that share every video, see `codec.sharded`; None: one device.
+        mesh: devices that share every video, see `codec.sharded`; None: one device.
     """
     cfg = made.cfg
     steps = [
-        partial(_step, f, cfg, over, made.params) for f in (vae.encode, vae.decode)
+        partial(_step, f, cfg, mesh, made.params) for f in (vae.encode, vae.decode)
     ]
-    ranks = 1 if over is None else sharding.parts("frames", over)
+    ranks = 1 if mesh is None else sharding.parts("frames", mesh)
     return Codec(made.latent, steps[0], _posterior, steps[1], ranks)
 
 
 def raw_encoder(
-    made: Autoencoder, seed: int = 0, over: Mesh | None = None
+    made: Autoencoder, seed: int = 0, mesh: Mesh | None = None
 ) -> RawEncoder:
     """A function (8-bit pixels `b f h w 3`, numbers) to raw latents `b t h w c`.
 
@@ -115,7 +115,7 @@ def raw_encoder(
     raw = dataclasses.replace(
         made.latent, **dict(zip(statistics, (0.0, 1.0) * 2, strict=True))
     )
-    functions, key = codec(made._replace(latent=raw), over), jax.random.key(seed)
+    functions, key = codec(made._replace(latent=raw), mesh), jax.random.key(seed)
     pieces = Pieces(frames=PIECE * raw.temporal)
 
     def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -138,9 +138,9 @@ def _noise(
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _step(
-    f: Any, cfg: VAEConfig, over: Mesh | None, params: Any, x: Any, past: Any
+    f: Any, cfg: VAEConfig, mesh: Mesh | None, params: Any, x: Any, past: Any
 ) -> tuple[jax.Array, Any]:
-    if over is None:
+    if mesh is None:
         return f(cfg, params, x, past)
     factors = (cfg.temporal_factor, cfg.spatial_factor)
     cell = factors if f is vae.encode else (1, 1)
@@ -148,7 +148,7 @@ def _step(
     def make(halo: Halo) -> codecs.Step:
         return lambda x, past: f(cfg, params, x, past, halo)
 
-    return codecs.sharded(make, over, cell)(x, past)
+    return codecs.sharded(make, mesh, cell)(x, past)
 
 
 @jax.jit

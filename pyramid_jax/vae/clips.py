@@ -13,9 +13,9 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from pyramid_jax.data.examples import Failure, Kept, Size
+from pyramid_jax.data.examples import Failure, HeightWidth, Kept
 from pyramid_jax.data.manifest import Record, read_manifest
-from pyramid_jax.data.source import Source, ahead
+from pyramid_jax.data.source import RecordSource, ahead
 from pyramid_jax.data.video_io import read_image, read_video
 from pyramid_jax.shapes import Array
 
@@ -29,14 +29,14 @@ class Footage(NamedTuple):
     image: UInt8[Array, "images 1 h w 3"] | None = None
 
 
-class Clip(NamedTuple):
+class Window(NamedTuple):
     """The frames of one example."""
 
     pixels: UInt8[np.ndarray, "f h w 3"]
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class VAEDataConfig:
     """What a VAE is trained on, and the shape of a batch. Counts are per host.
 
     Args:
@@ -94,30 +94,30 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Crop:
     """Makes an example of a record: `frames` frames from a window drawn at random.
 
     The number of the example alone decides the window.
     """
 
-    cfg: ClipConfig
+    cfg: VAEDataConfig
     frames: int
     shard: tuple[int, int]
     kept: Kept
 
-    def __call__(self, index: int, record: Record) -> Clip | Failure:
+    def __call__(self, index: int, record: Record) -> Window | Failure:
         host, hosts = self.shard
         number = index * hosts + host
         rng = np.random.default_rng((self.cfg.seed, number))
         window = int(rng.integers(self.cfg.windows))
         try:
             key = (record.path, window)
-            return Clip(self.kept.get(key, lambda: [self._read(record, window)])[0])
+            return Window(self.kept.get(key, lambda: [self._read(record, window)])[0])
         except (ValueError, OSError) as error:
             return Failure(str(record.path), str(error))
 
     def _read(self, record: Record, window: int) -> UInt8[np.ndarray, "f h w 3"]:
-        size: Size = (self.cfg.height, self.cfg.width)
+        size: HeightWidth = (self.cfg.height, self.cfg.width)
         if record.kind == "image":
             return read_image(record.path, size)[None]
         place = window / max(1, self.cfg.windows - 1)
@@ -125,7 +125,7 @@ class Cut:
 
 
 def batches(
-    cfg: ClipConfig,
+    cfg: VAEDataConfig,
     folder: str | Path,
     shard: tuple[int, int] = (0, 1),
     part: Part = "training",
@@ -153,8 +153,10 @@ def batches(
         kinds.append((images or videos, 1, cfg.images))
     parts = []
     for chosen, frames, count in kinds:
-        source = Source(chosen, cfg.seed, cfg.workers, cfg.max_bad, shard, Path(folder))
-        cut = Cut(cfg, frames, shard, Kept(cfg.cache_mib * 2**20 // len(kinds)))
+        source = RecordSource(
+            chosen, cfg.seed, cfg.workers, cfg.max_bad, shard, Path(folder)
+        )
+        cut = Crop(cfg, frames, shard, Kept(cfg.cache_mib * 2**20 // len(kinds)))
         parts.append(source.examples(cut).batch(count))
     return ahead(grain.experimental.ZipIterDataset(parts).map(_footage))
 

@@ -272,7 +272,7 @@ def tiled_step(step: Step, tile: int, scale: float, overlap: float = 1 / 4) -> S
 
 def sharded(
     make: Callable[[Halo], Step],
-    over: Mesh | AbstractMesh,
+    mesh: Mesh | AbstractMesh,
     cell: tuple[int, int] = (1, 1),
 ) -> Step:
     """The step that all devices of a mesh do together, each with its part of a video.
@@ -291,11 +291,11 @@ def sharded(
         rows, frames, height = x.shape[:3]
         units = 1 if past is None else frames // cell[0]
         axes = ("batch", "frames", "height")
-        where = sharding.place((rows, units, height // cell[1]), axes, over).spec
-        batch, time, height = (_if_divided(axis, over) for axis in where)
+        where = sharding.place((rows, units, height // cell[1]), axes, mesh).spec
+        batch, time, height = (_if_divided(axis, mesh) for axis in where)
         step = make(Halo(time, height))
         parts, kept = P(batch, time, height), P(batch, None, height)
-        divided = partial(jax.shard_map, mesh=over, out_specs=(parts, kept))
+        divided = partial(jax.shard_map, mesh=mesh, out_specs=(parts, kept))
         if past is None:
             return divided(lambda x: step(x, None), in_specs=(parts,))(x)
         return divided(step, in_specs=(parts, kept))(x, past)
@@ -309,10 +309,10 @@ def _joined(parts: Iterable[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _if_divided(axis: Any, over: Mesh | AbstractMesh) -> Any:
+def _if_divided(axis: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The axis of the mesh, or None if it has one device."""
     names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-    return axis if math.prod(over.shape[name] for name in names) > 1 else None
+    return axis if math.prod(mesh.shape[name] for name in names) > 1 else None
 
 
 def _divided(name: str, size: int | None, by: int) -> int | None:

@@ -33,7 +33,7 @@ from pyramid_jax.vae.objective import Critics, Decoded, ObjectiveConfig
 
 
 @dataclass(frozen=True)
-class Networks:
+class VAENetworks:
     """What is trained, and how.
 
     Args:
@@ -73,7 +73,7 @@ class Networks:
         return self.objective.perceptual > 0
 
 
-def initialise(networks: Networks, key: jax.Array) -> Any:
+def initialise(networks: VAENetworks, key: jax.Array) -> Any:
     """Fresh weights in boxes that name their axes; LPIPS needs its own instead."""
     first, second, third = jax.random.split(key, 3)
     params = {"vae": vae.initialise(networks.vae, first)}
@@ -88,7 +88,7 @@ def initialise(networks: Networks, key: jax.Array) -> Any:
 
 
 def optimizers(
-    networks: Networks, autoencoder: OptimizerConfig, judge: OptimizerConfig
+    networks: VAENetworks, autoencoder: OptimizerConfig, judge: OptimizerConfig
 ) -> optax.GradientTransformation:
     """One optimizer each for autoencoder and discriminator, with a norm to clip of its
     own; LPIPS, and an encoder that is frozen, do not change."""
@@ -108,7 +108,7 @@ def optimizers(
 
 
 def loss(
-    networks: Networks,
+    networks: VAENetworks,
     params: Any,
     batch: Footage,
     key: jax.Array,
@@ -132,7 +132,7 @@ def loss(
 
 
 def footage_loss(
-    networks: Networks,
+    networks: VAENetworks,
     params: Any,
     pixels: UInt8[jax.Array, "b f h w 3"],
     key: jax.Array,
@@ -182,22 +182,22 @@ def whole(
     Where the mesh divides frames, its devices share each video: the first frame is on
     all of them, and gradients cross the borders between them.
     """
-    over = jax.sharding.get_abstract_mesh()
-    if over.empty or sharding.parts("frames", over) == 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or sharding.parts("frames", mesh) == 1:
         return f(cfg, params, x)[0]
 
     def make(halo: Halo) -> codec.Step:
         return lambda part, past: f(cfg, params, part, past, halo)
 
     factors = (cfg.temporal_factor, cfg.spatial_factor)
-    step = codec.sharded(make, over, factors if f is vae.encode else (1, 1))
+    step = codec.sharded(make, mesh, factors if f is vae.encode else (1, 1))
     first, past = step(x[:, :1], None)
     if x.shape[1] == 1:
         return first
     return jnp.concatenate([first, step(x[:, 1:], past)[0]], axis=1)
 
 
-def critics(networks: Networks, params: Any) -> Critics:
+def critics(networks: VAENetworks, params: Any) -> Critics:
     """The functions that the objective needs."""
     perceptual: Any = None
     judge: Any = None

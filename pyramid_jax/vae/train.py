@@ -28,8 +28,8 @@ from pyramid_jax.training.state import TrainState
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_task
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.clips import ClipConfig, Footage, Part, batches
-from pyramid_jax.vae.networks import Networks
+from pyramid_jax.vae.clips import Footage, Part, VAEDataConfig, batches
+from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig
 from pyramid_jax.vae.quality import psnr, ssim
 
@@ -52,7 +52,7 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
             or `workdir` or `start` is of another config.
     """
     workdir, made = Path(workdir), networks(cfg)
-    data = build(ClipConfig, cfg.data.to_dict())
+    data = build(VAEDataConfig, cfg.data.to_dict())
     _check(cfg, made, data)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     judge_rates = build(OptimizerConfig, cfg.discriminator_optimizer.to_dict())
@@ -73,13 +73,13 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     return workdir / "model"
 
 
-def networks(cfg: Any) -> Networks:
+def networks(cfg: Any) -> VAENetworks:
     """The networks and the objective of a config."""
     objective = build(ObjectiveConfig, cfg.objective.to_dict())
     kind = "3d" if objective.discriminator == "3d" else "2d"
     about_lpips = cfg.lpips.to_dict()
     about_lpips.pop("path")
-    return Networks(
+    return VAENetworks(
         build(VAEConfig, cfg.vae.to_dict()),
         objective,
         build(DiscriminatorConfig, cfg.discriminator.to_dict() | {"kind": kind}),
@@ -90,7 +90,7 @@ def networks(cfg: Any) -> Networks:
 
 
 def prepare(
-    made: Networks, path: str, start: str | Path | None, new: TrainState
+    made: VAENetworks, path: str, start: str | Path | None, new: TrainState
 ) -> TrainState:
     """A new state with the weights of LPIPS and those that the run starts from.
 
@@ -114,7 +114,7 @@ def prepare(
 
 
 def footage(
-    data: ClipConfig, workdir: Path, part: Part
+    data: VAEDataConfig, workdir: Path, part: Part
 ) -> grain.DatasetIterator[Footage]:
     """This process's share of the clips."""
     shard = (jax.process_index(), jax.process_count())
@@ -140,7 +140,7 @@ def reconstruct(
     return Reconstruction(made, psnr(video, made).mean(), ssim(video, made).mean())
 
 
-def evaluator(workdir: Path, cfg: VAEConfig, data: ClipConfig) -> Sample:
+def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
     """A function (step, weights) that reconstructs the held-out clips.
 
     It writes samples/STEP, and returns PSNR (in decibels) and SSIM; without held-out
@@ -163,7 +163,7 @@ def evaluator(workdir: Path, cfg: VAEConfig, data: ClipConfig) -> Sample:
 
 
 def statistics(
-    cfg: VAEConfig, params: Any, data: ClipConfig, workdir: Path, clips: int
+    cfg: VAEConfig, params: Any, data: VAEDataConfig, workdir: Path, clips: int
 ) -> LatentConfig:
     """Mean and deviation of first and later latent frames, over some training clips.
 
@@ -196,7 +196,9 @@ def statistics(
     )
 
 
-def taken(data: ClipConfig, workdir: Path, part: Part, clips: int) -> Iterator[Footage]:
+def taken(
+    data: VAEDataConfig, workdir: Path, part: Part, clips: int
+) -> Iterator[Footage]:
     """The first batches of a part, about so many clips over all processes."""
     count = max(1, clips // (data.batch * jax.process_count()))
     source = footage(data, workdir, part)
@@ -229,7 +231,7 @@ def show(
         write_video(folder / f"{i}.mp4", np.concatenate(pair, axis=2), fps)
 
 
-def _check(cfg: Any, made: Networks, data: ClipConfig) -> None:
+def _check(cfg: Any, made: VAENetworks, data: VAEDataConfig) -> None:
     """What the sections must agree on.
 
     Raises:

@@ -13,7 +13,7 @@ from benchmarks import flops, sample, stages, video
 from benchmarks.reference_video import OriginalVideo
 from benchmarks.workload import Workload
 from pyramid_jax import layout, mask, pyramid
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline.denoise import Progress
@@ -23,7 +23,7 @@ TOY = video.Case(
     Workload(depth=2, width=32, heads=2, cells=(8, 8), sampled=2),
     T5Config(vocabulary=LIMIT, heads=1, head_dim=8, mlp_width=8, blocks=1),
     tuple(
-        ClipConfig(77, width, mlp_width=8, blocks=1, projection=width)
+        CLIPConfig(77, width, mlp_width=8, blocks=1, projection=width)
         for width in (768, 1280)
     ),
     VAEConfig(

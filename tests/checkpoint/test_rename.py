@@ -107,7 +107,9 @@ def test_a_released_config_file_gives_the_config_of_the_variant(name):
     arguments = configs.dit_config(JSON[name])
     cfg = RELEASED[name][0]
     assert DiTConfig(**arguments.dit) == cfg
-    assert Layout(**arguments.layout) == Layout(patch=2, table=cfg.table)
+    assert Layout(**arguments.layout) == Layout(
+        patch=2, position_table=cfg.position_table
+    )
 
 
 @pytest.mark.parametrize("case", SMALL)

@@ -43,7 +43,7 @@ class Count:
 
 def state(key: int, fsdp: int = 4, tensor: int = 2) -> State:
     """A state with random arrays, Adam moments included, spread over eight devices."""
-    over = sharding.mesh(fsdp=fsdp, tensor=tensor)
+    mesh = sharding.device_mesh(fsdp=fsdp, tensor=tensor)
     init = sharding.named(jax.nn.initializers.normal(), ("embed", "mlp"))
 
     def build(key: jax.Array) -> State:
@@ -54,7 +54,7 @@ def state(key: int, fsdp: int = 4, tensor: int = 2) -> State:
         moments = jax.tree.map(lambda x: x + 1, optimizer.init(params))
         return State(jnp.int32(7), params, jax.tree.map(jnp.square, params), moments)
 
-    placement = sharding.shardings(jax.eval_shape(build, jax.random.key(0)), over)
+    placement = sharding.shardings(jax.eval_shape(build, jax.random.key(0)), mesh)
     make = jax.jit(lambda key: sharding.unbox(build(key)), out_shardings=placement)
     return make(jax.random.key(key))
 

@@ -8,7 +8,7 @@ import pytest
 
 from pyramid_jax.checkpoint import rename, text_tables
 from pyramid_jax.checkpoint.tensors import read_tensors
-from pyramid_jax.models.clip import ClipConfig
+from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import abstract, network
 
@@ -75,8 +75,8 @@ def small(given: dict) -> dict:
 
 def test_released_config_files_give_the_released_encoders():
     assert T5Config(**text_tables.t5_config(T5)) == T5Config()
-    assert ClipConfig(**text_tables.clip_config(CLIP_L)) == ClipConfig()
-    assert ClipConfig(**text_tables.clip_config(CLIP_G)) == ClipConfig(
+    assert CLIPConfig(**text_tables.clip_config(CLIP_L)) == CLIPConfig()
+    assert CLIPConfig(**text_tables.clip_config(CLIP_G)) == CLIPConfig(
         width=1280,
         heads=20,
         mlp_width=5120,
@@ -99,7 +99,7 @@ def test_released_encoders_have_all_their_tensors_in_the_right_shapes():
     mlp = "encoder.block.23.layer.1.DenseReluDense"
     assert shapes[f"{mlp}.wi_1.weight"] == (10240, 4096)
     assert shapes[f"{mlp}.wo.weight"] == (4096, 10240)
-    cfg = ClipConfig(**text_tables.clip_config(CLIP_G))
+    cfg = CLIPConfig(**text_tables.clip_config(CLIP_G))
     shapes = rename.names(text_tables.clip(True), abstract(cfg))
     assert len(shapes) == 32 * 16 + 5
     assert shapes["text_model.encoder.layers.31.mlp.fc2.weight"] == (1280, 5120)

@@ -24,7 +24,7 @@ from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import StoredTensor
 from pyramid_jax.convert import convert, hub, networks
 from pyramid_jax.convert import source as original
-from pyramid_jax.convert.source import Source
+from pyramid_jax.convert.source import ReleasedFolder
 from tests import original_files
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -45,7 +45,7 @@ def miniflux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ours(mmdit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ours")
-    convert.convert(Source(mmdit), folder)
+    convert.convert(ReleasedFolder(mmdit), folder)
     return folder
 
 
@@ -60,7 +60,7 @@ def changed(
     save_file(tensors, to / file, metadata={"format": "pt"})
 
 
-def reported(source: Source, to: Path) -> list[str]:
+def reported(source: ReleasedFolder, to: Path) -> list[str]:
     """The problems in the one error of a conversion, which must not write anything."""
     with pytest.raises(ValueError, match="can't be converted") as raised:
         convert.convert(source, to)
@@ -74,7 +74,7 @@ def reported(source: Source, to: Path) -> list[str]:
 @pytest.mark.parametrize("kind", ["mmdit", "miniflux"])
 def test_a_model_comes_back_with_equal_bytes(kind: str, tmp_path: Path, request):
     theirs = request.getfixturevalue(kind)
-    convert.convert(Source(theirs), tmp_path / "ours")
+    convert.convert(ReleasedFolder(theirs), tmp_path / "ours")
     convert.export(tmp_path / "ours", tmp_path / "back")
     names = sorted(x.relative_to(theirs) for x in theirs.rglob("*") if x.is_file())
     back = tmp_path / "back"
@@ -109,7 +109,7 @@ def test_what_is_written_is_an_ordinary_model_folder(ours: Path):
 
 
 def test_miniflux_has_its_own_statistics_of_first_frames(miniflux: Path):
-    found = original.look(Source(miniflux, text=False))
+    found = original.look(ReleasedFolder(miniflux, text=False))
     assert found.model is not None
     assert found.model.latent.image_shift == -0.04
     assert found.model.latent.image_scale == 1 / 1.8726
@@ -122,13 +122,13 @@ def test_a_model_that_was_trained_here_gets_config_files(ours: Path, tmp_path: P
     del sections["original"]
     (mine / "config.json").write_text(json.dumps(sections))
     convert.export(mine, tmp_path / "theirs")
-    found = original.look(Source(tmp_path / "theirs", "diffusion_transformer"))
+    found = original.look(ReleasedFolder(tmp_path / "theirs", "diffusion_transformer"))
     assert found.problems == []
 
 
 def test_nothing_is_written_over(mmdit: Path, ours: Path):
     with pytest.raises(ValueError, match="holds something already"):
-        convert.convert(Source(mmdit), ours)
+        convert.convert(ReleasedFolder(mmdit), ours)
 
 
 # ------------------------------------------------------------------------ other files
@@ -171,7 +171,7 @@ def test_files_of_torch_and_checkpoints_of_training_are_read(
     dit_state = {f"dit.{key}": x for key, x in original_files.tensors("mmdit").items()}
     torch = torch_that_loads({pickled: dit_state, trained: state})
     monkeypatch.setitem(sys.modules, "torch", torch)
-    convert.convert(Source(theirs, vae=trained), tmp_path / "ours")
+    convert.convert(ReleasedFolder(theirs, vae=trained), tmp_path / "ours")
     for name in ("weights.safetensors", "vae/weights.safetensors"):
         assert (tmp_path / "ours" / name).read_bytes() == (ours / name).read_bytes()
 
@@ -187,9 +187,9 @@ def test_several_files_with_an_index_are_one(mmdit: Path, tmp_path: Path):
         save_file(own, theirs / VARIANT / name)
     index = theirs / VARIANT / f"{FILE}.index.json"
     index.write_text(json.dumps({"weight_map": map_of}))
-    assert original.look(Source(theirs, text=False)).problems == []
+    assert original.look(ReleasedFolder(theirs, text=False)).problems == []
     (theirs / VARIANT / names[1]).unlink()
-    (problem,) = original.look(Source(theirs, text=False)).problems
+    (problem,) = original.look(ReleasedFolder(theirs, text=False)).problems
     assert "lacks ['model-2.safetensors']" in problem
 
 
@@ -214,7 +214,7 @@ def test_looking_reads_headers_only(mmdit: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("values were read")
 
     monkeypatch.setattr(StoredTensor, "__array__", refuse)
-    found = original.look(Source(mmdit))
+    found = original.look(ReleasedFolder(mmdit))
     assert found.problems == []
     report = str(found)
     assert report.endswith("all fits") and len(report.splitlines()) == 6
@@ -239,7 +239,7 @@ def test_all_damage_is_in_one_error(mmdit: Path, tmp_path: Path):
     about.write_text(about.read_text().replace('"silu"', '"relu"', 1))
     (theirs / "text_encoder_2" / "config.json").unlink()
     (theirs / "tokenizer_3" / "tokenizer.json").unlink()
-    problems = reported(Source(theirs), tmp_path / "ours")
+    problems = reported(ReleasedFolder(theirs), tmp_path / "ours")
     expected = [
         f"{VARIANT}: proj_out.bias is missing",
         f"{VARIANT}: proj_in.bias is left over",
@@ -258,7 +258,7 @@ def test_all_damage_is_in_one_error(mmdit: Path, tmp_path: Path):
 def test_unknown_variants_and_missing_folders_are_named(mmdit: Path, tmp_path: Path):
     theirs = Path(shutil.copytree(mmdit, tmp_path / "theirs"))
     shutil.rmtree(theirs / VAE)
-    source = Source(theirs, "diffusion_transformer_768p", text=False)
+    source = ReleasedFolder(theirs, "diffusion_transformer_768p", text=False)
     variant, missing = reported(source, tmp_path / "ours")
     assert f"['{VARIANT}']" in variant and "diffusion_transformer_768p" in variant
     assert missing == f"{VAE}: this folder is missing"
@@ -266,9 +266,9 @@ def test_unknown_variants_and_missing_folders_are_named(mmdit: Path, tmp_path: P
 
 def test_the_only_variant_needs_no_name_but_two_do(mmdit: Path, tmp_path: Path):
     theirs = Path(shutil.copytree(mmdit, tmp_path / "theirs"))
-    assert original.look(Source(theirs, text=False)).problems == []
+    assert original.look(ReleasedFolder(theirs, text=False)).problems == []
     shutil.copytree(theirs / VARIANT, theirs / "diffusion_transformer_768p")
-    (problem,) = original.look(Source(theirs, text=False)).problems
+    (problem,) = original.look(ReleasedFolder(theirs, text=False)).problems
     assert "choose one of them" in problem
 
 
@@ -293,7 +293,7 @@ def test_a_wrong_config_file_is_reported(mmdit, tmp_path, file, change, message)
     fields = json.loads(path.read_text()) | change
     fields = {key: value for key, value in fields.items() if value is not None}
     path.write_text(json.dumps(fields))
-    problems = original.look(Source(theirs, text=False)).problems
+    problems = original.look(ReleasedFolder(theirs, text=False)).problems
     assert any(message in problem for problem in problems), problems
 
 
@@ -302,7 +302,7 @@ def test_text_encoders_of_another_model_are_refused(mmdit, miniflux, tmp_path):
     for name in ("text_encoder_2", "tokenizer_2"):
         shutil.rmtree(theirs / name)
         shutil.copytree(theirs / name.replace("_2", ""), theirs / name)
-    (problem,) = original.look(Source(theirs)).problems
+    (problem,) = original.look(ReleasedFolder(theirs)).problems
     assert "CLIP vectors of [6, 6]" in problem and "vectors of 16" in problem
 
 

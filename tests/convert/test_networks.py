@@ -94,4 +94,6 @@ def test_transformers_that_the_original_does_not_have_are_not_described():
     with pytest.raises(
         ValueError, match="single_blocks is 2, where the original has 0"
     ):
-        configs.dit_fields(vars(cfg), {"patch": 2, "table": 192, "interpolate": True})
+        configs.dit_fields(
+            vars(cfg), {"patch": 2, "position_table": 192, "interpolate": True}
+        )

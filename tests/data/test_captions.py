@@ -102,8 +102,8 @@ def test_the_command_stores_what_the_text_encoders_of_a_model_say(
     given = {"text": True, "to": str(to), "model": str(model), "dtype": "float32"}
     with flagsaver.flagsaver(**given, manifest=str(manifest), batch=4):
         prepare.main(["prepare"])
-    over = sharding.mesh(data=1, fsdp=8)
-    text = prompts.load(model, "float32", over)(CAPTIONS)
+    mesh = sharding.device_mesh(data=1, fsdp=8)
+    text = prompts.load(model, "float32", mesh)(CAPTIONS)
     for i, record in enumerate(read_manifest(to / "manifest.jsonl")):
         tokens, pooled = captions.read(record.features)
         known = np.asarray(text.segment[i]) >= 0

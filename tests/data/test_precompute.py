@@ -11,7 +11,12 @@ from matplotlib.image import imsave
 from pyramid_jax.data.examples import Pixels
 from pyramid_jax.data.latents import StoredLatents
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
-from pyramid_jax.data.precompute import Job, latent_path, read_latent, write_latents
+from pyramid_jax.data.precompute import (
+    LatentJob,
+    latent_path,
+    read_latent,
+    write_latents,
+)
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 
@@ -51,9 +56,9 @@ def manifest(tmp_path: Path) -> Path:
     return tmp_path / "manifest.jsonl"
 
 
-def job(encode: Encoder, **options) -> Job:
+def job(encode: Encoder, **options) -> LatentJob:
     load = Pixels(FRAMES, 8)
-    return Job(encode, load, (SIZE,), **{"batch": 2, "max_bad": 0.5} | options)
+    return LatentJob(encode, load, (SIZE,), **{"batch": 2, "max_bad": 0.5} | options)
 
 
 def test_every_record_gets_the_latent_of_its_file(manifest: Path, tmp_path: Path):

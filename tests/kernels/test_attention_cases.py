@@ -183,8 +183,8 @@ def test_mapping_over_a_new_axis_equals_a_loop(backend):
     q, k, v, back = inputs()
     mask, several = row("384p stage 2 unit 8"), jnp.stack([q, -q])
     each = functools.partial(both_ways, FORMS[backend])
-    over = jax.vmap(each, in_axes=(0, None, None, None, None))
-    mapped = jax.jit(over)(several, k, v, back, mask)
+    mesh = jax.vmap(each, in_axes=(0, None, None, None, None))
+    mapped = jax.jit(mesh)(several, k, v, back, mask)
     looped = [compiled(backend)(q, k, v, back, mask) for q in several]
     for found, *single in zip(mapped, *looped, strict=True):
         np.testing.assert_allclose(found, np.stack(single), rtol=0, atol=1e-6)
@@ -196,7 +196,7 @@ def test_a_mesh_divides_rows_heads_and_queries_and_changes_nothing(backend):
     mask = TokenMask(*map(jnp.asarray, batch(["packed", "scattered"], 64, SCALE)))
     arrays = inputs(rows=2, length=64)
     both = functools.partial(both_ways, lambda *x: attention(*x, backend))
-    with jax.set_mesh(sharding.mesh(data=2, context=2, tensor=2)):
+    with jax.set_mesh(sharding.device_mesh(data=2, context=2, tensor=2)):
         found = jax.jit(both)(*arrays, mask)
     assert_close(found, by_the_formula(*arrays, mask), 1e-5)
 

@@ -73,7 +73,7 @@ def test_a_mesh_divides_rows_heads_and_queries_and_changes_nothing(monkeypatch):
     mask = TokenMask(*(x[:, :140] for x in MASK))
     q, k, v, _ = (x[:, :140] for x in inputs())
     plain = attention(q, k, v, mask, "xla")
-    with jax.set_mesh(sharding.mesh(data=2, context=2, tensor=2)):
+    with jax.set_mesh(sharding.device_mesh(data=2, context=2, tensor=2)):
         found = jax.jit(lambda *x: attention(*x, mask, "tokamax"))(q, k, v)
     np.testing.assert_allclose(found, plain, rtol=0, atol=2e-5)
 

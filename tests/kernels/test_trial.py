@@ -89,7 +89,7 @@ def test_the_trial_is_held_while_others_are_traced_under_a_mesh(monkeypatch):
     zeros = jnp.zeros((2, LENGTH), jnp.int32)
     mask = TokenMask(zeros.at[:, -3:].set(-1), zeros)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, LENGTH, 2, DIM))
-    with jax.set_mesh(sharding.mesh(data=2, tensor=2, context=2)):
+    with jax.set_mesh(sharding.device_mesh(data=2, tensor=2, context=2)):
         found = jax.jit(attention)(q, k, v, mask)
     assert module._works.cache_info().currsize == 1
     np.testing.assert_allclose(found, plain(q, k, v, mask, mask), rtol=0, atol=1e-5)

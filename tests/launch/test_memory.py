@@ -6,12 +6,12 @@ import pytest
 from launch.memory import released_networks
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import memory
-from pyramid_jax.pipeline.memory import GIB, Networks, Work
+from pyramid_jax.pipeline.memory import GIB, ModelParts, Work
 
 SHAPES = {"384p": (16, 48, 80, 16), "768p": (31, 96, 160, 16)}
 
 
-def largest(networks: Networks, size: str, most: float | None = None) -> float:
+def largest(networks: ModelParts, size: str, most: float | None = None) -> float:
     """GiB of the largest phase, decoded in the pieces that fit."""
     work = Work(SHAPES[size], 1, SampleConfig())
     work = work._replace(pieces=memory.pieces(networks, work, None, most))

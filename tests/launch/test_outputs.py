@@ -19,7 +19,7 @@ from launch.sample.lists import Job
 from launch.sample.outputs import Request
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import video
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 
 SIZE = Size(32, 32, 3)
 CIRCLE = Request("a red circle", SIZE, seed=4)
@@ -32,15 +32,15 @@ def drawn(prompt: str, size: Size, seed: int) -> np.ndarray:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> VideoModel:
+def model(monkeypatch: pytest.MonkeyPatch) -> VideoPipeline:
     def text_to_video(self, texts, size, *, negative, seed, options):
         return np.stack([drawn(x, size, seed + i) for i, x in enumerate(texts)])
 
     def image_to_video(self, image, texts, frames, *, negative, seed, options):
         return np.stack([np.stack([image] * frames)])
 
-    monkeypatch.setattr(VideoModel, "text_to_video", text_to_video)
-    monkeypatch.setattr(VideoModel, "image_to_video", image_to_video)
+    monkeypatch.setattr(VideoPipeline, "text_to_video", text_to_video)
+    monkeypatch.setattr(VideoPipeline, "image_to_video", image_to_video)
     return video.load(video.TINY)
 
 
@@ -49,7 +49,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> VideoModel:
 
 @pytest.mark.parametrize("kind", ["mp4", "gif", "npz"])
 def test_a_file_says_what_it_was_made_from_inside_and_beside(
-    kind: str, model: VideoModel, tmp_path: Path
+    kind: str, model: VideoPipeline, tmp_path: Path
 ):
     path = tmp_path / "made" / f"a.{kind}"
     (render,) = outputs.make(model, [CIRCLE], [path])
@@ -65,7 +65,7 @@ def test_a_file_says_what_it_was_made_from_inside_and_beside(
     assert set(render.made) == {"date", "device", "pyramid_jax", "jax"}
 
 
-def test_an_image_is_a_png_with_its_recipe(model: VideoModel, tmp_path: Path):
+def test_an_image_is_a_png_with_its_recipe(model: VideoPipeline, tmp_path: Path):
     one = replace(CIRCLE, size=Size(32, 32), scale=3)
     (render,) = outputs.make(model, [one], [tmp_path / "a.png"])
     expected = drawn(one.prompt, Size(96, 96), 4)[0]
@@ -76,7 +76,7 @@ def test_an_image_is_a_png_with_its_recipe(model: VideoModel, tmp_path: Path):
 
 
 def test_the_frames_are_in_the_file_at_the_rate_of_the_model(
-    model: VideoModel, tmp_path: Path
+    model: VideoPipeline, tmp_path: Path
 ):
     paths = tmp_path / "a.mp4", tmp_path / "a.npz"
     for path in paths:
@@ -87,7 +87,7 @@ def test_the_frames_are_in_the_file_at_the_rate_of_the_model(
 
 
 def test_a_first_frame_covers_the_size_and_is_named_with_its_hash(
-    model: VideoModel, tmp_path: Path
+    model: VideoPipeline, tmp_path: Path
 ):
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     pictures.write_picture(tmp_path / "first.png", image)
@@ -102,7 +102,7 @@ def test_a_first_frame_covers_the_size_and_is_named_with_its_hash(
 
 
 def test_an_interruption_while_writing_leaves_nothing(
-    model: VideoModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: VideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def interrupted(path: Path, *args: Any, **options: Any):
         path.write_bytes(b"half a file")
@@ -125,7 +125,7 @@ def test_an_interruption_while_writing_leaves_nothing(
     ],
 )
 def test_impossible_requests_are_refused(
-    change: dict, name: str, match: str, model: VideoModel, tmp_path: Path
+    change: dict, name: str, match: str, model: VideoPipeline, tmp_path: Path
 ):
     with pytest.raises(ValueError, match=match):
         outputs.make(model, [replace(CIRCLE, **change)], [tmp_path / name])
@@ -192,7 +192,7 @@ def jobs(folder: Path, **change: Any) -> list[Job]:
 
 
 def test_finished_files_are_left_out_and_what_is_missing_is_made(
-    model: VideoModel, tmp_path: Path
+    model: VideoPipeline, tmp_path: Path
 ):
     wanted = jobs(tmp_path)
     outputs.make(model, [wanted[1].request], [wanted[1].path])
@@ -206,7 +206,7 @@ def test_finished_files_are_left_out_and_what_is_missing_is_made(
 
 
 def test_files_made_from_something_else_are_refused_and_kept(
-    model: VideoModel, tmp_path: Path
+    model: VideoPipeline, tmp_path: Path
 ):
     wanted = jobs(tmp_path)
     outputs.make(model, [wanted[0].request], [wanted[0].path])
@@ -235,7 +235,9 @@ def test_a_batch_has_equal_sizes_and_seeds_that_count_up(tmp_path: Path):
     assert [job for batch in batches for job in batch] == listed
 
 
-def test_a_batch_makes_what_its_requests_make_alone(model: VideoModel, tmp_path: Path):
+def test_a_batch_makes_what_its_requests_make_alone(
+    model: VideoPipeline, tmp_path: Path
+):
     wanted = [job._replace(path=job.path.with_suffix(".npz")) for job in jobs(tmp_path)]
     made = outputs.make(model, *zip(*wanted, strict=True))
     for render, job in zip(made, wanted, strict=True):
@@ -245,7 +247,7 @@ def test_a_batch_makes_what_its_requests_make_alone(model: VideoModel, tmp_path:
             np.testing.assert_array_equal(a["video"], b["video"])
 
 
-def test_a_batch_of_strangers_is_refused(model: VideoModel, tmp_path: Path):
+def test_a_batch_of_strangers_is_refused(model: VideoPipeline, tmp_path: Path):
     others = [CIRCLE, replace(CIRCLE, seed=6)]
     with pytest.raises(ValueError, match="make them one by one"):
         outputs.make(model, others, [tmp_path / "a.mp4", tmp_path / "b.mp4"])

@@ -19,7 +19,7 @@ from launch.sample import __main__, outputs
 from pyramid_jax.data import moving_shapes, pictures, video_io
 from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline import video as generate
-from pyramid_jax.pipeline.video import VideoModel
+from pyramid_jax.pipeline.video import VideoPipeline
 
 ROOT = Path(__main__.__file__).resolve().parents[1]
 CAPTION = "a red circle moves left"
@@ -35,19 +35,19 @@ def given(*arguments: str) -> flags.FlagValues:
 
 
 @pytest.fixture(scope="module")
-def model() -> VideoModel:
+def model() -> VideoPipeline:
     return generate.load(generate.TINY_LATENT)
 
 
 @pytest.fixture(autouse=True)
-def loaded(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def loaded(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model is loaded once only."""
     load = generate.load
 
-    def known(folder, over, dtype, offload):
-        if (str(folder), over, dtype) == (str(generate.TINY_LATENT), None, None):
+    def known(folder, mesh, dtype, offload):
+        if (str(folder), mesh, dtype) == (str(generate.TINY_LATENT), None, None):
             return model
-        return load(folder, over, dtype, offload=offload)
+        return load(folder, mesh, dtype, offload=offload)
 
     monkeypatch.setattr(generate, "load", known)
 
@@ -60,7 +60,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         shape = (len(texts), size.frames, size.height, size.width, 3)
         return np.full(shape, 90, np.uint8)
 
-    monkeypatch.setattr(VideoModel, "text_to_video", grey)
+    monkeypatch.setattr(VideoPipeline, "text_to_video", grey)
 
 
 def files(folder: Path) -> list[str]:
@@ -120,7 +120,7 @@ def test_a_list_is_made_in_batches_with_copies(tmp_path: Path, quick):
 
 
 def test_flags_change_what_the_model_recommends_and_nothing_else(
-    model: VideoModel, tmp_path: Path
+    model: VideoPipeline, tmp_path: Path
 ):
     none = given(PROMPT)
     (job,) = __main__.planned(model, none)
@@ -135,7 +135,9 @@ def test_flags_change_what_the_model_recommends_and_nothing_else(
     )
 
 
-def test_a_given_image_has_the_guidance_for_images(model: VideoModel, tmp_path: Path):
+def test_a_given_image_has_the_guidance_for_images(
+    model: VideoPipeline, tmp_path: Path
+):
     other = replace(model, defaults=replace(model.defaults, image_guidance=3.5))
     (job,) = __main__.planned(other, given(PROMPT, "--image=a.png"))
     assert job.request.options is not None
@@ -153,7 +155,7 @@ def test_the_model_tells_what_it_was_made_for(capsys):
     assert "guidance: 2 for the first frame, then 2" in shown
 
 
-def test_a_bar_counts_videos_by_the_work_behind(model: VideoModel, capsys):
+def test_a_bar_counts_videos_by_the_work_behind(model: VideoPipeline, capsys):
     with tqdm(total=6, initial=2, bar_format=__main__.BAR) as bar:
         watch = __main__.watched(model, bar, 4).watch
         assert watch is not None
@@ -234,7 +236,7 @@ def test_numbers_that_are_not_finite_end_the_run_without_a_traceback(
     def broken(*args, **options):
         raise FloatingPointError("unit 1/4: the video is no longer finite")
 
-    monkeypatch.setattr(VideoModel, "text_to_video", broken)
+    monkeypatch.setattr(VideoPipeline, "text_to_video", broken)
     with pytest.raises(SystemExit, match="no longer finite"):
         __main__.sample(given(PROMPT, f"--to={tmp_path}"))
 

@@ -15,17 +15,17 @@ from PIL import Image
 from configs import tiny_latent
 from launch.sample import outputs
 from launch.web import studio as web
-from launch.web.studio import Form, Studio
+from launch.web.studio import Studio, WebForm
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import SampleConfig, model_config
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 
 LAST = Progress(unit=3, units=4, stage=1, stages=2, step=5, steps=6, done=1.0)
 
 
 @dataclass(frozen=True)
-class Painter(VideoModel):
+class Painter(VideoPipeline):
     """The embedded model without weights: videos are one colour, the seed's."""
 
     def text_to_video(
@@ -51,7 +51,7 @@ def painter() -> Painter:
 
 
 MODEL = painter()
-WISH = Form(prompt="a red circle moves left", size="32x32", frames=7)
+WISH = WebForm(prompt="a red circle moves left", size="32x32", frames=7)
 
 
 @pytest.fixture

@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.models.clip import ClipConfig, ClipEncoder, LayerNorm
+from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder, LayerNorm
 from pyramid_jax.pipeline.prompts import abstract
 from pyramid_jax.sharding import unbox
 
-CONFIG = ClipConfig(
+CONFIG = CLIPConfig(
     vocabulary=20, width=16, heads=2, mlp_width=24, blocks=2, positions=8, projection=6
 )
 END = 19  # the largest id
 IDS = np.array([[17, 3, 1, 4, END, 0, 0, 0]], np.int32)
-CLIP_G = ClipConfig(
+CLIP_G = CLIPConfig(
     width=1280, heads=20, mlp_width=5120, blocks=32, quick_gelu=False, projection=1280
 )
 
 
 @pytest.fixture(scope="module")
 def params():
-    return unbox(jax.jit(ClipEncoder(CONFIG).init)(jax.random.key(0), IDS))
+    return unbox(jax.jit(CLIPEncoder(CONFIG).init)(jax.random.key(0), IDS))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def encode(params):
         weights = dict(params["params"])
         if cfg.projection is None:
             del weights["project"]
-        calls.setdefault(key, jax.jit(ClipEncoder(cfg).apply))
+        calls.setdefault(key, jax.jit(CLIPEncoder(cfg).apply))
         return calls[key]({"params": weights}, ids)
 
     return run
@@ -52,8 +52,8 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
 @pytest.mark.parametrize(
     ("cfg", "count"),
     [
-        (ClipConfig(), 123_060_480),
-        (ClipConfig(projection=768), 123_650_304),
+        (CLIPConfig(), 123_060_480),
+        (CLIPConfig(projection=768), 123_650_304),
         (CLIP_G, 694_659_840),
     ],
 )

@@ -20,13 +20,18 @@ KEY = jax.random.key(0)
 SIZES = {"patch_values": 4, "text_width": 6, "pooled_width": 5, "double_blocks": 2}
 TINY = {
     "mmdit": DiTConfig(
-        width=16, heads=2, rope_axes=(8,), table=16, table_base=4, **SIZES
+        width=16,
+        heads=2,
+        rope_axes=(8,),
+        position_table=16,
+        position_table_base=4,
+        **SIZES,
     ),
     "miniflux": DiTConfig(
         width=32,
         heads=2,
         rope_axes=(4, 6, 6),
-        table=None,
+        position_table=None,
         single_blocks=2,
         text_ends_early=False,
         **SIZES,

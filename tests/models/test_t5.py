@@ -45,12 +45,12 @@ def test_the_defaults_are_those_of_xxl():
 
 def test_devices_hold_their_share_of_xxl_and_hardly_more():
     """4.8 B parameters on 8 devices: no device ever gathers the stacked weights."""
-    over, cfg = sharding.mesh(data=1, fsdp=2, tensor=4), T5Config()
+    mesh, cfg = sharding.device_mesh(data=1, fsdp=2, tensor=4), T5Config()
     boxed = abstract(cfg)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         sharding.unbox(boxed),
-        sharding.shardings(boxed, over),
+        sharding.shardings(boxed, mesh),
     )
     ids = jax.ShapeDtypeStruct((2, 128), jnp.int32)
     run = jax.jit(lambda params, *row: T5Encoder(cfg).apply({"params": params}, *row))

@@ -92,16 +92,16 @@ def test_fewer_history_slots_change_nothing(params):
 
 
 def test_eight_devices_make_the_same_video(params):
-    over = sharding.mesh(data=2, context=2, tensor=2)
+    mesh = sharding.device_mesh(data=2, context=2, tensor=2)
     alone = in_steps(params, inputs(), options())
-    spread = in_steps(params, inputs(), options(), mesh=over)
+    spread = in_steps(params, inputs(), options(), mesh=mesh)
     np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_weights_on_many_devices_are_used_where_they_are(params):
-    over = sharding.mesh(data=8)
-    there = jax.device_put(params, NamedSharding(over, PartitionSpec()))
+    mesh = sharding.device_mesh(data=8)
+    there = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     spread = in_steps(there, inputs(), options())
     np.testing.assert_allclose(
         spread, in_steps(params, inputs(), options()), rtol=0, atol=1e-4

@@ -13,11 +13,11 @@ import pytest
 import pyramid_jax
 from pyramid_jax import sharding
 from pyramid_jax.convert import convert
-from pyramid_jax.convert.source import Source
+from pyramid_jax.convert.source import ReleasedFolder
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import PromptEncoder
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 from pyramid_jax.sampler import Guidance
 from tests import original_files
 
@@ -31,17 +31,17 @@ PROMPT = "a red circle moves left"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     theirs = original_files.write(tmp_path_factory.mktemp("theirs"), "mmdit")
     ours = tmp_path_factory.mktemp("ours")
-    convert.convert(Source(theirs), ours)
+    convert.convert(ReleasedFolder(theirs), ours)
     return ours
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> VideoModel:
+def model(folder: Path) -> VideoPipeline:
     return pyramid_jax.load(folder, dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def video(model: VideoModel) -> np.ndarray:
+def video(model: VideoPipeline) -> np.ndarray:
     return model.text_to_video(PROMPT, SIZE, options=QUICK)
 
 
@@ -50,14 +50,14 @@ def test_a_converted_model_makes_videos(video: np.ndarray):
     assert video.dtype == np.uint8 and video.std() > 0
 
 
-def test_videos_can_begin_with_an_image(model: VideoModel, video: np.ndarray):
+def test_videos_can_begin_with_an_image(model: VideoPipeline, video: np.ndarray):
     made = model.image_to_video(video[0, 3], PROMPT, 9, options=QUICK)
     assert made.shape == video.shape
 
 
 @pytest.mark.slow
 def test_every_video_of_a_batch_draws_its_own_first_frame(
-    model: VideoModel, video: np.ndarray
+    model: VideoPipeline, video: np.ndarray
 ):
     image = video[0, 3]
     both = model.image_to_video(image, [PROMPT, PROMPT], 9, options=QUICK, seed=3)
@@ -78,7 +78,7 @@ class Listener(PromptEncoder):
 
 
 def test_prompts_are_finished_and_led_away_from_what_the_original_avoids(
-    model: VideoModel,
+    model: VideoPipeline,
 ):
     assert model.prompts is not None
     listening = replace(model, prompts=Listener(**vars(model.prompts)))
@@ -96,7 +96,7 @@ def test_prompts_are_finished_and_led_away_from_what_the_original_avoids(
     assert both == [PROMPT + ending, f"a{ending}"]
 
 
-def test_weights_can_be_kept_in_bfloat16_or_widened(folder: Path, model: VideoModel):
+def test_weights_can_be_kept_in_bfloat16_or_widened(folder: Path, model: VideoPipeline):
     half = pyramid_jax.load(folder)
     assert half.vae is not None and half.prompts is not None
     trees = (half.params, half.vae.params, half.prompts.t5.params)
@@ -111,7 +111,7 @@ def test_weights_can_be_kept_in_bfloat16_or_widened(folder: Path, model: VideoMo
 
 
 def test_devices_that_share_a_model_hold_their_parts(folder: Path):
-    mesh = sharding.mesh(data=2, fsdp=4)
+    mesh = sharding.device_mesh(data=2, fsdp=4)
     shared = pyramid_jax.load(folder, mesh, text=False)
     kernel = shared.params["dit"]["double"]["video"]["mlp_in"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (1, 16, 256)
@@ -126,7 +126,7 @@ def test_models_without_text_encoders_say_what_is_missing(folder: Path):
 
 
 def test_models_without_a_vae_make_latents_and_say_what_is_missing(
-    model: VideoModel, folder: Path, tmp_path: Path
+    model: VideoPipeline, folder: Path, tmp_path: Path
 ):
     bare = Path(shutil.copytree(folder, tmp_path / "bare"))
     shutil.rmtree(bare / "vae")

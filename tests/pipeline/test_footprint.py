@@ -40,7 +40,7 @@ SMALL = DiTConfig(
     patch_values=16,
     text_width=32,
     pooled_width=32,
-    table=None,
+    position_table=None,
     text_ends_early=False,
 )
 

@@ -23,7 +23,7 @@ from pyramid_jax.pipeline.memory import (
     SAMPLING,
     STREAMING,
     TEXT,
-    Networks,
+    ModelParts,
     Work,
 )
 from pyramid_jax.pipeline.prompts import Network, abstract
@@ -47,7 +47,7 @@ def shapes(fresh: Any) -> Any:
 BOXED = shapes(partial(initialise, CFG))
 CODER = sharding.unbox(shapes(partial(vae.initialise, VAE)))
 AUTOENCODER = Autoencoder(VAE, CFG.latent, CODER)
-NETWORKS = Networks(CFG, sharding.unbox(BOXED), AUTOENCODER)
+NETWORKS = ModelParts(CFG, sharding.unbox(BOXED), AUTOENCODER)
 
 
 def size(tree: Any) -> int:
@@ -97,8 +97,8 @@ def test_parked_weights_take_nothing_but_in_their_phase():
 
 
 def test_devices_that_divide_weights_hold_their_parts():
-    over = sharding.mesh(data=1, fsdp=4, devices=jax.devices()[:4])
-    where = sharding.shardings(BOXED, over)
+    mesh = sharding.device_mesh(data=1, fsdp=4, devices=jax.devices()[:4])
+    where = sharding.shardings(BOXED, mesh)
     params = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
         NETWORKS.params,
@@ -110,15 +110,15 @@ def test_devices_that_divide_weights_hold_their_parts():
             jax.tree.leaves(params["dit"]), jax.tree.leaves(where["dit"]), strict=True
         )
     ]
-    plan = memory.plan(NETWORKS._replace(params=params), WORK, over)
+    plan = memory.plan(NETWORKS._replace(params=params), WORK, mesh)
     sampling = next(p for p in plan.phases if p.name == SAMPLING)
     assert sampling.weights == sum(parts) < size(params["dit"]) / 2
 
 
 def test_devices_divide_the_videos_of_a_batch():
-    over = sharding.mesh(data=4, devices=jax.devices()[:4])
+    mesh = sharding.device_mesh(data=4, devices=jax.devices()[:4])
     one = memory.plan(NETWORKS, WORK)
-    four = memory.plan(NETWORKS, WORK._replace(videos=4), over)
+    four = memory.plan(NETWORKS, WORK._replace(videos=4), mesh)
     for alone, shared in zip(one.phases[1:], four.phases[1:], strict=True):
         assert shared.state == alone.state and shared.working == alone.working
 
@@ -206,7 +206,7 @@ def test_changes_that_would_not_help_are_not_named():
     half = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), NETWORKS.params
     )
-    plan = memory.plan(Networks(CFG, placed(half, sharding.HOST)), WORK)
+    plan = memory.plan(ModelParts(CFG, placed(half, sharding.HOST)), WORK)
     with pytest.raises(ValueError) as refused:
         plan.check(0)
     for change in ("offload", "bfloat16", "pieces", "fewer videos"):
@@ -229,7 +229,7 @@ def test_pieces_are_the_largest_that_fit():
     assert chosen(None) == chosen(needed(two)) == two
     assert chosen(needed(two) - 1) == one
     assert chosen(needed(one) - 1) == tiles
-    assert chosen(1) == two  # which `Plan.check` then refuses
+    assert chosen(1) == two  # which `MemoryPlan.check` then refuses
 
 
 def test_a_plan_is_a_table():

@@ -20,16 +20,16 @@ from pyramid_jax.model import (
     sample_config,
 )
 from pyramid_jax.pipeline import presets, video
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 from pyramid_jax.train import data_config
 
 
-def released(variant: str) -> VideoModel:
+def released(variant: str) -> VideoPipeline:
     """A released model without its weights, which presets do not read."""
     cfg = ModelConfig(MMDIT, Layout(), LatentConfig())
     defaults = convert.recommended(variant)
     tokenize = load_tokenizer(cfg.tokenizer)
-    return VideoModel(cfg, None, tokenize, defaults, name=variant)
+    return VideoPipeline(cfg, None, tokenize, defaults, name=variant)
 
 
 SMALL, LARGE, IMAGES = (
@@ -48,7 +48,7 @@ UNKNOWN = replace(SMALL, defaults=SampleConfig())
     ids=["384p", "768p", "image"],
 )
 def test_nothing_given_is_the_favourite_size_and_at_most_five_seconds(
-    model: VideoModel, chosen: Size
+    model: VideoPipeline, chosen: Size
 ):
     assert presets.choose(model) == chosen
 
@@ -92,7 +92,7 @@ def test_no_length_is_refused(seconds: float):
     ],
 )
 def test_what_no_checkpoint_supports_is_refused_with_what_is_allowed(
-    model: VideoModel, size: tuple[int, int], count: int | None
+    model: VideoPipeline, size: tuple[int, int], count: int | None
 ):
     with pytest.raises(ValueError, match="was made for") as raised:
         presets.choose(model, size, count)

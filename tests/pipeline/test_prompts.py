@@ -138,8 +138,8 @@ def test_weights_are_stored_in_the_precision_that_is_asked_for(
 
 
 def test_devices_share_the_weights_and_agree_with_one(folder: Path, text: Text):
-    over = sharding.mesh(data=1, fsdp=2, tensor=4)
-    encoder = load(folder, dtype="float32", over=over)
+    mesh = sharding.device_mesh(data=1, fsdp=2, tensor=4)
+    encoder = load(folder, dtype="float32", mesh=mesh)
     qkv = encoder.t5.params["blocks"]["qkv"]["kernel"]
     assert qkv.shape == (2, 16, 3, 4, 4)  # layers, width, three, heads, dim
     assert qkv.addressable_shards[0].data.shape == (2, 8, 3, 1, 4)

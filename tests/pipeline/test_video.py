@@ -22,12 +22,12 @@ from pyramid_jax.model import initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.video import Size, VideoModel
+from pyramid_jax.pipeline.video import Size, VideoPipeline
 from pyramid_jax.sampler import Guidance
 
 
 @pytest.fixture(scope="module")
-def model() -> VideoModel:
+def model() -> VideoPipeline:
     """The smoke version of the embedded model, no weight of which is zero."""
     cfg = tiny.get_config("smoke")
     about = model_config(cfg.model.to_dict())
@@ -43,7 +43,7 @@ def model() -> VideoModel:
         ],
     )
     defaults = sample_config(cfg.sample.to_dict())
-    return VideoModel(about, params, load_tokenizer(about.tokenizer), defaults)
+    return VideoPipeline(about, params, load_tokenizer(about.tokenizer), defaults)
 
 
 PROMPTS = ("a red circle", "a green star moves up", "a ring", "a cross moves left")
@@ -51,7 +51,7 @@ SIZE = Size(32, 32, 3)
 
 
 @pytest.fixture(scope="module")
-def videos(model: VideoModel) -> np.ndarray:
+def videos(model: VideoPipeline) -> np.ndarray:
     return model.text_to_video(PROMPTS, SIZE, seed=5)
 
 
@@ -60,37 +60,37 @@ def test_every_prompt_gets_a_video_of_the_size(videos: np.ndarray):
     assert videos.std() > 1
 
 
-def test_the_same_seed_gives_the_same_videos(model: VideoModel, videos: np.ndarray):
+def test_the_same_seed_gives_the_same_videos(model: VideoPipeline, videos: np.ndarray):
     np.testing.assert_array_equal(model.text_to_video(PROMPTS, SIZE, seed=5), videos)
     assert (model.text_to_video(PROMPTS, SIZE, seed=6) != videos).any()
 
 
 def test_a_video_of_a_batch_is_that_of_its_prompt_alone(
-    model: VideoModel, videos: np.ndarray
+    model: VideoPipeline, videos: np.ndarray
 ):
     alone = model.text_to_video(PROMPTS[3], SIZE, seed=8)
     assert np.abs(alone[0].astype(int) - videos[3].astype(int)).max() <= 1  # rounding
 
 
-def test_a_given_image_is_the_first_frame(model: VideoModel):
+def test_a_given_image_is_the_first_frame(model: VideoPipeline):
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     made = model.image_to_video(image, PROMPTS[0], 3)
     assert made.shape == (1, 3, 32, 32, 3)
     assert np.abs(made[0, 0].astype(int) - image.astype(int)).max() <= 1
 
 
-def test_an_image_is_a_video_of_one_frame(model: VideoModel):
+def test_an_image_is_a_video_of_one_frame(model: VideoPipeline):
     assert model.text_to_image(PROMPTS[0], 32, 32).shape == (1, 32, 32, 3)
 
 
-def test_without_guidance_the_negative_prompt_has_no_say(model: VideoModel):
+def test_without_guidance_the_negative_prompt_has_no_say(model: VideoPipeline):
     options = replace(model.defaults, guidance=Guidance(first=0, video=0))
     one = model.text_to_video(PROMPTS[0], Size(32, 32), negative="x", options=options)
     two = model.text_to_video(PROMPTS[0], Size(32, 32), negative="y", options=options)
     np.testing.assert_array_equal(one, two)
 
 
-def test_with_guidance_the_negative_prompt_matters(model: VideoModel):
+def test_with_guidance_the_negative_prompt_matters(model: VideoPipeline):
     one = model.text_to_video(PROMPTS[0], Size(32, 32), negative="a red circle")
     two = model.text_to_video(PROMPTS[0], Size(32, 32), negative="moves")
     assert (one != two).any()
@@ -105,30 +105,30 @@ def test_with_guidance_the_negative_prompt_matters(model: VideoModel):
     ],
 )
 def test_sizes_that_do_not_fit_name_those_that_do(
-    model: VideoModel, size: Size, message: str
+    model: VideoPipeline, size: Size, message: str
 ):
     with pytest.raises(ValueError, match=message):
         model.text_to_video(PROMPTS, size)
 
 
-def test_frames_that_fill_no_unit_are_refused(model: VideoModel):
+def test_frames_that_fill_no_unit_are_refused(model: VideoPipeline):
     layout = replace(model.cfg.layout, frames_per_unit=3)
     pairs = replace(model, cfg=replace(model.cfg, layout=layout))
     with pytest.raises(ValueError, match=r"3 latent frames are not 1 . a multiple"):
         pairs.text_to_video(PROMPTS, SIZE)
 
 
-def test_negative_prompts_must_be_one_or_one_each(model: VideoModel):
+def test_negative_prompts_must_be_one_or_one_each(model: VideoPipeline):
     with pytest.raises(ValueError, match="3 negative prompts for 4 prompts; give one"):
         model.text_to_video(PROMPTS, SIZE, negative=["a", "b", "c"])
 
 
-def test_no_prompt_is_refused(model: VideoModel):
+def test_no_prompt_is_refused(model: VideoPipeline):
     with pytest.raises(ValueError, match="there is no prompt"):
         model.text_to_video([], SIZE)
 
 
-def test_a_saved_model_is_read_back(model: VideoModel, tmp_path: Path):
+def test_a_saved_model_is_read_back(model: VideoPipeline, tmp_path: Path):
     folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
     again = generate.load(tmp_path)
     assert again.defaults == model.defaults
@@ -137,7 +137,7 @@ def test_a_saved_model_is_read_back(model: VideoModel, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
-def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
+def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path):
     weights = sharding.to_host(model.params)
     head = weights["dit"]["head"]
     broken = {
@@ -152,7 +152,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoModel, tmp_path: Path):
     assert "dit/head/kernel has shape (31, 48), expected (32, 48)" in str(error.value)
 
 
-def test_a_missing_or_cut_off_model_is_refused(model: VideoModel, tmp_path: Path):
+def test_a_missing_or_cut_off_model_is_refused(model: VideoPipeline, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
         generate.load(tmp_path)
     folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
@@ -187,7 +187,7 @@ PROMPT = "a red circle moves left"
 
 
 @pytest.fixture(scope="module")
-def waiting() -> VideoModel:
+def waiting() -> VideoPipeline:
     """A model with a VAE whose parts wait on the host; few steps."""
     model = generate.load(generate.TINY_LATENT, offload=True)
     two = (2,) * len(model.cfg.stages)
@@ -197,13 +197,13 @@ def waiting() -> VideoModel:
 
 
 @pytest.fixture(scope="module")
-def resident(waiting: VideoModel) -> VideoModel:
+def resident(waiting: VideoPipeline) -> VideoPipeline:
     """The same model on the device."""
     there = generate.load(generate.TINY_LATENT)
     return replace(there, defaults=waiting.defaults)
 
 
-def latent_size(model: VideoModel) -> Size:
+def latent_size(model: VideoPipeline) -> Size:
     return Size(32, 32, model.cfg.latent.longest(8))
 
 
@@ -216,7 +216,7 @@ def on_devices() -> int:
 
 @pytest.mark.slow
 def test_an_offloaded_model_makes_the_same_videos(
-    waiting: VideoModel, resident: VideoModel
+    waiting: VideoPipeline, resident: VideoPipeline
 ):
     size = latent_size(waiting)
     one, other = (m.text_to_video(PROMPT, size, seed=3) for m in (waiting, resident))
@@ -228,7 +228,7 @@ def test_an_offloaded_model_makes_the_same_videos(
     np.testing.assert_array_equal(one, other)
 
 
-def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoModel):
+def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoPipeline):
     size = latent_size(waiting)
     streamed = np.concatenate(list(waiting.stream(PROMPT, size, seed=3)), axis=1)
     whole = waiting.text_to_video(PROMPT, size, seed=3)
@@ -236,7 +236,7 @@ def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoModel):
 
 
 def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
-    waiting: VideoModel, monkeypatch: pytest.MonkeyPatch
+    waiting: VideoPipeline, monkeypatch: pytest.MonkeyPatch
 ):
     moved, seen = [], set()
     move = sharding.present
@@ -258,7 +258,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
     assert seen == {2}  # all steps are between the second move and the third
 
 
-def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoModel):
+def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoPipeline):
     before = on_devices()
     stream = waiting.stream(PROMPT, latent_size(waiting))
     next(stream)
@@ -269,7 +269,7 @@ def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoModel
 
 
 def test_the_plan_of_an_offloaded_model_has_nothing_that_waits(
-    waiting: VideoModel, resident: VideoModel
+    waiting: VideoPipeline, resident: VideoPipeline
 ):
     size = latent_size(waiting)
     for name in ("waiting", "weights"):
@@ -281,7 +281,7 @@ def test_the_plan_of_an_offloaded_model_has_nothing_that_waits(
         assert name == "weights" or not any(parked)
 
 
-def test_work_that_does_not_fit_is_refused_before_it_begins(resident: VideoModel):
+def test_work_that_does_not_fit_is_refused_before_it_begins(resident: VideoPipeline):
     told: list[Progress] = []
     small = replace(resident, limit=2**20, watch=told.append)
     for make in (small.text_to_video, small.stream, small.latents):
@@ -292,7 +292,7 @@ def test_work_that_does_not_fit_is_refused_before_it_begins(resident: VideoModel
     assert not told
 
 
-def test_pieces_become_smaller_where_there_is_less_room(resident: VideoModel):
+def test_pieces_become_smaller_where_there_is_less_room(resident: VideoPipeline):
     size = latent_size(resident)
     most = max(phase.total for phase in resident.plan(size).phases)
     roomy, tight = (replace(resident, limit=limit) for limit in (most, most - 2**19))
@@ -300,7 +300,9 @@ def test_pieces_become_smaller_where_there_is_less_room(resident: VideoModel):
     assert tight.plan(size).phases[-1].total < roomy.plan(size).phases[-1].total
 
 
-def test_the_plan_is_in_the_log(resident: VideoModel, caplog: pytest.LogCaptureFixture):
+def test_the_plan_is_in_the_log(
+    resident: VideoPipeline, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level("INFO", "pyramid_jax.pipeline.video")
     resident.units(PROMPT, latent_size(resident))
     assert "MiB of a device" in caplog.text

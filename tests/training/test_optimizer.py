@@ -49,7 +49,8 @@ def test_an_impossible_optimizer_is_refused(wrong, message):
 def test_weights_decay_if_one_layer_has_two_axes_or_more_and_they_are_no_bias():
     cfg = DiTConfig(
         width=16, heads=2, double_blocks=2, single_blocks=1, patch_values=4,
-        text_width=8, pooled_width=8, rope_axes=(8,), table=4, table_base=4,
+        text_width=8, pooled_width=8, rope_axes=(8,),
+        position_table=4, position_table_base=4,
     )  # fmt: skip
     z, i = jnp.zeros, jnp.zeros((1, 1), jnp.int32)
     inputs = (

@@ -83,12 +83,12 @@ def plain(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any
 
 
 @pytest.fixture(scope="module")
-def over() -> jax.sharding.Mesh:
-    return sharding.mesh(data=2, devices=jax.devices()[:2])
+def mesh() -> jax.sharding.Mesh:
+    return sharding.device_mesh(data=2, devices=jax.devices()[:2])
 
 
-def fresh(over: jax.sharding.Mesh) -> TrainState:
-    return create(jax.random.key(0), init, optimizer(RATE), over)
+def fresh(mesh: jax.sharding.Mesh) -> TrainState:
+    return create(jax.random.key(0), init, optimizer(RATE), mesh)
 
 
 def stepper(state: TrainState, cfg: StepConfig, loss: Any = loss) -> Any:
@@ -137,8 +137,8 @@ def test_rows_that_are_no_multiple_of_the_microbatches_are_refused():
 @pytest.mark.parametrize(
     ("warm_up", "decays"), [(True, [0.1, 2 / 11]), (False, [0.9] * 2)]
 )
-def test_the_average_follows_the_weights(over, warm_up, decays):
-    state = fresh(over)
+def test_the_average_follows_the_weights(mesh, warm_up, decays):
+    state = fresh(mesh)
     step = stepper(state, StepConfig(ema_decay=0.9, ema_warmup=warm_up))
     expected = jax.device_get(state.params["kernel"])
     for decay in decays:
@@ -151,8 +151,8 @@ def test_the_average_follows_the_weights(over, warm_up, decays):
 @pytest.mark.parametrize(
     ("cfg", "bad"), [(StepConfig(skip_above=50.0), 1e3), (StepConfig(), np.nan)]
 )
-def test_a_bad_step_is_counted_and_changes_nothing_else(over, cfg, bad):
-    state = fresh(over)
+def test_a_bad_step_is_counted_and_changes_nothing_else(mesh, cfg, bad):
+    state = fresh(mesh)
     step = stepper(state, cfg)
     batch = next(Batches())
     state, _ = step(state, batch, KEY)
@@ -166,8 +166,8 @@ def test_a_bad_step_is_counted_and_changes_nothing_else(over, cfg, bad):
     assert not np.array_equal(state.params["kernel"], before.params["kernel"])
 
 
-def test_noise_differs_from_step_to_step(over):
-    state, batch = fresh(over), next(Batches())
+def test_noise_differs_from_step_to_step(mesh):
+    state, batch = fresh(mesh), next(Batches())
     step = stepper(state, StepConfig(skip_above=-1.0))  # no step is good enough
     state, first = step(state, batch, KEY)
     state, second = step(state, batch, KEY)
@@ -187,14 +187,14 @@ def test_an_impossible_loop_is_refused(wrong):
 
 
 def trained(
-    folder: Path, over: jax.sharding.Mesh, cfg: loop.LoopConfig, **options: Any
+    folder: Path, mesh: jax.sharding.Mesh, cfg: loop.LoopConfig, **options: Any
 ) -> TrainState:
     """Runs, or continues, training in `folder`."""
     step_cfg = StepConfig(accumulate=2, ema_decay=0.9)
     batches = options.get("batches", Batches())
-    like = abstract(init, optimizer(RATE), over)
+    like = abstract(init, optimizer(RATE), mesh)
     with Store(folder, {"seed": 0}) as store:
-        state = loop.resume(store, like, batches, lambda: fresh(over))
+        state = loop.resume(store, like, batches, lambda: fresh(mesh))
         step = stepper(like, step_cfg, options.get("loss", loss))
         outputs = loop.Outputs(
             store, options.get("metrics", Kept()), options.get("sample")
@@ -202,35 +202,35 @@ def trained(
         return loop.run(cfg, step, state, batches, KEY, outputs)
 
 
-def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, over):
-    whole = trained(tmp_path / "whole", over, loop.LoopConfig(steps=6))
-    trained(tmp_path / "parts", over, loop.LoopConfig(steps=2))
-    trained(tmp_path / "parts", over, loop.LoopConfig(steps=5))
-    parts = trained(tmp_path / "parts", over, loop.LoopConfig(steps=6))
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, mesh):
+    whole = trained(tmp_path / "whole", mesh, loop.LoopConfig(steps=6))
+    trained(tmp_path / "parts", mesh, loop.LoopConfig(steps=2))
+    trained(tmp_path / "parts", mesh, loop.LoopConfig(steps=5))
+    parts = trained(tmp_path / "parts", mesh, loop.LoopConfig(steps=6))
     assert_equal(whole, parts)
     assert int(whole.step) == 6
     assert not np.array_equal(whole.params["kernel"], whole.ema["kernel"])
 
 
-def test_a_finished_run_does_nothing_when_it_is_started_again(tmp_path, over):
-    first = trained(tmp_path, over, loop.LoopConfig(steps=2))
+def test_a_finished_run_does_nothing_when_it_is_started_again(tmp_path, mesh):
+    first = trained(tmp_path, mesh, loop.LoopConfig(steps=2))
     lines = Kept()
-    again = trained(tmp_path, over, loop.LoopConfig(steps=2), metrics=lines)
+    again = trained(tmp_path, mesh, loop.LoopConfig(steps=2), metrics=lines)
     assert_equal(first, again)
     assert not lines.lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends_the_run(tmp_path, over, number):
+def test_a_signal_saves_and_ends_the_run(tmp_path, mesh, number):
     batches = Batches(lambda n: signal.raise_signal(number) if n == 3 else None)
     before = signal.getsignal(number)
-    state = trained(tmp_path, over, loop.LoopConfig(steps=100), batches=batches)
+    state = trained(tmp_path, mesh, loop.LoopConfig(steps=100), batches=batches)
     assert int(state.step) == 3
     assert Store(tmp_path, {}).latest() == 3
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_ends_the_run_at_once(tmp_path, over):
+def test_a_second_signal_ends_the_run_at_once(tmp_path, mesh):
     def interrupt(batch: int) -> None:
         if batch == 2:
             signal.raise_signal(signal.SIGINT)
@@ -238,51 +238,51 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, over):
 
     with pytest.raises(KeyboardInterrupt):
         cfg = loop.LoopConfig(steps=100)
-        trained(tmp_path, over, cfg, batches=Batches(interrupt))
+        trained(tmp_path, mesh, cfg, batches=Batches(interrupt))
 
 
-def test_a_time_limit_saves_and_ends_the_run(tmp_path, over):
+def test_a_time_limit_saves_and_ends_the_run(tmp_path, mesh):
     cfg = loop.LoopConfig(steps=100, max_seconds=1e-6)
-    assert int(trained(tmp_path, over, cfg).step) == 1
+    assert int(trained(tmp_path, mesh, cfg).step) == 1
     assert Store(tmp_path, {}).latest() == 1
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path, over):
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path, mesh):
     class Poisoned(Batches):
         def __next__(self) -> np.ndarray:
             return super().__next__() * (np.nan if self.number == 4 else 1.0)
 
     with pytest.raises(FloatingPointError, match="step 4: loss nan"):
         cfg = loop.LoopConfig(steps=10, log_every=10, save_every=3)
-        trained(tmp_path, over, cfg, batches=Poisoned())
+        trained(tmp_path, mesh, cfg, batches=Poisoned())
     assert Store(tmp_path, {}).latest() == 3
 
 
-def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, over):
+def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, mesh):
     seen = []
     trained(
         tmp_path / "a",
-        over,
+        mesh,
         loop.LoopConfig(steps=5, sample_every=2),
         sample=lambda step, ema: seen.append((step, jax.device_get(ema))),
     )
     assert [step for step, _ in seen] == [2, 4]
-    shorter = trained(tmp_path / "b", over, loop.LoopConfig(steps=4))
+    shorter = trained(tmp_path / "b", mesh, loop.LoopConfig(steps=4))
     assert_equal(seen[1][1], shorter.ema)
 
 
-def test_rows_that_do_not_fit_the_mesh_are_refused(over):
+def test_rows_that_do_not_fit_the_mesh_are_refused(mesh):
     with pytest.raises(ValueError, match="5 rows can't be divided over 2 devices"):
-        loop.on_devices(np.zeros((5, 4), np.float32), over)
+        loop.on_devices(np.zeros((5, 4), np.float32), mesh)
 
 
 # ------------------------------------------------------------------------------ metrics
 
 
-def test_a_line_is_the_mean_since_the_last_line(tmp_path, over):
+def test_a_line_is_the_mean_since_the_last_line(tmp_path, mesh):
     every, rare = Kept(), Kept()
-    trained(tmp_path / "a", over, loop.LoopConfig(5, log_every=1), metrics=every)
-    trained(tmp_path / "b", over, loop.LoopConfig(5, log_every=4), metrics=rare)
+    trained(tmp_path / "a", mesh, loop.LoopConfig(5, log_every=1), metrics=every)
+    trained(tmp_path / "b", mesh, loop.LoopConfig(5, log_every=4), metrics=rare)
     losses = [values["loss"] for _, values in every.lines]
     assert [step for step, _ in rare.lines] == [4, 5]
     assert len(losses) == 5
@@ -290,9 +290,9 @@ def test_a_line_is_the_mean_since_the_last_line(tmp_path, over):
     np.testing.assert_allclose(rare.lines[1][1]["loss"], losses[4], rtol=1e-6)
 
 
-def test_each_stage_that_was_trained_has_a_loss(tmp_path, over):
+def test_each_stage_that_was_trained_has_a_loss(tmp_path, mesh):
     kept = Kept()
-    trained(tmp_path, over, loop.LoopConfig(2), metrics=kept)
+    trained(tmp_path, mesh, loop.LoopConfig(2), metrics=kept)
     values = kept.lines[-1][1]
     np.testing.assert_allclose(values["loss_stage_0"], 2 * values["loss"], rtol=1e-6)
     assert "loss_stage_1" not in values

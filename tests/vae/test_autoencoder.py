@@ -81,16 +81,16 @@ def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
 @pytest.mark.slow
 def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
     """Each has one of the four later latent frames, and three of six rows of cells."""
-    many = autoencoder.codec(small, sharding.mesh(data=1, context=4, tensor=2))
+    many = autoencoder.codec(small, sharding.device_mesh(data=1, context=4, tensor=2))
     z = codec.encode(PIXELS)
     close(many.encode(PIXELS), z)
     close(many.decode(z), codec.decode(z))
 
 
 def test_frames_that_devices_can_not_divide_are_filled_up(small: Autoencoder, codec):
-    over = sharding.mesh(data=1, context=3, devices=jax.devices()[:3])
+    mesh = sharding.device_mesh(data=1, context=3, devices=jax.devices()[:3])
     z = codec.encode(PIXELS)
-    close(autoencoder.codec(small, over).decode(z), codec.decode(z))
+    close(autoencoder.codec(small, mesh).decode(z), codec.decode(z))
 
 
 def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):

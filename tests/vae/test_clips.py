@@ -13,18 +13,18 @@ import pytest
 
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import read_video, write_video
-from pyramid_jax.vae.clips import ClipConfig, Footage, batches
+from pyramid_jax.vae.clips import Footage, VAEDataConfig, batches
 from tests.packed import SIZE, write_clips
 
 
-def config(folder: Path, records: list[Record], **changes) -> ClipConfig:
+def config(folder: Path, records: list[Record], **changes) -> VAEDataConfig:
     """Clips of 3 of the 4 frames of each file."""
     write_manifest(folder / "manifest.jsonl", records)
-    cfg = ClipConfig(folder / "manifest.jsonl", *SIZE, frames=3, fps=8, batch=2)
+    cfg = VAEDataConfig(folder / "manifest.jsonl", *SIZE, frames=3, fps=8, batch=2)
     return replace(cfg, **changes)
 
 
-def take(count: int, cfg: ClipConfig, **options) -> list[Footage]:
+def take(count: int, cfg: VAEDataConfig, **options) -> list[Footage]:
     folder = Path(cfg.manifest).parent
     with closing(batches(cfg, folder, **options)) as iterator:
         return list(itertools.islice(iterator, count))

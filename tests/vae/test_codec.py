@@ -221,7 +221,7 @@ def neighbours(strength: Any, halo: Halo) -> codec.Step:
     ids=lambda sizes: "-".join(sizes),
 )
 def test_many_devices_compute_what_one_computes(sizes):
-    over, x = sharding.mesh(**sizes), video(2, 9, 8, 2, 1)
+    mesh, x = sharding.device_mesh(**sizes), video(2, 9, 8, 2, 1)
 
     def run(step: codec.Step, x: jax.Array) -> jax.Array:
         first, past = step(x[:, :1], None)
@@ -231,7 +231,7 @@ def test_many_devices_compute_what_one_computes(sizes):
         return run(neighbours(strength, Halo()), x)
 
     def on_many(strength: jax.Array, x: jax.Array) -> jax.Array:
-        return run(codec.sharded(partial(neighbours, strength), over), x)
+        return run(codec.sharded(partial(neighbours, strength), mesh), x)
 
     results = []
     for f in (on_one, on_many):
@@ -241,14 +241,14 @@ def test_many_devices_compute_what_one_computes(sizes):
 
 
 def test_what_can_not_be_divided_is_on_all_devices():
-    over, x = sharding.mesh(data=1, context=4, tensor=2), video(1, 3, 5, 2, 1)
+    mesh, x = sharding.device_mesh(data=1, context=4, tensor=2), video(1, 3, 5, 2, 1)
     seen = []
 
     def make(halo: Halo) -> codec.Step:
         seen.append(halo)
         return neighbours(0.5, halo)
 
-    step = codec.sharded(make, over)
+    step = codec.sharded(make, mesh)
     _, past = step(x[:, :1], None)
     made, _ = step(x[:, 1:], past)
     assert seen == [Halo(), Halo()]

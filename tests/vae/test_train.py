@@ -26,8 +26,8 @@ from pyramid_jax.training.optimizer import OptimizerConfig
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_task
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.clips import ClipConfig, Footage
-from pyramid_jax.vae.networks import Networks
+from pyramid_jax.vae.clips import Footage, VAEDataConfig
+from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig
 from pyramid_jax.vae.train import networks, statistics, taken, train_vae
 
@@ -41,7 +41,7 @@ TINY = VAEConfig(
     temporal=(True,),
     groups=2,
 )
-NETWORKS = Networks(
+NETWORKS = VAENetworks(
     TINY,
     ObjectiveConfig(perceptual=0.0, kl=1e-3, discriminator="2d", discriminator_start=5),
     DiscriminatorConfig(width=2, layers=1),
@@ -110,9 +110,9 @@ def test_the_discriminator_neither_learns_nor_counts_before_its_start(early, lat
 @pytest.mark.slow
 def test_devices_that_share_the_frames_compute_what_one_device_computes(params, late):
     (loss, _), slopes = late
-    over = sharding.mesh(data=2, context=2, devices=jax.devices()[:4])
-    where = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec())
-    with jax.set_mesh(over):
+    mesh = sharding.device_mesh(data=2, context=2, devices=jax.devices()[:4])
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with jax.set_mesh(mesh):
         batch = jax.device_put(footage(), where)
         both = gradient(jax.device_put(params, where), batch, jnp.int32(5))
     (shared, _), found = jax.device_get(both)
@@ -138,7 +138,7 @@ def test_a_discriminator_of_clips_does_not_judge_pictures():
     assert "image_loss_discriminator" not in means.sums
 
 
-def updated(made: Networks, params: Any) -> Any:
+def updated(made: VAENetworks, params: Any) -> Any:
     """How the weights change where all gradients are one."""
     both = vae_task.optimizers(made, RATES, replace(RATES, learning_rate=1e-3))
     ones = jax.tree.map(jnp.ones_like, params)
@@ -272,11 +272,11 @@ def test_what_can_not_work_is_refused(manifest, tmp_path, section, changes, mess
 
 @pytest.mark.slow
 def test_statistics_make_the_latents_standard(manifest, tmp_path):
-    data = ClipConfig(manifest, 16, 16, frames=5, fps=8, batch=8)
+    data = VAEDataConfig(manifest, 16, 16, frames=5, fps=8, batch=8)
     key, noise = jax.random.split(KEY)
-    over = sharding.mesh(devices=jax.devices()[:1])
+    mesh = sharding.device_mesh(devices=jax.devices()[:1])
     params = sharding.unbox(jax.jit(partial(models.initialise, TINY))(key))
-    where = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec())
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(params, where)
     latent = statistics(TINY, params, data, tmp_path, clips=8)
 
