@@ -27,8 +27,8 @@ class Layout:
     Args:
         patch: side of the square of latent cells that makes one token.
         frames_per_unit: latent frames generated together after the first.
-        position_table: side of the model's position table in cells; positions are then centred
-            in it. None counts from the top left corner.
+        position_table: side of the model's position table in cells; positions are then
+            centred in it. None counts from the top left corner.
         interpolate: coarser history lies on the target stage's grid; False gives every
             clip the cells of its own, coarser grid (centred), as an ablation.
     """

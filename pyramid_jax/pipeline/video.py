@@ -35,7 +35,7 @@ from pyramid_jax.vae.codec import Codec, Pieces
 logger = logging.getLogger(__name__)
 
 # The models that ship with the package: pixels are latents, or a VAE makes them.
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
 
 

@@ -320,7 +320,7 @@ def test_models_that_the_original_does_not_have_are_not_exported(tmp_path: Path)
     with pytest.raises(ValueError, match=r"no config\.json"):
         convert.export(tmp_path, tmp_path / "to")
     shutil.copytree(
-        networks.__file__.replace("blueprints.py", "assets/tiny"), tmp_path / "t"
+        networks.__file__.replace("convert/networks.py", "assets/tiny"), tmp_path / "t"
     )
     with pytest.raises(ValueError, match="text encoder of its own"):
         convert.export(tmp_path / "t", tmp_path / "to")

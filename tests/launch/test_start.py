@@ -57,8 +57,8 @@ def test_a_user_who_wants_no_cache_gets_none():
 def test_programs_that_a_process_compiles_are_in_its_folder(tmp_path: Path):
     script = (
         "import jax\n"
-        "from pyramid_jax import compile_cache\n"
-        "compile_cache.enable()\n"
+        "from launch import start\n"
+        "start.enable()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
         "jax.jit(lambda x: x + 1)(1.0)\n"
     )

@@ -21,7 +21,7 @@ from pyramid_jax.model import (
 )
 from pyramid_jax.pipeline import presets, video
 from pyramid_jax.pipeline.video import Size, VideoPipeline
-from pyramid_jax.train import data_config
+from pyramid_jax.train import data_config, made_for
 
 
 def released(variant: str) -> VideoPipeline:

@@ -246,7 +246,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
         return move(tree)
 
     before = on_devices()
-    monkeypatch.setattr(offload, "present", counted)
+    monkeypatch.setattr(sharding, "present", counted)
     size = latent_size(waiting)
     watched = replace(waiting, watch=lambda at: seen.add(len(moved)))
     watched.text_to_video(PROMPT, size)
