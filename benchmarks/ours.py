@@ -13,7 +13,7 @@ from benchmarks.flops import Product
 from benchmarks.workload import Workload
 from pyramid_jax import model, sampler, sharding
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.model import initialise, loss
+from pyramid_jax.model import initialise, training_loss
 from pyramid_jax.pipeline.denoise import Inputs, Stepper
 from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
 from pyramid_jax.training import state, step
@@ -27,7 +27,7 @@ def training(work: Workload) -> Run:
     init, rates = partial(initialise, work.model), OptimizerConfig()
     update, mesh = optimizer(rates), _mesh()
     take = step.train_step(
-        partial(loss, work.model),
+        partial(training_loss, work.model),
         update,
         learning_rate(rates),
         step.StepConfig(),
@@ -47,7 +47,7 @@ def gradient(work: Workload) -> Run:
     """Runs the part of a training step that ends with the gradient."""
     params = _weights(work)
     rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)
-    compute = jax.jit(partial(step.gradients, partial(loss, work.model)))
+    compute = jax.jit(partial(step.gradients, partial(training_loss, work.model)))
     return lambda: compute(params, rows, key)
 
 
@@ -83,7 +83,7 @@ def sampling(work: Workload, scans: int = 1) -> Run:
         def noise(unit: Any, frames: int) -> sampler.Noise:
             return sampler.draw(given.keys, unit, (frames, *shape[1:]), cfg)
 
-        network = model.velocity(work.model, params)
+        network = model.network(work.model, params)
         canvas = Canvas(shape, noise)
         return sampler.sample(network, given.text, canvas, given.scales, cfg)
 

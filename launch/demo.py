@@ -18,7 +18,7 @@ from launch import start
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.video_io import write_video
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
 
 PROMPTS = (
     "a red circle moves left",
@@ -29,7 +29,7 @@ PROMPTS = (
     "a magenta star moves up",
 )
 FIRST_FRAMES = ("a yellow star moves left", "a green ring moves down")
-FRAMES, SIDE, FPS, SCALE = 8, 32, 8, 8
+FRAMES, FPS, SCALE = 8, 8, 8
 
 
 def main(argv: list[str]) -> None:
@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
     began = time.monotonic()
     given = flags.FLAGS
     folder = Path(given.to)
-    sheet = make(generate.load(given.model), folder, given.seed)
+    sheet = make(load(given.model), folder, given.seed)
     logging.info("took %.0f s", time.monotonic() - began)
     print(f"mp4 files: {folder}\ncontact sheet: {sheet}")
 
 
-def make(model: generate.VideoPipeline, folder: Path, seed: int) -> Path:
+def make(model: VideoPipeline, folder: Path, seed: int) -> Path:
     """Writes the videos into a folder; returns the path of their contact sheet."""
     made = [*text_to_video(model, seed), *image_to_video(model, seed)]
     for i, (caption, video) in enumerate(made):
@@ -53,18 +53,13 @@ def make(model: generate.VideoPipeline, folder: Path, seed: int) -> Path:
     return write_contact_sheet(folder / "contact_sheet.png", videos, captions)
 
 
-def text_to_video(
-    model: generate.VideoPipeline, seed: int
-) -> Iterator[tuple[str, np.ndarray]]:
+def text_to_video(model: VideoPipeline, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of every prompt, sampled as one batch."""
-    size = generate.Size(SIDE, SIDE, model.cfg.latent.longest(FRAMES))
-    videos = model.text_to_video(PROMPTS, size, seed=seed)
-    return zip(PROMPTS, videos, strict=True)
+    videos = model(PROMPTS, num_frames=model.cfg.latent.longest(FRAMES), seed=seed)
+    return zip(PROMPTS, videos.frames, strict=True)
 
 
-def image_to_video(
-    model: generate.VideoPipeline, seed: int
-) -> Iterator[tuple[str, np.ndarray]]:
+def image_to_video(model: VideoPipeline, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, video) of prompts whose first frame is drawn, not generated."""
     frames = model.cfg.latent.longest(FRAMES)
     for i, prompt in enumerate(FIRST_FRAMES):
@@ -72,8 +67,8 @@ def image_to_video(
         image = moving_shapes.small(
             moving_shapes.render(moving_shapes.parse(prompt), rng)
         )[0]
-        (video,) = model.image_to_video(image, prompt, frames, seed=seed + i)
-        yield f"{prompt} (first frame given)", video
+        videos = model(prompt, image=image, num_frames=frames, seed=seed + i)
+        yield f"{prompt} (first frame given)", videos.frames[0]
 
 
 def _name(caption: str) -> str:
@@ -81,7 +76,7 @@ def _name(caption: str) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(generate.TINY_LATENT), "folder of the model")
+    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
     flags.DEFINE_string("to", "runs/demo", "folder to write to")
     flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
     app.run(main)

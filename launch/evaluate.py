@@ -18,7 +18,7 @@ from absl import app, flags
 from launch import start as compile_cache
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.moving_shapes import judge, wilson
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
 
 ATTRIBUTES = ("shape", "colour", "direction")
 CHANCE = {
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     order = np.random.default_rng(given.seed).permutation(len(captions))
     chosen = [captions[order[i % len(order)]] for i in range(given.captions)]
 
-    model = generate.load(given.model)
+    model = load(given.model)
     rows = {
         "model": score(chosen, sampled(model, chosen, given.batch, given.seed)),
         "real clips": score(chosen, drawn(chosen, given.seed)),
@@ -51,20 +51,20 @@ def main(argv: list[str]) -> None:
 
 
 def sampled(
-    model: generate.VideoPipeline,
+    model: VideoPipeline,
     captions: list[moving_shapes.Caption],
     batch: int,
     seed: int,
 ) -> np.ndarray:
     """A video of the model for every caption; all batches have the same size."""
     frames = model.cfg.latent.longest(moving_shapes.Settings().frames)
-    size = generate.Size(32, 32, frames)
     texts = [caption.text for caption in captions]
     videos = []
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
         full = (part * batch)[:batch]
-        videos.append(model.text_to_video(full, size, seed=seed + start)[: len(part)])
+        sampled = model(full, num_frames=frames, seed=seed + start).frames
+        videos.append(sampled[: len(part)])
     return np.concatenate(videos)
 
 
@@ -107,7 +107,7 @@ def table(rows: dict[str, dict[str, int]], n: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(generate.TINY_LATENT), "folder of the model")
+    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
     flags.DEFINE_integer("captions", 200, "how many to sample", lower_bound=1)
     flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of captions and videos")

@@ -90,7 +90,7 @@ def write_latents(manifest: str, model: str) -> None:
     job = precompute.LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=Pixels(FRAMES.value, FPS.value),
-        sizes=tuple(presets.sides(text) for text in SIZES.value),
+        sizes=tuple(presets.height_width(text) for text in SIZES.value),
         batch=BATCH.value or devices,
     )
     made = precompute.write_latents(manifest, TO.value, job)

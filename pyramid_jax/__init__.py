@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pyramid Flow in JAX: text to video by flow matching on a pyramid of resolutions.
 
-Importing the package touches no accelerator and loads no weights.
+Importing the package touches no accelerator and loads no weights: the public names are
+imported when they are used.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyramid_jax.model import SampleConfig
+    from pyramid_jax.pipeline.presets import Size
+    from pyramid_jax.pipeline.video import TINY, TINY_LATENT, VideoPipeline, load
 
 __version__ = "0.1.0"
 
+__all__ = ["TINY", "TINY_LATENT", "SampleConfig", "Size", "VideoPipeline", "load"]
+
+_MODULES = {"SampleConfig": "model", "Size": "pipeline.presets"}
+
 
 def __getattr__(name: str) -> Any:
-    """`pyramid_jax.load` is `generate.load`, imported when it is used."""
-    if name == "load":
-        from pyramid_jax.pipeline.video import load
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    module = _MODULES.get(name, "pipeline.video")
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
-        return load
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -21,7 +21,7 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Guidance, SamplerConfig
+from pyramid_jax.sampler import Guidance, SamplerPlan
 from pyramid_jax.shapes import Rows, Text, Tokens, Velocity
 
 MMDIT = DiTConfig()
@@ -110,9 +110,13 @@ class SampleConfig:
         guidance = dataclasses.replace(self.guidance, video=self.image_guidance)
         return dataclasses.replace(self, guidance=guidance)
 
-    def sampler(self, model: ModelConfig) -> SamplerConfig:
-        """These choices for one model."""
-        return SamplerConfig(
+    def plan(self, model: ModelConfig) -> SamplerPlan:
+        """These choices for one model.
+
+        Raises:
+            ValueError: numbers of steps that do not fit the model's stages.
+        """
+        return SamplerPlan(
             stages=model.stages,
             layout=model.layout,
             first_steps=self.first_steps,
@@ -172,7 +176,7 @@ def sample_config(section: Mapping[str, Any]) -> SampleConfig:
 
 
 def initialise(model: ModelConfig, key: jax.Array) -> Any:
-    """Fresh weights {"dit": ..., "text": ...}, in boxes that name the axes of each."""
+    """Fresh weights {"dit": ..., "text": ...}, in boxes that name their axes."""
     if model.text is None:
         widths = model.dit.text_width, model.dit.pooled_width
     else:
@@ -203,10 +207,10 @@ def encode_text(
     return text
 
 
-def velocity(model: ModelConfig, params: Any) -> Velocity:
+def network(model: ModelConfig, params: Any) -> Velocity:
     """The network as a function (tokens, time, text) -> velocity of every token."""
-    network: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
-    return network
+    apply: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
+    return apply
 
 
 def row_text(model: ModelConfig, params: Any, rows: Rows) -> Text:
@@ -217,12 +221,12 @@ def row_text(model: ModelConfig, params: Any, rows: Rows) -> Text:
     return encode_text(model, params, rows.text, rows.text_segment, segments)
 
 
-def loss(
+def training_loss(
     model: ModelConfig, params: Any, rows: Rows, key: jax.Array, step: Any = None
 ) -> tuple[Float[jax.Array, ""], objective.Losses]:
     """The training loss of a batch, and its sums per stage; the same at every step."""
     losses = objective.loss(
-        velocity(model, params),
+        network(model, params),
         rows,
         row_text(model, params, rows),
         objective.draw(key, rows),

@@ -76,22 +76,17 @@ def noisy(
     # parity: the position in a stage is one of 1000.
     index = jnp.clip(jnp.floor(draws.level * TIME_SCALE), 0, TIME_SCALE - 1)
     sigma = 1 - index / TIME_SCALE
-    of = _Lookup(rows)
-
     s, e, late, early = (
-        np.asarray(column, np.float32) for column in zip(*stages, strict=True)
+        per_segment(np.asarray(column, np.float32), rows)
+        for column in zip(*stages, strict=True)
     )
     start, end = pyramid.endpoints(
-        rows.clean,
-        rows.coarser,
-        draws.z,
-        of.token(of.stage(s)),
-        of.token(of.stage(e)),
+        rows.clean, rows.coarser, draws.z, per_token(s, rows), per_token(e, rows)
     )
-    x = pyramid.interpolate(start, end, of.token(sigma))
-    c = of.token(corrupt * draws.corruption)
+    x = pyramid.interpolate(start, end, per_token(sigma, rows))
+    c = per_token(corrupt * draws.corruption, rows)
     past = (1 - c) * rows.clean + c * draws.z
-    clock = of.stage(early) + sigma * (of.stage(late) - of.stage(early))
+    clock = early + sigma * (late - early)
 
     values = jnp.where(rows.current[..., None], x, past)
     tokens = Tokens(values, rows.position, rows.segment, rows.frame)
@@ -138,15 +133,16 @@ def loss(
     return squared_error(predicted, example.target, rows, len(stages))
 
 
-class _Lookup:
-    """Values of a stage, as its segments see them; of a segment, as its tokens do."""
+def per_segment(
+    of_stage: Float[np.ndarray, "k"], rows: Rows
+) -> Float[jax.Array, "b s"]:
+    """The value of each segment's stage."""
+    return jnp.asarray(of_stage)[jnp.maximum(rows.stage, 0)]
 
-    def __init__(self, rows: Rows):
-        self._stage = jnp.maximum(rows.stage, 0)
-        self._segment = jnp.maximum(rows.segment, 0)
 
-    def stage(self, of_stage: Float[np.ndarray, "k"]) -> Float[jax.Array, "b s"]:
-        return jnp.asarray(of_stage)[self._stage]
-
-    def token(self, of_segment: Float[jax.Array, "b s"]) -> Float[jax.Array, "b n 1"]:
-        return jnp.take_along_axis(of_segment, self._segment, axis=1)[..., None]
+def per_token(
+    of_segment: Float[jax.Array, "b s"], rows: Rows
+) -> Float[jax.Array, "b n 1"]:
+    """The value of each token's segment."""
+    segment = jnp.maximum(rows.segment, 0)
+    return jnp.take_along_axis(of_segment, segment, axis=1)[..., None]

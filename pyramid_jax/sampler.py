@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling: units one after the other, each climbing the pyramid with its past in view.
 
-The network comes in as a function, so that the algorithm can be tested with an exact
-velocity. It is traced once per stage, whatever the length of the video: units and Euler
-steps are scans, only stages (whose shapes differ) are a Python loop.
+The algorithm is a handful of functions: `start_stage`, `history`, `euler_step` and
+`write_unit`. `sample` drives them as one program; `pyramid_jax/pipeline/denoise.py`
+drives the same ones from the host. The network comes in as a function, so that the
+algorithm can be tested with an exact velocity. `sample` traces it once per stage,
+whatever the length of the video: units and Euler steps are scans, only stages (whose
+shapes differ) are a Python loop.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,25 +47,34 @@ class Guidance:
         return np.array([self.first] + [self.video] * (units - 1), np.float64)
 
 
-class Turn(NamedTuple):
-    """Which unit it is, which may be traced, and for how many units slots are kept.
+class Unit(NamedTuple):
+    """One autoregressive step, and the number of units for which there are slots.
 
-    A turn with one slot is that of unit 0, the first frame, which has no history.
+    `index` may be traced. A unit with one slot is unit 0, the first frame, which has no
+    history.
     """
 
-    unit: int | Int[jax.Array, ""]
+    index: int | Int[Array, ""]
     slots: int
+
+    def clips(self, stage: int, frames_per_unit: int) -> tuple[Clip, ...]:
+        """The frames that the unit sees at a stage, and last its own."""
+        per_unit = 1 if self.slots == 1 else frames_per_unit
+        return layout.clips(stage, self.index, self.slots, per_unit)
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """How a video is sampled.
+class SamplerPlan:
+    """How one model samples videos.
 
     Args:
         first_steps, video_steps: Euler steps of each stage, of unit 0 and of others.
         last_step: False leaves out each stage's last step, which is 0.001 wide.
         scans: the units are divided into so many scans, each with no more history slots
             than it needs: less padding, for as many more traces.
+
+    Raises:
+        ValueError: steps that are not one positive number for each stage, or no scan.
     """
 
     stages: tuple[Stage, ...] = field(default_factory=pyramid.stages)
@@ -86,109 +98,20 @@ class SamplerConfig:
         if self.scans < 1:
             raise ValueError(f"scans={self.scans} must be 1 or more")
 
-    def times(self, stage: int, turn: Turn) -> Float[np.ndarray, "steps 2"]:
+    def sigmas(self, stage: int, unit: Unit) -> Float[np.ndarray, "steps 2"]:
         """Sigma at the start and at the end of every Euler step of a stage."""
-        steps = self.first_steps if turn.slots == 1 else self.video_steps
+        steps = self.first_steps if unit.slots == 1 else self.video_steps
         sigmas = pyramid.sigmas(steps[stage], self.last_step)
         return np.stack([sigmas[:-1], sigmas[1:]], axis=1).astype(np.float32)
 
-    def clips(self, stage: int, turn: Turn) -> tuple[Clip, ...]:
-        """The frames that a unit sees at a stage, and its own."""
-        per_unit = 1 if turn.slots == 1 else self.layout.frames_per_unit
-        return layout.clips(stage, turn.unit, turn.slots, per_unit)
+    def spans(self, frames: int) -> list[tuple[int, int]]:
+        """The units after the first of a video of `frames`, as [begin, end) per scan.
 
-
-class Noise(NamedTuple):
-    """The randomness of one unit: its start at stage 0, block noise for every jump."""
-
-    start: Float[jax.Array, "b _ _ _ c"]
-    jumps: tuple[Float[jax.Array, "b _ _ _ c"], ...]
-
-
-def draw(
-    keys: jax.Array,
-    unit: int | Int[jax.Array, ""],
-    shape: Sequence[int],
-    cfg: SamplerConfig,
-) -> Noise:
-    """The noise of one unit of `shape` = (t, h, w, c) at the finest stage.
-
-    Each video of the batch has its own key and each (unit, stage) its own part of it:
-    neither the batch, nor the number of units, nor that of devices changes a video.
-    """
-    t, h, w, c = shape
-    last = len(cfg.stages) - 1
-
-    def one(key: jax.Array, stage: int) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(key, unit), stage)
-        return jax.random.normal(key, (t, h >> last - stage, w >> last - stage, c))
-
-    white = [jax.vmap(partial(one, stage=k))(keys) for k in range(last + 1)]
-    return Noise(white[0], tuple(pyramid.block_noise(z, cfg.gamma) for z in white[1:]))
-
-
-class Canvas(NamedTuple):
-    """What a video is made from.
-
-    `shape` is (t, h, w, c) of its latents; `noise` maps a unit (which may be traced)
-    and its number of frames to its noise, e.g. by `draw`; `first` is the given first
-    frame of image-to-video, None generates it.
-    """
-
-    shape: tuple[int, int, int, int]
-    noise: Callable[[int | jax.Array, int], Noise]
-    first: Float[Array, "_ 1 h w c"] | None = None
-
-
-def sample(
-    velocity: Velocity,
-    text: Text,
-    canvas: Canvas,
-    scales: Float[Array, "units"] | None,
-    cfg: SamplerConfig,
-) -> Float[jax.Array, "_ t h w c"]:
-    """The latents of a video for every prompt of `text`.
-
-    Args:
-        text: one segment per row; with guidance, the negative prompts' rows come first,
-            then those of the prompts.
-        scales: guidance of every unit, None for no guidance.
-
-    Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
-    """
-    t, h, w, c = canvas.shape
-    per_unit = cfg.layout.frames_per_unit
-    climb = Climb(velocity, text, cfg)
-    scales = None if scales is None else jnp.asarray(scales, jnp.float32)
-    first = canvas.first
-    if first is None:
-        noise = canvas.noise(0, 1)
-        nothing = jnp.zeros((noise.start.shape[0], 1, h, w, c))
-        first = climb(nothing, Turn(0, 1), noise, None if scales is None else scales[0])
-
-    later = jnp.zeros((first.shape[0], t - 1, h, w, c))
-    video = jnp.concatenate([first.astype(jnp.float32), later], axis=1)
-    for begin, end in spans(layout.units(t, per_unit), cfg.scans):
-
-        def body(
-            video: jax.Array, unit: jax.Array, slots: int = end
-        ) -> tuple[jax.Array, None]:
-            scale = None if scales is None else scales[unit]
-            new = climb(video, Turn(unit, slots), canvas.noise(unit, per_unit), scale)
-            return put(video, new, unit), None
-
-        video, _ = jax.lax.scan(body, video, jnp.arange(begin, end))
-    return video
-
-
-def put(
-    video: Float[jax.Array, "b t h w c"],
-    new: Float[jax.Array, "b _ h w c"],
-    unit: int | Int[jax.Array, ""],
-) -> Float[jax.Array, "b t h w c"]:
-    """The video with the frames of one unit, which is not unit 0."""
-    at = (unit - 1) * new.shape[1] + 1
-    return jax.lax.dynamic_update_slice_in_dim(video, new, at, axis=1)
+        Raises:
+            ValueError: the frames are not a whole number of units.
+        """
+        units = layout.units(frames, self.layout.frames_per_unit)
+        return spans(units, self.scans)
 
 
 def spans(units: int, scans: int) -> list[tuple[int, int]]:
@@ -197,92 +120,216 @@ def spans(units: int, scans: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
-class View(NamedTuple):
-    """What stays the same while a stage is climbed: the history, and the frames."""
+# -------------------------------------------------------------------------------- noise
 
-    seen: list[AnyTokens]
+
+class Noise(NamedTuple):
+    """The randomness of one unit: its start at stage 0, block noise for every jump."""
+
+    start: Float[Array, "b _ _ _ c"]
+    jumps: tuple[Float[Array, "b _ _ _ c"], ...]
+
+
+# (unit, which may be traced; number of its frames) -> its noise
+UnitNoise = Callable[[int | jax.Array, int], Noise]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["keys"],
+    meta_fields=["frame", "stages", "gamma"],
+)
+@dataclass(frozen=True)
+class KeyedNoise:
+    """Draws the noise of any unit from a key for each video.
+
+    Each (unit, stage) has its own part of a video's key: neither the batch, nor the
+    number of units, nor that of devices changes a video. A pytree, whose keys are plain
+    numbers (`jax.random.key_data`), so that devices of other processes can hold them.
+
+    Args:
+        frame: (h, w, c) of a latent frame at the finest stage.
+        stages, gamma: the number of stages, and their block noise's, see `pyramid`.
+    """
+
+    keys: Any  # `videos _`; in trees of shardings, the sharding of such an array
+    frame: tuple[int, int, int]
+    stages: int
+    gamma: float = 1 / 3
+
+    def __call__(self, unit: int | Int[jax.Array, ""], frames: int) -> Noise:
+        """The noise of one unit of so many frames."""
+        keys = jax.random.wrap_key_data(jnp.asarray(self.keys))
+        (h, w, c), last = self.frame, self.stages - 1
+
+        def one(key: jax.Array, stage: int) -> jax.Array:
+            key = jax.random.fold_in(jax.random.fold_in(key, unit), stage)
+            return jax.random.normal(
+                key, (frames, h >> last - stage, w >> last - stage, c)
+            )
+
+        white = [jax.vmap(partial(one, stage=k))(keys) for k in range(self.stages)]
+        jumps = tuple(pyramid.block_noise(z, self.gamma) for z in white[1:])
+        return Noise(white[0], jumps)
+
+
+# --------------------------------------------------------------- the pieces of sampling
+
+
+class History(NamedTuple):
+    """What stays the same in a stage: past tokens, and the indices of the frames."""
+
+    tokens: list[AnyTokens]
     frame: Int[Array, "_"]
 
 
-def enter(
-    stage: int,
+def start_stage(
     x: Float[jax.Array, "b _ _ _ c"],
-    video: Float[jax.Array, "b t h w c"],
-    turn: Turn,
     noise: Noise,
-    cfg: SamplerConfig,
-) -> tuple[Float[jax.Array, "b _ _ _ c"], View]:
-    """Where a stage starts, from where the one below ended, and what it sees.
+    k: int,
+    stages: Sequence[Stage],
+    gamma: float,
+) -> Float[jax.Array, "b _ _ _ c"]:
+    """Where stage `k` starts, from where the one below ended.
 
     Stage 0 starts from `noise.start`, whatever `x` is.
     """
-    if stage == 0:
-        x = noise.start
-    else:
-        start = cfg.stages[stage].start
-        x = pyramid.jump(x, noise.jumps[stage - 1], start, cfg.gamma)
-    *past, current = cfg.clips(stage, turn)
-    levels = pyramid.levels(video, len(cfg.stages))
-    return x, View(layout.history(levels, past, stage, cfg.layout), current.frame)
+    if k == 0:
+        return noise.start
+    return pyramid.jump(x, noise.jumps[k - 1], stages[k].start, gamma)
 
 
-@dataclass(frozen=True)
-class Climb:
-    """One autoregressive step: noise to the clean frames of a unit, given the past."""
+def history(
+    video: Float[jax.Array, "b t h w c"],
+    unit: Unit,
+    k: int,
+    stages: int,
+    cut: Layout,
+) -> History:
+    """What a unit sees of the video so far at stage `k` of so many stages."""
+    *past, current = unit.clips(k, cut.frames_per_unit)
+    levels = pyramid.levels(video, stages)
+    return History(layout.history(levels, past, k, cut), current.frame)
 
-    velocity: Velocity
-    text: Text
-    cfg: SamplerConfig
 
-    def __call__(
-        self,
-        video: Float[jax.Array, "b t h w c"],
-        turn: Turn,
-        noise: Noise,
-        scale: Float[jax.Array, ""] | None,
-    ) -> Float[jax.Array, "b _ h w c"]:
-        x = noise.start
-        for k in range(len(self.cfg.stages)):
-            x, view = enter(k, x, video, turn, noise, self.cfg)
+def euler_step(
+    velocity: Velocity,
+    text: Text,
+    x: Float[jax.Array, "_ t h w c"],
+    past: History,
+    sigmas: Float[Array, "2"],
+    *,
+    stage: Stage,
+    scale: Float[Array, ""] | None,
+    cut: Layout,
+) -> Float[jax.Array, "_ t h w c"]:
+    """One Euler step of a stage, from sigma `sigmas[0]` to `sigmas[1]`."""
+    time = pyramid.time(sigmas[0], stage)
+    v = guided_velocity(velocity, text, x, past, time, scale=scale, cut=cut)
+    return pyramid.euler(x, v, sigmas[0], sigmas[1])
 
-            def euler(
-                x: jax.Array, at: jax.Array, k: int = k, view: View = view
-            ) -> tuple[jax.Array, None]:
-                return self.step(k, x, view, at, scale), None
 
-            x, _ = jax.lax.scan(euler, x, jnp.asarray(self.cfg.times(k, turn)))
+def guided_velocity(
+    velocity: Velocity,
+    text: Text,
+    x: Float[jax.Array, "_ t h w c"],
+    past: History,
+    time: Float[jax.Array, ""],
+    *,
+    scale: Float[Array, ""] | None,
+    cut: Layout,
+) -> Float[jax.Array, "_ t h w c"]:
+    """The velocity of the frames `x`, with classifier-free guidance unless None."""
+    grid = layout.grid(x, cut.patch)
+    current = layout.tokens(x, past.frame, grid, cut)
+    row = layout.join([*past.tokens, current])
+    if scale is not None:
+        row = Tokens(*(jnp.concatenate([part, part]) for part in row))
+    time = jnp.full((row.values.shape[0], 1), time)
+    v = velocity(row, time, text)
+    v = v[:, -x.shape[1] * grid[0] * grid[1] :]
+    if scale is not None:
+        negative, positive = jnp.split(v, 2)
+        v = negative + scale * (positive - negative)
+    return layout.unpatchify(v, grid, cut.patch)
+
+
+def write_unit(
+    video: Float[jax.Array, "b t h w c"],
+    frames: Float[jax.Array, "b _ h w c"],
+    unit: int | Int[Array, ""],
+) -> Float[jax.Array, "b t h w c"]:
+    """The video with the frames of a unit, which is not unit 0."""
+    begin = (unit - 1) * frames.shape[1] + 1
+    return jax.lax.dynamic_update_slice_in_dim(video, frames, begin, axis=1)
+
+
+# ----------------------------------------------------------------------- as one program
+
+
+def sample(
+    velocity: Velocity,
+    text: Text,
+    shape: tuple[int, int, int, int],
+    noise: UnitNoise,
+    plan: SamplerPlan,
+    *,
+    scales: Float[Array, "units"] | None = None,
+    first_frame: Float[Array, "_ 1 h w c"] | None = None,
+) -> Float[jax.Array, "_ t h w c"]:
+    """The latents of a video for every prompt of `text`.
+
+    Args:
+        text: one segment per row; with guidance, the negative prompts' rows come first,
+            then those of the prompts.
+        shape: (t, h, w, c) of the latents of one video.
+        scales: guidance of every unit, None for no guidance.
+        first_frame: the given frame of image-to-video; None samples it, too.
+
+    Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
+    """
+    t, h, w, c = shape
+    per_unit, spans_of_units = plan.layout.frames_per_unit, plan.spans(t)
+    scales = None if scales is None else jnp.asarray(scales, jnp.float32)
+
+    def sample_unit(video: jax.Array, unit: Unit, frames: int) -> jax.Array:
+        scale = None if scales is None else scales[unit.index]
+        drawn = noise(unit.index, frames)
+        x = drawn.start
+        for k, stage in enumerate(plan.stages):
+            x = start_stage(x, drawn, k, plan.stages, plan.gamma)
+            past = history(video, unit, k, len(plan.stages), plan.layout)
+            step = partial(euler_step, velocity, text, stage=stage, scale=scale)
+            x = _solve(partial(step, cut=plan.layout), x, past, plan.sigmas(k, unit))
         return x
 
-    def step(
-        self,
-        k: int,
-        x: Float[jax.Array, "b t h w c"],
-        view: View,
-        at: Float[Array, "2"],
-        scale: Float[jax.Array, ""] | None,
-    ) -> Float[jax.Array, "b t h w c"]:
-        """One Euler step of stage k, from sigma `at[0]` to `at[1]`."""
-        time = pyramid.time(at[0], self.cfg.stages[k])
-        return pyramid.euler(x, self.guided(x, view, time, scale), at[0], at[1])
+    def sample_span(video: jax.Array, begin: int, end: int) -> jax.Array:
+        def body(video: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+            frames = sample_unit(video, Unit(index, end), per_unit)
+            return write_unit(video, frames, index), None
 
-    def guided(
-        self,
-        x: Float[jax.Array, "b t h w c"],
-        view: View,
-        time: Float[jax.Array, ""],
-        scale: Float[jax.Array, ""] | None,
-    ) -> Float[jax.Array, "b t h w c"]:
-        """The velocity of the frames `x`, with classifier-free guidance."""
-        patch = self.cfg.layout.patch
-        grid = layout.grid(x, patch)
-        current = layout.tokens(x, view.frame, grid, self.cfg.layout)
-        row = layout.join([*view.seen, current])
-        if scale is not None:
-            row = Tokens(*(jnp.concatenate([part, part]) for part in row))
-        time = jnp.full((row.values.shape[0], 1), time)
-        v = self.velocity(row, time, self.text)
-        v = v[:, -x.shape[1] * grid[0] * grid[1] :]
-        if scale is not None:
-            negative, positive = jnp.split(v, 2)
-            v = negative + scale * (positive - negative)
-        return layout.unpatchify(v, grid, patch)
+        return jax.lax.scan(body, video, jnp.arange(begin, end))[0]
+
+    if first_frame is None:
+        rows = text.segment.shape[0] // (1 if scales is None else 2)
+        empty = jnp.zeros((rows, 1, h, w, c))
+        first_frame = sample_unit(empty, Unit(0, 1), 1)
+    later = jnp.zeros((first_frame.shape[0], t - 1, h, w, c))
+    video = jnp.concatenate([first_frame.astype(jnp.float32), later], axis=1)
+    for begin, end in spans_of_units:
+        video = sample_span(video, begin, end)
+    return video
+
+
+def _solve(
+    step: Callable[..., jax.Array],
+    x: Float[jax.Array, "b t h w c"],
+    past: History,
+    sigmas: Float[np.ndarray, "steps 2"],
+) -> Float[jax.Array, "b t h w c"]:
+    """All Euler steps of a stage as one scan."""
+
+    def body(x: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
+        return step(x, past, pair), None
+
+    return jax.lax.scan(body, x, jnp.asarray(sigmas))[0]

@@ -23,9 +23,9 @@ from pyramid_jax.model import (
     ModelConfig,
     SampleConfig,
     initialise,
-    loss,
     model_config,
     sample_config,
+    training_loss,
 )
 from pyramid_jax.pipeline import folder as saved
 from pyramid_jax.pipeline import video as generate
@@ -66,7 +66,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
 
     task = Task(
         init=partial(initialise, model),
-        loss=partial(loss, model),
+        loss=partial(training_loss, model),
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
         batches=training_rows(data, model, workdir),
@@ -150,11 +150,11 @@ def sampler(
     if made.cfg.text is None or (made.vae is None and made.cfg.latent.spatial > 1):
         logger.info("no samples: this run has no text encoder, or no autoencoder")
         return lambda step, params: None
-    size = generate.Size(data.height, data.width, data.frames)
+    size: Any = {"height": data.height, "width": data.width, "num_frames": data.frames}
 
     def sample(step: int, params: Any) -> None:
         now = dataclasses.replace(made, params=params)
-        videos = now.text_to_video(prompts, size)  # on all processes
+        videos = now(prompts, seed=0, **size).frames  # on all processes
         if jax.process_index() > 0:
             return
         folder = workdir / "samples" / f"{step:07}"

@@ -17,7 +17,7 @@ from pyramid_jax.data.loader import DataConfig, batches, longest
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.moving_shapes import Settings, write_dataset
 from pyramid_jax.data.tokenizer import load_tokenizer
-from pyramid_jax.model import initialise, loss, model_config, model_section
+from pyramid_jax.model import initialise, model_config, model_section, training_loss
 
 CONFIGS = sorted(
     path.stem
@@ -78,7 +78,7 @@ def test_a_smoke_step_is_finite_and_moves_the_weights(
 
     init = jax.jit(partial(initialise, model))
     params = sharding.unbox(init(jax.random.key(0)))
-    step = jax.jit(jax.value_and_grad(partial(loss, model), has_aux=True))
+    step = jax.jit(jax.value_and_grad(partial(training_loss, model), has_aux=True))
     (value, aux), gradient = step(params, rows, jax.random.key(1))
 
     assert isinstance(aux, objective.Losses)

@@ -2,7 +2,7 @@
 """The sampler under velocities without a network: exact ones, one that mixes all."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,11 +15,11 @@ from pyramid_jax.kernels.attention import attention
 from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
 
 KEYS = jax.random.split(jax.random.key(0), 2)
-FEW = SamplerConfig(
+FEW = SamplerPlan(
     stages=pyramid.stages((0, 0.5, 1)), first_steps=(3, 2), video_steps=(2, 2)
 )
 
@@ -35,25 +35,30 @@ def prompts(*pooled: float) -> Text:
     return Text(numbers, order, numbers)
 
 
-def canvas(t: int, cfg: SamplerConfig, keys: jax.Array = KEYS, **given) -> Canvas:
-    """A video of `t` frames with one channel, one token large at the first stage."""
-    side = 2 ** (len(cfg.stages) - 1) * cfg.layout.patch
+def size(t: int, plan: SamplerPlan) -> tuple[int, int, int, int]:
+    """Of a video of `t` frames with one channel, one token large at the first stage."""
+    side = 2 ** (len(plan.stages) - 1) * plan.layout.patch
+    return t, side, side, 1
 
-    def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
-        return sampler.draw(keys, unit, (frames, side, side, 1), cfg)
 
-    return Canvas((t, side, side, 1), noise, **given)
+def keyed(plan: SamplerPlan, keys: jax.Array = KEYS) -> KeyedNoise:
+    frame = size(1, plan)[1:]
+    return KeyedNoise(jax.random.key_data(keys), frame, len(plan.stages), plan.gamma)
 
 
 def run(
     velocity: Callable,
     text: Text,
-    on: Canvas,
-    cfg: SamplerConfig,
-    scales: Sequence[float] | None = None,
+    t: int,
+    plan: SamplerPlan,
+    keys: jax.Array = KEYS,
+    **options,
 ) -> jax.Array:
-    weights = None if scales is None else jnp.array(scales, jnp.float32)
-    sample = partial(sampler.sample, velocity, text, on, weights, cfg)
+    """A video of `t` frames; the options are those of `sampler.sample`."""
+    if "scales" in options:
+        options["scales"] = jnp.array(options["scales"], jnp.float32)
+    shape, noise = size(t, plan), keyed(plan, keys)
+    sample = partial(sampler.sample, velocity, text, shape, noise, plan, **options)
     return jax.jit(sample)()
 
 
@@ -76,7 +81,7 @@ def inside(time: jax.Array, stage: Stage) -> jax.Array:
     return ((stage.time_end < time) & (time <= stage.time_start))[..., None]
 
 
-def to_target(target: jax.Array, cfg: SamplerConfig) -> Callable:
+def to_target(target: jax.Array, cfg: SamplerPlan) -> Callable:
     """Leads to a known video."""
     levels = pyramid.levels(target, len(cfg.stages))
     patch = cfg.layout.patch
@@ -145,49 +150,48 @@ def mixing(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
 def test_an_exact_velocity_lands_on_the_data(edges, per_unit, t):
     """Through all stages, jumps and units; only float32 rounding is left."""
     stages = pyramid.stages(edges)
-    cfg = SamplerConfig(
+    cfg = SamplerPlan(
         stages=stages,
         layout=Layout(frames_per_unit=per_unit),
         first_steps=(2,) * len(stages),
         video_steps=(3,) * len(stages),
     )
-    on = canvas(t, cfg)
-    target = normal(1, 2, *on.shape)
-    video = run(to_target(target, cfg), prompts(0, 0), on, cfg)
+    target = normal(1, 2, *size(t, cfg))
+    video = run(to_target(target, cfg), prompts(0, 0), t, cfg)
     np.testing.assert_allclose(video, target, rtol=0, atol=1e-5)
 
 
 def test_an_exact_velocity_continues_a_given_image():
-    on = canvas(3, FEW, first=normal(2, 2, 1, 4, 4, 1))
-    target = normal(1, 2, *on.shape).at[:, :1].set(on.first)
-    video = run(to_target(target, FEW), prompts(0, 0), on, FEW)
-    np.testing.assert_array_equal(video[:, :1], on.first)
+    image = normal(2, 2, 1, 4, 4, 1)
+    target = normal(1, 2, *size(3, FEW)).at[:, :1].set(image)
+    video = run(to_target(target, FEW), prompts(0, 0), 3, FEW, first_frame=image)
+    np.testing.assert_array_equal(video[:, :1], image)
     np.testing.assert_allclose(video, target, rtol=0, atol=1e-5)
 
 
 def test_every_unit_sees_the_frame_before_it_at_every_stage():
     """A velocity that leads to the previous frame makes a still video of the image."""
-    cfg = SamplerConfig(layout=Layout(patch=1), video_steps=(2, 2, 2))
+    cfg = SamplerPlan(layout=Layout(patch=1), video_steps=(2, 2, 2))
     image = normal(2, 2, 1, 4, 4, 1)
-    video = run(to_previous_frame, prompts(0, 0), canvas(5, cfg, first=image), cfg)
+    video = run(to_previous_frame, prompts(0, 0), 5, cfg, first_frame=image)
     np.testing.assert_allclose(video, jnp.tile(image, (1, 5, 1, 1, 1)), atol=2e-5)
 
 
 @pytest.fixture(scope="module")
 def mixed() -> jax.Array:
     """A video of two prompts and 6 frames under `mixing`."""
-    return run(mixing, prompts(0.1, 0.2), canvas(6, FEW), FEW)
+    return run(mixing, prompts(0.1, 0.2), 6, FEW)
 
 
 def test_a_longer_video_starts_with_the_frames_of_a_shorter_one(mixed):
-    short = run(mixing, prompts(0.1, 0.2), canvas(3, FEW), FEW)
+    short = run(mixing, prompts(0.1, 0.2), 3, FEW)
     np.testing.assert_allclose(mixed[:, :3], short, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("scans", [2, 9])
 def test_dividing_the_units_into_scans_changes_nothing(mixed, scans):
     cfg = dataclasses.replace(FEW, scans=scans)
-    divided = run(mixing, prompts(0.1, 0.2), canvas(6, cfg), cfg)
+    divided = run(mixing, prompts(0.1, 0.2), 6, cfg)
     np.testing.assert_allclose(mixed, divided, rtol=0, atol=2e-6)
 
 
@@ -208,10 +212,9 @@ def test_the_network_is_traced_once_per_stage_and_scan(t, scans, given, expected
         calls.append(tokens.values.shape)
         return tokens.values
 
-    cfg = SamplerConfig(scans=scans)
-    first = normal(0, 2, 1, 8, 8, 1) if given else None
-    on = canvas(t, cfg, first=first)
-    jax.eval_shape(lambda: sampler.sample(counting, prompts(0, 0), on, None, cfg))
+    cfg = SamplerPlan(scans=scans)
+    image = normal(0, 2, 1, 8, 8, 1) if given else None
+    jax.eval_shape(lambda: run(counting, prompts(0, 0), t, cfg, first_frame=image))
     assert len(calls) == expected
 
 
@@ -223,14 +226,13 @@ def test_later_scans_have_no_fewer_history_slots_than_they_need():
         lengths.append(tokens.values.shape[1])
         return tokens.values
 
-    cfg = SamplerConfig(scans=2)
-    on = canvas(9, cfg)
-    jax.eval_shape(lambda: sampler.sample(noting, prompts(0, 0), on, None, cfg))
+    cfg = SamplerPlan(scans=2)
+    jax.eval_shape(lambda: run(noting, prompts(0, 0), 9, cfg))
     assert lengths[::3] == [1, 5, 9]
 
 
 def test_a_video_does_not_depend_on_the_others_of_its_batch(mixed):
-    alone = run(mixing, prompts(0.2), canvas(6, FEW, KEYS[1:]), FEW)
+    alone = run(mixing, prompts(0.2), 6, FEW, KEYS[1:])
     np.testing.assert_allclose(mixed[1:], alone, rtol=0, atol=2e-6)
     assert jnp.abs(mixed[0] - mixed[1]).max() > 0.1
 
@@ -240,13 +242,13 @@ def test_a_video_does_not_depend_on_the_others_of_its_batch(mixed):
 
 def test_guidance_of_1_is_the_prompt_alone(mixed):
     text = prompts(-0.4, -0.3, 0.1, 0.2)
-    guided = run(mixing, text, canvas(6, FEW), FEW, scales=[1.0] * 6)
+    guided = run(mixing, text, 6, FEW, scales=[1.0] * 6)
     np.testing.assert_allclose(guided, mixed, rtol=0, atol=5e-6)
 
 
 def test_guidance_of_0_is_the_negative_prompt_alone(mixed):
     text = prompts(0.1, 0.2, -0.4, -0.3)
-    guided = run(mixing, text, canvas(6, FEW), FEW, scales=[0.0] * 6)
+    guided = run(mixing, text, 6, FEW, scales=[0.0] * 6)
     np.testing.assert_allclose(guided, mixed, rtol=0, atol=5e-6)
 
 
@@ -256,11 +258,11 @@ def test_every_unit_is_guided_by_its_own_scale():
     def linear(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
         return jnp.broadcast_to(text.pooled, tokens.values.shape)
 
-    scales, on = (7.0, 5.0, 3.5), canvas(3, FEW)
-    guided = run(linear, prompts(0.1, 0.2, 0.5, 0.3), on, FEW, scales)
+    scales = (7.0, 5.0, 3.5)
+    guided = run(linear, prompts(0.1, 0.2, 0.5, 0.3), 3, FEW, scales=scales)
     for unit, scale in enumerate(scales):
         text = prompts(0.1 + scale * (0.5 - 0.1), 0.2 + scale * (0.3 - 0.2))
-        plain = run(linear, text, on, FEW)
+        plain = run(linear, text, 3, FEW)
         np.testing.assert_allclose(guided[:, unit], plain[:, unit], atol=1e-5)
 
 
@@ -275,9 +277,10 @@ def test_decaying_guidance_falls_to_its_floor():
 
 
 def test_scales_may_be_what_guidance_returns():
-    text, on, scales = prompts(0, 0, 1, 1), canvas(2, FEW), Guidance().scales(2)
-    video = jax.eval_shape(lambda: sampler.sample(mixing, text, on, scales, FEW))
-    assert video.shape == (2, *on.shape)
+    text, scales, shape = prompts(0, 0, 1, 1), Guidance().scales(2), size(2, FEW)
+    sample = partial(sampler.sample, mixing, text, shape, keyed(FEW), FEW)
+    video = jax.eval_shape(lambda: sample(scales=scales))
+    assert video.shape == (2, *shape)
 
 
 # -------------------------------------------------------------------------------- noise
@@ -285,8 +288,7 @@ def test_scales_may_be_what_guidance_returns():
 
 @pytest.mark.parametrize("gamma", [1 / 3, 0.2])
 def test_noise_of_a_unit_is_white_at_its_start_and_block_noise_at_its_jumps(gamma):
-    cfg = SamplerConfig(stages=pyramid.stages(gamma=gamma), gamma=gamma)
-    noise = sampler.draw(KEYS, 3, (5, 64, 64, 4), cfg)
+    noise = KeyedNoise(jax.random.key_data(KEYS), (64, 64, 4), 3, gamma)(3, 5)
     assert [n.shape for n in (noise.start, *noise.jumps)] == [
         (2, 5, 16, 16, 4),
         (2, 5, 32, 32, 4),
@@ -300,16 +302,16 @@ def test_noise_of_a_unit_is_white_at_its_start_and_block_noise_at_its_jumps(gamm
 
 def test_units_stages_and_videos_have_noise_of_their_own():
     """Where two of them shared a key, their first values would be equal."""
-    draw = partial(sampler.draw, shape=(1, 8, 8, 4), cfg=SamplerConfig())
-    a, b = draw(KEYS, 1), draw(KEYS, 2)
+    noise = KeyedNoise(jax.random.key_data(KEYS), (8, 8, 4), 3)
+    a, b = noise(1, 1), noise(2, 1)
     parts = [n for noise in (a, b) for n in (noise.start, *noise.jumps)]
     first = np.ravel([part[:, :, :2, :2] for part in parts])
     assert len(np.unique(first)) == len(first)
 
 
 def test_the_noise_of_a_unit_depends_on_its_number_alone():
-    draw = partial(sampler.draw, shape=(1, 8, 8, 1), cfg=SamplerConfig())
-    known, traced = draw(KEYS, 2), jax.jit(lambda unit: draw(KEYS, unit))(2)
+    noise = KeyedNoise(jax.random.key_data(KEYS), (8, 8, 1), 3)
+    known, traced = noise(2, 1), jax.jit(lambda unit: noise(unit, 1))(2)
     jax.tree.map(np.testing.assert_array_equal, known.start, traced.start)
 
 
@@ -319,22 +321,22 @@ def test_the_noise_of_a_unit_depends_on_its_number_alone():
 def test_leaving_out_the_last_steps_moves_the_result_a_little(mixed):
     """0.001 of each stage's path, for a velocity of size 1."""
     fewer = dataclasses.replace(FEW, last_step=False)
-    near = run(mixing, prompts(0.1, 0.2), canvas(6, fewer), fewer)
+    near = run(mixing, prompts(0.1, 0.2), 6, fewer)
     assert 1e-6 < jnp.abs(near - mixed)[:, :2].max() < 1e-2
 
 
 @pytest.mark.parametrize("name", ["first_steps", "video_steps"])
 def test_steps_for_another_number_of_stages_are_refused(name):
     with pytest.raises(ValueError, match=rf"{name}=\(10, 10\) .* each of the 3 stages"):
-        SamplerConfig(**{name: (10, 10)})
+        SamplerPlan(**{name: (10, 10)})
 
 
 def test_no_scan_at_all_is_refused():
     with pytest.raises(ValueError, match="scans=0 must be 1 or more"):
-        SamplerConfig(scans=0)
+        SamplerPlan(scans=0)
 
 
 def test_a_length_that_is_no_whole_number_of_units_is_refused():
-    cfg = SamplerConfig(layout=Layout(frames_per_unit=2))
+    cfg = SamplerPlan(layout=Layout(frames_per_unit=2))
     with pytest.raises(ValueError, match="use 3 or 5"):
-        sampler.sample(mixing, prompts(0), canvas(4, cfg, KEYS[:1]), None, cfg)
+        run(mixing, prompts(0), 4, cfg, KEYS[:1])

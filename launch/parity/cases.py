@@ -66,6 +66,7 @@ class Answer(NamedTuple):
         relative: the error is divided by the largest recorded magnitude.
         where: compare only there.
         recorded: compare with this, derived from the recorded tensor, instead.
+        way: by which the value was computed, where there are several.
     """
 
     tensor: str
@@ -75,6 +76,7 @@ class Answer(NamedTuple):
     where: np.ndarray | None = None
     recorded: np.ndarray | None = None
     note: str = ""
+    way: str = ""
 
 
 class Line(NamedTuple):
@@ -134,18 +136,20 @@ def compare(
     case: Case, scenario: Scenario, answers: Iterable[Answer]
 ) -> Iterator[Line]:
     """One line per recorded result, those without an answer as skipped."""
-    left = {name for name in scenario.tensors if not _is_given(name)}
+    recorded = {name for name in scenario.tensors if not _is_given(name)}
+    answered = set()
     for answer in answers:
         name = answer.tensor
-        if name not in left:  # not every case records every state
-            continue
-        left.remove(name)
+        if name not in recorded or (name, answer.way) in answered:
+            continue  # not every case records every state
+        answered.add((name, answer.way))
         error = _error(answer, scenario.tensors[name])
         verdict = "ok" if error <= answer.tolerance else "FAIL"
-        note = "; ".join(filter(None, ["relative" * answer.relative, answer.note]))
+        notes = ["relative" * answer.relative, answer.note, answer.way]
+        note = "; ".join(filter(None, notes))
         line = (case.name, scenario.name, name, verdict, error, answer.tolerance, note)
         yield Line(*line)
-    for name in sorted(left):
+    for name in sorted(recorded - {name for name, _ in answered}):
         why = _missing(name)
         yield Line(case.name, scenario.name, name, "skipped", note=why)
 

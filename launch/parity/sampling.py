@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole sampling runs with recorded noise, observed through the network's calls.
 
-The sampler asks a velocity function; the one given here writes down what it is asked
-and what it answers, so that every unit and stage is compared, not only the video.
+Both drivers of the sampler are replayed. `sampler.sample` asks a velocity function; the
+one given here writes down what it is asked and what it answers, so that every unit and
+stage is compared, not only the video. `pipeline.denoise` reports the end of every step.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +19,15 @@ from jax.experimental import io_callback
 from launch.parity import vae
 from launch.parity.cases import QUICK, SAMPLING, Answer, Case, Scenario, latent_back
 from launch.parity.model import Model, load, recorded_text, text
-from launch.parity.model import velocity as network
+from launch.parity.model import velocity as velocity_of
 from pyramid_jax import layout, pyramid, sampler
-from pyramid_jax.sampler import Guidance, Noise, SamplerConfig
+from pyramid_jax.latents import LatentConfig
+from pyramid_jax.model import ModelConfig
+from pyramid_jax.pipeline.denoise import Progress, denoise
+from pyramid_jax.sampler import Guidance, Noise, SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
+
+HOST = "from the host"  # the driver that users' pipelines have
 
 
 class Call(NamedTuple):
@@ -30,13 +38,51 @@ class Call(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The settings of a recorded call of the original's pipeline, as this package's."""
+    """The settings of a recorded call of the original's pipeline, as this package's.
 
-    cfg: SamplerConfig
+    `pyramid` are those of `ModelConfig`'s arguments that decide the stages.
+    """
+
+    pyramid: dict[str, Any]
+    plan: SamplerPlan
     text: Text
     scales: np.ndarray | None
-    first: np.ndarray | None
+    first_frame: np.ndarray | None
     shape: tuple[int, int, int, int]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["starts", "first", "jumps"],
+    meta_fields=["from_image", "frames_per_unit"],
+)
+@dataclass(frozen=True)
+class RecordedNoise:
+    """The recorded noise of every unit, as `sampler.KeyedNoise` draws it from keys.
+
+    Args:
+        starts: at stage 0, of all frames that are sampled.
+        first: block noise of every jump of unit 0, where units have several frames.
+        jumps: the same of all other units, one after the other.
+        from_image: the first frame is given, so that unit 0 has no noise.
+    """
+
+    starts: Any
+    first: Any
+    jumps: Any
+    from_image: bool
+    frames_per_unit: int
+
+    def __call__(self, unit: int | jax.Array, frames: int) -> Noise:
+        """The noise of one unit of so many frames."""
+        shift = int(self.from_image)
+        begin = unit - shift if frames == 1 else (unit - 1) * frames + 1 - shift
+        starts = jnp.asarray(self.starts)
+        start = jax.lax.dynamic_slice_in_dim(starts, begin, frames, axis=1)
+        if frames < self.frames_per_unit:
+            return Noise(start, tuple(map(jnp.asarray, self.first)))
+        place = unit - (shift if self.frames_per_unit == 1 else 1)
+        return Noise(start, tuple(jnp.asarray(x)[place] for x in self.jumps))
 
 
 def fits(scenario: Scenario) -> bool:
@@ -45,51 +91,92 @@ def fits(scenario: Scenario) -> bool:
 
 
 def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
-    """The answers to a recorded sampling run."""
+    """The answers to a recorded sampling run, by both drivers of the sampler."""
     model = load(case, scenario.settings)
     autoencoder = vae.of_sampling(case)
     run = _settings(scenario, model)
-    from_image = run.first is not None
+    from_image = run.first_frame is not None
     if from_image and autoencoder is not None:
-        run = run._replace(first=vae.first_latent(autoencoder, case, scenario))
-    calls: list[Call] = []
+        run = run._replace(first_frame=vae.first_latent(autoencoder, case, scenario))
     noise = _noise(scenario, run)
+    recorded = from_image and autoencoder is None
+    note = "the first latent is the recorded one" * recorded
+
+    latents, calls = _as_one_program(model, run, noise)
+    yield Answer("out.latents", latent_back(latents), SAMPLING, note=note)
+    if autoencoder is not None:
+        yield from vae.frames(autoencoder, case, latents)
+    yield from _observed(scenario, run, calls)
+    yield from _from_the_host(model, run, noise, note)
+
+
+def _as_one_program(
+    model: Model, run: Run, noise: RecordedNoise
+) -> tuple[jax.Array, list[Call]]:
+    """What `sampler.sample` makes, and what it asked the network."""
+    calls: list[Call] = []
 
     def velocity(tokens: Tokens, time: jax.Array, words: Text) -> jax.Array:
-        answer = network(model.cfg, model.params, tokens, time, words)
+        answer = velocity_of(model.cfg, model.params, tokens, time, words)
 
         def note(values: Any, segment: Any, answer: Any) -> None:
-            kept = np.asarray(segment)[0] >= 0
-            calls.append(Call(*(np.asarray(x)[:, kept] for x in (values, answer))))
+            filled = np.asarray(segment)[0] >= 0
+            calls.append(Call(*(np.asarray(x)[:, filled] for x in (values, answer))))
 
         io_callback(note, None, tokens.values, tokens.segment, answer, ordered=True)
         return answer
 
     def sample() -> jax.Array:
-        canvas = sampler.Canvas(run.shape, noise, run.first)
-        return sampler.sample(velocity, run.text, canvas, run.scales, run.cfg)
+        options = {"scales": run.scales, "first_frame": run.first_frame}
+        return sampler.sample(velocity, run.text, run.shape, noise, run.plan, **options)
 
     latents = jax.jit(sample, compiler_options=QUICK)()
     jax.effects_barrier()
-    recorded = from_image and autoencoder is None
-    note = "the first latent is the recorded one" * recorded
-    yield Answer("out.latents", latent_back(latents), SAMPLING, note=note)
-    if autoencoder is not None:
-        yield from vae.frames(autoencoder, case, latents)
-    yield from _observed(scenario, run, calls)
+    return latents, calls
+
+
+def _from_the_host(
+    model: Model, run: Run, noise: RecordedNoise, note: str
+) -> Iterator[Answer]:
+    """The same by `pipeline.denoise`: the end of every stage, and the video."""
+    ends: dict[str, np.ndarray] = {}
+
+    def step(progress: Progress) -> None:
+        if progress.step == progress.steps - 1:
+            name = f"out.unit{progress.unit}.stage{progress.stage}"
+            ends[name] = latent_back(progress.latents)
+
+    cfg = ModelConfig(
+        model.cfg, model.layout, LatentConfig(run.shape[-1]), **run.pyramid
+    )
+    units = denoise(
+        cfg,
+        {"dit": model.params},
+        run.text,
+        run.shape,
+        noise,
+        run.plan,
+        scales=run.scales,
+        first_frame=run.first_frame,
+        callback_on_step_end=step,
+    )
+    latents = jnp.concatenate(list(units), axis=1)
+    yield Answer("out.latents", latent_back(latents), SAMPLING, note=note, way=HOST)
+    for name, value in ends.items():
+        yield Answer(name, value, SAMPLING, way=HOST)
 
 
 def _settings(scenario: Scenario, model: Model) -> Run:
-    call, given = scenario.settings["call"], scenario.settings.get("pipeline", {})
-    stages = pyramid.stages(
-        given.get("stage_range", pyramid.THIRDS),
-        given.get("timestep_shift", 1.0),
-        given.get("scheduler_gamma", 1 / 3),
-    )
+    call, settings = scenario.settings["call"], scenario.settings.get("pipeline", {})
+    arguments = {
+        "edges": tuple(settings.get("stage_range", pyramid.THIRDS)),
+        "shift": settings.get("timestep_shift", 1.0),
+        "gamma": settings.get("scheduler_gamma", 1 / 3),
+    }
+    stages = pyramid.stages(*arguments.values())
     from_image = call["function"] == "generate_i2v"
     steps = [_each(call[name], len(stages)) for name in _steps(from_image)]
-    gamma = given.get("scheduler_gamma", 1 / 3)
-    cfg = SamplerConfig(stages, model.layout, *steps, gamma=gamma)
+    plan = SamplerPlan(stages, model.layout, *steps, gamma=arguments["gamma"])
 
     _, c, t, h, w = scenario.tensors["out.latents"].shape
     units = layout.units(t, model.layout.frames_per_unit)
@@ -100,7 +187,7 @@ def _settings(scenario: Scenario, model: Model) -> Run:
         words.insert(0, recorded_text(scenario, "in.neg."))
         scales = _guidance(call).scales(units).astype(np.float32)
     both: Any = [np.concatenate(part) for part in zip(*words, strict=True)]
-    return Run(cfg, text(*both), scales, first, (t, h, w, c))
+    return Run(arguments, plan, text(*both), scales, first, (t, h, w, c))
 
 
 def _steps(from_image: bool) -> tuple[str, str]:
@@ -120,51 +207,38 @@ def _guidance(call: dict[str, Any]) -> Guidance:
     return Guidance(first, video)
 
 
-def _noise(scenario: Scenario, run: Run) -> Any:
-    """(unit, frames) -> recorded noise; after a given first frame, that of unit 1."""
-    stages = len(run.cfg.stages)
+def _noise(scenario: Scenario, run: Run) -> RecordedNoise:
+    """The recorded noise of a run."""
+    stages, from_image = len(run.plan.stages), run.first_frame is not None
     white = scenario.latent("draw.init_noise")
-    start = jnp.asarray(pyramid.noise_levels(white, stages)[0])
-    shift = 0 if run.first is None else 1
-    per_unit = run.cfg.layout.frames_per_unit
+    start = np.asarray(pyramid.noise_levels(white, stages)[0])
+    per_unit = run.plan.layout.frames_per_unit
     units = layout.units(run.shape[0], per_unit)
 
     def jump(unit: int, stage: int) -> np.ndarray:
         return scenario.latent(f"draw.unit{unit}.stage{stage}.block_noise")
 
-    later = [
-        jnp.stack([jump(u, k) for u in range(1, units)])
-        for k in range(1, stages)
-        if units > 1
-    ]
-
-    def noise(unit: int | jax.Array, frames: int) -> Noise:
-        if isinstance(unit, int):
-            return Noise(
-                start[:, :frames],
-                tuple(jnp.asarray(jump(0, k)) for k in range(1, stages)),
-            )
-        at = (unit - 1) * per_unit + 1 - shift
-        begin = jax.lax.dynamic_slice_in_dim(start, at, frames, axis=1)
-        return Noise(begin, tuple(x[unit - 1] for x in later))
-
-    return noise
+    alone = per_unit > 1 and not from_image
+    first = [jump(0, k) for k in range(1, stages)] if alone else []
+    later = range(int(from_image or per_unit > 1), units)
+    jumps = [np.stack([jump(u, k) for u in later]) for k in range(1, stages) if later]
+    return RecordedNoise(start, first, jumps, from_image, per_unit)
 
 
 def _observed(scenario: Scenario, run: Run, calls: list[Call]) -> Iterator[Answer]:
     """Starts, histories, first answers and ends of every stage of every unit."""
-    cfg, left = run.cfg, iter(calls)
-    units = layout.units(run.shape[0], cfg.layout.frames_per_unit)
-    for unit in range(run.first is not None, units):
-        steps = cfg.video_steps if unit else cfg.first_steps
+    plan, left = run.plan, iter(calls)
+    units = layout.units(run.shape[0], plan.layout.frames_per_unit)
+    for unit in range(run.first_frame is not None, units):
+        steps = plan.video_steps if unit else plan.first_steps
         scale = None if run.scales is None else float(run.scales[unit])
-        for k in range(len(cfg.stages)):
+        for k in range(len(plan.stages)):
             mine = [next(left) for _ in range(steps[k])]
             name = f"unit{unit}.stage{k}"
             past = scenario.family(f"mid.{name}.history")
             clips = [scenario.tensors[clip].shape for clip in past]
             shapes = [*clips, scenario.tensors[f"out.{name}"].shape]
-            patch = cfg.layout.patch
+            patch = plan.layout.patch
             seen = _clips(mine[0].values, shapes, patch)
             names = [*past, f"mid.{name}.latent_start"]
             for clip, value in zip(names, seen, strict=True):

@@ -26,13 +26,13 @@ from absl import app, flags
 from tqdm import tqdm
 
 from launch import start
-from launch.sample import lists, outputs
-from launch.sample.lists import Job
-from launch.sample.outputs import Request
+from launch.sample import outputs
+from launch.sample.lists import Line, batches, file_name, read_lines, waiting
+from launch.sample.outputs import Job
 from pyramid_jax.model import SampleConfig
-from pyramid_jax.pipeline import presets, video
-from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.pipeline.denoise import Progress, StepCallback
+from pyramid_jax.pipeline.presets import check_preset, height_width
+from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
 
 BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
 INTERRUPTED = 130  # the exit code of a program that SIGINT ended
@@ -56,23 +56,23 @@ def sample(given: Any) -> None:
     """Does what the flags say; ends the program where they or the numbers are wrong."""
     try:
         mesh = start.parse_mesh(given.mesh)
-        model = video.load(given.model, mesh, given.dtype, offload=given.offload)
+        pipeline = load(given.model, mesh, given.dtype, offload=given.offload)
         if given.show:
-            print(about(model))
+            print(description(pipeline))
             return
-        jobs = planned(model, given)
-        left = lists.waiting(model, jobs)
+        jobs = planned(pipeline, given)
+        left = waiting(pipeline, jobs)
     except ValueError as error:
         sys.exit(f"launch.sample: {error}")
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} files are finished already")
     try:
-        run(model, left, given.batch)
+        run(pipeline, left, given.batch)
     except FloatingPointError as error:
         sys.exit(f"launch.sample: {error}")
 
 
-def planned(model: VideoPipeline, given: Any) -> list[Job]:
+def planned(pipeline: VideoPipeline, given: Any) -> list[Job]:
     """What the flags ask of a model.
 
     Raises:
@@ -80,56 +80,60 @@ def planned(model: VideoPipeline, given: Any) -> list[Job]:
     """
     if (given.prompt is None) == (given.prompts is None):
         raise ValueError("give either --prompt=TEXT or --prompts=FILE; see --help")
-    if given.frames is not None and given.seconds is not None:
-        raise ValueError("give --frames or --seconds, not both")
-    count = given.frames
-    if given.seconds is not None:
-        count = presets.frames(model, given.seconds)
-    sides = None if given.size is None else presets.sides(given.size)
-    like = Request(
-        given.prompt or "",
-        presets.choose(model, sides, count, given.any_size),
-        given.negative,
-        given.seed,
-        image=None if given.image is None else Path(given.image),
-        scale=given.scale,
-    )
-    if given.prompts is None:
-        wanted = lists.copies(like, given.each)
-    else:
-        wanted = lists.read_requests(given.prompts, like, given.each)
-    wanted = [replace(r, options=options(model, given, r)) for r in wanted]
-    kind = given.kind or ("png" if like.size.frames == 1 else "mp4")
-    return lists.jobs(wanted, given.to, kind)
+    lines = [Line(given.prompt)] if given.prompts is None else read_lines(given.prompts)
+    height, width = height_width(given.size) if given.size else (None, None)
+    jobs: list[Job] = []
+    for line in lines:
+        image = line.image or (Path(given.image) if given.image else None)
+        if image is not None:
+            outputs.fingerprint(image)  # raises
+        seed = given.seed + len(jobs) if line.seed is None else line.seed
+        request = pipeline.request(
+            line.prompt,
+            negative_prompt=line.negative or given.negative,
+            image=image,
+            height=height,
+            width=width,
+            num_frames=given.frames,
+            seconds=given.seconds,
+            seed=seed,
+            options=options(pipeline, given, image is not None),
+        )
+        if not given.any_size:
+            check_preset(pipeline.defaults, request.size, pipeline.name)
+        kind = given.kind or ("png" if request.size.frames == 1 else "mp4")
+        for copy in range(given.each):
+            name = file_name(len(jobs), line.prompt, seed + copy, kind)
+            one = replace(request, seed=seed + copy)
+            jobs.append(Job(one, Path(given.to) / name, image, given.scale))
+    return jobs
 
 
-def options(model: VideoPipeline, given: Any, request: Request) -> SampleConfig:
+def options(pipeline: VideoPipeline, given: Any, image: bool) -> SampleConfig:
     """Steps and guidance by the flags, or where they say nothing, by the model.
 
     Raises:
         ValueError: numbers of steps that do not fit the model.
     """
-    base = model.defaults if request.image is None else model.defaults.with_image()
-    stages = len(model.cfg.stages)
-    chosen = {
+    base = pipeline.defaults.with_image() if image else pipeline.defaults
+    stages = len(pipeline.cfg.stages)
+    choices = {
         "first_steps": steps(given.steps, stages),
         "video_steps": steps(given.video_steps, stages),
         "last_step": given.last_step,
         "scans": given.scans,
     }
-    strength = {
+    scales = {
         "first": given.guidance,
         "video": given.video_guidance,
         "decay": given.decay,
         "floor": given.floor,
     }
-    guidance = replace(base.guidance, **known(strength))
-    made = replace(base, guidance=guidance, **known(chosen))
-    made.sampler(model.cfg)  # raises
-    return made
+    guidance = replace(base.guidance, **not_none(scales))
+    return replace(base, guidance=guidance, **not_none(choices))
 
 
-def known(values: dict[str, Any]) -> dict[str, Any]:
+def not_none(values: dict[str, Any]) -> dict[str, Any]:
     """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -147,40 +151,39 @@ def steps(given: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
     return tuple(map(int, given)) * (stages if len(given) == 1 else 1)
 
 
-def run(model: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
-    """Makes all files, and shows how far it is."""
+def run(pipeline: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
+    """Makes all files, and shows the progress."""
     every = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm(total=len(jobs), bar_format=BAR, smoothing=0, mininterval=every) as bar:
-        for group in lists.batches(jobs, batch):
+        for group in batches(jobs, batch):
             begun = bar.n
-            requests, paths = zip(*group, strict=True)
-            made = outputs.make(watched(model, bar, len(group)), requests, paths)
-            bar.update(begun + len(group) - bar.n)
-            for render in made:
+            for render in outputs.make(pipeline, group, progress_bar(bar, len(group))):
                 bar.write(str(render.path))
+            bar.update(begun + len(group) - bar.n)
 
 
-def watched(model: VideoPipeline, bar: tqdm, videos: int) -> VideoPipeline:
-    """The model, telling a bar that counts videos of every step of so many of them."""
+def progress_bar(bar: tqdm, videos: int) -> StepCallback:
+    """Moves a bar that counts videos after every step of so many of them."""
     begun = bar.n
     bar.set_postfix_str("compiles, or loads what was compiled before")
 
-    def watch(at: Progress) -> None:
-        bar.set_postfix_str(str(at), refresh=False)
-        bar.update(begun + at.done * videos - bar.n)
+    def step(progress: Progress) -> None:
+        bar.set_postfix_str(str(progress), refresh=False)
+        bar.update(begun + progress.done * videos - bar.n)
 
-    return replace(model, watch=watch)
+    return step
 
 
-def about(model: VideoPipeline) -> str:
+def description(pipeline: VideoPipeline) -> str:
     """What a model was made for, and what is recommended for it."""
-    made, guidance = model.defaults, model.defaults.guidance
-    later = made.with_image().guidance.video
-    sizes = presets.presets(model)
+    defaults, guidance = pipeline.defaults, pipeline.defaults.guidance
+    later = defaults.with_image().guidance.video
+    sizes = ", ".join(map(str, pipeline.presets)) or "not known"
     return (
-        f"model: {model.name}\n"
-        f"sizes: {', '.join(map(str, sizes)) or 'not known'}, at {made.fps:g} fps\n"
-        f"steps: {made.first_steps} for the first frame, then {made.video_steps}\n"
+        f"model: {pipeline.name}\n"
+        f"sizes: {sizes}, at {defaults.fps:g} fps\n"
+        f"steps: {defaults.first_steps} for the first frame, then "
+        f"{defaults.video_steps}\n"
         f"guidance: {guidance.first:g} for the first frame, then {guidance.video:g}, "
         f"or {later:g} if the first frame is given"
     )
@@ -194,7 +197,7 @@ def define(into: flags.FlagValues) -> None:
     switch = partial(flags.DEFINE_bool, flag_values=into)
     texts = partial(flags.DEFINE_list, flag_values=into)
     choice = partial(flags.DEFINE_enum, flag_values=into)
-    text("model", str(video.TINY_LATENT), "folder of the model")
+    text("model", str(TINY_LATENT), "folder of the model")
     text("prompt", None, "what the video shows")
     text("prompts", None, "file with a prompt, or a JSON object, on every line")
     text("negative", None, "what it should not show; none: what the model recommends")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of requests: read, named; what is finished, what is sampled together."""
+"""Lists of prompts: read, named; what is finished, what is sampled together."""
 
 import dataclasses
 import json
@@ -7,34 +7,34 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launch.sample import outputs
-from launch.sample.outputs import Request
+from launch.sample.outputs import Job, Recipe
 from pyramid_jax.pipeline.video import VideoPipeline
 
 logger = logging.getLogger(__name__)
 
-# What a line of a list may say.
+
+class Line(NamedTuple):
+    """What a line of a list says; None: as for all lines."""
+
+    prompt: str
+    negative: str | None = None
+    seed: int | None = None
+    image: Path | None = None
+
+
+# What an object in a list may say.
 FIELDS = {"prompt": str, "negative": str, "seed": int, "image": str}
 
 
-class Job(NamedTuple):
-    """A request, and the file that it becomes."""
-
-    request: Request
-    path: Path
-
-
-def read_requests(path: str | Path, like: Request, each: int = 1) -> list[Request]:
-    """The requests in a text file; what a line does not say is that of `like`.
+def read_lines(path: str | Path) -> list[Line]:
+    """The lines of a text file.
 
     A line is a prompt, or a JSON object with "prompt" and maybe "negative", "seed" and
     "image", whose path is relative to the file. Empty lines and those that begin with #
-    say nothing. Seeds count up from that of `like`, over the copies of all lines.
-
-    Args:
-        each: copies of every line, with seeds that count up.
+    say nothing.
 
     Raises:
         ValueError: naming the line that is wrong; or there is no prompt.
@@ -42,58 +42,44 @@ def read_requests(path: str | Path, like: Request, each: int = 1) -> list[Reques
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"the list of prompts {path} is not a file; correct the path")
-    found: list[Request] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = text.strip()
+        if not text or text.startswith("#"):
             continue
-        default = dataclasses.replace(like, seed=like.seed + len(found))
         try:
-            found += copies(_request(line, default, path.parent), each)
+            lines.append(_line(text, path.parent))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-    if not found:
+    if not lines:
         raise ValueError(f"{path} has no prompt; write one on every line")
-    return found
+    return lines
 
 
-def copies(request: Request, count: int) -> list[Request]:
-    """So many requests that differ in the seed only, which counts up."""
-    seeds = range(request.seed, request.seed + count)
-    return [dataclasses.replace(request, seed=seed) for seed in seeds]
-
-
-def jobs(requests: Sequence[Request], folder: str | Path, kind: str) -> list[Job]:
-    """A file of a kind in a folder for every request."""
-    named = enumerate(requests)
-    return [Job(r, Path(folder) / file_name(i, r, kind)) for i, r in named]
-
-
-def file_name(place: int, request: Request, kind: str) -> str:
+def file_name(place: int, prompt: str, seed: int, kind: str) -> str:
     """The name of a file: its place in the list, the prompt in brief, the seed."""
-    words = re.sub(r"\W+", "_", request.prompt.lower()).strip("_")[:40].rstrip("_")
-    parts = f"{place:04}", words, str(request.seed)
-    return "_".join(filter(None, parts)) + f".{kind}"
+    words = re.sub(r"\W+", "_", prompt.lower()).strip("_")[:40].rstrip("_")
+    return "_".join(filter(None, (f"{place:04}", words, str(seed)))) + f".{kind}"
 
 
-def waiting(model: VideoPipeline, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs whose files are not there yet; all are checked before.
+def waiting(pipeline: VideoPipeline, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose files do not exist yet; all are checked before.
 
     Raises:
-        ValueError: naming every file that is there and was made from something else;
-            or a job that can't be done.
+        ValueError: naming every file that exists and was made from something else; or
+            a job that can't be done.
     """
     left, others = [], []
     for job in jobs:
-        recipe = outputs.recipe(model, job.request)
-        outputs.check_kind(job.path, job.request)
+        recipe = outputs.recipe(pipeline, job)
+        outputs.check_kind(job)
         if not job.path.exists():
             left.append(job)
-        elif differing := _differing(job.path, recipe):
-            others.append(f"{job.path} ({differing})")
+        elif differences := _differences(job.path, recipe):
+            others.append(f"{job.path} ({differences})")
     if others:
         raise ValueError(
-            "these files are there already, made from something else:\n  "
+            "these files exist already, made from something else:\n  "
             + "\n  ".join(others)
             + "\nwrite to another folder, or move them away"
         )
@@ -106,9 +92,7 @@ def batches(jobs: Sequence[Job], most: int) -> Iterator[list[Job]]:
     """Neighbours that can be sampled together, at most so many."""
     batch: list[Job] = []
     for job in jobs:
-        if batch and (
-            len(batch) == most or not outputs.alike(batch[-1].request, job.request)
-        ):
+        if batch and (len(batch) == most or not outputs.alike(batch[-1], job)):
             yield batch
             batch = []
         batch.append(job)
@@ -116,25 +100,24 @@ def batches(jobs: Sequence[Job], most: int) -> Iterator[list[Job]]:
         yield batch
 
 
-def _request(line: str, like: Request, folder: Path) -> Request:
-    """What one line says."""
-    said = json.loads(line) if line.startswith("{") else {"prompt": line}
-    wrong = {k: v for k, v in said.items() if not isinstance(v, FIELDS.get(k, ()))}
-    if wrong or "prompt" not in said:
+def _line(text: str, folder: Path) -> Line:
+    fields: Any = json.loads(text) if text.startswith("{") else {"prompt": text}
+    wrong = {k: v for k, v in fields.items() if not isinstance(v, FIELDS.get(k, ()))}
+    if wrong or "prompt" not in fields:
         raise ValueError(
-            f'found {said}, expected at least "prompt", and "negative" and "image" as '
-            'text, "seed" as a whole number'
+            f'found {fields}, expected at least "prompt", and "negative" and "image" '
+            'as text, "seed" as a whole number'
         )
-    if "image" in said:
-        said |= {"image": folder / said["image"]}
-    return dataclasses.replace(like, **said)
+    if "image" in fields:
+        fields |= {"image": folder / fields["image"]}
+    return Line(**fields)
 
 
-def _differing(path: Path, wanted: outputs.Recipe) -> str:
+def _differences(path: Path, recipe: Recipe) -> str:
     """What a file was made with differently, "" if nothing."""
     try:
-        there = dataclasses.asdict(outputs.read(path).recipe)
+        old = dataclasses.asdict(outputs.read(path).recipe)
     except ValueError:
         return "it does not say what from"
-    pairs = ((k, there[k], v) for k, v in dataclasses.asdict(wanted).items())
-    return ", ".join(f"{k} {old!r}, not {new!r}" for k, old, new in pairs if old != new)
+    pairs = ((k, old[k], v) for k, v in dataclasses.asdict(recipe).items())
+    return ", ".join(f"{k} {a!r}, not {b!r}" for k, a, b in pairs if a != b)

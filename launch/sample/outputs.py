@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From requests to video files that say what they were made from.
+"""From jobs to video files that say what they were made from.
 
 What made a file is inside it (the comment of mp4, gif and png) and in a JSON file
 beside it. Both get their names when they are whole, so that an interruption leaves
@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,31 +24,24 @@ from jaxtyping import UInt8
 import pyramid_jax
 from pyramid_jax.config import build
 from pyramid_jax.data import pictures, video_io
-from pyramid_jax.model import SampleConfig
-from pyramid_jax.pipeline import prompts
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax.pipeline.denoise import StepCallback
+from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.video import VideoPipeline
 
 KINDS = ("mp4", "gif", "png", "npz")
 # What of a `SampleConfig` decides how a video looks.
 CHOICES = ("first_steps", "video_steps", "guidance", "last_step", "scans")
 
 
-@dataclass(frozen=True)
-class Request:
-    """A video that is wanted, or an image, which is a video of one frame.
+class Job(NamedTuple):
+    """One video, or an image, which is a video of one frame, and its file.
 
-    Args:
-        negative, options: None: those of the model.
-        image: file of the first frame, which is scaled to cover the size and cropped;
-            None: the first frame is sampled, too.
-        scale: shows every pixel as a block of scale x scale, for tiny videos.
+    `image` is the file of the first frame; `scale` shows every pixel as a block of
+    scale x scale, for tiny videos.
     """
 
-    prompt: str
-    size: Size
-    negative: str | None = None
-    seed: int = 0
-    options: SampleConfig | None = None
+    request: VideoRequest
+    path: Path
     image: Path | None = None
     scale: int = 1
 
@@ -57,7 +50,7 @@ class Request:
 class Recipe:
     """What a file is made from, all choices spelled out; equal ones make equal files.
 
-    `image` has the name and the hash of the first frame's file; `options` are the
+    `image` is the first frame's `fingerprint`; `options` are the
     `CHOICES` of a `SampleConfig`.
     """
 
@@ -83,92 +76,90 @@ class Render(NamedTuple):
     made: Mapping[str, str]
 
 
-def recipe(model: VideoPipeline, request: Request) -> Recipe:
-    """What a request means for a model.
+def recipe(pipeline: VideoPipeline, job: Job) -> Recipe:
+    """What a job's file is made from.
 
     Raises:
         ValueError: no prompt, a first frame for an image, no such image file.
     """
-    if not request.prompt.strip():
+    request = job.request
+    (prompt,), (negative,) = request.prompts, request.negative_prompts
+    if not prompt.strip():
         raise ValueError("the prompt is empty; say what the video shows")
-    if request.image is not None and request.size.frames == 1:
+    if job.image is not None and request.size.frames == 1:
         raise ValueError(
             "an image and 1 frame were given, which is that image; ask for more frames"
         )
-    negative = request.negative
-    if negative is None:
-        negative = "" if model.prompts is None else prompts.NEGATIVE
-    chosen = asdict(_options(model, request))
+    options = asdict(request.options)
     return Recipe(
-        prompt=request.prompt,
+        prompt=prompt,
         negative=negative,
         seed=request.seed,
         **asdict(request.size),
-        fps=model.defaults.fps,
-        scale=request.scale,
-        image=None if request.image is None else _fingerprint(request.image),
-        options=json.loads(json.dumps({name: chosen[name] for name in CHOICES})),
-        model=model.name,
-        dtype=model.cfg.dit.dtype,
+        fps=pipeline.defaults.fps,
+        scale=job.scale,
+        image=None if job.image is None else fingerprint(job.image),
+        options=json.loads(json.dumps({name: options[name] for name in CHOICES})),
+        model=pipeline.name,
+        dtype=pipeline.cfg.dit.dtype,
     )
 
 
-def alike(a: Request, b: Request) -> bool:
+def alike(a: Job, b: Job) -> bool:
     """Whether b can be sampled right behind a, in one batch."""
-    same = (a.size, a.options, a.image) == (b.size, b.options, b.image)
-    return same and b.seed == a.seed + 1
+    one, other = a.request, b.request
+    same = (one.size, one.options, a.image) == (other.size, other.options, b.image)
+    return same and other.seed == one.seed + 1
 
 
 def make(
-    model: VideoPipeline, requests: Sequence[Request], paths: Sequence[str | Path]
+    pipeline: VideoPipeline,
+    jobs: Sequence[Job],
+    callback_on_step_end: StepCallback | None = None,
 ) -> list[Render]:
-    """Samples requests as one batch, and writes a file for each; its suffix says which.
+    """Samples jobs as one batch, and writes a file for each; its suffix says which.
 
-    Files that are there already are replaced.
+    Existing files are replaced.
 
     Raises:
-        ValueError: a request that the model can't make or that no such file can hold,
-            or neighbours that are not `alike`.
+        ValueError: a job that the model can't do or that no such file can hold, or
+            neighbours that are not `alike`.
         FloatingPointError: the numbers of a video are no longer finite.
     """
-    paths = [Path(path) for path in paths]
-    recipes = [recipe(model, request) for request in requests]
-    for request, path in zip(requests, paths, strict=True):
-        check_kind(path, request)
-    if not all(map(alike, requests, requests[1:])):
+    recipes = [recipe(pipeline, job) for job in jobs]
+    for job in jobs:
+        check_kind(job)
+    if not all(map(alike, jobs, jobs[1:])):
         raise ValueError(
-            "videos of one batch need one size and equal options, seeds that count up, "
-            "and no first frame; make them one by one"
+            "videos of one batch need one size, equal options and one first frame, and "
+            "seeds that count up; make them one by one"
         )
-    first = requests[0]
-    texts = [request.prompt for request in requests]
-    choices = {
-        "negative": [recipe.negative for recipe in recipes],
-        "seed": first.seed,
-        "options": _options(model, first),
-    }
-    if first.image is None:
-        videos = model.text_to_video(texts, first.size, **choices)
-    else:
-        sides = first.size.height, first.size.width
-        image = pictures.read_picture(first.image, sides)
-        videos = model.image_to_video(image, texts, first.size.frames, **choices)
+    requests = [job.request for job in jobs]
+    batch = replace(
+        requests[0],
+        prompts=tuple(request.prompts[0] for request in requests),
+        negative_prompts=tuple(request.negative_prompts[0] for request in requests),
+    )
+    videos = pipeline.run(batch, callback_on_step_end=callback_on_step_end).frames
+    paths = [job.path for job in jobs]
     return [save(*each) for each in zip(paths, videos, recipes, strict=True)]
 
 
-def check_kind(path: Path, request: Request) -> None:
+def check_kind(job: Job) -> None:
     """Refuses files that can't hold what is wanted.
 
     Raises:
         ValueError: an unknown suffix, or a single picture for a video.
     """
-    kind = path.suffix.removeprefix(".")
+    kind, frames = job.path.suffix.removeprefix("."), job.request.size.frames
     if kind not in KINDS:
-        raise ValueError(f"{path} has none of the suffixes {', '.join(KINDS)}; use one")
-    if kind == "png" and request.size.frames > 1:
         raise ValueError(
-            f"a png file holds one frame, but {request.size.frames} were asked for; "
-            "write mp4, gif or npz, or ask for 1 frame"
+            f"{job.path} has none of the suffixes {', '.join(KINDS)}; use one"
+        )
+    if kind == "png" and frames > 1:
+        raise ValueError(
+            f"a png file holds one frame, but {frames} were asked for; write mp4, gif "
+            "or npz, or ask for 1 frame"
         )
 
 
@@ -217,13 +208,12 @@ def read(path: str | Path) -> Render:
         ) from error
 
 
-def _options(model: VideoPipeline, request: Request) -> SampleConfig:
-    if request.options is not None:
-        return request.options
-    return model.defaults if request.image is None else model.defaults.with_image()
+def fingerprint(image: Path) -> str:
+    """The name and the hash of an image file.
 
-
-def _fingerprint(image: Path) -> str:
+    Raises:
+        ValueError: there is no such file.
+    """
     if not image.is_file():
         raise ValueError(f"image {image} is not a file; correct the path")
     digest = hashlib.sha256(image.read_bytes()).hexdigest()

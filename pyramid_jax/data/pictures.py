@@ -14,12 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 _COMMENT = "Comment"  # the keyword that the PNG standard has for it
 
 
-def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file scaled with a Lanczos filter until it covers `size`, and cropped.
+def fit_picture(
+    image: str | Path | Image.Image | UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image scaled with a Lanczos filter until it covers `size`, and cropped.
 
     What is too much is cropped on both sides alike. Transparent parts become white.
 
     Args:
+        image: a file, a PIL image, or pixels.
         size: height and width in pixels.
 
     Raises:
@@ -27,14 +30,23 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "
 
     Source: the image-to-video page of the original's demo.
     """
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            opaque = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
-        rgb, (height, width) = upright.convert("RGB"), size
+    if isinstance(image, str | Path):
+        with _opened(image) as opened:
+            return fit_picture(opened, size)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        opaque = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
+    rgb, (height, width) = upright.convert("RGB"), size
     fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(fitted)
+
+
+def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file, see `fit_picture`."""
+    return fit_picture(path, size)
 
 
 def write_picture(

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling one Euler step at a time, driven from the host.
 
-The algorithm is that of `sampler.sample`, and so are its pieces. Here each step is the
-call of a compiled function: a caller sees how far it is, gets every unit as soon as it
-exists, may stop at any step, and learns at which step a number went bad. Neither the
-numbers of steps nor guidance are compiled in.
+The functions are those of `sampler.sample`. Here each step is the call of a compiled
+function: a caller sees how far it is, gets every unit as soon as it exists, may stop at
+any step, and learns at which step a number went bad. Neither the numbers of steps nor
+guidance are compiled in.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -16,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
-from pyramid_jax import layout, model, sampler
-from pyramid_jax.model import ModelConfig
-from pyramid_jax.sampler import SamplerConfig, Turn, View
+from pyramid_jax import sampler
+from pyramid_jax.model import ModelConfig, network
+from pyramid_jax.sampler import History, SamplerPlan, Unit, UnitNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
 
@@ -28,7 +27,9 @@ from pyramid_jax.sharding import batch_shardings
 class Progress(NamedTuple):
     """An Euler step that has ended; units, stages and steps count from 0.
 
-    `done` is the share of all work that is behind, in tokens that the network reads.
+    `done` is the share of all work that is finished, in tokens that the network reads;
+    `latents` are the unit's frames after the step, `videos frames h w c` at the
+    resolution of the stage.
     """
 
     unit: int
@@ -38,6 +39,7 @@ class Progress(NamedTuple):
     step: int
     steps: int
     done: float
+    latents: jax.Array
 
     def __str__(self):
         return (
@@ -46,184 +48,145 @@ class Progress(NamedTuple):
         )
 
 
-Watch = Callable[[Progress], None]
+StepCallback = Callable[[Progress], None]
 
 
-class Inputs(NamedTuple):
-    """What videos are made from; see `sampler.sample` and `sampler.Canvas`.
+def denoise(
+    model: ModelConfig,
+    params: Any,
+    text: Text,
+    shape: tuple[int, int, int, int],
+    noise: UnitNoise,
+    plan: SamplerPlan,
+    *,
+    scales: Float[np.ndarray, "units"] | None = None,
+    first_frame: Float[Array, "videos 1 h w c"] | None = None,
+    mesh: Mesh | None = None,
+    callback_on_step_end: StepCallback | None = None,
+) -> Iterator[Float[jax.Array, "videos _ h w c"]]:
+    """The latents of unit after unit, beginning with the first frame, given or not.
 
-    `keys` holds the key of each video's noise; `scales` is None without guidance.
-    """
+    The arguments are those of `sampler.sample`; `noise` is a pytree.
 
-    scales: Float[np.ndarray, "units"] | None
-    text: Text
-    keys: Key[jax.Array, "videos"]
-    first: Float[Array, "videos 1 h w c"] | None
-
-
-@dataclass(frozen=True)
-class Stepper:
-    """Samples videos of one size.
-
-    Attributes:
-        how: numbers of steps and scans.
-        shape: (t, h, w, c) of the latents.
+    Args:
         mesh: devices that divide the videos among them; None: those of the weights.
-        watch: is told of every Euler step that has ended.
+        callback_on_step_end: is called after every Euler step.
+
+    Raises:
+        FloatingPointError: a step made numbers that are not finite.
     """
+    units = _units(shape[0], plan, first_frame is not None)
+    count, stages = 1 + units[-1].index if units else 1, len(plan.stages)
+    shares = _shares(units, plan)
+    video = jnp.zeros((len(text.segment) // (1 + (scales is not None)), *shape))
+    mesh = mesh or _mesh_of(params)
+    if mesh is not None:
+        arrays = (text, noise, first_frame, video)
+        arrays = jax.device_put(arrays, batch_shardings(arrays, mesh))
+        text, noise, first_frame, video = arrays
 
-    cfg: ModelConfig
-    how: SamplerConfig
-    shape: tuple[int, int, int, int]
-    mesh: Mesh | None = None
-    watch: Watch | None = None
+    def report(progress: Progress, finite: Bool[jax.Array, ""]) -> None:
+        """Waits for a step, checks it, and says that it has ended."""
+        if not bool(finite):
+            cause = _cause(params, text, model.dit.dtype)
+            raise FloatingPointError(
+                f"{progress}: the video is no longer finite; {cause}"
+            )
+        if callback_on_step_end is not None:
+            callback_on_step_end(progress)
 
-    def __call__(
-        self, params: Any, inputs: Inputs
-    ) -> Iterator[Float[jax.Array, "videos _ h w c"]]:
-        """The latents of unit after unit, beginning with the first frame, given or not.
-
-        Raises:
-            FloatingPointError: a step made numbers that are not finite.
-        """
-        scales, inputs = inputs.scales, inputs._replace(scales=None)
-        turns = self._turns(inputs.first is not None)
-        ahead = self._shares(turns)
-        video = jnp.zeros((len(inputs.keys), *self.shape), jnp.float32)
-        mesh = self.mesh or _devices(params)
-        if mesh is not None:
-            # Devices of other processes take the numbers of keys, not keys.
-            given = (inputs._replace(keys=jax.random.key_data(inputs.keys)), video)
-            inputs, video = jax.device_put(given, batch_shardings(given, mesh))
-            inputs = inputs._replace(keys=jax.random.wrap_key_data(inputs.keys))
-        if inputs.first is not None:
-            video = _put(video, jnp.asarray(inputs.first, jnp.float32), np.int32(0))
-            yield jnp.asarray(inputs.first)
-        for turn in turns:
-            scale = None if scales is None else np.float32(scales[turn.unit])
-            new = self._unit(_Call(params, inputs, video, turn, scale, mesh), ahead)
-            video = _put(video, new, np.int32(turn.unit))
-            yield new
-
-    def _unit(self, call: "_Call", ahead: Iterator[float]) -> jax.Array:
-        """The frames of one unit."""
-        turn, keys, last = call.turn, call.inputs.keys, None
-        unit, units = int(turn.unit), self._units
-        about = _About(self.cfg, self.shape[1:], turn.slots, call.mesh)
-        x = call.video
-        for k in range(len(self.how.stages)):
-            x, view = _enter(about, k, x, call.video, np.int32(unit), keys)
-            times = self.how.times(k, turn)
-            for i, at in enumerate(times):
-                given = (call.params, call.inputs.text, call.scale)
-                x, fine = _step(about, k, given, x, view, at)
+    if first_frame is not None:
+        frames = jnp.asarray(first_frame)
+        video = _write_unit(video, frames.astype(jnp.float32), np.int32(0))
+        yield frames
+    for unit in units:
+        index, last = np.int32(unit.index), None
+        scale = None if scales is None else np.float32(scales[unit.index])
+        x = video
+        for k in range(stages):
+            x, past = _start_stage(model, mesh, k, unit.slots, x, video, noise, index)
+            sigmas = plan.sigmas(k, unit)
+            for i, pair in enumerate(sigmas):
+                x, finite = _euler_step(
+                    model, mesh, k, params, text, x, past, pair, scale
+                )
                 if last is not None:  # perf: the device has the next step already
-                    self._ended(call, *last)
-                count = (unit, units, k, len(self.how.stages), i, len(times))
-                last = fine, Progress(*count, next(ahead))
+                    report(*last)
+                place = (int(index), count, k, stages, i, len(sigmas))
+                last = Progress(*place, next(shares), x), finite
         assert last is not None  # there is a stage, and it has a step
-        self._ended(call, *last)
-        return x
-
-    def _ended(self, call: "_Call", fine: Bool[jax.Array, ""], at: Progress) -> None:
-        """Waits for a step, and tells of it."""
-        if not bool(fine):
-            why = _cause(call.params, call.inputs.text, self.cfg.dit.dtype)
-            raise FloatingPointError(f"{at}: the video is no longer finite; {why}")
-        if self.watch is not None:
-            self.watch(at)
-
-    @property
-    def _units(self) -> int:
-        return layout.units(self.shape[0], self.cfg.layout.frames_per_unit)
-
-    def _turns(self, given: bool) -> list[Turn]:
-        """What is to be sampled, unit 0 only if the first frame is not given."""
-        spans = sampler.spans(self._units, self.how.scans)
-        later = [Turn(u, end) for begin, end in spans for u in range(begin, end)]
-        return later if given else [Turn(0, 1), *later]
-
-    def _shares(self, turns: list[Turn]) -> Iterator[float]:
-        """For every Euler step to come, the share of all work that ends with it."""
-        work = [
-            sum(len(clip.frame) * 4**clip.stage for clip in self.how.clips(k, turn))
-            for turn in turns
-            for k in range(len(self.how.stages))
-            for _ in self.how.times(k, turn)
-        ]
-        return iter((np.cumsum(work) / max(sum(work), 1)).tolist())
+        report(*last)
+        video = _write_unit(video, x, index)
+        yield x
 
 
-class _Call(NamedTuple):
-    """What a unit is made from."""
-
-    params: Any
-    inputs: Inputs
-    video: jax.Array
-    turn: Turn
-    scale: np.float32 | None
-    mesh: Mesh | None
+def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[Unit]:
+    """The units to sample, unit 0 only if the first frame is not given."""
+    spans = plan.spans(frames)
+    later = [Unit(u, end) for begin, end in spans for u in range(begin, end)]
+    return later if from_image else [Unit(0, 1), *later]
 
 
-class _About(NamedTuple):
-    """What a compiled step is made for."""
-
-    cfg: ModelConfig
-    frame: tuple[int, int, int]
-    slots: int
-    mesh: Mesh | None
-
-    @property
-    def how(self) -> SamplerConfig:
-        """Without the numbers of steps, which compiled functions do not know."""
-        any_steps = (1,) * len(self.cfg.stages)
-        return SamplerConfig(
-            self.cfg.stages, self.cfg.layout, any_steps, any_steps, self.cfg.gamma
-        )
-
-    def rows(self, tree: Any) -> Any:
-        """Values whose rows the devices divide, if there is a mesh."""
-        if self.mesh is None:
-            return tree
-        wanted = batch_shardings(tree, self.mesh)
-        return jax.lax.with_sharding_constraint(tree, wanted)
+def _shares(units: list[Unit], plan: SamplerPlan) -> Iterator[float]:
+    """For every Euler step to come, the share of all work that ends with it."""
+    per_unit = plan.layout.frames_per_unit
+    work = [
+        sum(len(clip.frame) * 4**clip.stage for clip in unit.clips(k, per_unit))
+        for unit in units
+        for k in range(len(plan.stages))
+        for _ in plan.sigmas(k, unit)
+    ]
+    return iter((np.cumsum(work) / max(sum(work), 1)).tolist())
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _enter(
-    about: _About,
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start_stage(
+    model: ModelConfig,
+    mesh: Mesh | None,
     k: int,
+    slots: int,
     x: Float[jax.Array, "b _ _ _ c"],
     video: Float[jax.Array, "b t h w c"],
-    unit: Int[Array, ""],
-    keys: Key[jax.Array, "b"],
-) -> tuple[jax.Array, View]:
-    frames = 1 if about.slots == 1 else about.cfg.layout.frames_per_unit
-    noise = sampler.draw(keys, unit, (frames, *about.frame), about.how)
-    x, view = sampler.enter(k, x, video, Turn(unit, about.slots), noise, about.how)
-    return about.rows(x), view._replace(seen=about.rows(view.seen))
+    noise: UnitNoise,
+    index: Int[Array, ""],
+) -> tuple[jax.Array, History]:
+    """Where stage k of a unit starts, and what it sees."""
+    unit, cut = Unit(index, slots), model.layout
+    drawn = noise(index, 1 if slots == 1 else cut.frames_per_unit)
+    x = sampler.start_stage(x, drawn, k, model.stages, model.gamma)
+    past = sampler.history(video, unit, k, len(model.stages), cut)
+    return _rows(x, mesh), past._replace(tokens=_rows(past.tokens, mesh))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _step(
-    about: _About,
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _euler_step(
+    model: ModelConfig,
+    mesh: Mesh | None,
     k: int,
-    given: tuple[Any, Text, Float[Array, ""] | None],
+    params: Any,
+    text: Text,
     x: Float[jax.Array, "_ t h w c"],
-    view: View,
-    at: Float[Array, "2"],
+    past: History,
+    sigmas: Float[Array, "2"],
+    scale: Float[Array, ""] | None,
 ) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""]]:
     """One Euler step of stage k, and whether all of it is finite."""
-    params, text, scale = given
-    climb = sampler.Climb(model.velocity(about.cfg, params), text, about.how)
-    x = about.rows(climb.step(k, x, view, at, scale))
+    step = partial(sampler.euler_step, network(model, params), text, x, past, sigmas)
+    x = _rows(step(stage=model.stages[k], scale=scale, cut=model.layout), mesh)
     return x, jnp.isfinite(x).all()
 
 
-_put = jax.jit(sampler.put)
+_write_unit = jax.jit(sampler.write_unit)
 
 
-def _devices(params: Any) -> Mesh | None:
+def _rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays whose rows the devices divide, if there is a mesh."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, batch_shardings(tree, mesh))
+
+
+def _mesh_of(params: Any) -> Mesh | None:
     """The mesh that the weights are on, None if that is one device."""
     where = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if not isinstance(where, NamedSharding) or where.mesh.size == 1:

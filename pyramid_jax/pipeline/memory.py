@@ -23,7 +23,7 @@ from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import footprint
 from pyramid_jax.pipeline.footprint import Shape
 from pyramid_jax.pipeline.prompts import LIMIT, Network
-from pyramid_jax.sampler import Turn
+from pyramid_jax.sampler import Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
@@ -267,13 +267,13 @@ def _sampling(
 def most_tokens(cfg: ModelConfig, work: Work) -> int:
     """Of the longest row that the network reads for one video."""
     t, h, w, _ = work.shape
-    how, last = work.options.sampler(cfg), len(cfg.stages) - 1
+    last = len(cfg.stages) - 1
     units = layout.units(t, cfg.layout.frames_per_unit)
     ends = [1, *(end for _, end in sampler.spans(units, work.options.scans))]
     return max(
         sum(
             len(clip.frame) * (h >> last - clip.stage) * (w >> last - clip.stage)
-            for clip in how.clips(k, Turn(end - 1, end))
+            for clip in Unit(end - 1, end).clips(k, cfg.layout.frames_per_unit)
         )
         for k in range(last + 1)
         for end in ends

@@ -1,13 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model was made for: sizes, lengths, and what is chosen where nothing is."""
+"""What a model was made for: sizes, lengths, and what is used where nothing is said."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax import layout
+from pyramid_jax.model import ModelConfig, SampleConfig
 
-# Where no length is given, in seconds; shorter if the model makes no such videos.
-USUAL = 5.0
+# Of a video for which no length is given, in seconds; less if the model makes none.
+USUAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a video in pixels and frames; one frame is an image."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Without the frames."""
+        return self.height, self.width
 
 
 class Preset(NamedTuple):
@@ -33,13 +49,12 @@ class Preset(NamedTuple):
         return f"{self.name} up to {self.frames} frames ({seconds:.2g} s)"
 
 
-def presets(model: VideoPipeline) -> tuple[Preset, ...]:
-    """The sizes that a model was made for, its favourite first; (): not known."""
-    made = model.defaults
-    return tuple(Preset(*size, fps=made.fps) for size in made.sizes)
+def made_for(defaults: SampleConfig) -> tuple[Preset, ...]:
+    """The sizes that a model was made for, its favourite first, or ()."""
+    return tuple(Preset(*size, fps=defaults.fps) for size in defaults.sizes)
 
 
-def frames(model: VideoPipeline, seconds: float) -> int:
+def frames_of(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> int:
     """The number of frames that a model can make nearest to so many seconds.
 
     Raises:
@@ -47,12 +62,12 @@ def frames(model: VideoPipeline, seconds: float) -> int:
     """
     if not 0 < seconds < math.inf:
         raise ValueError(f"{seconds} seconds: expected a positive, finite number")
-    stride = model.cfg.latent.temporal
-    units = (seconds * model.defaults.fps - 1) / stride
+    stride = cfg.latent.temporal
+    units = (seconds * defaults.fps - 1) / stride
     return 1 + max(0, math.ceil(units - 0.5)) * stride
 
 
-def sides(text: str) -> tuple[int, int]:
+def height_width(text: str) -> tuple[int, int]:
     """Height and width from text such as "384x640".
 
     Raises:
@@ -64,59 +79,66 @@ def sides(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def choose(
-    model: VideoPipeline,
-    size: tuple[int, int] | None = None,
-    count: int | None = None,
-    any_size: bool = False,
+def default_size(
+    cfg: ModelConfig,
+    defaults: SampleConfig,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
 ) -> Size:
-    """The size of a video; what is not given becomes the favourite, and `USUAL` long.
-
-    Args:
-        size: height and width in pixels.
-        count: frames.
-        any_size: allows what the model was not made for, but has the shape for.
+    """The size of a video; what is not given is the favourite, `USUAL_SECONDS` long.
 
     Raises:
-        ValueError: the model was not made for it, or can't make it at all.
+        ValueError: height or width alone, or neither although no size is known.
     """
-    known = presets(model)
-    if size is None:
-        if not known:
+    sizes = made_for(defaults)
+    if (height is None) != (width is None):
+        raise ValueError(
+            f"height {height} and width {width} were given; give both, or neither for "
+            "the size that the model was made for"
+        )
+    if height is None or width is None:
+        if not sizes:
             raise ValueError(
                 "the config.json of this model does not say for which sizes it was "
                 "made; give height and width"
             )
-        size = known[0].height, known[0].width
-    if count is None:
-        fitting = [preset for preset in known if preset[:2] == size] or known
-        count = min([*(preset.frames for preset in fitting), frames(model, USUAL)])
-    chosen = Size(*size, count)
-    check(model, chosen, any_size)
-    return chosen
+        height, width = sizes[0].height, sizes[0].width
+    if frames is None:
+        fitting = [preset for preset in sizes if preset[:2] == (height, width)]
+        usual = frames_of(USUAL_SECONDS, cfg, defaults)
+        frames = min([*(preset.frames for preset in fitting or sizes), usual])
+    return Size(height, width, frames)
 
 
-def check(model: VideoPipeline, size: Size, any_size: bool = False) -> None:
-    """Refuses sizes that a model was not made for.
-
-    Args:
-        any_size: refuses only what its layers have no shape for.
+def check_preset(defaults: SampleConfig, size: Size, name: str) -> None:
+    """Refuses sizes that the model of that name was not made for.
 
     Raises:
         ValueError: with the sizes and lengths that are allowed.
     """
-    known = presets(model)
+    sizes = made_for(defaults)
     fits = any(
         (size.height, size.width) == preset[:2] and size.frames <= preset.frames
-        for preset in known
+        for preset in sizes
     )
-    if known and not fits and not any_size:
-        allowed = ", ".join(map(str, known))
+    if sizes and not fits:
+        allowed = ", ".join(map(str, sizes))
         raise ValueError(
             f"{size.height}x{size.width} with {size.frames} frames was asked for, but "
-            f"{model.name or 'this model'} was made for {allowed}; choose one of "
-            "these, or allow any size if its weights were trained on others"
+            f"{name or 'this model'} was made for {allowed}; choose one of these, or "
+            "allow any size if its weights were trained on others"
         )
-    latent, stages = model.cfg.latent, len(model.cfg.stages)
-    latent.grid(size.height, size.width, model.cfg.layout.patch, stages)
-    latent.frames(size.frames)
+
+
+def latent_shape(cfg: ModelConfig, size: Size) -> tuple[int, int, int, int]:
+    """The shape (t, h, w, c) of the latents of a video.
+
+    Raises:
+        ValueError: a size or length that the model's layers have no shape for.
+    """
+    patch, stages = cfg.layout.patch, len(cfg.stages)
+    grid = cfg.latent.grid(size.height, size.width, patch, stages)
+    frames = cfg.latent.frames(size.frames)
+    layout.units(frames, cfg.layout.frames_per_unit)
+    return (frames, *grid, cfg.latent.channels)

@@ -7,25 +7,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 
-from pyramid_jax import sampler, sharding
+from pyramid_jax import layout, sharding
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
-from pyramid_jax.data.video_io import to_model, to_uint8
+from pyramid_jax.data.video_io import to_model
 from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
-from pyramid_jax.pipeline import folder as saved
+from pyramid_jax.pipeline import folder as folders
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
-from pyramid_jax.pipeline.denoise import Inputs, Stepper, Watch
+from pyramid_jax.pipeline.denoise import StepCallback, denoise
 from pyramid_jax.pipeline.folder import Placing
 from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
+from pyramid_jax.pipeline.output import VideoOutput, check_kind, converted
+from pyramid_jax.pipeline.presets import Preset, latent_shape, made_for
 from pyramid_jax.pipeline.prompts import PromptEncoder
+from pyramid_jax.pipeline.request import Picture, Steps, VideoRequest, resolve
+from pyramid_jax.sampler import KeyedNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
@@ -40,17 +45,8 @@ TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of the pixels of a video; `frames` 1 is an image."""
-
-    height: int
-    width: int
-    frames: int = 1
-
-
-@dataclass(frozen=True)
 class VideoPipeline:
-    """A text-to-video model with its weights. Make one with `load`.
+    """A text-to-video model with its weights. Make one with `load`, then call it.
 
     Attributes:
         defaults: steps and guidance where a call gives none.
@@ -58,12 +54,11 @@ class VideoPipeline:
         vae: decodes latents; None where latents are pixels.
         pieces: how much is decoded at once; None: as much as there is room for, up to
             two latent frames.
-        watch: is told of every Euler step that has ended, see `stepping.Progress`.
         prompts: reads the prompts of models with T5 and CLIP, which get the endings
             that the released models were trained with; None: the model reads them.
         name: that of its folder.
-        limit: bytes of a device, of which work that needs more is refused; None: what
-            the device lends, math.inf: refuse nothing.
+        memory_limit: bytes of a device; work that needs more is refused. None: what the
+            device lends, math.inf: refuse nothing.
     """
 
     cfg: ModelConfig
@@ -74,219 +69,253 @@ class VideoPipeline:
     vae: Autoencoder | None = None
     pieces: Pieces | None = None
     prompts: PromptEncoder | None = None
-    watch: Watch | None = None
     name: str = ""
-    limit: float | None = None
+    memory_limit: float | None = None
 
-    def text_to_video(
+    def __call__(
         self,
-        prompts: str | Sequence[str],
-        size: Size,
+        prompt: str | Sequence[str],
         *,
-        negative: str | Sequence[str] | None = None,
-        seed: int = 0,
+        image: Picture | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        seconds: float | None = None,
+        num_inference_steps: Steps | None = None,
+        video_num_inference_steps: Steps | None = None,
+        guidance_scale: float | None = None,
+        video_guidance_scale: float | None = None,
+        seed: int | None = None,
+        num_videos_per_prompt: int = 1,
         options: SampleConfig | None = None,
-    ) -> UInt8[np.ndarray, "b f h w 3"]:
-        """A video per prompt; video i is that of its prompt alone with `seed + i`.
+        output: str = "uint8",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> VideoOutput:
+        """Videos for prompts; what is not given is what the model was made for.
 
         Args:
-            negative: what guidance leads away from; one for all prompts, or one each;
-                None: "", or what the released models are led away from.
+            image: the first frame of image-to-video: a path, a PIL image or 8-bit
+                pixels, scaled to cover the size and cropped.
+            negative_prompt: what guidance steers away from; one for all prompts, or
+                one each; None: "", or what is recommended for the released models.
+            height, width: in pixels.
+            num_frames: of a video, 1 for images; or give its length in `seconds`.
+            num_inference_steps: Euler steps of every stage for the first frame, as
+                `video_num_inference_steps` for all later ones; one number, or one for
+                each stage.
+            guidance_scale: of the first frame, 0 for no guidance at all, as
+                `video_guidance_scale` of later ones.
+            seed: video i is that of its prompt alone with `seed + i`, on any number of
+                devices; None draws a seed.
+            options: all choices about steps and guidance at once, which the arguments
+                above change.
+            output: kind of the frames: "uint8", "float32" in [0, 1], or "pil".
+            callback_on_step_end: is called with a `denoise.Progress` after every step.
 
         Raises:
-            ValueError: a size or number of frames that the model can't make, no prompt,
-                as many negative prompts as neither one nor the prompts; or what it
-                takes does not fit the devices, see `plan`.
+            ValueError: a size, a length or steps that the model can't use, no prompt,
+                or what it takes does not fit the devices, see `memory_plan`.
+            FloatingPointError: a step made numbers that are not finite.
         """
-        return self._video(self._order(prompts, size, negative, seed, options))
+        request = self.request(
+            prompt,
+            image=image,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            seconds=seconds,
+            num_inference_steps=num_inference_steps,
+            video_num_inference_steps=video_num_inference_steps,
+            guidance_scale=guidance_scale,
+            video_guidance_scale=video_guidance_scale,
+            seed=seed,
+            num_videos_per_prompt=num_videos_per_prompt,
+            options=options,
+        )
+        return self.run(
+            request, output=output, callback_on_step_end=callback_on_step_end
+        )
+
+    def text_to_video(self, prompt: str | Sequence[str], **choices: Any) -> VideoOutput:
+        """Videos for prompts; the choices are those of calling the pipeline."""
+        return self(prompt, **choices)
 
     def image_to_video(
-        self,
-        image: UInt8[np.ndarray, "h w 3"],
-        prompts: str | Sequence[str],
-        frames: int,
-        *,
-        negative: str | Sequence[str] | None = None,
-        seed: int = 0,
-        options: SampleConfig | None = None,
-    ) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Videos that begin with `image`, one for every prompt; see `text_to_video`."""
-        height, width = image.shape[:2]
-        size = Size(height, width, frames)
-        order = self._order(prompts, size, negative, seed, options, image)
-        return self._video(order)
+        self, image: Picture, prompt: str | Sequence[str], **choices: Any
+    ) -> VideoOutput:
+        """Videos that begin with an image; the choices are those of the pipeline."""
+        return self(prompt, image=image, **choices)
 
-    def text_to_image(
-        self, prompts: str | Sequence[str], height: int, width: int, **options: Any
-    ) -> UInt8[np.ndarray, "b h w 3"]:
-        """An image for every prompt; the options are those of `text_to_video`."""
-        return self.text_to_video(prompts, Size(height, width), **options)[:, 0]
+    def text_to_image(self, prompt: str | Sequence[str], **choices: Any) -> VideoOutput:
+        """Images, which are videos of one frame; the choices are the pipeline's."""
+        return self(prompt, num_frames=1, **choices)
 
     def stream(
         self,
-        prompts: str | Sequence[str],
-        size: Size,
+        prompt: str | Sequence[str],
         *,
-        image: UInt8[np.ndarray, "h w 3"] | None = None,
-        negative: str | Sequence[str] | None = None,
-        seed: int = 0,
-        options: SampleConfig | None = None,
-    ) -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
-        """The frames of `text_to_video` (`image_to_video`) as soon as they exist.
+        callback_on_step_end: StepCallback | None = None,
+        **choices: Any,
+    ) -> Iterator[UInt8[np.ndarray, "videos _ h w 3"]]:
+        """The frames of the same call as soon as they exist, in 8 bits.
 
         First comes a single frame, then those of unit after unit. Memory for decoding
         does not depend on the length.
         """
-        order = self._order(prompts, size, negative, seed, options, image)
-        pieces = self._ready(order, streamed=True)
-        return self._streamed(self._units(order, self._first(order)), pieces)
-
-    def plan(
-        self,
-        size: Size,
-        videos: int = 1,
-        options: SampleConfig | None = None,
-        streamed: bool = False,
-    ) -> MemoryPlan:
-        """The memory that videos take on every device, phase by phase; print it."""
-        order = self._order([""] * videos, size, None, 0, options)
-        return memory.plan(self._networks, self._work(order, streamed), self.mesh)
+        request = self.request(prompt, **choices)
+        pieces = self._fitting_pieces(request, streamed=True)
+        units = self._units(request, self._first_frame(request), callback_on_step_end)
+        return self._decoded_stream(units, pieces)
 
     def latents(
         self,
-        prompts: str | Sequence[str],
-        size: Size,
-        negative: str | Sequence[str] | None = None,
-        seed: int = 0,
-        options: SampleConfig | None = None,
-        first: Float[np.ndarray, "b 1 h w c"] | None = None,
-    ) -> Float[jax.Array, "b t h w c"]:
-        """The normalised latents of `text_to_video`; see `units`."""
-        made = self.units(prompts, size, negative, seed, options, first)
-        return jnp.concatenate(list(made), axis=1)
+        prompt: str | Sequence[str],
+        *,
+        first_frame: Float[np.ndarray, "videos 1 h w c"] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        **choices: Any,
+    ) -> Float[jax.Array, "videos t h w c"]:
+        """The normalised latents of the same call; needs no VAE without an image.
 
-    def units(
-        self,
-        prompts: str | Sequence[str],
-        size: Size,
-        negative: str | Sequence[str] | None = None,
-        seed: int = 0,
-        options: SampleConfig | None = None,
-        first: Float[np.ndarray, "b 1 h w c"] | None = None,
-    ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
-        """The normalised latents of unit after unit; unit 0 is `first` if given.
-
-        Raises:
-            FloatingPointError: a step made numbers that are not finite.
+        Args:
+            first_frame: normalised latents in place of an image.
         """
-        order = self._order(prompts, size, negative, seed, options, first)
-        self._fit(Work(order.shape, len(order.prompts), order.options))
-        return self._units(order, first)
+        request = self.request(prompt, **choices)
+        if first_frame is None:
+            first_frame = self._first_frame(request)
+        self._check_memory(
+            Work(self._shape(request), len(request.prompts), request.options)
+        )
+        units = self._units(request, first_frame, callback_on_step_end)
+        return jnp.concatenate(list(units), axis=1)
 
-    def _order(
+    def request(self, prompt: str | Sequence[str], **choices: Any) -> VideoRequest:
+        """What calling the pipeline with these arguments would make; for `run`."""
+        if choices.get("negative_prompt") is None:
+            recommended = "" if self.prompts is None else released.NEGATIVE
+            choices["negative_prompt"] = recommended
+        return resolve(self.cfg, self.defaults, prompt, **choices)
+
+    def run(
         self,
-        prompts: str | Sequence[str],
-        size: Size,
-        negative: str | Sequence[str] | None,
-        seed: int,
-        options: SampleConfig | None,
-        first: np.ndarray | None = None,
-    ) -> "_Order":
-        shape = self._check(size)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise ValueError("there is no prompt; give at least one")
-        if options is None:
-            options = self.defaults if first is None else self.defaults.with_image()
-        return _Order(prompts, shape, negative, seed, options, first)
+        request: VideoRequest,
+        *,
+        output: str = "uint8",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> VideoOutput:
+        """Makes the videos of a request; see calling the pipeline."""
+        check_kind(output)
+        pieces = self._fitting_pieces(request)
+        units = self._units(request, self._first_frame(request), callback_on_step_end)
+        latents = to_host(jnp.concatenate(list(units), axis=1))
+        videos = [
+            converted(pixels, output) for pixels in self._decoded(latents, pieces)
+        ]
+        frames: Any = np.concatenate(videos, axis=1)
+        if output == "pil":
+            frames = [[Image.fromarray(frame) for frame in video] for video in frames]
+        return VideoOutput(frames, request.prompts, request.seed, self.defaults.fps)
+
+    @property
+    def presets(self) -> tuple[Preset, ...]:
+        """The sizes that the model was made for, its favourite first, or ()."""
+        return made_for(self.defaults)
+
+    def memory_plan(self, request: VideoRequest, streamed: bool = False) -> MemoryPlan:
+        """The memory that a request takes on every device, phase by phase; print it."""
+        return memory.plan(self._parts, self._work(request, streamed), self.mesh)
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        count = sum(x.size for x in leaves)
+        types = "/".join(sorted({str(x.dtype) for x in leaves}))
+        sizes = ", ".join(map(str, self.presets)) or "sizes unknown"
+        return (
+            f"VideoPipeline({self.name or 'unnamed'}: {count / 1e6:.1f} M {types} "
+            f"weights, {sizes}, {self.defaults.fps:g} frames per second)"
+        )
+
+    # ------------------------------------------------------------------ one phase each
 
     def _units(
-        self, order: "_Order", first: Float[np.ndarray, "b 1 h w c"] | None
+        self,
+        request: VideoRequest,
+        first_frame: Float[np.ndarray, "b 1 h w c"] | None,
+        callback: StepCallback | None,
     ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
         """The latents of unit after unit; the prompts are read at once."""
-        scales = order.options.guidance.scales(_units(order.shape, self.cfg))
+        shape = self._shape(request)
+        units = layout.units(shape[0], self.cfg.layout.frames_per_unit)
+        scales = request.options.guidance.scales(units)
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
-        inputs = Inputs(
-            scales=np.asarray(scales, np.float32) if guided else None,
-            text=self._text(order, guided),
-            keys=order.keys,
-            first=first,
-        )
-        how = order.options.sampler(self.cfg)
-        stepper = Stepper(self.cfg, how, order.shape, self.mesh, self.watch)
+        keys = jax.random.key_data(request.keys)
+        noise = KeyedNoise(keys, shape[1:], len(self.cfg.stages), self.cfg.gamma)
+        text, plan = self._text(request, guided), request.options.plan(self.cfg)
+        choices = {
+            "scales": np.asarray(scales, np.float32) if guided else None,
+            "first_frame": first_frame,
+            "mesh": self.mesh,
+            "callback_on_step_end": callback,
+        }
 
-        def units() -> Iterator[jax.Array]:
+        def units_of_request() -> Iterator[jax.Array]:
             with sharding.present({"dit": self.params["dit"]}) as params:
-                yield from stepper(params, inputs)
+                yield from denoise(
+                    self.cfg, params, text, shape, noise, plan, **choices
+                )
 
-        return units()
+        return units_of_request()
 
-    def _text(self, order: "_Order", guided: bool) -> Text:
+    def _text(self, request: VideoRequest, guided: bool) -> Text:
         """A row for every negative prompt if `guided`, then one for every prompt."""
-        prompts, negative = order.prompts, order.negative
-        if negative is None:
-            negative = "" if self.prompts is None else released.NEGATIVE
-        away = _negatives(negative, len(prompts)) if guided else []
+        negatives = request.negative_prompts if guided else ()
         if self.prompts is not None:
-            return self.prompts([*away, *released.finished(prompts)])
+            return self.prompts([*negatives, *released.finished(request.prompts)])
         if self.cfg.text is None:
             raise ValueError(
                 "this model reads features of T5 and CLIP, which are not loaded; put "
                 "text encoders and tokenizers into its folder, and load it with text"
             )
-        ids, segment = text_batch(self.tokenize, [*away, *prompts])
+        ids, segment = text_batch(self.tokenize, [*negatives, *request.prompts])
         with sharding.present({"text": self.params["text"]}) as params:
             return _encode_text(self.cfg, params, ids, segment)
 
-    def _check(self, size: Size) -> tuple[int, int, int, int]:
-        """The shape (t, h, w, c) of the latents of a video."""
-        latent, layout = self.cfg.latent, self.cfg.layout
-        grid = latent.grid(size.height, size.width, layout.patch, len(self.cfg.stages))
-        shape = (latent.frames(size.frames), *grid, latent.channels)
-        _units(shape, self.cfg)
-        return shape
-
-    def _first(self, order: "_Order") -> Float[np.ndarray, "b 1 y x c"] | None:
+    def _first_frame(
+        self, request: VideoRequest
+    ) -> Float[np.ndarray, "videos 1 y x c"] | None:
         """Normalised latents, drawn for every video from the VAE's posterior."""
-        if order.first is None:
+        if request.image is None:
             return None
-        _, *cells, channels = order.shape
-        side = self.cfg.latent.spatial
-        given, made = order.first.shape[:2], tuple(side * n for n in cells)
-        if given != made:
-            raise ValueError(
-                f"the image has {given[0]} x {given[1]} pixels, the video "
-                f"{made[0]} x {made[1]}; resize and crop the image first"
-            )
-        pixels = np.stack([to_model(order.first)[None]] * len(order.prompts))
-        if side == 1:
+        pixels = np.stack([to_model(request.image)[None]] * len(request.prompts))
+        if self.cfg.latent.spatial == 1:
             return self.cfg.latent.normalise(pixels)
-        draw = partial(jax.random.normal, shape=(1, *cells, channels))
+        draw = partial(jax.random.normal, shape=(1, *self._shape(request)[1:]))
         with self._codec("encoder") as codec:
-            return to_host(codec.encode(pixels, jax.vmap(draw)(order.keys)))
+            return to_host(codec.encode(pixels, jax.vmap(draw)(request.keys)))
 
-    def _video(self, order: "_Order") -> UInt8[np.ndarray, "b f h w 3"]:
-        """Each piece goes to the host before the next one is decoded."""
-        pieces = self._ready(order)
-        units = self._units(order, self._first(order))
-        there = to_host(jnp.concatenate(list(units), axis=1))
+    def _decoded(
+        self, latents: Float[np.ndarray, "b t h w c"], pieces: Pieces | None
+    ) -> Iterator[Float[np.ndarray, "b _ _ _ 3"]]:
+        """Pixels; each piece goes to the host before the next one is decoded."""
         if pieces is None:
-            return to_uint8(self.cfg.latent.denormalise(there))
+            yield self.cfg.latent.denormalise(latents)
+            return
         with self._codec("decoder") as codec:
-            made = [to_uint8(to_host(x)) for x in codec.decoded(there, pieces)]
-        return np.concatenate(made, axis=1)
+            yield from map(to_host, codec.decoded(latents, pieces))
 
-    def _streamed(
+    def _decoded_stream(
         self, units: Iterator[jax.Array], pieces: Pieces | None
     ) -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
         if pieces is None:
             for number, unit in enumerate(units):
                 raw = self.cfg.latent.denormalise(unit, begins=number == 0)
-                yield to_uint8(to_host(raw))
+                yield converted(to_host(raw), "uint8")
             return
         with self._codec("decoder") as codec:
-            for frames in codec.stream(units, replace(pieces, frames=None)):
-                yield to_uint8(to_host(frames))
+            for pixels in codec.stream(units, replace(pieces, frames=None)):
+                yield converted(to_host(pixels), "uint8")
 
     @contextmanager
     def _codec(self, part: str) -> Iterator[Codec]:
@@ -295,62 +324,57 @@ class VideoPipeline:
         with sharding.present({part: self.vae.params[part]}) as params:
             yield autoencoder.codec(self.vae._replace(params=params), self.mesh)
 
-    def _work(self, order: "_Order", streamed: bool = False) -> Work:
-        """What is to be made, with the pieces that there is room for."""
-        image = order.first is not None and self.cfg.latent.spatial > 1
-        count = len(order.prompts)
-        work = Work(order.shape, count, order.options, self.pieces, image, streamed)
-        if self.cfg.latent.spatial == 1:
-            return work._replace(pieces=None)
-        if work.pieces is not None or self.vae is None:
-            return work
-        most = self._most
-        return work._replace(
-            pieces=memory.pieces(self._networks, work, self.mesh, most)
-        )
+    # -------------------------------------------------------------------------- memory
 
-    def _ready(self, order: "_Order", streamed: bool = False) -> Pieces | None:
+    def _shape(self, request: VideoRequest) -> tuple[int, int, int, int]:
+        """The shape (t, h, w, c) of the latents of a video."""
+        return latent_shape(self.cfg, request.size)
+
+    @property
+    def _parts(self) -> ModelParts:
+        reader = self.prompts
+        encoders = () if reader is None else (reader.t5, *reader.clips)
+        return ModelParts(self.cfg, self.params, self.vae, encoders)
+
+    @property
+    def _limit(self) -> float | None:
+        """Bytes of a device, if they are known."""
+        limit = self.memory_limit
+        return memory.limit(self.mesh) if limit is None else limit
+
+    def _work(self, request: VideoRequest, streamed: bool = False) -> Work:
+        """What is to be made, with the pieces that there is room for."""
+        latent = self.cfg.latent.spatial > 1
+        work = Work(
+            self._shape(request),
+            len(request.prompts),
+            request.options,
+            self.pieces if latent else None,
+            latent and request.image is not None,
+            streamed,
+        )
+        if not latent or self.pieces is not None or self.vae is None:
+            return work
+        pieces = memory.pieces(self._parts, work, self.mesh, self._limit)
+        return work._replace(pieces=pieces)
+
+    def _fitting_pieces(
+        self, request: VideoRequest, streamed: bool = False
+    ) -> Pieces | None:
         """The pieces to decode in, where there is a VAE; everything fits."""
         if self.vae is None and self.cfg.latent.spatial > 1:
             raise ValueError(
                 "this model has no VAE to decode with; put one into the folder "
                 f"{autoencoder.INSIDE!r} of the model's, or use `latents`"
             )
-        work = self._work(order, streamed)
-        self._fit(work)
+        work = self._work(request, streamed)
+        self._check_memory(work)
         return work.pieces
 
-    def _fit(self, work: Work) -> None:
-        found = memory.plan(self._networks, work, self.mesh)
-        logger.info("memory:\n%s", found)
-        found.check(self._most)
-
-    @property
-    def _networks(self) -> ModelParts:
-        read = self.prompts
-        encoders = () if read is None else (read.t5, *read.clips)
-        return ModelParts(self.cfg, self.params, self.vae, encoders)
-
-    @property
-    def _most(self) -> float | None:
-        """Bytes of a device, if they are known."""
-        return memory.limit(self.mesh) if self.limit is None else self.limit
-
-
-class _Order(NamedTuple):
-    """What a caller wants: `shape` of the latents, `first` a given image or latents."""
-
-    prompts: list[str]
-    shape: tuple[int, int, int, int]
-    negative: str | Sequence[str] | None
-    seed: int
-    options: SampleConfig
-    first: np.ndarray | None
-
-    @property
-    def keys(self) -> Key[jax.Array, "b"]:
-        """What each video is drawn with, alone or in any batch."""
-        return jax.vmap(jax.random.key)(self.seed + np.arange(len(self.prompts)))
+    def _check_memory(self, work: Work) -> None:
+        plan = memory.plan(self._parts, work, self.mesh)
+        logger.info("memory:\n%s", plan)
+        plan.check(self._limit)
 
 
 def load(
@@ -360,7 +384,7 @@ def load(
     text: bool = True,
     offload: bool = False,
 ) -> VideoPipeline:
-    """The model in a folder that `saved.save` or `launch.convert` wrote.
+    """The model in a folder that training or `launch.convert` wrote.
 
     Weights are read one parameter at a time and go straight to where they belong.
 
@@ -368,30 +392,15 @@ def load(
         mesh: the devices that share weights and work; None: the first one.
         dtype: of weights and matrix products, "float32" or "bfloat16"; None: weights as
             they are stored, products as the model's config says.
-        text: False leaves out T5 and CLIP, for which `latents` of a model then fails.
+        text: False leaves out T5 and CLIP, without which no prompt can be read.
         offload: weights wait in the host's memory, and are on the devices only in the
             phase that uses them: text, image, Euler steps, decoding.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    found = saved.read(folder, Placing(mesh, dtype, offload), text)
-    return VideoPipeline(mesh=mesh, **found._asdict())
-
-
-def _negatives(negative: str | Sequence[str], count: int) -> list[str]:
-    if isinstance(negative, str):
-        return [negative] * count
-    if len(negative) != count:
-        raise ValueError(
-            f"{len(negative)} negative prompts for {count} prompts; give one for each, "
-            "or a single string for all"
-        )
-    return list(negative)
-
-
-def _units(shape: tuple[int, int, int, int], cfg: ModelConfig) -> int:
-    return sampler.layout.units(shape[0], cfg.layout.frames_per_unit)
+    model = folders.read(folder, Placing(mesh, dtype, offload), text)
+    return VideoPipeline(mesh=mesh, **model._asdict())
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -17,7 +17,7 @@ from pyramid_jax import sharding
 from pyramid_jax.data import captions
 from pyramid_jax.data.captions import file_of
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
-from pyramid_jax.model import initialise, loss, model_config
+from pyramid_jax.model import initialise, model_config, training_loss
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.shapes import Rows, Text
 from pyramid_jax.sharding import unbox
@@ -175,7 +175,7 @@ def test_a_model_without_an_encoder_trains_on_stored_features(
     )
     params = jax.eval_shape(partial(initialise, model), jax.random.key(0))
     value, _ = jax.eval_shape(
-        partial(loss, model), unbox(params), rows, jax.random.key(1)
+        partial(training_loss, model), unbox(params), rows, jax.random.key(1)
     )
     assert value.shape == ()
 

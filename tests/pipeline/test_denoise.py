@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling step by step: the same videos as in one piece, told of, and checked."""
+"""Sampling step by step: the same videos as in one program, observed and checked."""
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,17 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny
-from pyramid_jax import model, sampler, sharding
-from pyramid_jax.model import ModelConfig, SampleConfig, initialise, model_config
-from pyramid_jax.pipeline import denoise
-from pyramid_jax.pipeline.denoise import Inputs, Progress, Stepper
-from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax import sampler, sharding
+from pyramid_jax.model import (
+    ModelConfig,
+    SampleConfig,
+    initialise,
+    model_config,
+    network,
+)
+from pyramid_jax.pipeline import denoise as module
+from pyramid_jax.pipeline.denoise import Progress, denoise
+from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
 from pyramid_jax.shapes import Text
 
 SECTION = tiny.get_config("smoke").model.to_dict()
@@ -25,10 +32,19 @@ SHAPE = (4, 16, 16, 3)
 VIDEOS = 2
 
 
-def options(scans: int = 1, steps: int = 2) -> SamplerConfig:
+class Inputs(NamedTuple):
+    """What videos are sampled from."""
+
+    scales: np.ndarray | None
+    text: Text
+    noise: KeyedNoise
+    first_frame: np.ndarray | None
+
+
+def plan(scans: int = 1, steps: int = 2) -> SamplerPlan:
     stages = len(CFG.stages)
-    given = SampleConfig((steps,) * stages, (2,) * stages, scans=scans)
-    return given.sampler(CFG)
+    options = SampleConfig((steps,) * stages, (2,) * stages, scans=scans)
+    return options.plan(CFG)
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +65,29 @@ def inputs(guided: bool = True, first: np.ndarray | None = None) -> Inputs:
     pooled = rng.normal(size=(rows, 1, CFG.dit.pooled_width)).astype(np.float32)
     scales = Guidance(3, 2).scales(SHAPE[0]).astype(np.float32) if guided else None
     text = Text(*map(jnp.asarray, (features, np.zeros((rows, 16), np.int32), pooled)))
-    return Inputs(scales, text, jax.random.split(jax.random.key(3), VIDEOS), first)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(3), VIDEOS))
+    return Inputs(scales, text, KeyedNoise(keys, SHAPE[1:], len(CFG.stages)), first)
 
 
-def in_one_piece(params: dict, given: Inputs, how: SamplerConfig) -> jax.Array:
-    def noise(unit: int | jax.Array, frames: int) -> sampler.Noise:
-        return sampler.draw(given.keys, unit, (frames, *SHAPE[1:]), how)
-
-    on = Canvas(SHAPE, noise, given.first)
-    velocity = model.velocity(CFG, params)
+def in_one_program(params: dict, given: Inputs, how: SamplerPlan) -> jax.Array:
+    velocity = network(CFG, params)
+    options = {"scales": given.scales, "first_frame": given.first_frame}
     return jax.jit(
-        lambda: sampler.sample(velocity, given.text, on, given.scales, how)
+        lambda: sampler.sample(velocity, given.text, SHAPE, given.noise, how, **options)
     )()
 
 
-def in_steps(params: dict, given: Inputs, how: SamplerConfig, **more) -> jax.Array:
-    return jnp.concatenate(list(Stepper(CFG, how, SHAPE, **more)(params, given)), 1)
+def units(params: dict, given: Inputs, how: SamplerPlan, **options) -> Iterator:
+    options |= {"scales": given.scales, "first_frame": given.first_frame}
+    return denoise(CFG, params, given.text, SHAPE, given.noise, how, **options)
+
+
+def in_steps(params: dict, given: Inputs, how: SamplerPlan, **options) -> jax.Array:
+    return jnp.concatenate(list(units(params, given, how, **options)), 1)
 
 
 def compiled() -> int:
-    step: Any = denoise._step
+    step: Any = module._euler_step
     return step._cache_size()
 
 
@@ -80,21 +99,21 @@ def test_steps_make_the_video_that_one_program_makes(params, guided, image):
     rng = np.random.default_rng(4)
     first = rng.normal(size=(VIDEOS, 1, *SHAPE[1:])).astype(np.float32)
     given = inputs(guided, first if image else None)
-    stepped = in_steps(params, given, options())
-    whole = in_one_piece(params, given, options())
+    stepped = in_steps(params, given, plan())
+    whole = in_one_program(params, given, plan())
     np.testing.assert_allclose(stepped, whole, rtol=0, atol=1e-4)
 
 
 def test_fewer_history_slots_change_nothing(params):
-    one = in_steps(params, inputs(), options())
-    many = in_steps(params, inputs(), options(scans=3))
+    one = in_steps(params, inputs(), plan())
+    many = in_steps(params, inputs(), plan(scans=3))
     np.testing.assert_allclose(one, many, rtol=0, atol=1e-4)
 
 
 def test_eight_devices_make_the_same_video(params):
     mesh = sharding.device_mesh(data=2, context=2, tensor=2)
-    alone = in_steps(params, inputs(), options())
-    spread = in_steps(params, inputs(), options(), mesh=mesh)
+    alone = in_steps(params, inputs(), plan())
+    spread = in_steps(params, inputs(), plan(), mesh=mesh)
     np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-4)
 
 
@@ -102,15 +121,15 @@ def test_eight_devices_make_the_same_video(params):
 def test_weights_on_many_devices_are_used_where_they_are(params):
     mesh = sharding.device_mesh(data=8)
     there = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    spread = in_steps(there, inputs(), options())
+    spread = in_steps(there, inputs(), plan())
     np.testing.assert_allclose(
-        spread, in_steps(params, inputs(), options()), rtol=0, atol=1e-4
+        spread, in_steps(params, inputs(), plan()), rtol=0, atol=1e-4
     )
 
 
-def test_every_step_is_told_of_and_all_work_is_done_at_the_end(params):
+def test_every_step_is_reported_and_all_work_is_done_at_the_end(params):
     told: list[Progress] = []
-    in_steps(params, inputs(), options(steps=3), watch=told.append)
+    in_steps(params, inputs(), plan(steps=3), callback_on_step_end=told.append)
     stages = len(CFG.stages)
     assert len(told) == stages * (3 + 2 * (SHAPE[0] - 1))
     assert [at.done for at in told] == sorted({at.done for at in told})
@@ -120,18 +139,18 @@ def test_every_step_is_told_of_and_all_work_is_done_at_the_end(params):
 
 def test_units_come_one_by_one(params):
     told: list[Progress] = []
-    units = Stepper(CFG, options(), SHAPE, watch=told.append)(params, inputs())
-    assert next(units).shape == (VIDEOS, 1, *SHAPE[1:])
+    one_by_one = units(params, inputs(), plan(), callback_on_step_end=told.append)
+    assert next(one_by_one).shape == (VIDEOS, 1, *SHAPE[1:])
     assert {at.unit for at in told} == {0}
-    next(units)
+    next(one_by_one)
     assert told[-1].unit == 1
 
 
 def test_more_steps_units_or_guidance_compile_nothing_new(params):
-    in_steps(params, inputs(), options(steps=2))
+    in_steps(params, inputs(), plan(steps=2))
     before = compiled()
     other = inputs()._replace(scales=np.full(SHAPE[0], 5, np.float32))
-    in_steps(params, other, options(steps=4))
+    in_steps(params, other, plan(steps=4))
     assert compiled() == before
 
 
@@ -143,14 +162,14 @@ def test_broken_weights_are_named(params):
     broken = {**params, "dit": {**params["dit"], "head": head}}
     message = r"unit 1/4, stage 1/\d, step 1/2: .*weights dit/head/bias are not finite"
     with pytest.raises(FloatingPointError, match=message):
-        in_steps(broken, inputs(), options())
+        in_steps(broken, inputs(), plan())
 
 
 def test_broken_prompts_and_overflow_are_told_apart(params):
     given = inputs()
     text = given.text._replace(pooled=jnp.full_like(given.text.pooled, np.inf))
     with pytest.raises(FloatingPointError, match="features of a prompt are not finite"):
-        in_steps(params, given._replace(text=text), options())
+        in_steps(params, given._replace(text=text), plan())
     scales = np.array([3, np.inf, 2, 2], np.float32)
     with pytest.raises(FloatingPointError, match=r"unit 2/4.*overflows in float32"):
-        in_steps(params, given._replace(scales=scales), options())
+        in_steps(params, given._replace(scales=scales), plan())

@@ -20,7 +20,8 @@ from pyramid_jax.model import (
     sample_config,
 )
 from pyramid_jax.pipeline import presets, video
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.train import data_config, made_for
 
 
@@ -38,6 +39,21 @@ SMALL, LARGE, IMAGES = (
 UNKNOWN = replace(SMALL, defaults=SampleConfig())
 
 
+def size_of(
+    model: VideoPipeline,
+    size: tuple[int | None, int | None] = (None, None),
+    count: int | None = None,
+) -> Size:
+    """The size of a request, if the model was made for it."""
+    chosen = presets.default_size(model.cfg, model.defaults, *size, count)
+    presets.check_preset(model.defaults, chosen, model.name)
+    return chosen
+
+
+def nearest_frames(model: VideoPipeline, seconds: float) -> int:
+    return presets.frames_of(seconds, model.cfg, model.defaults)
+
+
 @pytest.mark.parametrize(
     ("model", "chosen"),
     [
@@ -50,27 +66,27 @@ UNKNOWN = replace(SMALL, defaults=SampleConfig())
 def test_nothing_given_is_the_favourite_size_and_at_most_five_seconds(
     model: VideoPipeline, chosen: Size
 ):
-    assert presets.choose(model) == chosen
+    assert size_of(model) == chosen
 
 
 def test_released_models_say_what_they_make():
-    assert [str(preset) for preset in presets.presets(LARGE)] == [
+    assert [str(preset) for preset in LARGE.presets] == [
         "768x1280 up to 241 frames (10 s)"
     ]
-    assert str(presets.presets(IMAGES)[-1]) == "1280x768 (images)"
+    assert str(IMAGES.presets[-1]) == "1280x768 (images)"
 
 
 @pytest.mark.parametrize(
     ("seconds", "frames"), [(0.01, 1), (0.5, 9), (1, 25), (5, 121), (10, 241)]
 )
 def test_seconds_become_the_nearest_number_of_frames(seconds: float, frames: int):
-    assert presets.frames(SMALL, seconds) == frames
+    assert nearest_frames(SMALL, seconds) == frames
 
 
 def test_no_other_number_of_frames_is_nearer():
     makeable = 1 + 8 * np.arange(40)
     for seconds in np.linspace(0.1, 10, 57):
-        chosen = presets.frames(SMALL, float(seconds))
+        chosen = nearest_frames(SMALL, float(seconds))
         nearest = np.abs(makeable - seconds * 24).min()
         assert abs(chosen - seconds * 24) == pytest.approx(nearest)
 
@@ -78,7 +94,7 @@ def test_no_other_number_of_frames_is_nearer():
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_length_is_refused(seconds: float):
     with pytest.raises(ValueError, match="positive"):
-        presets.frames(SMALL, seconds)
+        nearest_frames(SMALL, seconds)
 
 
 @pytest.mark.parametrize(
@@ -95,30 +111,32 @@ def test_what_no_checkpoint_supports_is_refused_with_what_is_allowed(
     model: VideoPipeline, size: tuple[int, int], count: int | None
 ):
     with pytest.raises(ValueError, match="was made for") as raised:
-        presets.choose(model, size, count)
-    assert all(preset.name in str(raised.value) for preset in presets.presets(model))
+        size_of(model, size, count)
+    assert all(preset.name in str(raised.value) for preset in model.presets)
 
 
 def test_any_size_allows_what_the_layers_have_a_shape_for():
-    assert presets.choose(SMALL, (256, 448), 17, any_size=True) == Size(256, 448, 17)
+    assert SMALL.request("a", height=256, width=448, num_frames=17).size == Size(
+        256, 448, 17
+    )
     with pytest.raises(ValueError, match="use 384 or 448"):
-        presets.choose(SMALL, (400, 640), any_size=True)
+        SMALL.request("a", height=400, width=640)
     with pytest.raises(ValueError, match="use 17 or 25"):
-        presets.choose(SMALL, (384, 640), 20, any_size=True)
+        SMALL.request("a", height=384, width=640, num_frames=20)
 
 
 def test_a_model_that_does_not_say_its_sizes_makes_any_but_chooses_none():
-    assert presets.choose(UNKNOWN, (256, 256), 9) == Size(256, 256, 9)
-    assert presets.presets(UNKNOWN) == ()
+    assert size_of(UNKNOWN, (256, 256), 9) == Size(256, 256, 9)
+    assert UNKNOWN.presets == ()
     with pytest.raises(ValueError, match="give height and width"):
-        presets.choose(UNKNOWN)
+        size_of(UNKNOWN)
 
 
 @pytest.mark.parametrize("text", ["384", "384x", "ax640", "384x640x3", "-64x64"])
 def test_a_size_that_is_none_is_refused(text: str):
-    assert presets.sides("384x640") == (384, 640)
+    assert presets.height_width("384x640") == (384, 640)
     with pytest.raises(ValueError, match="is not HEIGHTxWIDTH"):
-        presets.sides(text)
+        presets.height_width(text)
 
 
 def test_a_given_first_frame_has_guidance_of_its_own():
@@ -140,4 +158,4 @@ def test_a_trained_model_was_made_for_the_sizes_of_its_data():
 def test_the_embedded_models_say_what_they_make(folder: Any):
     model = video.load(folder)
     assert model.name == folder.name
-    assert presets.choose(model).height == 32 and model.defaults.fps == 8.0
+    assert size_of(model).height == 32 and model.defaults.fps == 8.0

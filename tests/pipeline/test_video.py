@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import tiny
 from launch import demo
@@ -20,9 +21,9 @@ from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
 from pyramid_jax.model import initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder
-from pyramid_jax.pipeline import video as generate
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.video import TINY, TINY_LATENT, VideoPipeline, load
 from pyramid_jax.sampler import Guidance
 
 
@@ -47,12 +48,12 @@ def model() -> VideoPipeline:
 
 
 PROMPTS = ("a red circle", "a green star moves up", "a ring", "a cross moves left")
-SIZE = Size(32, 32, 3)
+SIZE: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 3}
 
 
 @pytest.fixture(scope="module")
 def videos(model: VideoPipeline) -> np.ndarray:
-    return model.text_to_video(PROMPTS, SIZE, seed=5)
+    return model(PROMPTS, **SIZE, seed=5).frames
 
 
 def test_every_prompt_gets_a_video_of_the_size(videos: np.ndarray):
@@ -61,38 +62,46 @@ def test_every_prompt_gets_a_video_of_the_size(videos: np.ndarray):
 
 
 def test_the_same_seed_gives_the_same_videos(model: VideoPipeline, videos: np.ndarray):
-    np.testing.assert_array_equal(model.text_to_video(PROMPTS, SIZE, seed=5), videos)
-    assert (model.text_to_video(PROMPTS, SIZE, seed=6) != videos).any()
+    again = model.text_to_video(PROMPTS, **SIZE, seed=5).frames
+    np.testing.assert_array_equal(again, videos)
+    assert (model(PROMPTS, **SIZE, seed=6).frames != videos).any()
 
 
 def test_a_video_of_a_batch_is_that_of_its_prompt_alone(
     model: VideoPipeline, videos: np.ndarray
 ):
-    alone = model.text_to_video(PROMPTS[3], SIZE, seed=8)
+    alone = model(PROMPTS[3], **SIZE, seed=8).frames
     assert np.abs(alone[0].astype(int) - videos[3].astype(int)).max() <= 1  # rounding
 
 
 def test_a_given_image_is_the_first_frame(model: VideoPipeline):
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    made = model.image_to_video(image, PROMPTS[0], 3)
+    made = model.image_to_video(image, PROMPTS[0], **SIZE).frames
     assert made.shape == (1, 3, 32, 32, 3)
     assert np.abs(made[0, 0].astype(int) - image.astype(int)).max() <= 1
 
 
 def test_an_image_is_a_video_of_one_frame(model: VideoPipeline):
-    assert model.text_to_image(PROMPTS[0], 32, 32).shape == (1, 32, 32, 3)
+    images = model.text_to_image(PROMPTS[0], height=32, width=32).frames
+    assert images.shape == (1, 1, 32, 32, 3)
 
 
 def test_without_guidance_the_negative_prompt_has_no_say(model: VideoPipeline):
     options = replace(model.defaults, guidance=Guidance(first=0, video=0))
-    one = model.text_to_video(PROMPTS[0], Size(32, 32), negative="x", options=options)
-    two = model.text_to_video(PROMPTS[0], Size(32, 32), negative="y", options=options)
+    size = {"height": 32, "width": 32, "num_frames": 1, "seed": 0}
+    one, two = (
+        model(PROMPTS[0], negative_prompt=text, options=options, **size).frames
+        for text in "xy"
+    )
     np.testing.assert_array_equal(one, two)
 
 
 def test_with_guidance_the_negative_prompt_matters(model: VideoPipeline):
-    one = model.text_to_video(PROMPTS[0], Size(32, 32), negative="a red circle")
-    two = model.text_to_video(PROMPTS[0], Size(32, 32), negative="moves")
+    size = {"height": 32, "width": 32, "num_frames": 1, "seed": 0}
+    one, two = (
+        model(PROMPTS[0], negative_prompt=text, **size).frames
+        for text in ("a red circle", "moves")
+    )
     assert (one != two).any()
 
 
@@ -108,29 +117,29 @@ def test_sizes_that_do_not_fit_name_those_that_do(
     model: VideoPipeline, size: Size, message: str
 ):
     with pytest.raises(ValueError, match=message):
-        model.text_to_video(PROMPTS, size)
+        model(PROMPTS, height=size.height, width=size.width, num_frames=size.frames)
 
 
 def test_frames_that_fill_no_unit_are_refused(model: VideoPipeline):
     layout = replace(model.cfg.layout, frames_per_unit=3)
     pairs = replace(model, cfg=replace(model.cfg, layout=layout))
     with pytest.raises(ValueError, match=r"3 latent frames are not 1 . a multiple"):
-        pairs.text_to_video(PROMPTS, SIZE)
+        pairs(PROMPTS, **SIZE)
 
 
 def test_negative_prompts_must_be_one_or_one_each(model: VideoPipeline):
     with pytest.raises(ValueError, match="3 negative prompts for 4 prompts; give one"):
-        model.text_to_video(PROMPTS, SIZE, negative=["a", "b", "c"])
+        model(PROMPTS, **SIZE, negative_prompt=["a", "b", "c"])
 
 
 def test_no_prompt_is_refused(model: VideoPipeline):
     with pytest.raises(ValueError, match="there is no prompt"):
-        model.text_to_video([], SIZE)
+        model([], **SIZE)
 
 
 def test_a_saved_model_is_read_back(model: VideoPipeline, tmp_path: Path):
     folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
-    again = generate.load(tmp_path)
+    again = load(tmp_path)
     assert again.defaults == model.defaults
     assert again.cfg.dit == model.cfg.dit
     assert again.tokenize(PROMPTS[0]) == model.tokenize(PROMPTS[0])
@@ -146,7 +155,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path)
     }
     folder.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
     with pytest.raises(ValueError) as error:
-        generate.load(tmp_path)
+        load(tmp_path)
     assert "dit/head/bias is missing" in str(error.value)
     assert "dit/head/extra is unknown" in str(error.value)
     assert "dit/head/kernel has shape (31, 48), expected (32, 48)" in str(error.value)
@@ -154,17 +163,104 @@ def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path)
 
 def test_a_missing_or_cut_off_model_is_refused(model: VideoPipeline, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
-        generate.load(tmp_path)
+        load(tmp_path)
     folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="can't be read"):
-        generate.load(tmp_path)
+        load(tmp_path)
+
+
+# ----------------------------------------------------------------- words and results
+
+
+def test_what_is_not_given_is_what_the_model_was_made_for():
+    request = load(TINY).request("a ring")
+    assert request.size == Size(32, 32, 8)
+    assert request.options == load(TINY).defaults
+    assert load(TINY).request("a ring", seconds=0.5).size.frames == 4
+
+
+def test_steps_and_guidance_change_the_options_and_nothing_else(model: VideoPipeline):
+    request = model.request(
+        PROMPTS[0],
+        **SIZE,
+        num_inference_steps=4,
+        video_num_inference_steps=(2, 3, 4),
+        guidance_scale=6.0,
+        video_guidance_scale=2.5,
+    )
+    guidance = replace(model.defaults.guidance, first=6.0, video=2.5)
+    assert request.options == replace(
+        model.defaults,
+        first_steps=(4, 4, 4),
+        video_steps=(2, 3, 4),
+        guidance=guidance,
+    )
+
+
+def test_videos_of_one_prompt_count_their_seeds_up(
+    model: VideoPipeline, videos: np.ndarray
+):
+    request = model.request(PROMPTS[:2], **SIZE, seed=5, num_videos_per_prompt=2)
+    assert request.prompts == (PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1])
+    two = model(PROMPTS[3], **SIZE, seed=7, num_videos_per_prompt=2).frames
+    assert np.abs(two[1].astype(int) - videos[3].astype(int)).max() <= 1  # rounding
+
+
+def test_a_drawn_seed_is_said_and_makes_the_same_video_again(model: VideoPipeline):
+    size = {"height": 32, "width": 32, "num_frames": 1}
+    drawn = model(PROMPTS[0], **size)
+    again = model(PROMPTS[0], **size, seed=drawn.seed)
+    np.testing.assert_array_equal(drawn.frames, again.frames)
+    assert f"seed {drawn.seed}" in repr(drawn)
+
+
+def test_images_may_be_paths_pictures_or_pixels(model: VideoPipeline, tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "first.png")
+    kinds = pixels, picture, tmp_path / "first.png", str(tmp_path / "first.png")
+    one, *others = (model.request("a", image=x, **SIZE).image for x in kinds)
+    assert one is not None and one.shape == (32, 32, 3)
+    for other in others:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_frames_come_as_bytes_floats_or_pictures(model: VideoPipeline):
+    size = {"height": 32, "width": 32, "num_frames": 1, "seed": 0}
+    whole = model(PROMPTS[0], **size).frames
+    floats = model(PROMPTS[0], **size, output="float32").frames
+    assert floats.dtype == np.float32 and 0 <= floats.min() <= floats.max() <= 1
+    np.testing.assert_array_equal(np.rint(floats * 255).astype(np.uint8), whole)
+    ((picture,),) = model(PROMPTS[0], **size, output="pil").frames
+    np.testing.assert_array_equal(np.asarray(picture), whole[0, 0])
+    with pytest.raises(ValueError, match="output 'latent' is unknown; use one of"):
+        model(PROMPTS[0], **size, output="latent")
+
+
+def test_a_model_is_described_in_a_line(model: VideoPipeline):
+    assert len(repr(model)) < 200
+    assert "tiny: 1.4 M float32 weights, 32x32 up to 8 frames" in repr(load(TINY))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"num_frames": 3, "seconds": 1.0}, "not both"),
+        ({"height": 32}, "give both, or neither"),
+        ({"num_videos_per_prompt": 0}, "give at least one"),
+        ({"num_inference_steps": (1, 2)}, "one entry for each of the 3 stages"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(choices: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        load(TINY).request("a ring", **choices)
 
 
 @pytest.mark.slow
 def test_the_demo_shows_what_its_prompts_say(tmp_path: Path):
-    model = generate.load(generate.TINY_LATENT)
+    model = load(TINY_LATENT)
     sheet = demo.make(model, tmp_path, seed=0)
     assert sheet.stat().st_size > 10_000
     made = sorted(path.name for path in tmp_path.glob("*.mp4"))
@@ -176,8 +272,8 @@ def test_the_demo_shows_what_its_prompts_say(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_model_of_pixels_shows_what_its_prompt_says():
-    model = generate.load(generate.TINY)
-    (video,) = model.text_to_video("a red circle moves left", Size(32, 32, 8))
+    model = load(TINY)
+    (video,) = model("a red circle moves left", num_frames=8, seed=0).frames
     assert judge(video) == ("red", "circle", "left")
 
 
@@ -189,7 +285,7 @@ PROMPT = "a red circle moves left"
 @pytest.fixture(scope="module")
 def waiting() -> VideoPipeline:
     """A model with a VAE whose parts wait on the host; few steps."""
-    model = generate.load(generate.TINY_LATENT, offload=True)
+    model = load(TINY_LATENT, offload=True)
     two = (2,) * len(model.cfg.stages)
     return replace(
         model, defaults=replace(model.defaults, first_steps=two, video_steps=two)
@@ -199,12 +295,8 @@ def waiting() -> VideoPipeline:
 @pytest.fixture(scope="module")
 def resident(waiting: VideoPipeline) -> VideoPipeline:
     """The same model on the device."""
-    there = generate.load(generate.TINY_LATENT)
+    there = load(TINY_LATENT)
     return replace(there, defaults=waiting.defaults)
-
-
-def latent_size(model: VideoPipeline) -> Size:
-    return Size(32, 32, model.cfg.latent.longest(8))
 
 
 def on_devices() -> int:
@@ -218,20 +310,16 @@ def on_devices() -> int:
 def test_an_offloaded_model_makes_the_same_videos(
     waiting: VideoPipeline, resident: VideoPipeline
 ):
-    size = latent_size(waiting)
-    one, other = (m.text_to_video(PROMPT, size, seed=3) for m in (waiting, resident))
+    one, other = (m(PROMPT, seed=3).frames for m in (waiting, resident))
     np.testing.assert_array_equal(one, other)
     image = one[0, 0]
-    one, other = (
-        m.image_to_video(image, PROMPT, size.frames) for m in (waiting, resident)
-    )
+    one, other = (m(PROMPT, image=image, seed=3).frames for m in (waiting, resident))
     np.testing.assert_array_equal(one, other)
 
 
 def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoPipeline):
-    size = latent_size(waiting)
-    streamed = np.concatenate(list(waiting.stream(PROMPT, size, seed=3)), axis=1)
-    whole = waiting.text_to_video(PROMPT, size, seed=3)
+    streamed = np.concatenate(list(waiting.stream(PROMPT, seed=3)), axis=1)
+    whole = waiting(PROMPT, seed=3).frames
     assert np.abs(streamed.astype(int) - whole.astype(int)).max() <= 1  # rounding
 
 
@@ -247,9 +335,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
 
     before = on_devices()
     monkeypatch.setattr(sharding, "present", counted)
-    size = latent_size(waiting)
-    watched = replace(waiting, watch=lambda at: seen.add(len(moved)))
-    watched.text_to_video(PROMPT, size)
+    waiting(PROMPT, callback_on_step_end=lambda _: seen.add(len(moved)))
     assert on_devices() == before
     assert waiting.vae is not None
     parts = [waiting.params[name] for name in ("text", "dit")]
@@ -260,7 +346,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
 
 def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoPipeline):
     before = on_devices()
-    stream = waiting.stream(PROMPT, latent_size(waiting))
+    stream = waiting.stream(PROMPT)
     next(stream)
     assert on_devices() > before
     del stream
@@ -271,38 +357,40 @@ def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoPipel
 def test_the_plan_of_an_offloaded_model_has_nothing_that_waits(
     waiting: VideoPipeline, resident: VideoPipeline
 ):
-    size = latent_size(waiting)
     for name in ("waiting", "weights"):
-        parked, there = (
-            [getattr(phase, name) for phase in m.plan(size).phases]
+        parked, present = (
+            [getattr(phase, name) for phase in m.memory_plan(m.request(PROMPT)).phases]
             for m in (waiting, resident)
         )
-        assert (parked == there) == (name == "weights")
+        assert (parked == present) == (name == "weights")
         assert name == "weights" or not any(parked)
 
 
 def test_work_that_does_not_fit_is_refused_before_it_begins(resident: VideoPipeline):
-    told: list[Progress] = []
-    small = replace(resident, limit=2**20, watch=told.append)
-    for make in (small.text_to_video, small.stream, small.latents):
+    reports: list[Progress] = []
+    small = replace(resident, memory_limit=2**20)
+    for make in (small, small.stream, small.latents):
         with pytest.raises(
             ValueError, match=r"GiB on a device, which lends 0\.0; load"
         ):
-            make(PROMPT, latent_size(small))
-    assert not told
+            make(PROMPT, callback_on_step_end=reports.append)
+    assert not reports
 
 
 def test_pieces_become_smaller_where_there_is_less_room(resident: VideoPipeline):
-    size = latent_size(resident)
-    most = max(phase.total for phase in resident.plan(size).phases)
-    roomy, tight = (replace(resident, limit=limit) for limit in (most, most - 2**19))
-    assert roomy.plan(size) == resident.plan(size)
-    assert tight.plan(size).phases[-1].total < roomy.plan(size).phases[-1].total
+    request = resident.request(PROMPT)
+    most = max(phase.total for phase in resident.memory_plan(request).phases)
+    roomy, tight = (
+        replace(resident, memory_limit=limit) for limit in (most, most - 2**19)
+    )
+    plan = roomy.memory_plan(request)
+    assert plan == resident.memory_plan(request)
+    assert tight.memory_plan(request).phases[-1].total < plan.phases[-1].total
 
 
 def test_the_plan_is_in_the_log(
     resident: VideoPipeline, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO", "pyramid_jax.pipeline.video")
-    resident.units(PROMPT, latent_size(resident))
+    next(resident.stream(PROMPT))
     assert "MiB of a device" in caplog.text

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call of a pipeline makes: the words of a user, and all that follows."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Key, UInt8
+from PIL import Image
+
+from pyramid_jax.data.pictures import fit_picture
+from pyramid_jax.model import ModelConfig, SampleConfig
+from pyramid_jax.pipeline import presets
+from pyramid_jax.pipeline.presets import Size
+
+logger = logging.getLogger(__name__)
+
+Picture = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]
+Steps = int | Sequence[int]  # Euler steps of every stage, the same number or one each
+SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """Videos of one size, with every choice made.
+
+    Attributes:
+        prompts, negative_prompts: one each for every video.
+        seed: of the first video; video i is drawn from `seed + i`.
+        image: the first frame of all videos, of their size; None samples it, too.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    seed: int
+    size: Size
+    options: SampleConfig
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+
+    @property
+    def keys(self) -> Key[jax.Array, "videos"]:
+        """What each video is drawn from, alone or in any batch."""
+        return jax.vmap(jax.random.key)(self.seed + np.arange(len(self.prompts)))
+
+
+def resolve(
+    cfg: ModelConfig,
+    defaults: SampleConfig,
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str],
+    *,
+    image: Picture | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    seconds: float | None = None,
+    num_inference_steps: Steps | None = None,
+    video_num_inference_steps: Steps | None = None,
+    guidance_scale: float | None = None,
+    video_guidance_scale: float | None = None,
+    seed: int | None = None,
+    num_videos_per_prompt: int = 1,
+    options: SampleConfig | None = None,
+) -> VideoRequest:
+    """The request of a user of a model with these defaults; see `VideoPipeline`.
+
+    Raises:
+        ValueError: no prompt, as many negative prompts as neither one nor the prompts,
+            or a size, a length or steps that the model can't use.
+    """
+    if seconds is not None:
+        if num_frames is not None:
+            raise ValueError("give the number of frames or seconds, not both")
+        num_frames = presets.frames_of(seconds, cfg, defaults)
+    size = presets.default_size(cfg, defaults, height, width, num_frames)
+    presets.latent_shape(cfg, size)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or num_videos_per_prompt < 1:
+        raise ValueError(
+            f"there is no prompt, or no video of it ({len(prompts)} prompts, "
+            f"{num_videos_per_prompt} videos of each); give at least one"
+        )
+    negatives = _each(negative_prompt, len(prompts))
+    if options is None:
+        options = defaults if image is None else defaults.with_image()
+    steps = {
+        "first_steps": _steps(num_inference_steps, cfg),
+        "video_steps": _steps(video_num_inference_steps, cfg),
+    }
+    scales = {"first": guidance_scale, "video": video_guidance_scale}
+    guidance = replace(options.guidance, **_not_none(scales))
+    options = replace(options, guidance=guidance, **_not_none(steps))
+    options.plan(cfg)  # raises
+    if seed is None:
+        seed = random.randrange(SEEDS)
+        logger.info("the seed is %d", seed)
+    copies = range(num_videos_per_prompt)
+    return VideoRequest(
+        prompts=tuple(text for text in prompts for _ in copies),
+        negative_prompts=tuple(text for text in negatives for _ in copies),
+        seed=seed,
+        size=size,
+        options=options,
+        image=None if image is None else fit_picture(image, size.height_width),
+    )
+
+
+def _each(negative: str | Sequence[str], count: int) -> list[str]:
+    """A negative prompt for every prompt."""
+    if isinstance(negative, str):
+        return [negative] * count
+    if len(negative) != count:
+        raise ValueError(
+            f"{len(negative)} negative prompts for {count} prompts; give one for each, "
+            "or a single string for all"
+        )
+    return list(negative)
+
+
+def _steps(steps: Steps | None, cfg: ModelConfig) -> tuple[int, ...] | None:
+    if isinstance(steps, int):
+        return (steps,) * len(cfg.stages)
+    return None if steps is None else tuple(steps)
+
+
+def _not_none(choices: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in choices.items() if value is not None}
