@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -18,8 +19,9 @@ from tqdm import tqdm
 from launch.sample import __main__, outputs
 from pyramid_jax.data import moving_shapes, pictures, video_io
 from pyramid_jax.pipeline import denoise
-from pyramid_jax.pipeline import video as generate
-from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.pipeline.output import VideoOutput
+from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
 
 ROOT = Path(__main__.__file__).resolve().parents[1]
 CAPTION = "a red circle moves left"
@@ -36,31 +38,32 @@ def given(*arguments: str) -> flags.FlagValues:
 
 @pytest.fixture(scope="module")
 def model() -> VideoPipeline:
-    return generate.load(generate.TINY_LATENT)
+    return load(TINY_LATENT)
 
 
 @pytest.fixture(autouse=True)
 def loaded(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model is loaded once only."""
-    load = generate.load
 
     def known(folder, mesh, dtype, offload):
-        if (str(folder), mesh, dtype) == (str(generate.TINY_LATENT), None, None):
+        if (str(folder), mesh, dtype) == (str(TINY_LATENT), None, None):
             return model
         return load(folder, mesh, dtype, offload=offload)
 
-    monkeypatch.setattr(generate, "load", known)
+    monkeypatch.setattr(__main__, "load", known)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos are grey from here on."""
 
-    def grey(self, texts, size, *, negative, seed, options):
-        shape = (len(texts), size.frames, size.height, size.width, 3)
-        return np.full(shape, 90, np.uint8)
+    def grey(self, request, callback_on_step_end):
+        size, prompts = request.size, request.prompts
+        shape = (len(prompts), size.frames, size.height, size.width, 3)
+        frames = np.full(shape, 90, np.uint8)
+        return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
 
-    monkeypatch.setattr(VideoPipeline, "text_to_video", grey)
+    monkeypatch.setattr(VideoPipeline, "run", grey)
 
 
 def files(folder: Path) -> list[str]:
@@ -125,7 +128,7 @@ def test_flags_change_what_the_model_recommends_and_nothing_else(
     none = given(PROMPT)
     (job,) = __main__.planned(model, none)
     assert job.request.options == model.defaults
-    assert job.request.size == generate.Size(32, 32, 7)
+    assert job.request.size == Size(32, 32, 7)
 
     some = ["--video_steps=3,4", "--decay=0.5", "--floor=1", "--scans=2", "--last_step"]
     (job,) = __main__.planned(model, given(PROMPT, *some))
@@ -139,11 +142,12 @@ def test_a_given_image_has_the_guidance_for_images(
     model: VideoPipeline, tmp_path: Path
 ):
     other = replace(model, defaults=replace(model.defaults, image_guidance=3.5))
-    (job,) = __main__.planned(other, given(PROMPT, "--image=a.png"))
-    assert job.request.options is not None
+    image = tmp_path / "a.png"
+    pictures.write_picture(image, np.zeros((32, 32, 3), np.uint8))
+    (job,) = __main__.planned(other, given(PROMPT, f"--image={image}"))
     assert job.request.options.guidance.video == 3.5
     (job,) = __main__.planned(
-        other, given(PROMPT, "--image=a.png", "--video_guidance=6")
+        other, given(PROMPT, f"--image={image}", "--video_guidance=6")
     )
     assert job.request.options.guidance.video == 6.0
 
@@ -155,12 +159,11 @@ def test_the_model_tells_what_it_was_made_for(capsys):
     assert "guidance: 2 for the first frame, then 2" in shown
 
 
-def test_a_bar_counts_videos_by_the_work_behind(model: VideoPipeline, capsys):
+def test_a_bar_counts_videos_by_the_finished_work(capsys):
     with tqdm(total=6, initial=2, bar_format=__main__.BAR) as bar:
-        watch = __main__.watched(model, bar, 4).watch
-        assert watch is not None
+        step = __main__.progress_bar(bar, 4)
         for done in (0.25, 0.5):
-            watch(denoise.Progress(1, 4, 0, 2, 2, 6, done))
+            step(denoise.Progress(1, 4, 0, 2, 2, 6, done, jnp.zeros(1)))
         assert bar.n == pytest.approx(4)
     assert "unit 2/4, stage 1/2, step 3/6" in capsys.readouterr().err
 
@@ -209,10 +212,10 @@ def test_an_interrupted_run_keeps_what_was_finished_and_is_continued(
 ):
     make, before = outputs.make, signal.getsignal(signal.SIGTERM)
 
-    def interrupted(model, requests, paths):
-        if requests[0].seed == 2:
+    def interrupted(model, jobs, callback_on_step_end):
+        if jobs[0].request.seed == 2:
             os.kill(os.getpid(), sent)
-        return make(model, requests, paths)
+        return make(model, jobs, callback_on_step_end)
 
     monkeypatch.setattr(outputs, "make", interrupted)
     monkeypatch.setattr(flags, "FLAGS", given(PROMPT, f"--to={tmp_path}", "--each=4"))
@@ -236,7 +239,7 @@ def test_numbers_that_are_not_finite_end_the_run_without_a_traceback(
     def broken(*args, **options):
         raise FloatingPointError("unit 1/4: the video is no longer finite")
 
-    monkeypatch.setattr(VideoPipeline, "text_to_video", broken)
+    monkeypatch.setattr(VideoPipeline, "run", broken)
     with pytest.raises(SystemExit, match="no longer finite"):
         __main__.sample(given(PROMPT, f"--to={tmp_path}"))
 

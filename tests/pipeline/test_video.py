@@ -241,7 +241,7 @@ def test_frames_come_as_bytes_floats_or_pictures(model: VideoPipeline):
 
 def test_a_model_is_described_in_a_line(model: VideoPipeline):
     assert len(repr(model)) < 200
-    assert "tiny: 1.4 M float32 weights, 32x32 up to 8 frames" in repr(load(TINY))
+    assert "tiny: 2.0 M float32 weights, 32x32 up to 8 frames" in repr(load(TINY))
 
 
 @pytest.mark.parametrize(
