@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ import numpy as np
 
 from benchmarks.flops import Product
 from benchmarks.workload import Workload
-from pyramid_jax import model, sampler, sharding
+from pyramid_jax import sampler, sharding
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.model import initialise, training_loss
-from pyramid_jax.pipeline.denoise import Inputs, Stepper
-from pyramid_jax.sampler import Canvas, Guidance, SamplerConfig
+from pyramid_jax.model import initialise, network, training_loss
+from pyramid_jax.pipeline.denoise import denoise
+from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
+from pyramid_jax.shapes import Text
 from pyramid_jax.training import state, step
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 
@@ -74,33 +75,33 @@ def sampling(work: Workload, scans: int = 1) -> Run:
     """Runs the sampling of one video with guidance, from its noise to its latents.
 
     Args:
-        scans: see `SamplerConfig`; `work.sampled - 1` gives every unit its own scan.
+        scans: see `SamplerPlan`; `work.sampled - 1` gives every unit its own scan.
     """
-    cfg, shape, given = _sampled(work, scans)
+    inputs = _sampled(work, scans)
 
     @jax.jit
-    def compute(params: Any, given: Inputs) -> jax.Array:
-        def noise(unit: Any, frames: int) -> sampler.Noise:
-            return sampler.draw(given.keys, unit, (frames, *shape[1:]), cfg)
+    def compute(params: Any, text: Text, noise: KeyedNoise) -> jax.Array:
+        velocity, options = network(work.model, params), {"scales": inputs.scales}
+        return sampler.sample(
+            velocity, text, inputs.shape, noise, inputs.plan, **options
+        )
 
-        network = model.network(work.model, params)
-        canvas = Canvas(shape, noise)
-        return sampler.sample(network, given.text, canvas, given.scales, cfg)
-
-    return partial(compute, _weights(work), given)
+    return partial(compute, _weights(work), inputs.text, inputs.noise)
 
 
 def stepping(work: Workload) -> Run:
     """Runs the same as `sampling`, every step as a call of a compiled function."""
-    cfg, shape, given = _sampled(work, scans=1)
-    stepper, params = Stepper(work.model, cfg, shape), _weights(work)
-    return lambda: list(stepper(params, given))
+    inputs, params = _sampled(work, scans=1), _weights(work)
+    text, shape, noise, plan, scales = inputs
+    return lambda: list(
+        denoise(work.model, params, text, shape, noise, plan, scales=scales)
+    )
 
 
 def noise(work: Workload) -> Run:
     """Runs the drawing of all noise of one video."""
-    cfg, (_, *frame), given = _sampled(work, scans=1)
-    draw = jax.jit(lambda unit: sampler.draw(given.keys, unit, (1, *frame), cfg))
+    drawn = _sampled(work, scans=1).noise
+    draw = jax.jit(lambda unit: drawn(unit, 1))
     return lambda: [draw(unit) for unit in range(work.sampled)]
 
 
@@ -110,17 +111,25 @@ def multiply(side: int) -> Run:
     return partial(jax.jit(jnp.matmul), x, x)
 
 
-def _sampled(
-    work: Workload, scans: int
-) -> tuple[SamplerConfig, tuple[int, int, int, int], Inputs]:
-    """How a video is sampled, its latents' shape, and what it is made from."""
+class Sampled(NamedTuple):
+    """What a video is sampled from, in the order of `denoise`'s arguments."""
+
+    text: Text
+    shape: tuple[int, int, int, int]
+    noise: KeyedNoise
+    plan: SamplerPlan
+    scales: np.ndarray
+
+
+def _sampled(work: Workload, scans: int) -> Sampled:
     steps = (work.steps,) * len(work.model.stages)
-    cfg = SamplerConfig(work.model.stages, work.model.layout, steps, steps, scans=scans)
+    plan = SamplerPlan(work.model.stages, work.model.layout, steps, steps, scans=scans)
     shape = (work.sampled, *work.cells, work.model.latent.channels)
     scales = np.asarray(Guidance().scales(work.sampled), np.float32)
     text = jax.tree.map(jnp.asarray, work.prompts)
-    keys = jax.random.split(jax.random.key(1), 1)
-    return cfg, shape, Inputs(scales, text, keys, first=None)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(1), 1))
+    noise = KeyedNoise(keys, shape[1:], len(work.model.stages))
+    return Sampled(text, shape, noise, plan, scales)
 
 
 def _product(product: Product) -> Run:

@@ -38,7 +38,8 @@ from benchmarks.timing import (
 from benchmarks.video import PRESETS, SMALL, Case, case
 from benchmarks.workload import Workload
 from pyramid_jax.data.video_io import to_uint8
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.codec import Pieces
@@ -109,13 +110,16 @@ def measure(given: Case, repeats: int, clock: str = "wall") -> Measured:
         clock: a key of `CLOCKS`.
     """
     now, ends = CLOCKS[clock], []
-    model = given.model(watch=lambda at: ends.append((at, now())))
+    model = given.model()
     jax.block_until_ready(given.loaded)
 
     def run(model: VideoPipeline) -> Run:
         ends.clear()
         began = now()
-        model.text_to_video(PROMPTS[1], given.size)
+        model.run(
+            given.request(model, PROMPTS[1]),
+            callback_on_step_end=lambda progress: ends.append((progress, now())),
+        )
         return Run(began, ends.copy(), now())
 
     one = (1,) * len(given.cfg.stages)
@@ -159,8 +163,9 @@ def beside(
         ValueError: see `OriginalVideo`.
     """
     original, model = OriginalVideo(path, given), given.model()
+    request = given.request(model, PROMPTS[1])
     pairs = {
-        "video": (lambda: model.text_to_video(PROMPTS[1], given.size), original.video),
+        "video": (lambda: model.run(request), original.video),
         "text encoders": (lambda: encode(model), original.text),
         "noise": (ours.noise(given.work), original.noise),
         "decoder": (decoding(given, model), original.decoding),

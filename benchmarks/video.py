@@ -22,9 +22,10 @@ from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import prompts
-from pyramid_jax.pipeline.denoise import Watch
+from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"
@@ -47,7 +48,7 @@ class Case:
         clips: one for each part of the pooled vector.
         dtype: of weights and matrix products.
         attention: a backend of `kernels.attention`; None: its default.
-        scans: see `SamplerConfig`.
+        scans: see `SamplerPlan`.
     """
 
     work: Workload
@@ -66,6 +67,13 @@ class Case:
         """Of the video in pixels."""
         height, width = (side * self.latent.spatial for side in self.work.cells)
         return Size(height, width, self.vae.frames(self.work.sampled))
+
+    def request(self, model: VideoPipeline, prompt: str) -> VideoRequest:
+        """The video of this case for a prompt."""
+        height, width = self.size.height_width
+        return model.request(
+            prompt, height=height, width=width, num_frames=self.size.frames, seed=0
+        )
 
     @property
     def options(self) -> SampleConfig:
@@ -107,7 +115,7 @@ class Case:
         """Random weights of every network on the device."""
         return random_weights(self.weights, self.dtype)
 
-    def model(self, watch: Watch | None = None) -> VideoPipeline:
+    def model(self) -> VideoPipeline:
         """What `pyramid_jax.load` returns for a converted model."""
         made = self.loaded
         dtype: Any = {"dtype": self.dtype}
@@ -122,7 +130,6 @@ class Case:
             defaults=self.options,
             vae=Autoencoder(replace(self.vae, **dtype), self.latent, made["VAE"]),
             prompts=PromptEncoder(t5, tuple(clips), words),
-            watch=watch,
         )
 
 

@@ -25,7 +25,6 @@
 import os
 import time
 import warnings
-from dataclasses import replace
 
 # Libraries would miss PyTorch and Jupyter's widgets, which nothing here needs.
 os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
@@ -37,7 +36,6 @@ import numpy as np
 
 import pyramid_jax
 from pyramid_jax.data import moving_shapes
-from pyramid_jax.pipeline.video import TINY_LATENT, Size
 
 # With models as small as these, compiling takes longer than running.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -65,36 +63,37 @@ def sheet(rows, names, titles=()):
 # %% [markdown]
 # ## Text to video
 #
-# `load` takes a folder. `Size` is height, width and frames in pixels. The result is
-# 8-bit RGB, one video for every prompt. The first call compiles one function per stage
-# of the pyramid; later calls of the same size do not.
+# `load` takes a folder. A model is called with prompts; height, width and length are
+# those that it was made for, unless a call says otherwise. The result has `frames`, 8-bit
+# RGB, one video for every prompt. The first call compiles one function per stage of the
+# pyramid; later calls of the same size do not.
 
 # %%
-model = pyramid_jax.load(TINY_LATENT)
+model = pyramid_jax.load(pyramid_jax.TINY_LATENT)
+print(model)
 prompts = [
     "a red circle moves left",
     "a green square moves up",
     "a yellow cross moves right",
     "a magenta star moves down",
 ]
-size = Size(height=32, width=32, frames=7)
 began = time.monotonic()
-videos = model.text_to_video(prompts, size, seed=1)
-print(videos.shape, videos.dtype, f"{time.monotonic() - began:.1f} s with compiling")
-sheet(videos, prompts)
+videos = model(prompts, seed=1)
+print(videos.frames.shape, videos.frames.dtype, f"{time.monotonic() - began:.1f} s with compiling")
+sheet(videos.frames, prompts)
 
 # %% [markdown]
 # ## Image to video
 #
-# The first frame is given; the prompt says what happens next: here one drawn picture,
-# and four directions.
+# The first frame is given, as pixels here, or as a file or a PIL image; the prompt says
+# what happens next: one drawn picture, and four directions.
 
 # %%
 drawn = moving_shapes.parse("a cyan ring moves left")
 clip = moving_shapes.small(moving_shapes.render(drawn, np.random.default_rng(0)))
 image = clip[len(clip) // 2]  # the ring is in the middle
 wishes = [f"a cyan ring moves {way}" for way in ("left", "right", "up", "down")]
-sheet(model.image_to_video(image, wishes, frames=7, seed=1), wishes)
+sheet(model(wishes, image=image, seed=1).frames, wishes)
 
 # %% [markdown]
 # ## Text to image
@@ -102,7 +101,7 @@ sheet(model.image_to_video(image, wishes, frames=7, seed=1), wishes)
 # An image is a video of one frame: only the first unit is sampled.
 
 # %%
-images = model.text_to_image(prompts, 32, 32, seed=1)
+images = model.text_to_image(prompts, seed=1).frames[:, 0]
 sheet([images], [""], [prompt.split(" moves")[0] for prompt in prompts])
 
 # %% [markdown]
@@ -110,18 +109,17 @@ sheet([images], [""], [prompt.split(" moves")[0] for prompt in prompts])
 #
 # A video grows in *units*: the first frame, then one latent frame at a time, which is
 # two pixel frames here and eight in the released models. `stream` hands over the frames
-# of each unit when they are done, and does not need the later ones. `watch` is told of
-# every Euler step. Both make the same video as `text_to_video`.
+# of each unit when they are done, and does not need the later ones. The callback is
+# called after every Euler step. The video is the same.
 
 # %%
 steps = []
-watching = replace(model, watch=steps.append)
 arrived = []
-for frames in watching.stream(prompts, size, seed=1):
+for frames in model.stream(prompts, seed=1, callback_on_step_end=steps.append):
     arrived.append(frames)
     print(f"{frames.shape[1]} frames; the last step was {steps[-1]}", end=" ")
     print(f"({steps[-1].done:.0%} of the work)")
-difference = np.abs(np.concatenate(arrived, axis=1).astype(int) - videos).max()
+difference = np.abs(np.concatenate(arrived, axis=1).astype(int) - videos.frames).max()
 print("largest difference of a pixel value:", difference)
 
 # %% [markdown]
@@ -147,9 +145,10 @@ scales = (1.0, 3.0, 12.0)
 
 def four_seeds(scale):
     """The same four seeds with another guidance."""
-    guidance = replace(model.defaults.guidance, first=scale)
-    options = replace(model.defaults, guidance=guidance)
-    return model.text_to_image([prompt] * 4, 32, 32, seed=3, options=options)
+    images = model.text_to_image(
+        prompt, num_videos_per_prompt=4, seed=3, guidance_scale=scale
+    )
+    return images.frames[:, 0]
 
 
 sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scales])
@@ -157,10 +156,11 @@ sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scale
 # %% [markdown]
 # ## Files
 #
-# `write_video` of `pyramid_jax.data.video_io` writes mp4 files:
+# `save` writes an mp4, gif or png file for every video. In a notebook, `videos` alone in
+# the last line of a cell shows them:
 #
 # ```python
-# write_video("circle.mp4", videos[0], fps=8, scale=8)
+# videos.save("shapes.mp4")  # shapes_0.mp4, shapes_1.mp4, ...
 # ```
 #
 # The command does the same for one prompt or a list of them; `--help` tells the rest:
@@ -183,8 +183,7 @@ sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scale
 #
 # ```python
 # model = pyramid_jax.load("models/miniflux_384p", dtype="bfloat16")
-# video = model.text_to_video("a lighthouse at dusk", Size(384, 640, 121), seed=0)
-# write_video("lighthouse.mp4", video[0], fps=24)
+# model("a lighthouse at dusk", seconds=5, seed=0).save("lighthouse.mp4")
 # ```
 #
 # | variant | height x width | frames at 24 a second |
@@ -196,7 +195,8 @@ sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scale
 # Height and width are multiples of 64 = 8 (VAE) x 2 (patch) x 4 (pyramid), frames are 1
 # plus a multiple of 8; other values are refused with the nearest ones that fit. The
 # first frame takes 20 Euler steps per stage, each later unit 10, with guidance 7 and 5:
-# all of that is in the model's `defaults`, and `options=` of each call replaces it.
+# all of that is in the model's `defaults`, which `num_inference_steps`, `guidance_scale`
+# and their `video_` twins change for a call.
 #
 # ## Where to go on
 #

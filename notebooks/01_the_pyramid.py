@@ -163,7 +163,7 @@ plt.show()
 
 # %%
 PATCH, STEPS = 4, (4, 4, 4)
-cfg = sampler.SamplerConfig(layout=Layout(PATCH), first_steps=STEPS, video_steps=STEPS)
+plan = sampler.SamplerPlan(layout=Layout(PATCH), first_steps=STEPS, video_steps=STEPS)
 grids = [layout.grid(level, PATCH) for level in levels]
 seen = []  # (frame, stage, picture, its noise) of every call
 
@@ -191,11 +191,10 @@ def exact(tokens, time, text):
 
 frames, height, width, channels = shape = (4, *video.shape[1:])
 keys = jax.random.split(jax.random.key(1), 1)  # one per video of the batch
-drawn = [sampler.draw(keys, unit, (1, *shape[1:]), cfg) for unit in range(frames)]
-canvas = sampler.Canvas(shape, lambda unit, count: drawn[int(unit)])
+noise = sampler.KeyedNoise(jax.random.key_data(keys), shape[1:], len(stages))
 silence = Text(np.zeros((1, 1, 1)), np.zeros((1, 1), np.int32), np.zeros((1, 1, 1)))
 with jax.disable_jit():
-    made = np.asarray(sampler.sample(exact, silence, canvas, None, cfg))[0]
+    made = np.asarray(sampler.sample(exact, silence, shape, noise, plan))[0]
 print(f"{len(seen)} calls of the velocity = {frames} frames x 3 stages x 4 steps")
 print(f"largest difference to the video: {abs(made - video[:frames]).max():.1e}")
 
@@ -233,7 +232,7 @@ for k in range(len(stages)):
 # %% [markdown]
 # Note the last column of the figure above: the last Euler step of a stage is only 0.001
 # wide, as in the released sampler, so `step 3` already shows the end of the stage.
-# `SamplerConfig(last_step=False)` leaves that step out.
+# `SamplerPlan(last_step=False)` leaves that step out.
 #
 # ## The jump
 #

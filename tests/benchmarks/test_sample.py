@@ -106,7 +106,7 @@ def test_every_step_belongs_to_its_stage_and_takes_the_time_since_the_last():
         for k, steps in enumerate(counts):
             for i in range(steps):
                 now += 1 + k + 10 * unit
-                ends.append((Progress(unit, 2, k, 3, i, steps, 0.0), now))
+                ends.append((Progress(unit, 2, k, 3, i, steps, 0.0, jnp.zeros(1)), now))
     run = stages.Run(began=7.0, steps=ends, ended=99.0)
     found = stages.by_stage(TOY, [run, run], text=3.0)
     assert [s.units for s in found] == ["first"] * 3 + ["later"] * 3
