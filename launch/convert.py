@@ -16,14 +16,12 @@ from pathlib import Path
 
 from absl import app, flags
 
+from launch import start
 from pyramid_jax.convert import convert, hub
 from pyramid_jax.convert import source as original
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    given = flags.FLAGS
+def main(given: flags.FlagValues) -> None:
     come = str(given["from"].value)  # the word itself is Python's
     if given.check == bool(given.to) or (given.check and given.export):
         raise app.UsageError("give either --check, or --to=FOLDER; see --help")
@@ -51,4 +49,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("text", True, "text encoders and tokenizers, too")
     flags.DEFINE_bool("check", False, "report what is there and write nothing")
     flags.DEFINE_bool("export", False, "write the original's layout")
-    app.run(main)
+    start.run(main)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from launch import start
 from pyramid_jax.data import moving_shapes
@@ -32,12 +32,8 @@ FIRST_FRAMES = ("a yellow star moves left", "a green ring moves down")
 FRAMES, FPS, SCALE = 8, 8, 8
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    start.enable()
+def main(given: flags.FlagValues) -> None:
     began = time.monotonic()
-    given = flags.FLAGS
     folder = Path(given.to)
     sheet = make(load(given.model), folder, given.seed)
     logging.info("took %.0f s", time.monotonic() - began)
@@ -79,4 +75,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
     flags.DEFINE_string("to", "runs/demo", "folder to write to")
     flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
-    app.run(main)
+    start.run(main)

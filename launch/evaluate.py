@@ -13,9 +13,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from launch import start as compile_cache
+from launch import start
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.moving_shapes import judge, wilson
 from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
@@ -29,11 +29,7 @@ CHANCE = {
 CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    compile_cache.enable()
-    given = flags.FLAGS
+def main(given: flags.FlagValues) -> None:
     captions = moving_shapes.captions()
     order = np.random.default_rng(given.seed).permutation(len(captions))
     chosen = [captions[order[i % len(order)]] for i in range(given.captions)]
@@ -60,10 +56,10 @@ def sampled(
     frames = model.cfg.latent.longest(moving_shapes.Settings().frames)
     texts = [caption.text for caption in captions]
     videos = []
-    for start in range(0, len(texts), batch):
-        part = texts[start : start + batch]
+    for first in range(0, len(texts), batch):
+        part = texts[first : first + batch]
         full = (part * batch)[:batch]
-        sampled = model(full, num_frames=frames, seed=seed + start).frames
+        sampled = model(full, num_frames=frames, seed=seed + first).frames
         videos.append(sampled[: len(part)])
     return np.concatenate(videos)
 
@@ -112,4 +108,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of captions and videos")
     flags.DEFINE_string("to", None, "JSON file to write the numbers to")
-    app.run(main)
+    start.run(main)

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
+from launch import start
 from pyramid_jax import sharding
 from pyramid_jax.convert import networks as blueprints
 from pyramid_jax.latents import LatentConfig
@@ -34,10 +35,7 @@ CLIP_G = CLIPConfig(
 CLIPS = {"mmdit": (CLIPConfig(projection=768), CLIP_G), "miniflux": (CLIPConfig(),)}
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    given = flags.FLAGS
+def main(given: flags.FlagValues) -> None:
     jax.config.update("jax_platforms", "cpu")
     networks = released_networks(given.variant, given.dtype, given.offload)
     cfg, most = networks.cfg, None if given.limit is None else given.limit * GIB
@@ -104,4 +102,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("streamed", False, "units are decoded as they are made")
     flags.DEFINE_bool("image", False, "the first frame is given")
     flags.DEFINE_float("limit", None, "GiB of the device; fail if it has too few")
-    app.run(main)
+    start.run(main)

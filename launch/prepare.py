@@ -51,8 +51,8 @@ FRAMES = flags.DEFINE_integer("frames", 121, "of a video")
 FPS = flags.DEFINE_float("fps", 24, "at which frames are taken from files")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1 or EMBEDDED.value + TEXT.value + LATENTS.value != 1:
+def main(_: flags.FlagValues) -> None:
+    if EMBEDDED.value + TEXT.value + LATENTS.value != 1:
         raise app.UsageError(
             "give --embedded, --text or --latents, and --to=FOLDER; see --help"
         )
@@ -61,7 +61,6 @@ def main(argv: list[str]) -> None:
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
-    start.enable()
     write = write_features if TEXT.value else write_latents
     write(MANIFEST.value, MODEL.value)
 
@@ -98,4 +97,4 @@ def write_latents(manifest: str, model: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import UInt8
 from matplotlib.image import imsave
 
@@ -41,11 +41,7 @@ class Reconstruction(NamedTuple):
     ssim: list[float]
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    start.enable()
-    given = flags.FLAGS
+def main(given: flags.FlagValues) -> None:
     vae = autoencoder.load(given.model)
     frames = given.frames or None
     original, fps = read(Path(given.input), vae.latent, frames)
@@ -128,4 +124,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("window", 2, "latent frames worked on at once", lower_bound=1)
     flags.DEFINE_integer("tile", None, "height and width of tiles; none: whole frames")
     flags.DEFINE_float("overlap", 0.25, "fraction of a tile shared with the next one")
-    app.run(main)
+    start.run(main)

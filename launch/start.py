@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands have in common: the compile cache, and devices from flags."""
+"""What every command does: parse flags, keep compiled programs, say what is wrong.
+
+    if __name__ == "__main__":
+        flags.DEFINE_string("to", "runs/demo", "folder to write to")
+        start.run(main)
+
+where `main` takes the parsed flags.
+"""
 
 import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import app, flags
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
@@ -17,15 +26,50 @@ logger = logging.getLogger(__name__)
 CACHES = "XDG_CACHE_HOME"  # the variable that names the folder of all caches
 
 
-def enable() -> None:
+def run(
+    main: Callable[[flags.FlagValues], None],
+    define: Callable[[flags.FlagValues], None] | None = None,
+) -> None:
+    """Runs a command with the flags of the command line, and ends the process.
+
+    A ValueError says what the user gave, and what to do: it is printed without a
+    traceback, which `--verbosity=1` shows. The exit code is then 1.
+
+    Args:
+        main: the command.
+        define: declares its flags, if they are not declared yet.
+    """
+    if define is not None:
+        define(flags.FLAGS)
+
+    def command(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"unknown arguments {arguments[1:]}; see --help")
+        enable_compile_cache()
+        try:
+            main(flags.FLAGS)
+        except ValueError as error:
+            logger.debug("the command ended", exc_info=True)
+            sys.exit(f"{_name()}: {error}")
+
+    app.run(command)
+
+
+def _name() -> str:
+    """The name of the command, e.g. "launch.web"."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+
+
+def enable_compile_cache() -> None:
     """Keeps compiled programs from now on, in ~/.cache/pyramid_jax/programs.
 
     For commands: importing the package changes nothing. What the user has decided
     stays: a folder (JAX_COMPILATION_CACHE_DIR, or JAX's config), or no cache at all
     (JAX_ENABLE_COMPILATION_CACHE=false).
     """
-    given: Any = jax.config
-    if given.jax_compilation_cache_dir or not given.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     caches = os.environ.get(CACHES) or os.path.expanduser("~/.cache")
     folder = Path(caches) / "pyramid_jax" / "programs"
@@ -33,16 +77,16 @@ def enable() -> None:
     logger.info("compiled programs are kept in %s", folder)
 
 
-def parse_mesh(given: Sequence[str] | None) -> Mesh | None:
-    """Devices from texts such as "data=2"; None: the first device.
+def parse_mesh(axes: Sequence[str] | None) -> Mesh | None:
+    """Devices from texts such as "data=2"; None stands for the first device.
 
     Raises:
         ValueError: no such axis or size, or another number of devices.
     """
-    if given is None:
+    if axes is None:
         return None
     sizes = {}
-    for text in given:
+    for text in axes:
         axis, _, size = text.partition("=")
         if axis not in sharding.MESH_AXES or not size.removeprefix("-").isdecimal():
             raise ValueError(

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
-    start.enable()
+    start.enable_compile_cache()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():

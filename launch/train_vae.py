@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    start.enable()
+    start.enable_compile_cache()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():

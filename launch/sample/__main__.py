@@ -41,7 +41,7 @@ INTERRUPTED = 130  # the exit code of a program that SIGINT ended
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    start.enable()
+    start.enable_compile_cache()
     # Which attention is used is told at every compilation, in the middle of the bar.
     logging.getLogger("pyramid_jax.kernels").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -14,13 +14,11 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from launch import start
-from launch.web import limits
-from launch.web.studio import Studio
+from launch.web.service import VideoService
 from pyramid_jax.pipeline import video
 
 try:
@@ -28,6 +26,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from launch.web import limits
     from launch.web.page import STYLE, page
 except ModuleNotFoundError as error:
     sys.exit(f"launch.web: {error}; run pip install 'pyramid_jax[web]'")
@@ -36,49 +35,26 @@ LOOPBACK = ("127.0.0.1", "localhost")
 WAITING = 8  # requests beside the one that is worked on
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+def main(values: flags.FlagValues) -> None:
     for chatty in ("httpx", "pyramid_jax.kernels"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    start.enable()
-    given = flags.FLAGS
-    if given.host not in LOOPBACK:
-        logging.warning(
-            "everyone who reaches %s can make videos and see all in %s",
-            given.host,
-            given.to,
-        )
+    host, folder, model = values.host, Path(values.to), Path(values.model)
+    if host not in LOOPBACK:
+        reach = "everyone who reaches %s can make videos and see all in %s"
+        logging.warning(reach, host, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mesh = start.parse_mesh(values.mesh)
+    pipeline = video.load(model, mesh, values.dtype, offload=values.offload)
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        try:
-            makes = studio(given, Path(uploads))
-            demo = page(makes, examples=ships(given.model))
-            url = serve(demo, given.host, given.port)
-        except ValueError as error:
-            sys.exit(f"launch.web: {error}")
-        print(f"the page: {url}\nits results: {given.to}", flush=True)
+        service = VideoService(pipeline, folder, Path(uploads))
+        ships = model.resolve().parent == video.ASSETS.resolve()
+        demo = page(service, examples=ships)
+        url = serve(demo, host, values.port)
+        print(f"the page: {url}\nits results: {folder}", flush=True)
         demo.block_thread()
-        makes.close()
-
-
-def studio(given: Any, uploads: Path) -> Studio:
-    """The model and the folders that the flags name.
-
-    Raises:
-        ValueError: no such model, or devices.
-    """
-    folder = Path(given.to)
-    folder.mkdir(parents=True, exist_ok=True)
-    mesh = start.parse_mesh(given.mesh)
-    model = video.load(given.model, mesh, given.dtype, offload=given.offload)
-    return Studio(model, folder, uploads)
-
-
-def ships(model: str) -> bool:
-    """Whether a folder is that of a model which ships with the package."""
-    return Path(model).resolve().parent == video.ASSETS.resolve()
+        service.close()
 
 
 def serve(demo: gr.Blocks, host: str, port: int) -> str:
@@ -90,7 +66,10 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
     demo.queue(max_size=WAITING, api_open=False)
     # A browser sends the name it was given: no other site may pose as this one.
     names = [*LOOPBACK] if host in LOOPBACK else ["*"]
-    guards = [Middleware(TrustedHostMiddleware, names), Middleware(limits.Gate)]
+    guards = [
+        Middleware(TrustedHostMiddleware, names),
+        Middleware(limits.RequestLimits),
+    ]
     try:
         _, url, _ = demo.launch(
             server_name=host,
@@ -99,7 +78,6 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
             quiet=True,
             share=False,
             ssr_mode=False,
-            pwa=False,
             mcp_server=False,
             run_history=False,
             enable_monitoring=False,
@@ -123,4 +101,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_list("mesh", None, "devices, e.g. fsdp=2,tensor=-1; none: the first")
     flags.DEFINE_bool("offload", False, "weights wait in the host's memory")
-    app.run(main)
+    start.run(main)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page itself: Gradio's widgets, and what happens when they are used.
 
-Gradio checks some of what visitors send; `launch.web.studio.Studio` checks all of it.
+Gradio checks on the server what its widgets allow: the bounds of numbers, the choices
+of menus, that files were uploaded. `launch/web/service.py` checks the rest.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ import jax
 import numpy as np
 from gradio.events import Dependency
 
-from launch.web import studio as web
-from launch.web.studio import Studio, WebForm
+from launch.sample.outputs import Render
+from launch.web import service as web
+from launch.web.service import VideoService, WebForm
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
-from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.presets import Preset
+from pyramid_jax.pipeline.presets import default_size
+from pyramid_jax.pipeline.request import SEEDS
 
-# Uploads and copies of results are looked for every hour, and kept for a day.
-KEPT = (3600, 24 * 3600)
+STEPS = 100  # of a stage
+GUIDANCE = 20.0
+SEED = SEEDS - 1  # the largest one
+# Gradio looks every hour for uploads and copies of results that are a day old.
+CACHE = (3600, 24 * 3600)
 PROMPTS = (
     "a red circle moves left",
     "a green star moves up",
@@ -35,9 +40,15 @@ STYLE = """
 #results .grid-wrap { min-height: 0; max-height: 420px; }
 #made video, #results img { image-rendering: pixelated; }
 """
+# An event that no other program can call, and that does not wait for videos.
+AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+
+Widgets = dict[str, Any]
+
+_slider = partial(gr.Slider, buttons=[])  # without a button that resets it
 
 
-def page(studio: Studio, examples: bool) -> gr.Blocks:
+def page(service: VideoService, examples: bool) -> gr.Blocks:
     """The page: two ways to make a video, the video, and the results so far.
 
     Args:
@@ -46,42 +57,42 @@ def page(studio: Studio, examples: bool) -> gr.Blocks:
     Raises:
         ValueError: the model makes no videos.
     """
-    name = studio.model.name or "a model"
-    with gr.Blocks(
-        title="pyramid_jax", analytics_enabled=False, delete_cache=KEPT
-    ) as demo:
-        gr.Markdown(f"# pyramid_jax\nVideos of **{name}**, on {_device()}.")
+    name = service.model.name or "a model"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    demo = gr.Blocks(title="pyramid_jax", analytics_enabled=False, delete_cache=CACHE)
+    with demo:
+        devices = devices.removeprefix("1 x ")
+        gr.Markdown(f"# pyramid_jax\nVideos of **{name}**, on {devices}.")
         with gr.Row():
             with gr.Column(), gr.Tabs():
                 with gr.Tab("Text to video"):
-                    text = _form(studio, False, examples)
+                    text = _form(service, False, examples)
                 with gr.Tab("Image to video"):
-                    image = _form(studio, True, examples)
+                    image = _form(service, True, examples)
             with gr.Column():
                 video = gr.Video(
                     label="Video",
                     elem_id="made",
                     autoplay=True,
                     loop=True,
-                    interactive=False,
                     buttons=["download"],
                 )
-                about = gr.Textbox(label="Made with", lines=7, interactive=False)
-        listed, fill = _gallery(studio, [video, about])
-        demo.load(fill, outputs=listed, queue=False, api_visibility="private")
+                recipe = gr.Textbox(label="Made with", lines=7, interactive=False)
+        results, fill = _gallery(service, [video, recipe])
+        demo.load(fill, outputs=results, **AT_ONCE)
         for widgets, button in (text, image):
-            _connect(studio, widgets, button, [video, about]).success(
-                fill, outputs=listed, queue=False, api_visibility="private"
-            )
+            event = _connect(service, widgets, button, [video, recipe])
+            event.success(fill, outputs=results, **AT_ONCE)
     return demo
 
 
 def _form(
-    studio: Studio, image: bool, examples: bool
-) -> tuple[dict[str, Any], gr.Button]:
+    service: VideoService, image: bool, examples: bool
+) -> tuple[Widgets, gr.Button]:
     """The widgets of a tab by the names of `WebForm`, and its button."""
-    widgets: dict[str, Any] = {}
+    widgets: Widgets = {}
     if image:
+        # Without a mode Gradio hands on the file and decodes nothing.
         widgets["image"] = gr.Image(
             label="First frame",
             sources=["upload", "clipboard"],
@@ -91,50 +102,37 @@ def _form(
         )
     widgets["prompt"] = gr.Textbox(label="Prompt", lines=2, max_length=web.PROMPT)
     if examples:
-        _examples(widgets, studio.uploads)
-    sizes = studio.sizes()
+        _examples(widgets, service.uploads)
+    narrow: dict[str, Any] = {"scale": 2, "min_width": 100}
     with gr.Row():
-        widgets["size"] = gr.Dropdown(
-            [preset.name for preset in sizes],
-            label="Height x width",
-            scale=2,
-            min_width=100,
+        sizes = list(service.sizes())
+        size = gr.Dropdown(sizes, label="Height x width", **narrow)
+        frames = _frames(service, sizes[0])
+        seed = gr.Number(
+            -1, label="Seed (-1: any)", precision=0, minimum=-1, maximum=SEED, **narrow
         )
-        widgets["frames"] = gr.Slider(**_frames(studio, sizes[0]), buttons=[])
-        widgets["seed"] = gr.Number(
-            -1, label="Seed (-1: any)", precision=0, scale=2, min_width=100
-        )
-    widgets["size"].change(
-        lambda name: gr.Slider(**_frames(studio, studio.size(name))),
-        widgets["size"],
-        widgets["frames"],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    fit = partial(_frames, service)
+    size.change(fit, size, frames, show_progress="hidden", **AT_ONCE)
+    widgets |= {"size": size, "frames": frames, "seed": seed}
     with gr.Accordion("Steps, guidance, negative prompt", open=False):
-        widgets |= _details(studio, image)
+        widgets |= _details(service, image)
     return widgets, gr.Button("Make a video", variant="primary")
 
 
-def _details(studio: Studio, image: bool) -> dict[str, Any]:
-    """Widgets that few visitors need."""
-    made = studio.model.defaults.with_image() if image else studio.model.defaults
-    later = ("video", made.video_steps[0], made.guidance.video, "later")
-    first = ("first", made.first_steps[0], made.guidance.first, "frame 1")
-    widgets: dict[str, Any] = {}
-    for name, steps, scale, of in [later] if image else [first, later]:
+def _details(service: VideoService, image: bool) -> Widgets:
+    """The widgets that few visitors need."""
+    defaults = service.model.defaults
+    options = defaults.with_image() if image else defaults
+    later = ("video", options.video_steps[0], options.guidance.video, "later")
+    first = ("first", options.first_steps[0], options.guidance.first, "frame 1")
+    widgets: Widgets = {}
+    for name, steps, scale, which in [later] if image else [first, later]:
         with gr.Row():
-            widgets[f"{name}_steps"] = gr.Slider(
-                1, web.STEPS, steps, step=1, label=f"Steps, {of}", buttons=[]
+            widgets[f"{name}_steps"] = _slider(
+                1, STEPS, steps, step=1, precision=0, label=f"Steps, {which}"
             )
-            widgets[f"{name}_guidance"] = gr.Slider(
-                0,
-                web.GUIDANCE,
-                scale,
-                step=0.5,
-                label=f"Guidance, {of}",
-                buttons=[],
+            widgets[f"{name}_guidance"] = _slider(
+                0, GUIDANCE, scale, step=0.5, label=f"Guidance, {which}"
             )
     widgets["negative"] = gr.Textbox(
         label="Negative prompt (empty: that of the model)", max_length=web.PROMPT
@@ -142,43 +140,59 @@ def _details(studio: Studio, image: bool) -> dict[str, Any]:
     return widgets
 
 
-def _examples(widgets: dict[str, Any], folder: Path) -> None:
-    """What to click on: prompts of the embedded data, with drawn first frames."""
-    rows: list[list[Any]] = [[prompt] for prompt in PROMPTS]
+def _frames(service: VideoService, size: str) -> gr.Slider:
+    """The slider with the lengths that the model can make in a size."""
+    preset, model = service.sizes()[size], service.model
+    sides, stride = (preset.height, preset.width), model.cfg.latent.temporal
+    return _slider(
+        1 + stride,
+        preset.frames,
+        default_size(model.cfg, model.defaults, *sides).frames,
+        step=stride,
+        precision=0,
+        label=f"Frames ({preset.fps:g}/s)",
+        scale=3,
+        min_width=100,
+    )
+
+
+def _examples(widgets: Widgets, folder: Path) -> None:
+    """Examples to click on: prompts of the embedded data, with drawn first frames."""
+    rows: list[list[str]] = [[prompt] for prompt in PROMPTS]
     inputs = [widgets["prompt"]]
     if "image" in widgets:
-        rows = [[str(_drawn(folder, prompt)), prompt] for prompt in FIRST_FRAMES]
+        rows = [[str(_first_frame(folder, prompt)), prompt] for prompt in FIRST_FRAMES]
         inputs = [widgets["image"], widgets["prompt"]]
     gr.Examples(rows, inputs, label="Examples", api_visibility="private")
 
 
-def _drawn(folder: Path, prompt: str) -> Path:
+def _first_frame(folder: Path, prompt: str) -> Path:
     """An image file with the first frame that a prompt asks for."""
-    picture = moving_shapes.render(
-        moving_shapes.parse(prompt), np.random.default_rng(0)
-    )[0]
+    caption, rng = moving_shapes.parse(prompt), np.random.default_rng(0)
     path = folder / f"{prompt.replace(' ', '_')}.png"
-    write_picture(path, picture)
+    write_picture(path, moving_shapes.render(caption, rng)[0])
     return path
 
 
 def _connect(
-    studio: Studio, widgets: dict[str, Any], button: gr.Button, outputs: list[Any]
+    service: VideoService, widgets: Widgets, button: gr.Button, outputs: list[Any]
 ) -> Dependency:
     """Makes a video when the button is pressed, one at a time."""
     bar = gr.Progress()
 
-    def make(given: dict[Any, Any], progress: gr.Progress = bar) -> tuple[str, str]:
-        def watch(at: Progress) -> None:
-            progress(at.done, desc=str(at))
+    def make(values: dict[Any, Any], progress: gr.Progress = bar) -> tuple[str, str]:
+        def show(step: Progress) -> None:
+            progress(step.done, desc=str(step))
 
-        filled = {name: given[widget] for name, widget in widgets.items()}
+        form = {name: values[widget] for name, widget in widgets.items()}
         progress(0, desc="reading the prompt")
-        with _readable():
-            if "image" in filled and filled["image"] is None:
-                raise ValueError("there is no first frame; upload an image")
-            made = studio.make(WebForm(**filled), watch)
-        return str(studio.copy(made)), web.told(made)
+        if form.get("image", "") is None:
+            raise _message("there is no first frame; upload an image")
+        try:
+            render = service.make(WebForm(**form), show)
+        except (ValueError, FloatingPointError) as error:
+            raise _message(str(error)) from error
+        return _shown(outputs[0], render)
 
     return button.click(
         make,
@@ -192,64 +206,46 @@ def _connect(
 
 
 def _gallery(
-    studio: Studio, outputs: list[Any]
+    service: VideoService, outputs: list[Any]
 ) -> tuple[list[Any], Callable[[], list[Any]]]:
-    """Results so far, shown when they are chosen; the function that lists them."""
-    names = gr.State([])
+    """Results so far, shown when they are selected; the function that lists them."""
+    renders = gr.State([])
     gallery = gr.Gallery(
         label="Earlier results",
         elem_id="results",
+        format="png",
         columns=6,
         height="auto",
         allow_preview=False,
         fit_columns=False,
-        interactive=False,
         visible=False,
         buttons=[],
     )
 
     def fill() -> list[Any]:
-        found = studio.results()
-        shown = [(str(studio.still(result)), result.recipe.prompt) for result in found]
-        listed = [result.path.name for result in found]
-        return [listed, gr.Gallery(shown, visible=bool(shown))]
+        results = service.results()
+        stills = [(web.still(render), render.recipe.prompt) for render in results]
+        return [results, gr.Gallery(stills, visible=bool(stills))]
 
-    def show(event: gr.SelectData, listed: list[str]) -> tuple[str, str]:
-        found = {result.path.name: result for result in studio.results()}
-        if (chosen := found.get(listed[event.index])) is None:
-            raise gr.Error(
-                "this result is gone; reload the page", print_exception=False
-            )
-        return str(studio.copy(chosen)), web.told(chosen)
+    def show(event: gr.SelectData, results: list[Render]) -> tuple[str, str]:
+        render = results[event.index]
+        if not render.path.is_file():
+            raise _message("this result is gone; reload the page")
+        return _shown(outputs[0], render)
 
-    gallery.select(show, names, outputs, queue=False, api_visibility="private")
-    return [names, gallery], fill
+    gallery.select(show, renders, outputs, **AT_ONCE)
+    return [renders, gallery], fill
 
 
-def _frames(studio: Studio, preset: Preset) -> dict[str, Any]:
-    """Of the slider: lengths that the model can make in a size."""
-    stride = studio.model.cfg.latent.temporal
-    usual = presets.choose(studio.model, (preset.height, preset.width)).frames
-    return {
-        "minimum": 1 + stride,
-        "maximum": preset.frames,
-        "step": stride,
-        "value": usual,
-        "label": f"Frames ({preset.fps:g}/s)",
-        "scale": 3,
-        "min_width": 100,
-    }
+def _shown(video: gr.Video, render: Render) -> tuple[str, str]:
+    """What the page shows of a result: its file, and the text that says what made it.
+
+    The file is a copy among the uploads, as Gradio serves no other folder.
+    """
+    copy = video.move_resource_to_block_cache(render.path)
+    return str(copy), web.recipe_text(render)
 
 
-def _device() -> str:
-    count, kind = len(jax.devices()), jax.devices()[0].device_kind
-    return kind if count == 1 else f"{count} x {kind}"
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Errors that visitors can do something about become messages on the page."""
-    try:
-        yield
-    except (ValueError, FloatingPointError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def _message(text: str) -> gr.Error:
+    """An error that the page shows, and the log does not."""
+    return gr.Error(text, print_exception=False)

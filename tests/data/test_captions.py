@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from launch import prepare
@@ -101,7 +102,7 @@ def test_the_command_stores_what_the_text_encoders_of_a_model_say(
     model, to = write_miniflux(tmp_path / "model"), tmp_path / "text"
     given = {"text": True, "to": str(to), "model": str(model), "dtype": "float32"}
     with flagsaver.flagsaver(**given, manifest=str(manifest), batch=4):
-        prepare.main(["prepare"])
+        prepare.main(flags.FLAGS)
     mesh = sharding.device_mesh(data=1, fsdp=8)
     text = prompts.load(model, "float32", mesh)(CAPTIONS)
     for i, record in enumerate(read_manifest(to / "manifest.jsonl")):

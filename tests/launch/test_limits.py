@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from launch.web import limits
-from launch.web.limits import Gate, Message
+from launch.web.limits import RequestLimits
 
 UPLOAD = "/gradio_api/upload"
 JOIN = "/gradio_api/queue/join"
@@ -42,14 +43,14 @@ def answer(scope: Message, sent: bytes = b"") -> tuple[int, bytes]:
     async def send(message: Message) -> None:
         answers.append(message)
 
-    async def echo(scope: Message, receive: Any, send: Any) -> None:
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         parts = []
         while (message := await receive())["type"] == "http.request":
             parts.append(message["body"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"".join(parts)})
 
-    asyncio.run(Gate(echo)(scope, receive, send))
+    asyncio.run(RequestLimits(echo)(scope, receive, send))
     return answers[0]["status"], answers[1]["body"]
 
 
@@ -91,7 +92,14 @@ def test_addresses_in_place_of_files_are_refused(value: Any):
     assert answer(request(JOIN, escaped), escaped)[0] == 403
 
 
-@pytest.mark.parametrize("sent", [b"{", b"[" * 10**5, b"\xff"])
+def test_pictures_inside_of_messages_are_refused():
+    """Gradio would decode them, whatever their format is and however large they are."""
+    uploaded = {"path": "/uploads/gradio/first.png", "url": "data:image/png;base64,AA"}
+    sent = json.dumps({"data": [uploaded]}).encode()
+    assert answer(request(JOIN, sent), sent)[0] == 403
+
+
+@pytest.mark.parametrize("sent", [b"{", b"[" * 10**5, b"\xff", b'{"data": [NaN]}'])
 def test_what_is_no_json_is_refused(sent: bytes):
     assert answer(request(JOIN, sent), sent) == (400, b"send JSON")
 
@@ -100,6 +108,7 @@ def test_the_page_does_not_fetch_for_its_visitors():
     for address in ("http://127.0.0.1:22/", "https://example.org/x.png"):
         status, why = answer(request(f"/gradio_api/file={address}"))
         assert (status, why) == (403, b"files of other machines are not shown here")
+        assert answer(request(f"/gradio_api/proxy={address}"))[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -129,9 +138,9 @@ def test_requests_of_unknown_length_are_refused(headers: dict[str, str]):
 def test_what_is_not_http_passes():
     seen: list[Message] = []
 
-    async def app(scope: Message, receive: Any, send: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
 
     nothing: Any = None
-    asyncio.run(Gate(app)({"type": "lifespan"}, nothing, nothing))
+    asyncio.run(RequestLimits(app)({"type": "lifespan"}, nothing, nothing))
     assert seen == [{"type": "lifespan"}]

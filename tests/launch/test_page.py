@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web page as it is started: over HTTP, and in a real browser."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -21,13 +22,15 @@ import pytest
 
 from launch.sample import outputs
 from launch.web import limits
+from launch.web.service import VideoService
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
+from tests.painter import painter
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra `web`"),
-]
+pytestmark = pytest.mark.skipif(
+    find_spec("gradio") is None, reason="needs the extra `web`"
+)
+slow = pytest.mark.slow  # what needs the server
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -87,28 +90,28 @@ def picture(path: Path) -> Path:
     return path
 
 
-def wish(client: httpx.Client, image: Any = None, **chosen: Any) -> dict[str, Any]:
+def wish(client: httpx.Client, image: Any = None, **choices: Any) -> dict[str, Any]:
     """What the page would send for a video: of an image, if one is given."""
-    about = client.get("/config").json()
-    known = {part["id"]: part for part in about["components"]}
+    config = client.get("/config").json()
+    parts = {part["id"]: part for part in config["components"]}
 
     def inputs(dependency: dict[str, Any]) -> list[dict[str, Any]]:
-        return [known[i] for i in dependency["inputs"]]
+        return [parts[i] for i in dependency["inputs"]]
 
     def fits(dependency: dict[str, Any]) -> bool:
-        parts = inputs(dependency)
-        kinds = {part["type"] for part in parts}
-        return len(parts) > 5 and ("image" in kinds) == (image is not None)
+        fields = inputs(dependency)
+        kinds = {part["type"] for part in fields}
+        return len(fields) > 5 and ("image" in kinds) == (image is not None)
 
-    (button,) = filter(fits, about["dependencies"])
+    (button,) = filter(fits, config["dependencies"])
     data = []
     for part in inputs(button):
         value = part["props"].get("value")
         if part["type"] == "image":
             value = image
-        for label, given in chosen.items():
+        for label, choice in choices.items():
             if part["props"]["label"].lower().startswith(label):
-                value = given
+                value = choice
         data.append(value)
     return {"data": data, "fn_index": button["id"], "session_hash": str(time.time())}
 
@@ -130,6 +133,7 @@ def file(path: str | Path) -> dict[str, Any]:
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
+@slow
 def test_only_an_uploaded_image_becomes_a_first_frame(server: Server, tmp_path: Path):
     real = picture(tmp_path / "first.png")
     prompt = {"prompt": "a yellow star moves left"}
@@ -143,10 +147,11 @@ def test_only_an_uploaded_image_becomes_a_first_frame(server: Server, tmp_path: 
         (path,) = client.post("/gradio_api/upload", files=named).json()
         event = outcome(client, wish(client, file(path), **prompt))
     assert event["success"], event
-    (made,) = server.folder.glob("*.mp4")
-    assert str(outputs.read(made).recipe.image).startswith("first.png sha256:")
+    (path,) = server.folder.glob("*.mp4")
+    assert str(outputs.read(path).recipe.image).startswith("first.png sha256:")
 
 
+@slow
 def test_files_that_lead_to_others_are_refused(server: Server):
     text = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
     with server.client() as client:
@@ -156,26 +161,108 @@ def test_files_that_lead_to_others_are_refused(server: Server):
     assert not event["success"]
 
 
+@slow
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("choices", "message"),
     [
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": "x" * 1001}, "1001 characters; use at most 1000"),
-        ({"prompt": "x", "seed": 2**40}, "seed 1099511627776: expected a number from"),
+        (
+            {"prompt": "x", "negative": "x" * 1001},
+            "negative prompt has 1001 characters",
+        ),
+        ({"prompt": "x", "seed": 2**40}, "Value 1099511627776 is greater than maximum"),
+        ({"prompt": "x", "seed": -2}, "Value -2 is less than minimum value -1"),
         ({"prompt": "x", "frames": 999}, "999"),
         ({"prompt": "x", "frames": 4}, "4 frames are not 1 + a multiple of 2"),
         ({"prompt": "x", "height": "9999x9999"}, "9999x9999"),
         ({"prompt": "x", "steps, frame 1": 10**6}, "1000000"),
+        ({"prompt": "x", "steps, later": 0}, "Value 0 is less than minimum value 1"),
+        ({"prompt": "x", "guidance, later": 20.5}, "greater than maximum value 20"),
     ],
 )
 def test_the_server_refuses_in_words_what_the_page_would_not_send(
-    server: Server, chosen: dict[str, Any], message: str
+    server: Server, choices: dict[str, Any], message: str
 ):
     with server.client() as client:
-        event = outcome(client, wish(client, **chosen))
+        event = outcome(client, wish(client, **choices))
     assert not event["success"] and message in event["output"]["error"]
 
 
+def painted(folder: Path) -> tuple[Any, Any]:
+    """A page whose model has no weights, and the event that makes a video of a text."""
+    from launch.web.page import page
+
+    demo = page(VideoService(painter(), folder, folder), examples=False)
+    return demo, max(demo.fns.values(), key=lambda event: len(event.inputs))
+
+
+@pytest.fixture(scope="module")
+def widgets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a visitor fills in, by its label."""
+
+    async def build() -> Any:  # without a loop Gradio makes one that nobody closes
+        return painted(tmp_path_factory.mktemp("widgets"))[1].inputs
+
+    return {part.label.split(" (")[0]: part for part in asyncio.run(build())}
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "result"),
+    [
+        ("Frames", 5.0, 5),
+        ("Frames", 4.4, 4),
+        ("Frames", 1, "less than minimum value 3"),
+        ("Frames", 8, "greater than maximum value 7"),
+        ("Frames", "7", "not supported between"),
+        ("Frames", None, "not supported between"),
+        ("Frames", [7], "not supported between"),
+        ("Frames", float("nan"), "cannot convert float NaN"),
+        ("Seed", None, None),
+        ("Seed", -1, -1),
+        ("Seed", True, 1),
+        ("Seed", 2**31 - 1, 2**31 - 1),
+        ("Seed", 2**31, "greater than maximum value 2147483647"),
+        ("Seed", -2, "less than minimum value -1"),
+        ("Seed", "7", "not supported between"),
+        ("Steps, frame 1", 101, "greater than maximum value 100"),
+        ("Steps, later", 0, "less than minimum value 1"),
+        ("Guidance, frame 1", -1, "less than minimum value 0"),
+        ("Guidance, later", float("inf"), "greater than maximum value 20"),
+        ("Height x width", "4096x4096", "not in the list of choices"),
+        ("Height x width", ["4096x4096"], "not in the list of choices"),
+    ],
+)
+def test_widgets_check_on_the_server_what_they_allow(
+    widgets: dict[str, Any], label: str, value: Any, result: Any
+):
+    if not isinstance(result, str):
+        number = widgets[label].preprocess(value)
+        assert number == result and type(number) is type(result)
+    else:
+        with pytest.raises(Exception, match=result):
+            widgets[label].preprocess(value)
+
+
+def test_the_lengths_that_the_server_allows_are_those_of_the_size(tmp_path: Path):
+    from gradio.state_holder import SessionState
+
+    async def choose(size: str, frames: int) -> list[Any]:
+        demo, make = painted(tmp_path)
+        session = SessionState(demo)
+        slider = make.inputs[[part.label for part in make.inputs].index("Frames (8/s)")]
+        (change,) = (e for e in demo.fns.values() if slider in e.outputs)
+        await demo.process_api(change, [size], state=session)
+        values = {"Height x width": size, "Frames (8/s)": frames}
+        sent = [values.get(part.label, part.value) for part in make.inputs]
+        return await demo.preprocess_data(make, sent, session)
+
+    assert 5 in asyncio.run(choose("32x64", 5))
+    with pytest.raises(Exception, match="Value 7 is greater than maximum value 5"):
+        asyncio.run(choose("32x64", 7))
+
+
+@slow
 def test_no_file_but_what_the_page_shows_is_served(server: Server, tmp_path: Path):
     path = picture(tmp_path / "first.png")
     secret = server.folder / "secret.json"
@@ -187,6 +274,7 @@ def test_no_file_but_what_the_page_shows_is_served(server: Server, tmp_path: Pat
         assert {client.get(f"{prefix}{p}").status_code for p in paths} == {403}
 
 
+@slow
 def test_other_sites_large_requests_and_back_doors_are_refused(server: Server):
     with server.client() as client:
 
@@ -203,8 +291,23 @@ def test_other_sites_large_requests_and_back_doors_are_refused(server: Server):
         sent = wish(client, image={"path": "https://example.org/first.png"})
         assert status("POST", "/gradio_api/queue/join", json=sent) == 403
         assert status("GET", "/monitoring/summary") in (403, 404)
+        assert status("GET", "/gradio_api/proxy=https://example.org/x.png") == 403
 
 
+@slow
+def test_other_sites_do_not_use_the_page_of_a_visitor(server: Server):
+    """They may send JSON only where it is called text, and are not told the answer."""
+    join, foreign = "/gradio_api/queue/join", {"Origin": "https://example.org"}
+    with server.client() as client:
+        asked = foreign | {"Access-Control-Request-Method": "POST"}
+        answer = client.options(join, headers=asked)
+        assert "access-control-allow-origin" not in answer.headers
+        sent = json.dumps(wish(client, prompt="x"))
+        text = foreign | {"Content-Type": "text/plain"}
+        assert client.post(join, content=sent, headers=text).status_code == 422
+
+
+@slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome in PATH")
 def test_a_visitor_makes_videos_and_finds_them_again(server: Server, tmp_path: Path):
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -273,6 +376,7 @@ def expect_settings(page: Any, *parts: str) -> None:
     )
 
 
+@slow
 def test_a_queue_that_is_full_takes_no_more(server: Server):
     with server.client() as client:
         sent = wish(client, prompt="a green star moves up")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of compiled programs is on in commands, where the user has not decided."""
+"""What commands have in common: flags, messages, and the cache of compiled programs."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import pytest
 
 from launch import start
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "jax_compilation_cache_dir"
 
 
@@ -25,7 +26,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 
 def test_programs_are_kept_in_the_users_folder_of_caches(tmp_path: Path):
-    start.enable()
+    start.enable_compile_cache()
     assert jax.config.values[FOLDER] == str(tmp_path / "pyramid_jax" / "programs")
 
 
@@ -34,21 +35,21 @@ def test_without_a_folder_of_caches_it_is_the_one_in_the_home(
 ):
     monkeypatch.delenv(start.CACHES)
     monkeypatch.setenv("HOME", str(tmp_path))
-    start.enable()
-    there = tmp_path / ".cache" / "pyramid_jax" / "programs"
-    assert jax.config.values[FOLDER] == str(there)
+    start.enable_compile_cache()
+    folder = tmp_path / ".cache" / "pyramid_jax" / "programs"
+    assert jax.config.values[FOLDER] == str(folder)
 
 
 def test_a_folder_that_the_user_chose_stays():
     jax.config.update(FOLDER, "mine")
-    start.enable()
+    start.enable_compile_cache()
     assert jax.config.values[FOLDER] == "mine"
 
 
 def test_a_user_who_wants_no_cache_gets_none():
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        start.enable()
+        start.enable_compile_cache()
         assert jax.config.values[FOLDER] is None
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
@@ -58,9 +59,57 @@ def test_programs_that_a_process_compiles_are_in_its_folder(tmp_path: Path):
     script = (
         "import jax\n"
         "from launch import start\n"
-        "start.enable()\n"
+        "start.enable_compile_cache()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
         "jax.jit(lambda x: x + 1)(1.0)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     assert list((tmp_path / "pyramid_jax" / "programs").glob("*-cache"))
+
+
+COMMAND = """
+from absl import flags
+from launch import start
+
+def main(values):
+    print(values.to)
+    if values.to == "nowhere":
+        raise ValueError("nowhere is no folder; give another --to")
+
+def define(flag_values):
+    flags.DEFINE_string("to", "runs", "folder", flag_values=flag_values)
+
+start.run(main, define)
+"""
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a command with these arguments."""
+    parts = [sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.run(parts, capture_output=True, text=True)
+
+
+def test_a_command_gets_its_flags():
+    done = command("--to=here")
+    assert (done.returncode, done.stdout) == (0, "here\n")
+
+
+def test_a_wrong_value_becomes_one_line_and_exit_code_1():
+    done = command("--to=nowhere")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.endswith(": nowhere is no folder; give another --to\n")
+    assert "Traceback" in command("--to=nowhere", "--verbosity=1").stderr
+
+
+def test_arguments_that_are_no_flags_are_refused():
+    done = command("--to=here", "there")
+    assert done.returncode == 1 and not done.stdout.startswith("here")
+    assert "unknown arguments ['there']; see --help" in done.stdout + done.stderr
+
+
+def test_the_message_begins_with_the_name_of_the_command(tmp_path: Path):
+    parts = [sys.executable, "-m", "launch.reconstruct", f"--model={tmp_path}"]
+    parts += ["--input=missing.mp4", f"--to={tmp_path}/out.mp4"]
+    done = subprocess.run(parts, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("launch.reconstruct: ")

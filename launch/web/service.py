@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service behind a web page: it makes the videos of visitors and lists results.
+
+Nothing here knows what the page looks like; `launch/web/page.py` does, and the limits
+of its widgets hold for whatever visitors send. What Gradio does not check is checked
+here: long texts, sizes and lengths that do not go together, files that are no images.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from threading import Event, Lock
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from launch.sample import outputs
+from launch.sample.outputs import Job, Render
+from pyramid_jax.data import video_io
+from pyramid_jax.pipeline.denoise import Progress, StepCallback
+from pyramid_jax.pipeline.presets import Preset, check_preset
+from pyramid_jax.pipeline.video import VideoPipeline
+
+PROMPT = 1000  # characters
+SHOWN = 24  # results
+PIXELS = 40_000_000  # of an uploaded image
+FORMATS = ("PNG", "JPEG", "WEBP")
+SIDE = 256  # pixels of a still, and of the smaller side of a small video
+
+
+class WebForm(NamedTuple):
+    """What a visitor asks for, within the limits of the page's widgets.
+
+    `size` is the name of a preset; a `seed` of -1 or None is drawn; `image` is the path
+    of the uploaded first frame; an empty text may be None. Of the other values, None is
+    the model's choice.
+    """
+
+    prompt: str | None
+    size: str
+    frames: int
+    seed: int | None = None
+    image: str | None = None
+    negative: str | None = None
+    first_steps: int | None = None
+    video_steps: int | None = None
+    first_guidance: float | None = None
+    video_guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoService:
+    """A model, the folder of its results, and the folder of visitors' `uploads`.
+
+    One video is made at a time.
+    """
+
+    model: VideoPipeline
+    folder: Path
+    uploads: Path
+    busy: Lock = field(default_factory=Lock)
+    closed: Event = field(default_factory=Event)
+
+    def sizes(self) -> dict[str, Preset]:
+        """The sizes of videos that the model was made for, its favourite first.
+
+        Raises:
+            ValueError: there are none.
+        """
+        sizes = {p.name: p for p in self.model.presets if p.frames > 1}
+        if not sizes:
+            raise ValueError(
+                f"the config.json of {self.model.name} names no size of videos; add "
+                '"sizes" with [height, width, frames] to its "sample"'
+            )
+        return sizes
+
+    def job(self, form: WebForm) -> Job:
+        """What a visitor asks for, as a new file.
+
+        Raises:
+            ValueError: the model can't make it, or a text or image is refused; visitors
+                may see the message.
+        """
+        preset, prompt = self.sizes()[form.size], _text("prompt", form.prompt)
+        image = None if form.image is None else self.upload(form.image)
+        request = self.model.request(
+            prompt,
+            image=image,
+            negative_prompt=_text("negative prompt", form.negative) or None,
+            height=preset.height,
+            width=preset.width,
+            num_frames=form.frames,
+            num_inference_steps=form.first_steps,
+            video_num_inference_steps=form.video_steps,
+            guidance_scale=form.first_guidance,
+            video_guidance_scale=form.video_guidance,
+            seed=None if form.seed is None or form.seed < 0 else form.seed,
+        )
+        check_preset(self.model.defaults, request.size, self.model.name)
+        words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:40]
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}_{words}_{request.seed}.mp4"
+        scale = max(1, SIDE // min(preset.height, preset.width))
+        return Job(request, self.folder / name, image, scale)
+
+    def make(self, form: WebForm, on_step: StepCallback | None = None) -> Render:
+        """A finished video, in a new file.
+
+        Args:
+            on_step: is called after every Euler step.
+
+        Raises:
+            ValueError: the form is refused, or the service was closed.
+            FloatingPointError: the numbers of the video are no longer finite.
+        """
+        job = self.job(form)
+
+        def step(progress: Progress) -> None:
+            self._check_open()
+            if on_step is not None:
+                on_step(progress)
+
+        with self.busy:
+            self._check_open()
+            (render,) = outputs.make(self.model, [job], step)
+        logging.info("%s", render.path)
+        return render
+
+    def results(self) -> list[Render]:
+        """The newest results in the folder, at most `SHOWN`, the newest first."""
+        files = [(path.stat().st_mtime_ns, path) for path in self.folder.glob("*.mp4")]
+        renders: list[Render] = []
+        for _, path in sorted(files, reverse=True):
+            if len(renders) < SHOWN and not path.name.startswith("."):
+                with suppress(ValueError):  # made by another program
+                    renders.append(outputs.read(path))
+        return renders
+
+    def close(self) -> None:
+        """Ends the video that is being made with its next step, and waits for that."""
+        self.closed.set()
+        with self.busy:
+            pass
+
+    def _check_open(self) -> None:
+        if self.closed.is_set():
+            raise ValueError("the page was closed before the video was finished")
+
+    def upload(self, path: str | Path) -> Path:
+        """The path of an uploaded image, if it is one.
+
+        Raises:
+            ValueError: another path, no image of the `FORMATS`, or too large a one.
+        """
+        file = Path(path).resolve()
+        if not (file.is_relative_to(self.uploads.resolve()) and file.is_file()):
+            raise ValueError("the image was not uploaded; upload a file")
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"the file is no image that can be read; use {', '.join(FORMATS)}"
+            ) from error
+        if height * width > PIXELS:
+            raise ValueError(
+                f"the image has {height} x {width} pixels; use one of at most "
+                f"{PIXELS // 10**6} million"
+            )
+        return file
+
+
+def still(render: Render) -> UInt8[np.ndarray, "h w 3"]:
+    """A small picture of a result's first frame."""
+    recipe = render.recipe
+    scale = SIDE / max(recipe.height, recipe.width)
+    size = round(recipe.height * scale), round(recipe.width * scale)
+    return _first_frame(render.path, size, render.path.stat().st_mtime_ns)
+
+
+def recipe_text(render: Render) -> str:
+    """What made a result, in lines for people."""
+    recipe = render.recipe
+    options, guidance = recipe.options, recipe.options["guidance"]
+    lines = [
+        f"prompt: {recipe.prompt}",
+        f"first frame: {recipe.image}" if recipe.image else "",
+        f"negative prompt: {recipe.negative}" if recipe.negative else "",
+        f"seed: {recipe.seed}",
+        f"size: {recipe.height}x{recipe.width}, {recipe.frames} frames, "
+        f"{recipe.fps:g} per second",
+        f"steps: {_sum(options['first_steps'])} for the first frame, "
+        f"{_sum(options['video_steps'])} for later ones",
+        f"guidance: {guidance['first']:g} for the first frame, {guidance['video']:g} "
+        "for later ones",
+        f"model: {recipe.model}, {recipe.dtype}",
+        f"made: {render.made.get('date', '')}",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+@lru_cache(SHOWN)
+def _first_frame(
+    path: Path, size: tuple[int, int], changed: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The first frame of a file, read again only when the file has `changed`."""
+    return video_io.read_image(path, size)
+
+
+def _text(name: str, text: str | None) -> str:
+    """A text without spaces around it; Gradio's `max_length` is for browsers only."""
+    text = (text or "").strip()
+    if len(text) > PROMPT:
+        raise ValueError(f"the {name} has {len(text)} characters; use at most {PROMPT}")
+    return text
+
+
+def _sum(steps: Sequence[int]) -> str:
+    return " + ".join(map(str, steps))

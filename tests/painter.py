@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model without weights, for tests of what stands around a model."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from configs import tiny_latent
+from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.model import SampleConfig, model_config
+from pyramid_jax.pipeline.denoise import Progress, StepCallback
+from pyramid_jax.pipeline.output import VideoOutput
+from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.video import VideoPipeline
+
+LAST = Progress(3, 4, 1, 2, 5, 6, 1.0, jnp.zeros(1))
+
+
+@dataclass(frozen=True)
+class Painter(VideoPipeline):
+    """The embedded model without weights: videos are one colour, the seed's."""
+
+    def run(
+        self,
+        request: VideoRequest,
+        *,
+        output: str = "uint8",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> VideoOutput:
+        if callback_on_step_end is not None:
+            callback_on_step_end(LAST._replace(step=4))
+            callback_on_step_end(LAST)
+        size, prompts = request.size, request.prompts
+        shape = (len(prompts), size.frames, size.height, size.width, 3)
+        frames = np.full(shape, request.seed % 256, np.uint8)
+        return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
+
+
+def painter() -> Painter:
+    cfg = model_config(tiny_latent.get_config().model.to_dict())
+    options = SampleConfig(
+        first_steps=(10, 10),
+        video_steps=(6, 6),
+        image_guidance=1.5,
+        sizes=((32, 32, 7), (32, 64, 5)),
+        fps=8.0,
+    )
+    return Painter(cfg, None, load_tokenizer(cfg.tokenizer), options, name="painter")
