@@ -150,7 +150,9 @@ class VideoPipeline:
     ) -> MemoryPlan:
         """The memory that videos take on every device, phase by phase; print it."""
         order = self._order([""] * videos, size, None, 0, options)
-        return memory.plan(self._networks, self._work(order, streamed), self.mesh)
+        return memory.memory_plan(
+            self._networks, self._work(order, streamed), self.mesh
+        )
 
     def latents(
         self,
@@ -306,7 +308,7 @@ class VideoPipeline:
             return work
         most = self._most
         return work._replace(
-            pieces=memory.pieces(self._networks, work, self.mesh, most)
+            pieces=memory.decoding_pieces(self._networks, work, self.mesh, most)
         )
 
     def _ready(self, order: "_Order", streamed: bool = False) -> Pieces | None:
@@ -321,7 +323,7 @@ class VideoPipeline:
         return work.pieces
 
     def _fit(self, work: Work) -> None:
-        found = memory.plan(self._networks, work, self.mesh)
+        found = memory.memory_plan(self._networks, work, self.mesh)
         logger.info("memory:\n%s", found)
         found.check(self._most)
 
@@ -334,7 +336,7 @@ class VideoPipeline:
     @property
     def _most(self) -> float | None:
         """Bytes of a device, if they are known."""
-        return memory.limit(self.mesh) if self.limit is None else self.limit
+        return memory.device_memory(self.mesh) if self.limit is None else self.limit
 
 
 class _Order(NamedTuple):
