@@ -150,9 +150,8 @@ class VideoPipeline:
     ) -> MemoryPlan:
         """The memory that videos take on every device, phase by phase; print it."""
         order = self._order([""] * videos, size, None, 0, options)
-        return memory.memory_plan(
-            self._networks, self._work(order, streamed), self.mesh
-        )
+        work = self._work(order, streamed)
+        return memory.memory_plan(self._networks, work, self.mesh)
 
     def latents(
         self,
@@ -306,10 +305,9 @@ class VideoPipeline:
             return work._replace(pieces=None)
         if work.pieces is not None or self.vae is None:
             return work
-        most = self._most
-        return work._replace(
-            pieces=memory.decoding_pieces(self._networks, work, self.mesh, most)
-        )
+        limit, parts = self._most, self._networks
+        pieces = memory.decoding_pieces(parts, work, self.mesh, limit)
+        return work._replace(pieces=pieces)
 
     def _ready(self, order: "_Order", streamed: bool = False) -> Pieces | None:
         """The pieces to decode in, where there is a VAE; everything fits."""
