@@ -69,6 +69,6 @@ def _both_ways(
 
 def _error(computed: Array, exact: Array) -> float:
     """The largest difference over the largest value; infinite if anything is NaN."""
-    computed, exact = (np.asarray(x, np.float64) for x in (computed, exact))
-    error = np.abs(computed - exact).max() / np.abs(exact).max()
+    values, reference = (np.asarray(x, np.float64) for x in (computed, exact))
+    error = np.abs(values - reference).max() / np.abs(reference).max()
     return float(error) if np.isfinite(error) else float("inf")

@@ -305,8 +305,7 @@ class VideoPipeline:
             return work._replace(pieces=None)
         if work.pieces is not None or self.vae is None:
             return work
-        limit, parts = self._most, self._networks
-        pieces = memory.decoding_pieces(parts, work, self.mesh, limit)
+        pieces = memory.decoding_pieces(self._networks, work, self.mesh, self._most)
         return work._replace(pieces=pieces)
 
     def _ready(self, order: "_Order", streamed: bool = False) -> Pieces | None:
