@@ -243,7 +243,7 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
         window = parts.cfg.layout.frames_per_unit
     videos, frames = _share(work.videos, "batch", mesh), _share(window, "frames", mesh)
     rows, columns = _share(min(h, side), "height", mesh), min(w, side)
-    state = past(vae.cfg) * videos * rows * columns
+    state = decoder_past(vae.cfg) * videos * rows * columns
     if pieces.tile is not None and work.streamed:
         step = side * (1 - pieces.overlap)
         state *= math.ceil(h / step) * math.ceil(w / step)
@@ -325,7 +325,7 @@ def _vae_working(cfg: VAEConfig, values: int, frames: int, cells: int) -> int:
 
 
 @cache
-def past(cfg: VAEConfig) -> int:
+def decoder_past(cfg: VAEConfig) -> int:
     """Bytes that the decoder remembers of a video per latent cell of a frame; exact."""
     cell = jnp.zeros((1, 1, 1, 1, cfg.latent))
     trace = jax.eval_shape(Decoder(cfg).init_with_output, jax.random.key(0), cell)

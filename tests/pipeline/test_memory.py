@@ -367,7 +367,7 @@ def test_the_past_is_what_the_decoder_keeps():
     decode = partial(vae.decode, SMALL_VAE)
     _, past = jax.eval_shape(decode, small_vae(), array(1, 3, *sides, 4))
     kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(past))
-    assert kept == memory.past(SMALL_VAE) * sides[0] * sides[1]
+    assert kept == memory.decoder_past(SMALL_VAE) * sides[0] * sides[1]
 
 
 def test_twice_the_videos_hold_twice_as_much():
