@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention on released shapes: time and TFLOP/s of every implementation, side by side.
+"""Attention at released shapes: time and TFLOP/s of every implementation, side by side.
 
 python -m benchmarks.attention --to result.json
 python -m benchmarks.attention --cases '768p stage 2*' 'packed*' --heads 24
@@ -7,9 +7,9 @@ python -m benchmarks.attention --reduced
 
 FLOP are counted on visible pairs of tokens, whatever an implementation computes beyond
 them: 4 x pairs x heads x width forward, 3.5 times that with the gradients. Before a
-clock starts, values and gradients are compared with the formula in float64. Who is not
-installed, does not fit the device or is wrong is named with the reason. `--reduced` is
-for machines without an accelerator.
+clock starts, values and gradients are compared with the formula in float64. An
+implementation that is not installed, does not fit the device or is wrong is listed with
+the reason. `--reduced` is for machines without an accelerator.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """What all implementations do on one case."""
+    """The measurements of all implementations on one case."""
 
     case: str
     heads: int
@@ -105,7 +105,7 @@ class Row:
 
 
 def problem(work: Workload, name: str, heads: int) -> Problem:
-    """Random numbers under the mask of a case, as its dtype rounds them."""
+    """Random numbers, rounded to the workload's dtype, under the mask of a case."""
     mask = TokenMask(*(np.repeat(x, work.rows, axis=0) for x in case(name, work.scale)))
     draw = np.random.default_rng(0)
     shape = (*mask.segment.shape, heads, work.dim)
@@ -116,7 +116,7 @@ def problem(work: Workload, name: str, heads: int) -> Problem:
 
 
 def visible_pairs(mask: TokenMask) -> int:
-    """Pairs of a query and a key that it sees, without comparing all of them."""
+    """Counts the pairs of a query and a visible key without comparing all of them."""
     total = 0
     for segments, frames in zip(*mask, strict=True):
         for segment in np.unique(segments[segments >= 0]):
@@ -126,13 +126,13 @@ def visible_pairs(mask: TokenMask) -> int:
 
 
 def by_the_formula(
-    given: Problem, queries: Int[np.ndarray, "_"], mask: TokenMask
+    problem: Problem, queries: Int[np.ndarray, "_"], mask: TokenMask
 ) -> list[Values]:
     """Outputs of some queries of every row, their gradients, those of k and of v.
 
-    In float64, as if nothing came back to the other queries.
+    They are computed in float64, as if nothing came back to the other queries.
     """
-    q, k, v, back = (x.astype(np.float64) for x in given[:4])
+    q, k, v, back = (x.astype(np.float64) for x in problem[:4])
     scale = q.shape[-1] ** -0.5
     q, back = q[:, queries], back[:, queries]
     (segment, frame), (own, now) = mask, (x[:, queries, None] for x in mask)
@@ -151,39 +151,37 @@ def by_the_formula(
     ]
 
 
-def error(given: Problem, one: Rival) -> float:
+def error(problem: Problem, one: Rival) -> float:
     """The largest difference from the formula, as a share of the largest value."""
-    seeing = np.flatnonzero((given.mask.segment >= 0).all(axis=0))
-    some = np.random.default_rng(0).permutation(seeing)[:SAMPLED]
-    back = np.zeros_like(given.back)
-    back[:, some] = given.back[:, some]
-    found = [one.take(x) for x in one.both(*map(one.put, (*given[:3], back)))]
-    found = [found[0][:, some], found[1][:, some], *found[2:]]
-    exact = by_the_formula(given, some, one.mask)
-    shares = [
-        np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, exact, strict=True)
-    ]
-    return float(np.max(shares))
+    valid = np.flatnonzero((problem.mask.segment >= 0).all(axis=0))
+    sample = np.random.default_rng(0).permutation(valid)[:SAMPLED]
+    back = np.zeros_like(problem.back)
+    back[:, sample] = problem.back[:, sample]
+    out, dq, dk, dv = map(one.take, one.both(*map(one.put, (*problem[:3], back))))
+    computed = out[:, sample], dq[:, sample], dk, dv
+    exact = by_the_formula(problem, sample, one.mask)
+    pairs = zip(computed, exact, strict=True)
+    return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]))
 
 
 def measure(work: Workload, name: str, heads: int) -> Row:
-    """All implementations on one case, in turns."""
-    given = problem(work, name, heads)
-    pairs = visible_pairs(given.mask)
-    found: dict[str, Measured] = {}
+    """Measures all implementations on one case, in turns."""
+    inputs = problem(work, name, heads)
+    pairs = visible_pairs(inputs.mask)
+    results: dict[str, Measured] = {}
     runs: dict[tuple[str, str], Any] = {}
     for title in work.rivals:
-        found[title] = Measured()
+        results[title] = Measured()
         try:
-            one = rival(title, given)
-            share = error(given, one)
-            found[title] = Measured(share)
+            one = rival(title, inputs)
+            share = error(inputs, one)
+            results[title] = Measured(share)
             if not share <= ALLOWED[work.dtype]:
                 raise ValueError(f"wrong by {share:.2g} of the largest value")
-            runs |= {(title, what): run for what, run in _runs(given, one).items()}
+            runs |= {(title, what): run for what, run in _runs(inputs, one).items()}
         except Exception as reason:  # each library has its own kinds
             text = str(reason).strip() or type(reason).__name__
-            found[title] = replace(found[title], skipped=text.splitlines()[0])
+            results[title] = replace(results[title], skipped=text.splitlines()[0])
     times = interleaved({key: run for key, (run, _) in runs.items()}, work.repeats)
     for title in dict.fromkeys(title for title, _ in runs):
         forward, both = (
@@ -192,14 +190,16 @@ def measure(work: Workload, name: str, heads: int) -> Row:
         )
         flop = 4 * pairs * heads * work.dim
         rates = flop / forward.median / 1e9, BOTH * flop / both.median / 1e9
-        found[title] = replace(found[title], forward=forward, both=both, rates=rates)
-    return Row(name, heads, given.q.shape[1], pairs, found)
+        results[title] = replace(
+            results[title], forward=forward, both=both, rates=rates
+        )
+    return Row(name, heads, inputs.q.shape[1], pairs, results)
 
 
 def turn(
     call: Callable[[], Any], wait: Callable[[Any], Any]
 ) -> tuple[Callable[[], None], int]:
-    """As many calls as take `TURN` seconds, of which the last is awaited; how many."""
+    """A run of as many calls as take `TURN` seconds, the last awaited; and how many."""
     wait(call())
     begin = time.perf_counter()
     wait(call())
@@ -215,10 +215,10 @@ def turn(
 
 def heading(work: Workload) -> str:
     """What the numbers depend on."""
-    where = environment(PACKAGES)
+    system = environment(PACKAGES)
     return (
-        f"{where['device']}, {work.dtype}, width {work.dim}, jax {where['jax']}, torch "
-        f"{where['torch']}, tokamax {where['tokamax']}, load {where['load']}"
+        f"{system['device']}, {work.dtype}, width {work.dim}, jax {system['jax']}, "
+        f"torch {system['torch']}, tokamax {system['tokamax']}, load {system['load']}"
     )
 
 
@@ -251,15 +251,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="turns, default 10")
     parser.add_argument("--reduced", action="store_true", help="small shapes, float32")
     parser.add_argument("--to", type=Path, help="JSON file for the result")
-    given = parser.parse_args(argv)
-    work = REDUCED if given.reduced else Workload()
-    if given.cases is not None:
-        names = tuple(n for n in CASES for p in given.cases if fnmatch.fnmatch(n, p))
+    options = parser.parse_args(argv)
+    work = REDUCED if options.reduced else Workload()
+    if options.cases is not None:
+        names = tuple(n for n in CASES for p in options.cases if fnmatch.fnmatch(n, p))
         if not names:
-            parser.error(f"no case matches {given.cases}; the cases are {CASES}")
+            parser.error(f"no case matches {options.cases}; the cases are {CASES}")
         work = replace(work, cases=names)
     for name in ("rivals", "heads", "dim", "rows", "dtype", "repeats"):
-        value = getattr(given, name)
+        value = getattr(options, name)
         if value is not None:
             value = tuple(value) if isinstance(value, list) else value
             work = replace(work, **{name: value})
@@ -268,12 +268,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, heads in itertools.product(work.cases, work.heads):
         rows.append(measure(work, name, heads))
         print(report(work, rows[-1]), flush=True)
-        if given.to is not None:
-            write(given.to, work, rows)
+        if options.to is not None:
+            write(options.to, work, rows)
 
 
 def write(path: Path, work: Workload, rows: Sequence[Row]) -> None:
-    """Stores what was measured so far as JSON."""
+    """Stores all measurements so far as JSON."""
     result = {"workload": work, "environment": environment(PACKAGES), "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain(result), indent=2) + "\n", encoding="utf-8")
@@ -288,9 +288,9 @@ def _line(one: Measured, most: float | None) -> str:
     return f"{one.forward!s:28}{rates[0]:15}{one.both!s:28}{rates[1]}"
 
 
-def _runs(given: Problem, one: Rival) -> dict[str, tuple[Callable[[], None], int]]:
-    """What a turn runs, forward and both ways, and how many calls it has."""
-    *arrays, back = map(one.put, given[:4])
+def _runs(problem: Problem, one: Rival) -> dict[str, tuple[Callable[[], None], int]]:
+    """What a turn runs, forward and both ways, and how many calls that is."""
+    *arrays, back = map(one.put, problem[:4])
     calls = {
         "forward": functools.partial(one.forward, *arrays),
         "both": functools.partial(one.both, *arrays, back),

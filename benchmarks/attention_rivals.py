@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Implementations of attention that `benchmarks.attention` compares, each optional.
 
-All compute one `Problem`. Those of PyTorch hold their arrays as `b heads l dim`, which
-is their order; arrays are brought into it before a clock starts.
+All of them compute one `Problem`. Those of PyTorch hold arrays as `b heads l dim`;
+arrays are brought into this order before a clock starts.
 """
 
 import importlib
@@ -17,9 +17,10 @@ from einops import rearrange
 from jaxtyping import Float
 
 from pyramid_jax.kernels.attention import BACKENDS, OTHERS, attention
+from pyramid_jax.kernels.visits import fill
 from pyramid_jax.mask import TokenMask
 
-# What each runs on; one that is not listed runs anywhere.
+# The device that each needs; one that is not listed runs anywhere.
 NEEDS = {
     "pallas_triton": "gpu",
     "pallas_tpu": "tpu",
@@ -36,7 +37,7 @@ Values = Float[np.ndarray, "b l heads dim"]
 
 
 class Problem(NamedTuple):
-    """One call of attention and what comes back to it; `dtype` is of the products."""
+    """One call of attention, the gradient of its output, and the type of products."""
 
     q: Values
     k: Values
@@ -50,7 +51,7 @@ class Rival(NamedTuple):
     """An implementation on one problem.
 
     `forward(q, k, v)` gives the output, `both(q, k, v, back)` also the gradients of q,
-    k and v. Work is started, not awaited. `mask` is what it computes.
+    k and v. Calls are started, not awaited. `mask` is the mask that it applies.
     """
 
     put: Callable[[Values], Any]
@@ -81,14 +82,14 @@ def rival(name: str, problem: Problem) -> Rival:
 
 
 def without_frames(problem: Problem) -> TokenMask:
-    """A superset of the mask: within a segment, also later frames are seen."""
+    """A superset of the mask: within a segment, later frames are visible, too."""
     segment, frame = problem.mask
     return TokenMask(segment, np.zeros_like(frame))
 
 
 def _of_jax(form: Callable[..., Any], problem: Problem, mask: TokenMask) -> Rival:
     """A rival that gets the mask when it is called: nothing is computed before."""
-    given = TokenMask(*map(jnp.asarray, mask))
+    arrays = TokenMask(*map(jnp.asarray, mask))
 
     @jax.jit
     def both(q, k, v, back, mask):
@@ -98,8 +99,8 @@ def _of_jax(form: Callable[..., Any], problem: Problem, mask: TokenMask) -> Riva
     forward = jax.jit(form)
     return Rival(
         put=lambda x: jnp.asarray(x, problem.dtype),
-        forward=lambda q, k, v: forward(q, k, v, given),
-        both=lambda q, k, v, back: both(q, k, v, back, given),
+        forward=lambda q, k, v: forward(q, k, v, arrays),
+        both=lambda q, k, v, back: both(q, k, v, back, arrays),
         wait=jax.block_until_ready,
         take=lambda x: np.asarray(x, np.float64),
         mask=mask,
@@ -110,10 +111,9 @@ def _segments_only(q: Any, k: Any, v: Any, mask: TokenMask) -> jax.Array:
     """JAX's own Pallas kernel for GPUs, which knows segments and no frames."""
     kernel = importlib.import_module("jax.experimental.pallas.ops.gpu.attention")
     length = mask.segment.shape[1]
-    more = -length % BLOCK
-    segment = jnp.pad(mask.segment, ((0, 0), (0, more)), constant_values=-1)
-    wide = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-    out = kernel.mha(*wide, segment, sm_scale=1 / math.sqrt(q.shape[-1]))
+    segment = fill(mask.segment, {1: BLOCK}, -1)
+    blocks = (fill(x, {1: BLOCK}) for x in (q, k, v))
+    out = kernel.mha(*blocks, segment, sm_scale=1 / math.sqrt(q.shape[-1]))
     return out[:, :length]
 
 
@@ -124,15 +124,15 @@ def _of_torch(name: str, problem: Problem, device: str) -> Rival:
         raise ValueError("needs the package torch") from error
     if device == "gpu" and not torch.cuda.is_available():
         raise ValueError("torch sees no GPU; install torch with CUDA")
-    where = {"gpu": "cuda", "cpu": "cpu"}.get(device)
-    if where is None:
+    place = {"gpu": "cuda", "cpu": "cpu"}.get(device)
+    if place is None:
         raise ValueError(f"torch has no {device.upper()}")
-    mask = TokenMask(*(torch.from_numpy(x.copy()).to(where) for x in problem.mask))
+    mask = TokenMask(*(torch.from_numpy(x.copy()).to(place) for x in problem.mask))
     form = _flex(torch, mask) if name == "flex" else _sdpa(torch, mask)
 
     def put(x: Values) -> Any:
         x = np.ascontiguousarray(rearrange(x, "b l heads dim -> b heads l dim"))
-        return torch.from_numpy(x).to(where, getattr(torch, problem.dtype))
+        return torch.from_numpy(x).to(place, getattr(torch, problem.dtype))
 
     def both(q, k, v, back) -> list[Any]:
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -144,14 +144,14 @@ def _of_torch(name: str, problem: Problem, device: str) -> Rival:
         return rearrange(x, "b heads l dim -> b l heads dim")
 
     def wait(_: Any) -> None:
-        if where == "cuda":
+        if place == "cuda":
             torch.cuda.synchronize()
 
     return Rival(put, form, both, wait, take, problem.mask)
 
 
 def _flex(torch: Any, mask: TokenMask) -> Callable[..., Any]:
-    """FlexAttention, compiled, with the blocks that the mask lists."""
+    """FlexAttention, compiled, with a list of blocks made from the mask."""
     library = importlib.import_module("torch.nn.attention.flex_attention")
     segment, frame = mask
     rows, length = segment.shape
@@ -168,7 +168,7 @@ def _flex(torch: Any, mask: TokenMask) -> Callable[..., Any]:
 
 
 def _sdpa(torch: Any, mask: TokenMask) -> Callable[..., Any]:
-    """PyTorch's attention with a dense mask; who sees nobody is shown the first key."""
+    """PyTorch's attention, dense mask; a query without keys is shown the first one."""
     query, key = (TokenMask(*(x.unsqueeze(axis) for x in mask)) for axis in (2, 1))
     same = (query.segment == key.segment) & (query.segment >= 0)
     sees = same & (key.frame <= query.frame)

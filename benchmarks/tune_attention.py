@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses the block sizes of the Pallas kernels by timing them on the device at hand.
+"""Chooses block sizes for the Pallas kernels by timing them on the device at hand.
 
 python -m benchmarks.tune_attention                # into the table of the package
 python -m benchmarks.tune_attention --to mine.json --dims 64 --cases 'packed 24576'
 
-For every width of heads and every case, candidates of each kernel run in turns, the
-others unchanged; the fastest median wins. Those that the compiler refuses, or whose
-results differ, are left out. An entry is written for rows up to the length of its case;
-the last case, the longest, serves all longer ones. An accelerator is needed.
+For every width of heads and every case, candidates for one kernel at a time run in
+turns; the fastest median wins. Those that the compiler refuses, or whose results
+differ, are left out. An entry is written for rows up to the length of its case; that of
+the longest case serves all longer rows, too. This needs an accelerator.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.timing import environment, interleaved, spread
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.cases import case
-from pyramid_jax.kernels.tiles import TABLE, Entry, Tile, Tiles, tiles_for, write
+from pyramid_jax.kernels.tiles import TABLE, Entry, Tile, Tiles, tiles_for, write_tiles
 from pyramid_jax.mask import TokenMask
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ WIDTHS = (64, 128)
 SHARE = 0.03  # of the largest value: how far results may differ between block sizes
 
 
-# Times of several tiles: of the forward pass alone, or of both.
+# Gives milliseconds of several tiles, of the forward pass alone or of both.
 Clock = Callable[[Sequence[Tiles], bool], dict[Tiles, float]]
 
 
@@ -93,7 +93,7 @@ def tuned(
 def milliseconds(
     setting: Setting, several: Sequence[Tiles], only_forward: bool
 ) -> dict[Tiles, float]:
-    """The median time of a call with each of the tiles that agree with the first."""
+    """The median milliseconds of a call with each of the tiles that agree."""
     programs = agreeing(setting, several, only_forward)
     turns = {key: turn(call, jax.block_until_ready) for key, call in programs.items()}
     runs = {key: run for key, (run, _) in turns.items()}
@@ -107,12 +107,12 @@ def milliseconds(
 def agreeing(
     setting: Setting, several: Sequence[Tiles], only_forward: bool
 ) -> dict[Tiles, Callable[[], Any]]:
-    """A call for each of the tiles that compile and compute what the first compute.
+    """A call for each of the tiles that compile and compute what the first ones do.
 
     Raises:
-        ValueError: the first do not run.
+        ValueError: the first ones do not run.
     """
-    arrays, found, first = _arrays(setting), {}, None
+    arrays, programs, first = _arrays(setting), {}, None
     for tiles in dict.fromkeys(several):
         call = functools.partial(_program(setting, tiles, only_forward), *arrays)
         try:
@@ -126,29 +126,29 @@ def agreeing(
         first = result if first is None else first
         pairs = zip(result, first, strict=True)
         if all(np.abs(a - b).max() <= SHARE * np.abs(b).max() for a, b in pairs):
-            found[tiles] = call
+            programs[tiles] = call
         else:
             logger.warning("%s computes something else", tiles)
-    return found
+    return programs
 
 
 def entry(setting: Setting, choice: Choice, name: str, length: int | None) -> Entry:
-    """The line of the table for what was chosen on a case on this device."""
-    where = environment(("jax",))
+    """The entry of the table for the tiles chosen on a case on this device."""
+    system = environment(("jax",))
     return Entry(
         setting.backend,
-        where["device"],
+        system["device"],
         setting.dtype,
         setting.dim,
         length,
         choice.tiles,
-        f"measured {where['date']}, jax {where['jax']}, {name}, {setting.heads} heads: "
-        f"{choice.before:.3f} ms before, {choice.after:.3f} ms after",
+        f"measured {system['date']}, jax {system['jax']}, {name}, {setting.heads} "
+        f"heads: {choice.before:.3f} ms before, {choice.after:.3f} ms after",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Times the candidates that the arguments ask for, and writes the table."""
+    """Times candidates as the arguments say, and writes the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -158,24 +158,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=10, help="turns, default 10")
     parser.add_argument("--to", type=Path, default=TABLE, help="default: the package's")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     backend = BACKENDS.get(jax.default_backend())
     if backend is None:
         parser.error(
             "block sizes are timed on a GPU or a TPU; JAX sees only "
             f"{jax.devices()[0].device_kind}"
         )
-    masks = {name: case(name) for name in given.cases}
+    masks = {name: case(name) for name in options.cases}
     order = sorted(masks, key=lambda name: masks[name].segment.shape[1])
-    for dim, name in itertools.product(given.dims, order):
+    for dim, name in itertools.product(options.dims, order):
         mask = TokenMask(*map(jnp.asarray, masks[name]))
         length = mask.segment.shape[1]
-        setting = Setting(backend, mask, dim, given.heads, given.dtype, given.repeats)
-        start = tiles_for(backend, dim, given.dtype, length)
+        setting = Setting(
+            backend, mask, dim, options.heads, options.dtype, options.repeats
+        )
+        start = tiles_for(backend, dim, options.dtype, length)
         clock = functools.partial(milliseconds, setting)
         choice = tuned(start, PARTS[backend], candidates(backend), clock)
         line = entry(setting, choice, name, None if name == order[-1] else length)
-        write(given.to, [line])
+        write_tiles(options.to, [line])
         print(f"width {dim}, {name}: {line.source}; {choice.tiles}", flush=True)
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what memory the released models take, without weights and without a device.
+"""Prints the memory that released models take, without weights and without a device.
 
     python -m launch.memory --height=768 --width=1280 --frames=241
     python -m launch.memory --variant=miniflux --offload --limit=16
 
-prints bytes on a device phase by phase, and fails if they are more than the limit. For
-a model in a folder, ask the model: `print(model.plan(size))`.
+prints bytes on a device phase by phase, and fails if they exceed the limit. For a model
+in a folder, `VideoPipeline.memory_plan` gives the same table.
 """
 
 from dataclasses import replace
@@ -16,15 +16,20 @@ from absl import flags
 
 from launch import start
 from pyramid_jax import sharding
-from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.convert import networks
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, SampleConfig
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.pipeline import memory
-from pyramid_jax.pipeline.memory import GIB, ModelParts, Work
+from pyramid_jax.pipeline.memory import (
+    GIB,
+    ModelParts,
+    Work,
+    decoding_pieces,
+    memory_plan,
+)
 from pyramid_jax.pipeline.prompts import Network, abstract
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae.autoencoder import Autoencoder
@@ -35,59 +40,58 @@ CLIP_G = CLIPConfig(
 CLIPS = {"mmdit": (CLIPConfig(projection=768), CLIP_G), "miniflux": (CLIPConfig(),)}
 
 
-def main(given: flags.FlagValues) -> None:
+def main(options: flags.FlagValues) -> None:
     jax.config.update("jax_platforms", "cpu")
-    networks = released_networks(given.variant, given.dtype, given.offload)
-    cfg, most = networks.cfg, None if given.limit is None else given.limit * GIB
-    stages = len(cfg.stages)
-    grid = cfg.latent.grid(given.height, given.width, cfg.layout.patch, stages)
-    shape = (cfg.latent.frames(given.frames), *grid, cfg.latent.channels)
+    parts = released_parts(options.variant, options.dtype, options.offload)
+    latent = parts.cfg.latent
+    limit = None if options.limit is None else options.limit * GIB
+    patch, stages = parts.cfg.layout.patch, len(parts.cfg.stages)
+    grid = latent.grid(options.height, options.width, patch, stages)
+    shape = (latent.frames(options.frames), *grid, latent.channels)
     work = Work(
         shape,
-        given.videos,
+        options.videos,
         SampleConfig(),
-        image=given.image,
-        streamed=given.streamed,
+        image=options.image,
+        streamed=options.streamed,
     )
-    pieces = memory.pieces(networks, work, None, most)
-    found = memory.plan(networks, work._replace(pieces=pieces))
-    print(found)
+    pieces = decoding_pieces(parts, work, None, limit)
+    plan = memory_plan(parts, work._replace(pieces=pieces))
+    print(plan)
     try:
-        found.check(most)
-    except ValueError as refused:
-        raise SystemExit(str(refused).splitlines()[0]) from None
+        plan.check(limit)
+    except ValueError as refusal:
+        raise SystemExit(str(refusal).splitlines()[0]) from None
 
 
-def released_networks(
+def released_parts(
     variant: str, dtype: str = "bfloat16", parked: bool = False
 ) -> ModelParts:
-    """A released model: its transformer, VAE and text encoders.
+    """A released model: its transformer, VAE and text encoders, as shapes.
 
     Args:
         variant: one of `VARIANTS`.
         dtype: of weights and products.
-        parked: weights wait on the host, as with `generate.load(offload=True)`.
+        parked: weights wait on the host, as with `load(offload=True)`.
     """
     dit = replace(VARIANTS[variant], dtype=dtype)
     cfg = ModelConfig(dit, Layout(position_table=dit.position_table), LatentConfig())
     coder = VAEConfig(dtype=dtype)
+    encoders = [T5Config(dtype=dtype)]
+    encoders += [replace(clip, dtype=dtype) for clip in CLIPS[variant]]
     kind = sharding.HOST if parked else sharding.DEVICE
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
 
     def placed(boxed: Any) -> Any:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=where), unbox(boxed)
+            lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), unbox(boxed)
         )
 
-    readers = (
-        T5Config(dtype=dtype),
-        *(replace(c, dtype=dtype) for c in CLIPS[variant]),
-    )
     return ModelParts(
         cfg,
-        {"dit": placed(blueprints.dit(dit).shapes)},
-        Autoencoder(coder, cfg.latent, placed(blueprints.vae(coder).shapes)),
-        tuple(Network(c, placed(abstract(c))) for c in readers),
+        {"dit": placed(networks.dit(dit).shapes)},
+        Autoencoder(coder, cfg.latent, placed(networks.vae(coder).shapes)),
+        tuple(Network(encoder, placed(abstract(encoder))) for encoder in encoders),
     )
 
 

@@ -3,19 +3,20 @@
 
     python -m launch.compile [--chips a100,v5e] [--parts attention] [--only PATTERN]
 
-The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), the programs do
-not. One line is printed per kernel, or step of the decoder, and size: what it takes on
-the chip. The exit code is 1 if a compiler refuses one. `make test-compile` installs the
-compilers and runs it for attention, which takes minutes; libtpu needs more than ten for
-each step of the decoder.
+The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), but not the
+programs. One line is printed for each size of each kernel, or of the decoder's step:
+what it takes on the chip. The exit code is 1 if a compiler refuses one. `make
+test-compile` installs the compilers and runs the command for attention, which takes
+minutes; libtpu needs more than ten for each step of the decoder.
 """
 
 import argparse
 import fnmatch
+import itertools
 import os
 import sys
 
-# Libtpu would otherwise look for the machine that it runs on, and want it for itself.
+# Otherwise libtpu would look for the machine that it runs on, and claim it.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_PLATFORMS": "cpu",
@@ -39,23 +40,25 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {"attention": kernels, "decoder": vae}
     parser.add_argument("--parts", default=",".join(parts), help=f"of {list(parts)}")
     parser.add_argument("--only", default="*", help="pattern of sizes, e.g. '768p*'")
-    given = parser.parse_args(arguments)
-    chips, chosen = given.chips.split(","), given.parts.split(",")
-    for what, names, known in (("chip", chips, CHIPS), ("part", chosen, parts)):
+    options = parser.parse_args(arguments)
+    chip_names, part_names = options.chips.split(","), options.parts.split(",")
+    for kind, names, table in (
+        ("chip", chip_names, CHIPS),
+        ("part", part_names, parts),
+    ):
         for name in names:
-            if name not in known:
-                parser.error(f"no {what} {name!r}; the {what}s are {list(known)}")
-    failed = 0
-    for name in chips:
-        for part in chosen:
-            for work in parts[part].WORKS:
-                if not fnmatch.fnmatch(work.name, given.only):
-                    continue
-                for line in parts[part].compiled(CHIPS[name], work):
-                    print(line, flush=True)
-                    failed += line.refused is not None
-    print(f"{failed} refused")
-    return int(failed > 0)
+            if name not in table:
+                parser.error(f"no {kind} {name!r}; the {kind}s are {list(table)}")
+    refusals = 0
+    for chip, part in itertools.product(chip_names, part_names):
+        for size in parts[part].SIZES:
+            if not fnmatch.fnmatch(size.name, options.only):
+                continue
+            for line in parts[part].compiled(CHIPS[chip], size):
+                print(line, flush=True)
+                refusals += line.refusal is not None
+    print(f"{refusals} refused")
+    return int(refusals > 0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chips to compile for, as their compilers want to be told about them."""
+"""The chips to compile for, as their compilers need them described."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from jax.experimental import topologies
 
 @dataclass(frozen=True)
 class TPU:
-    """A TPU by the smallest slice that libtpu knows."""
+    """A TPU, by the smallest slice that libtpu knows."""
 
     name: str
     topology: str
@@ -28,7 +28,7 @@ class TPU:
 
 @dataclass(frozen=True)
 class GPU:
-    """An NVIDIA GPU by its data sheet and device query."""
+    """An NVIDIA GPU, by its data sheet and device query."""
 
     name: str
     capability: tuple[int, int]
@@ -48,7 +48,7 @@ class GPU:
 
     @property
     def architecture(self) -> str:
-        """The name that ptxas has for it, e.g. sm_80."""
+        """Its name for ptxas, e.g. sm_80."""
         return "sm_{}{}".format(*self.capability) + ("a" if self.feature else "")
 
     def device(self) -> Any:

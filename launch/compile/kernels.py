@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention at released sizes through a chip's compiler, and what each kernel takes."""
+"""Attention at released sizes, through a chip's compiler: what each kernel takes."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ from pyramid_jax.kernels.tiles import tiles_for
 from pyramid_jax.mask import TokenMask
 
 
-class Work(NamedTuple):
+class AttentionSize(NamedTuple):
     """The sizes of one call of attention."""
 
     name: str
@@ -32,15 +32,15 @@ class Work(NamedTuple):
 
 
 # Rows of sampling have a prompt and a negative prompt; miniFLUX has 30 heads.
-WORKS = (
-    Work("384p sampling", 2, 3068),
-    Work("768p sampling", 2, 15488),
-    Work("768p training", 1, 24576, heads=30),
-    Work("width 32", 1, 4096, dim=32),
-    Work("width 96", 1, 4096, dim=96),
-    Work("width 128", 1, 4096, dim=128),
-    Work("float32", 1, 4096, dtype="float32"),
-    Work("float32 width 128", 1, 4096, dim=128, dtype="float32"),
+SIZES = (
+    AttentionSize("384p sampling", 2, 3068),
+    AttentionSize("768p sampling", 2, 15488),
+    AttentionSize("768p training", 1, 24576, heads=30),
+    AttentionSize("width 32", 1, 4096, dim=32),
+    AttentionSize("width 96", 1, 4096, dim=96),
+    AttentionSize("width 128", 1, 4096, dim=128),
+    AttentionSize("float32", 1, 4096, dtype="float32"),
+    AttentionSize("float32 width 128", 1, 4096, dim=128, dtype="float32"),
 )
 
 
@@ -48,23 +48,23 @@ class Line(NamedTuple):
     """One kernel on one chip: memory in KiB, registers per thread, or the refusal."""
 
     chip: str
-    work: str
+    size: str
     kernel: str = ""
     used: str = ""
-    refused: str | None = None
+    refusal: str | None = None
 
     def __str__(self) -> str:
-        end = self.used if self.refused is None else f"REFUSED: {self.refused}"
-        return f"{self.chip:5} {self.work:18} {self.kernel:15} {end}"
+        end = self.used if self.refusal is None else f"REFUSED: {self.refusal}"
+        return f"{self.chip:5} {self.size:18} {self.kernel:15} {end}"
 
 
-def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
+def compiled(chip: GPU | TPU, size: AttentionSize) -> Iterator[Line]:
     """Compiles the forward and the backward pass; a line for each kernel in them."""
     device = chip.device()
     one = sharding.device_mesh(devices=[device])
-    arguments = _arguments(one, work)
+    arguments = _arguments(one, size)
     tiles = tiles_for(
-        chip.backend, work.dim, work.dtype, work.tokens, device.device_kind
+        chip.backend, size.dim, size.dtype, size.tokens, device.device_kind
     )
 
     def both(q, k, v, mask, back):
@@ -85,32 +85,32 @@ def compiled(chip: GPU | TPU, work: Work) -> Iterator[Line]:
             lowered = traced.lower(lowering_platforms=(chip.platform,))
             program = lowered.compile(compiler_options=options)
         except Exception as error:  # each compiler has its own kinds
-            yield Line(chip.name, work.name, refused=str(error).split("\n")[0][:300])
+            yield Line(chip.name, size.name, refusal=str(error).split("\n")[0][:300])
             return
         if isinstance(chip, GPU):
-            found = list(_of_gpu(chip, Path(folder)))
+            kernels = list(_of_gpu(chip, Path(folder)))
         elif text := _printed(program):
-            found = list(_of_tpu(text))
+            kernels = list(_of_tpu(text))
         else:
-            yield Line(chip.name, work.name, used="accepted; jaxlib can not print it")
+            yield Line(chip.name, size.name, used="accepted; jaxlib can not print it")
             return
-    for kernel, used in sorted(found):
-        yield Line(chip.name, work.name, kernel, used)
-    if len(found) < 3:
-        seen = [kernel for kernel, _ in found]
-        yield Line(chip.name, work.name, refused=f"three kernels expected, got {seen}")
+    for kernel, used in sorted(kernels):
+        yield Line(chip.name, size.name, kernel, used)
+    if len(kernels) < 3:
+        names = [kernel for kernel, _ in kernels]
+        yield Line(chip.name, size.name, refusal=f"three kernels expected, got {names}")
 
 
-def _arguments(one: Mesh, work: Work) -> tuple:
+def _arguments(one: Mesh, size: AttentionSize) -> tuple:
     here = NamedSharding(one, PartitionSpec())
-    shape = (work.rows, work.tokens, work.heads, work.dim)
-    x = jax.ShapeDtypeStruct(shape, work.dtype, sharding=here)
+    shape = (size.rows, size.tokens, size.heads, size.dim)
+    x = jax.ShapeDtypeStruct(shape, size.dtype, sharding=here)
     number = jax.ShapeDtypeStruct(shape[:2], jnp.int32, sharding=here)
     return x, x, x, TokenMask(number, number), x
 
 
 def _printed(program: Any) -> str:
-    """The compiled program, or nothing where libtpu is newer than what jaxlib reads."""
+    """The compiled program; empty where libtpu is newer than jaxlib can read."""
     try:
         return program.as_text()
     except jax.errors.JaxRuntimeError:
@@ -147,17 +147,17 @@ def _of_gpu(chip: GPU, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _registers(chip: GPU, code: Path) -> str:
-    """What ptxas says of a kernel's registers."""
+    """What ptxas says about a kernel's registers."""
     command = [_ptxas(), "-v", f"-arch={chip.architecture}", code, "-o", "/dev/null"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = re.search(r"Used (\d+) registers", said)
-    spilled = re.search(r"(\d+) bytes spill stores", said)
-    assert registers and spilled, said
+    log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", log)
+    spilled = re.search(r"(\d+) bytes spill stores", log)
+    assert registers and spilled, log
     return f"{registers[1]} registers, {spilled[1]} bytes spilled"
 
 
 def _ptxas() -> Path:
-    """The assembler of the package that brings it."""
+    """The assembler, from the package that brings it."""
     for file in metadata.files("nvidia-cuda-nvcc-cu12") or ():
         if file.name == "ptxas":
             return Path(str(file.locate()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention under a `TokenMask`: the entry, the XLA form, the choice of backend."""
+"""Attention under a `TokenMask`: the entry, the plain form, the choice of backend."""
 
 import functools
 import logging
@@ -21,7 +21,7 @@ from pyramid_jax.mask import TokenMask, dense
 
 logger = logging.getLogger(__name__)
 
-# Those of this project, then those of other libraries.
+# Those of this project, and those of other libraries.
 BACKENDS = ("xla", "blocks", "pallas_tpu", "pallas_triton")
 OTHERS = ("cudnn", "splash", "tokamax")
 # perf: in shorter rows the loop over blocks costs more than it saves.
@@ -42,15 +42,15 @@ def attention(
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        backend: one of BACKENDS or OTHERS; None takes the kernel of the device, if it
-            passes a trial there, or one of XLA's. Pallas kernels run on their device
-            only; compiled for a CPU they are interpreted, exactly and slowly. All
-            follow the mesh that is set.
+        backend: one of BACKENDS or OTHERS; None takes the kernel of the device if it
+            passes a trial there, else "xla" or "blocks". Pallas kernels run on their
+            device only; compiled for a CPU they are interpreted, exactly and slowly.
+            All follow the mesh that is set.
         tiles: block sizes of a Pallas backend, see `Tiles.of`; None: the table's.
 
     Raises:
-        ValueError: unknown backend, one that is not available here, heads too wide for
-            it, or tiles that it does not take.
+        ValueError: the backend is unknown or not available here, the heads are too wide
+            for it, or it does not take the tiles.
     """
     length, dim = q.shape[1], q.shape[3]
     if tiles is not None and backend not in TILED:
@@ -65,7 +65,7 @@ def attention(
 
 
 def _form(backend: str, dim: int, tiles: Sizes | None) -> AttentionFn:
-    """The function of a backend that is given its part of the mesh."""
+    """A backend as a function of each device's part of the arrays."""
     if backend not in BACKENDS + OTHERS:
         raise ValueError(
             f"unknown attention backend {backend!r}; use one of {BACKENDS}, one of "
@@ -86,12 +86,12 @@ def _form(backend: str, dim: int, tiles: Sizes | None) -> AttentionFn:
     if backend == "splash":
         return _interpreted_on_cpu(splash)
     kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
-    chosen = None if tiles is None else Tiles.of(tiles)
-    return _interpreted_on_cpu(functools.partial(kernel, tiles=chosen))
+    sizes = None if tiles is None else Tiles.of(tiles)
+    return _interpreted_on_cpu(functools.partial(kernel, tiles=sizes))
 
 
 def default(length: int, dim: int, dtype: str) -> str:
-    """The backend that None means for rows of `length` tokens on the device at hand.
+    """The backend that None stands for, in rows of `length` tokens on this device.
 
     Args:
         dim: width of a head.
@@ -99,15 +99,15 @@ def default(length: int, dim: int, dtype: str) -> str:
     """
     if length < SHORT:
         return "xla"
-    own = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(jax.default_backend())
-    if own is None or dim > WIDEST or not _works(own, dim, dtype):
+    kernel = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(jax.default_backend())
+    if kernel is None or dim > WIDEST or not _works(kernel, dim, dtype):
         return "blocks"
-    return own
+    return kernel
 
 
 @functools.cache
 def _works(backend: str, dim: int, dtype: str) -> bool:
-    """Whether a kernel computes the plain form on this device; a log says why not."""
+    """Whether a kernel computes the plain form on this device; logs why not."""
     kernel, plain = (_form(name, dim, None) for name in (backend, "xla"))
     why = failure(kernel, plain, dim, dtype)
     if why is not None:
@@ -122,7 +122,7 @@ def _works(backend: str, dim: int, dtype: str) -> bool:
 
 
 def _interpreted_on_cpu(kernel: AttentionFn) -> AttentionFn:
-    """The kernel, decided when compiled and not here: devices may be absent."""
+    """The kernel, interpreted where it is compiled for a CPU, which is decided then."""
     slow = functools.partial(kernel, interpret=True)
     return functools.partial(jax.lax.platform_dependent, cpu=slow, default=kernel)
 

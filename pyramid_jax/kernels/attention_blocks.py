@@ -5,9 +5,9 @@ A row is cut into blocks of 64 tokens. The mask gives a list of the pairs (query
 key block) in which any query sees any key; a loop walks it with the running softmax of
 flash attention (arXiv:2205.14135). The weights of a pair, 64 x 64 per head, stay in the
 cache; no array of queries times keys is written. The backward pass walks the same list
-and computes the weights again. Plain JAX, differentiable once, for CPUs.
+and computes the weights again. This is plain JAX, differentiable once, for CPUs.
 
-What it saves depends on the row. In a packed training row of four segments 21 % of the
+The savings depend on the row. In a packed training row of four segments 21 % of the
 pairs are visible; forward and backward take 0.3 of the CPU time of the plain form
 (benchmarks/cpu_vs_reference.py, 1442 tokens, 8 heads).
 """
@@ -20,6 +20,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from pyramid_jax.kernels.flash import FLOOR
+from pyramid_jax.kernels.visits import fill
 from pyramid_jax.mask import TokenMask, dense, visible
 
 BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
@@ -36,8 +37,8 @@ class Row(NamedTuple):
     mask: TokenMask  # blocks x size
 
 
-class Pairs(NamedTuple):
-    """The first `count` entries name the blocks of queries and keys that meet."""
+class VisiblePairs(NamedTuple):
+    """The blocks of queries and keys that meet, in the first `count` entries."""
 
     query: Int[Array, "_"]
     key: Int[Array, "_"]
@@ -53,17 +54,14 @@ def blocks(
 ) -> Float[Array, "b l heads dim"]:
     """`attention` of `kernels.attention`, row after row."""
     length, dim = q.shape[1], q.shape[-1]
-    rest = -length % size
 
     def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0)))
-        return rearrange(
-            x, "b (blocks size) heads dim -> b blocks heads size dim", size=size
-        )
+        pattern = "b (blocks size) heads dim -> b blocks heads size dim"
+        return rearrange(fill(x, {1: size}), pattern, size=size)
 
     def cut_mask(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, rest)), constant_values=-1)
-        return rearrange(x, "b (blocks size) -> b blocks size", size=size)
+        pattern = "b (blocks size) -> b blocks size"
+        return rearrange(fill(x, {1: size}, -1), pattern, size=size)
 
     row = Row(cut(q * dim**-0.5), cut(k), cut(v), TokenMask(*map(cut_mask, mask)))
     out = jax.lax.map(lambda row: _row(*row), row)
@@ -130,17 +128,17 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]
 _row.defvjp(_forward, _backward)
 
 
-def _pairs(mask: TokenMask) -> Pairs:
+def _pairs(mask: TokenMask) -> VisiblePairs:
     """The pairs of blocks in which any query sees any key."""
     size = mask.segment.shape[1]
     seen = dense(TokenMask(*(x.reshape(1, -1) for x in mask)))[0]
     meet = rearrange(seen, "(i q) (j k) -> i j q k", q=size, k=size).any((2, 3))
     order = jnp.argsort(~meet.ravel(), stable=True)
-    return Pairs(order // len(meet), order % len(meet), meet.sum())
+    return VisiblePairs(order // len(meet), order % len(meet), meet.sum())
 
 
 def _logits(row: Row, i: Array, j: Array) -> tuple[Array, Array]:
-    """Products of queries of block i with keys of block j, and which are visible."""
+    """Products of the queries of block i and the keys of block j, and their mask."""
     query, key = (TokenMask(*(_at(x, b)[None] for x in row.mask)) for b in (i, j))
     return _product(_at(row.q, i), _at(row.k, j).mT), visible(query, key)
 

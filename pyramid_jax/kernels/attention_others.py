@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention by the libraries of others: cuDNN, splash attention, tokamax.
+"""Attention by other libraries: cuDNN, splash attention, tokamax.
 
-Baselines, and something to fall back to. None of them knows segments and frames, so
-each is given the mask as a matrix of queries times keys: at 15k tokens 240 MB per row
-as bytes, twice that where it is added to the logits. What each does with it:
+These are baselines and fallbacks. None of them knows segments and frames, so each gets
+the mask as a matrix of queries times keys: at 15k tokens 240 MB per row as bytes, twice
+that where it is added to the logits. What each does with it:
 
     cudnn    adds it to the logits; every pair of tokens is multiplied
     splash   skips blocks without a visible pair; heads are filled to width 128
-    tokamax  asks it in its own kernels; every pair of tokens is multiplied
+    tokamax  applies it in its own kernels; every pair of tokens is multiplied
 
 A query that sees no key is shown the first one, so that nothing is divided by zero, and
-its output is replaced by zeros; so are its gradients.
+its output and its gradients are replaced by zeros.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from pyramid_jax.kernels.flash import seen
-from pyramid_jax.kernels.visits import Mask
+from pyramid_jax.kernels.visits import Mask, fill
 
 EVEN = 8  # tokens; cuDNN takes no odd number, and reads masks in vectors
 SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
@@ -38,22 +38,23 @@ def cudnn(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
     """`kernels.attention.attention` by cuDNN, through JAX.
 
     Raises:
-        ValueError: no NVIDIA GPU, no cuDNN, float32, or a width that it does not take.
+        ValueError: there is no NVIDIA GPU or no cuDNN, or it does not take the type or
+            the width of the heads.
     """
-    given = f"{q.dtype}, heads of width {q.shape[3]} on {jax.default_backend()}"
-    wanted = (
+    refusal = (
         "the backend 'cudnn' needs an NVIDIA GPU with cuDNN, bfloat16 or float16, and "
-        f"heads whose width 8 divides, up to 128; given are {given}"
+        f"heads whose width 8 divides, up to 128; given are {q.dtype}, heads of width "
+        f"{q.shape[3]} on {jax.default_backend()}"
     )
     two_bytes = q.dtype in (jnp.bfloat16, jnp.float16)
     if jax.default_backend() != "gpu" or not two_bytes or q.shape[3] % 8:
-        raise ValueError(wanted)
+        raise ValueError(refusal)
     sees, blind = _matrix(query, key, EVEN)
-    filled = (_filled(x, EVEN) for x in (q, k, v))
+    filled = (fill(x, {1: EVEN}) for x in (q, k, v))
     try:
         out = product_of_cudnn(*filled, mask=sees[:, None], implementation="cudnn")
     except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{wanted}; JAX says: {error}") from error
+        raise ValueError(f"{refusal}; JAX says: {error}") from error
     return _seeing(out, blind, q)
 
 
@@ -65,7 +66,7 @@ def splash(
     Rows are computed one after the other. `interpret` runs it anywhere, slowly.
 
     Raises:
-        ValueError: this JAX has it no more.
+        ValueError: this version of JAX does not have it.
     """
     try:
         library: Any = importlib.import_module(SPLASH)
@@ -87,7 +88,7 @@ def splash(
     )
 
     def wide(x: Array, size: int) -> Array:
-        x = jnp.pad(_filled(x, size), ((0, 0), (0, 0), (0, 0), (0, -dim % LANES)))
+        x = fill(x, {1: size, 3: LANES})
         return rearrange(x, "b l heads dim -> b heads l dim")
 
     def one(row: tuple[Array, Array, Array, Array]) -> Array:
@@ -99,9 +100,8 @@ def splash(
             q_seq_shards=1,
             interpret=interpret,
         )
-        # JAX has made an array of a flag, which under jit it can not ask.
-        flagged = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-        kernel.fwd_mask_info = flagged
+        # JAX has turned a flag into an array, which it can't read under jit.
+        kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
         return kernel(*arrays)
 
     slope = jnp.asarray(dim**-0.5, q.dtype)
@@ -126,7 +126,7 @@ def tokamax(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
     kernels = {"gpu": ("mosaic", "triton"), "tpu": ("mosaic",), "cpu": ("xla",)}
     device = jax.default_backend()
     sees, blind = _matrix(query, key, EVEN)
-    filled = (_filled(x, EVEN) for x in (q, k, v))
+    filled = (fill(x, {1: EVEN}) for x in (q, k, v))
     try:
         out = library.dot_product_attention(
             *filled, mask=sees[:, None], implementation=kernels[device]
@@ -142,26 +142,20 @@ def tokamax(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
 def _matrix(
     query: Mask, key: Mask, size: int, key_size: int | None = None
 ) -> tuple[Bool[Array, "b _ _"], Bool[Array, "b lq"]]:
-    """Who sees whom, filled to multiples of the sizes, and which queries see nobody.
+    """Which query sees which key, filled to whole blocks, and which queries see none.
 
-    These, and what was filled, see the first key.
+    Those that see none, and the added ones, are shown the first key.
     """
     rows = (jnp.asarray(x)[:, :, None] for x in query)
     columns = (jnp.asarray(x)[:, None] for x in key)
     sees = jax.vmap(seen)(*rows, *columns)
     blind = ~sees.any(axis=2)
-    _, queries, keys = sees.shape
-    more = (0, -queries % size), (0, -keys % (key_size or size))
-    sees = jnp.pad(sees, ((0, 0), *more))
+    sees = fill(sees, {1: size, 2: key_size or size})
     first = jnp.arange(sees.shape[2])[None, None] == 0
     return sees | (~sees.any(axis=2, keepdims=True) & first), blind
 
 
-def _filled(x: Float[Array, "b l heads dim"], size: int) -> Array:
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-
-
 def _seeing(out: Array, blind: Bool[Array, "b lq"], q: Queries) -> Queries:
-    """The part of `out` that belongs to `q`, zeros for queries that see nobody."""
+    """The part of `out` that belongs to `q`, with zeros for queries that see no key."""
     out = out[:, : q.shape[1], :, : q.shape[3]]
     return jnp.where(blind[:, :, None, None], 0, out).astype(q.dtype)

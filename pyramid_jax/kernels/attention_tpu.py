@@ -2,16 +2,16 @@
 """Attention for TPUs (Pallas, Mosaic): one grid step per pair of blocks that meets.
 
 The batch is laid out as one long row of blocks with the heads in front, `heads dim
-tokens`. The mask gives the list of pairs (block of queries, block of keys); it is read
-before the kernel starts, and its length is the length of the grid, so nothing is loaded
-or run for a pair in which no query sees a key. Pairs of one output block follow each
-other: the output, the running peak and the running total stay in VMEM until the block
-changes.
+tokens`. The mask gives the list of pairs (block of queries, block of keys). The list is
+read before the kernel starts, and its length is that of the grid, so nothing is loaded
+or run for a pair in which no query sees a key. The pairs of an output block are
+consecutive: the output, the running peak and the running total stay in VMEM until the
+block changes.
 
 Tokens lie along the 128 lanes, in inputs, logits (keys x queries) and outputs alike.
 Head widths below 128 therefore waste no lanes, what is kept per query is one row, and
-sums over keys add registers instead of shuffling lanes. Two backward kernels compute
-the logits again: one walks the pairs by queries (dq), one by keys (dk, dv).
+sums over keys add registers instead of shuffling lanes. Two backward kernels recompute
+the logits: one walks the pairs by queries (dq), one by keys (dk, dv).
 
 Compiled for v5e, v5p and v6e (docs/kernels.md), run only by the interpreter.
 """
@@ -29,39 +29,39 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from pyramid_jax.kernels.flash import (
-    FLOOR,
-    HIDDEN,
-    advance,
-    finish,
-    product,
-    seen,
-    slope_of_logits,
-    weigh,
-)
+from pyramid_jax.kernels import flash
+from pyramid_jax.kernels.flash import Ref
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
-from pyramid_jax.kernels.visits import ALL, SOME, Mask, Pairs, fill, kinds, pairs
+from pyramid_jax.kernels.visits import (
+    ALL,
+    SOME,
+    BlockPairs,
+    Mask,
+    fill,
+    fill_mask,
+    kinds,
+    pairs,
+)
 
 LANES = 128
 SUBLANES = 16  # of a tile of bfloat16; float32 has 8
 MASK_ROWS = 8  # of a tile of int32; segment, frame and six unused
 
 Lanes = Float[Array, "heads _ _"]  # heads, values of a token, tokens of all rows
-Ref = Any
 Interpret = bool | pltpu.InterpretParams  # plainly, or with a TPU's memory emulated
 
 
 class Grid(NamedTuple):
-    """What the mask means to the kernels: who is who, and which pairs to walk."""
+    """The mask as the kernels read it: segment and frame of tokens, pairs to walk."""
 
     query: Int[Array, "rows _"]
     key: Int[Array, "rows _"]
-    by_query: Pairs
-    by_key: Pairs
+    by_query: BlockPairs
+    by_key: BlockPairs
 
 
 @dataclass(frozen=True)
-class Call:
+class TPUCall:
     """What is fixed while tracing."""
 
     tile: Tile
@@ -81,31 +81,31 @@ def attention_tpu(
     """`kernels.attention.attention` on a TPU; `interpret` runs it anywhere, slowly.
 
     Raises:
-        ValueError: the tiles differ; the three kernels share one layout of the tokens.
+        ValueError: the tiles differ; the three kernels share one layout of tokens.
     """
     rows, length, _, dim = q.shape
     tiles = tiles or tiles_for("pallas_tpu", dim, q.dtype, k.shape[1])
     tile = _fitted(tiles, length, k.shape[1])
     kind = kinds(query, key, tile.query, tile.key)
-    plan = Grid(
+    grid = Grid(
         _identities(query, tile.query),
         _identities(key, tile.key),
         pairs(kind),
         pairs(kind.mT),
     )
     out: Any = _attend(
-        Call(tile, slope_of_logits(dim), interpret),
+        TPUCall(tile, flash.slope_of_logits(dim), interpret),
         _lanes(q, tile.query),
         _lanes(k, tile.key),
         _lanes(v, tile.key),
-        plan,
+        grid,
     )
     out = rearrange(out, "heads dim (b l) -> b l heads dim", b=rows)
     return out[:, :length, :, :dim]
 
 
 def _fitted(tiles: Tiles, queries: int, keys: int) -> Tile:
-    """The tile of all kernels, no larger than rows of so many queries and keys need."""
+    """The tile of all kernels, no larger than needed for so many queries and keys."""
     tile = tiles.forward
     if any((other.query, other.key) != (tile.query, tile.key) for other in tiles):
         raise ValueError(f"attention tiles {tiles} differ; pallas_tpu takes one tile")
@@ -115,65 +115,65 @@ def _fitted(tiles: Tiles, queries: int, keys: int) -> Tile:
 
 def _lanes(x: Float[Array, "b _ heads dim"], size: int) -> Lanes:
     """The rows, filled to whole blocks, one after the other along the last axis."""
-    more = (-x.shape[1] % size, 0, -x.shape[3] % SUBLANES)
-    x = jnp.pad(x, ((0, 0), *((0, n) for n in more)))
+    x = fill(x, {1: size, 3: SUBLANES})
     return rearrange(x, "b l heads dim -> heads dim (b l)")
 
 
 def _identities(mask: Mask, size: int) -> Int[Array, "rows _"]:
     """Segment and frame of every token, as two rows of one tile."""
-    segment, frame = (jnp.asarray(x, jnp.int32) for x in mask)
-    filled = fill(segment, size, -1), fill(frame, size, 0)
-    both = jnp.stack([x.ravel() for x in filled])
+    both = jnp.stack([x.ravel() for x in fill_mask(mask, size)])
     return jnp.pad(both, ((0, MASK_ROWS - 2), (0, 0)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Grid) -> Lanes:
-    return _forward(call, q, k, v, plan)[0]
+def _attend(call: TPUCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid) -> Lanes:
+    return _forward(call, q, k, v, grid)[0]
 
 
 def _forward(
-    call: Call, q: Lanes, k: Lanes, v: Lanes, plan: Grid
+    call: TPUCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid
 ) -> tuple[Lanes, tuple]:
     per_query = (q.shape[0], 1, q.shape[2])
     size, other = call.tile.query, call.tile.key
     out, norm = _walk(
         call,
         _forward_kernel,
-        plan.by_query,
-        own=(size, [q, plan.query]),
-        other=(other, [k, v, plan.key]),
-        out=[jax.ShapeDtypeStruct(q.shape, v.dtype), _float32(per_query)],
-        kept=[(q.shape[1], size), (1, size), (1, size)],
+        grid.by_query,
+        own=(size, [q, grid.query]),
+        other=(other, [k, v, grid.key]),
+        out=[
+            jax.ShapeDtypeStruct(q.shape, v.dtype),
+            jax.ShapeDtypeStruct(per_query, jnp.float32),
+        ],
+        scratch=[(q.shape[1], size), (1, size), (1, size)],
     )
-    return out, (q, k, v, plan, out, norm)
+    return out, (q, k, v, grid, out, norm)
 
 
 def _backward(
-    call: Call, saved: tuple, back: Lanes
+    call: TPUCall, saved: tuple, back: Lanes
 ) -> tuple[Lanes, Lanes, Lanes, None]:
-    q, k, v, plan, out, norm = saved
+    q, k, v, grid, out, norm = saved
     along = (back.astype(jnp.float32) * out.astype(jnp.float32)).sum(1, keepdims=True)
-    queries = (call.tile.query, [q, back, norm, along, plan.query])
-    keys = (call.tile.key, [k, v, plan.key])
+    queries = (call.tile.query, [q, back, norm, along, grid.query])
+    keys = (call.tile.key, [k, v, grid.key])
     (dq,) = _walk(
         call,
         _query_kernel,
-        plan.by_query,
+        grid.by_query,
         own=queries,
         other=keys,
         out=[jax.ShapeDtypeStruct(q.shape, q.dtype)],
-        kept=[(q.shape[1], call.tile.query)],
+        scratch=[(q.shape[1], call.tile.query)],
     )
     dk, dv = _walk(
         call,
         _key_kernel,
-        plan.by_key,
+        grid.by_key,
         own=keys,
         other=queries,
         out=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
-        kept=[(k.shape[1], call.tile.key)] * 2,
+        scratch=[(k.shape[1], call.tile.key)] * 2,
     )
     return dq, dk, dv, None
 
@@ -182,21 +182,21 @@ _attend.defvjp(_forward, _backward)
 
 
 def _walk(
-    call: Call,
+    call: TPUCall,
     kernel: Callable[..., None],
-    walk: Pairs,
+    walk: BlockPairs,
     own: tuple[int, list[Array]],
     other: tuple[int, list[Array]],
     out: Sequence[jax.ShapeDtypeStruct],
-    kept: Sequence[tuple[int, int]],
+    scratch: Sequence[tuple[int, int]],
 ) -> Sequence[Array]:
     """Runs `kernel` on every pair of the walk, for every head.
 
     Args:
         own, other: block size and arrays of the side that `walk` is ordered by, and of
-            the other one; cut along the last axis.
-        out: results, in blocks of the own side.
-        kept: shapes of what stays in VMEM from pair to pair.
+            the other side; cut along the last axis.
+        out: shapes of the results, which are cut into blocks of the own side.
+        scratch: shapes of what stays in VMEM from pair to pair.
     """
 
     def blocks(x: Any, size: int, side: int) -> pl.BlockSpec:
@@ -210,17 +210,17 @@ def _walk(
         )
 
     inputs = [(x, own[0], 0) for x in own[1]] + [(x, other[0], 1) for x in other[1]]
-    grid = pltpu.PrefetchScalarGridSpec(
+    spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=3,
         grid=(out[0].shape[0], walk.count),
         in_specs=[blocks(*each) for each in inputs],
         out_specs=[blocks(x, own[0], 0) for x in out],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kept],
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
     )
     return pl.pallas_call(
         functools.partial(kernel, call.slope),
         out_shape=list(out),
-        grid_spec=grid,
+        grid_spec=spec,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary")
         ),
@@ -247,19 +247,21 @@ def _forward_kernel(
 ) -> None:
     def start() -> None:
         sums[...] = jnp.zeros(sums.shape, sums.dtype)
-        peak[...] = jnp.full(peak.shape, FLOOR, peak.dtype)
+        peak[...] = jnp.full(peak.shape, flash.FLOOR, peak.dtype)
         total[...] = jnp.zeros(total.shape, total.dtype)
 
     def visit(partly: bool) -> None:
         logits = _logits(q, k, query, key, partly)
-        weights, faded, higher, added = advance(
+        weights, faded, higher, added = flash.advance(
             logits, slope, peak[...], total[...], axis=0
         )
         peak[...], total[...] = higher, added
-        sums[...] = sums[...] * faded + product(v[...], weights.astype(v.dtype), 1, 0)
+        sums[...] = sums[...] * faded + flash.product(
+            v[...], weights.astype(v.dtype), 1, 0
+        )
 
     def stop() -> None:
-        mean, norm[...] = finish(sums[...], peak[...], total[...])
+        mean, norm[...] = flash.finish(sums[...], peak[...], total[...])
         out[...] = mean.astype(out.dtype)
 
     _steps(own, kind, start, visit, stop)
@@ -285,9 +287,9 @@ def _query_kernel(
         sums[...] = jnp.zeros(sums.shape, sums.dtype)
 
     def visit(partly: bool) -> None:
-        weights = weigh(_logits(q, k, query, key, partly), slope, norm[...])
-        change = weights * (product(v[...], back[...], 0, 0) - along[...])
-        sums[...] += product(k[...], change.astype(k.dtype), 1, 0)
+        weights = flash.weigh(_logits(q, k, query, key, partly), slope, norm[...])
+        change = weights * (flash.product(v[...], back[...], 0, 0) - along[...])
+        sums[...] += flash.product(k[...], change.astype(k.dtype), 1, 0)
 
     def stop() -> None:
         dq[...] = (sums[...] * (slope * math.log(2))).astype(dq.dtype)
@@ -318,10 +320,10 @@ def _key_kernel(
         v_sums[...] = jnp.zeros(v_sums.shape, v_sums.dtype)
 
     def visit(partly: bool) -> None:
-        weights = weigh(_logits(q, k, query, key, partly), slope, norm[...])
-        v_sums[...] += product(back[...], weights.astype(back.dtype), 1, 1)
-        change = weights * (product(v[...], back[...], 0, 0) - along[...])
-        k_sums[...] += product(q[...], change.astype(q.dtype), 1, 1)
+        weights = flash.weigh(_logits(q, k, query, key, partly), slope, norm[...])
+        v_sums[...] += flash.product(back[...], weights.astype(back.dtype), 1, 1)
+        change = weights * (flash.product(v[...], back[...], 0, 0) - along[...])
+        k_sums[...] += flash.product(q[...], change.astype(q.dtype), 1, 1)
 
     def stop() -> None:
         dk[...] = (k_sums[...] * (slope * math.log(2))).astype(dk.dtype)
@@ -337,7 +339,7 @@ def _steps(
     visit: Callable[[bool], None],
     stop: Callable[[], None],
 ) -> None:
-    """Starts with the first pair of an own block, visits each, stops after the last."""
+    """Starts at the first pair of an own block, visits each, stops after the last."""
     at = pl.program_id(1)
     pl.when((at == 0) | (own[jnp.maximum(at - 1, 0)] != own[at]))(start)
     pl.when(kind[at] == ALL)(lambda: visit(False))
@@ -348,18 +350,14 @@ def _steps(
 def _logits(
     q: Ref, k: Ref, query: Ref, key: Ref, partly: bool
 ) -> Float[Array, "keys queries"]:
-    logits = product(k[...], q[...], 0, 0)
+    logits = flash.product(k[...], q[...], 0, 0)
     if not partly:
         return logits
-    return jnp.where(_seen(query[...], key[...]), logits, HIDDEN)
+    return jnp.where(_seen(query[...], key[...]), logits, flash.HIDDEN)
 
 
 def _seen(
     query: Int[Array, "rows queries"], key: Int[Array, "rows keys"]
 ) -> Bool[Array, "keys queries"]:
     key = key.T  # keys are the rows of the logits
-    return seen(query[0:1], query[1:2], key[:, 0:1], key[:, 1:2])
-
-
-def _float32(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+    return flash.seen(query[0:1], query[1:2], key[:, 0:1], key[:, 1:2])

@@ -3,14 +3,14 @@
 
 A program owns one block of queries of one head and keeps it, the sums, the running peak
 and the running total in registers while it walks the blocks of keys that the mask lists
-for it: first those wholly visible, without mask arithmetic, then those in which the
-mask has to be asked. Blocks that are not listed are never loaded. The compiler copies
+for it: first those wholly visible, without mask arithmetic, then those to which the
+mask has to be applied. Blocks that are not listed are never loaded. The compiler copies
 the next blocks to shared memory while the present ones are multiplied (`stages`).
 Programs with the longest lists, the last frames, start first.
 
-Two backward kernels compute the logits again: one owns queries (dq), one owns keys and
-walks queries (dk, dv); no atomics, so results do not vary. Rows are read in place, `b l
-heads dim`; the end of a row is masked in the load, never padded in memory.
+Two backward kernels recompute the logits: one owns queries (dq), one owns keys and
+walks queries (dk, dv). There are no atomics, so results do not vary. Rows are read in
+place, `b l heads dim`; the end of a row is masked in the load, never padded in memory.
 
 Pallas' Triton backend is deprecated since JAX 0.11; it is used in this file only.
 Compiled for sm_80 and sm_90 (docs/kernels.md), run only by the interpreter.
@@ -30,18 +30,18 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pyramid_jax.kernels import flash
+from pyramid_jax.kernels.flash import Ref
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
-from pyramid_jax.kernels.visits import Mask, fill, kinds, visits
+from pyramid_jax.kernels.visits import Mask, fill, fill_mask, kinds, visits
 
 # 2^($1 · slope + $2); the slope is a literal, by its bits.
 POWER = "{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{:08X}, $2; ex2.approx.ftz.f32 $0, x; }}"
 
-Tokens = Float[Array, "b _ heads _"]
-Ref = Any
+Heads = Float[Array, "b _ heads _"]
 
 
 @dataclass(frozen=True)
-class Call:
+class TritonCall:
     """What is fixed while tracing."""
 
     tiles: Tiles
@@ -50,7 +50,7 @@ class Call:
 
 
 class Own(NamedTuple):
-    """The blocks that programs own: how they are cut, and in which order they start."""
+    """The blocks that programs own: their size, and the order in which they start."""
 
     size: int
     count: int
@@ -68,21 +68,21 @@ class Own(NamedTuple):
         )
 
     def column(self, x: Any) -> pl.BlockSpec:
-        """A block of `b heads l 1`, or of the same for all heads, `b 1 l 1`."""
+        """A block of `b heads l 1`, or of `b 1 l 1`, the same for all heads."""
         return pl.BlockSpec(
             (None, None, self.size, 1),
             lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, self.place(i), 0),
         )
 
     def visited(self, x: Any) -> pl.BlockSpec:
-        """The list, or the number, that belongs to a block: `b blocks _`."""
+        """The list, or the number, of a block: `b blocks _`."""
         return pl.BlockSpec(
             (None, None, x.shape[2]), lambda i, head, b: (b, self.place(i), 0)
         )
 
 
 class Program(NamedTuple):
-    """What the programs of one kernel know while they are traced.
+    """What is fixed while the programs of one kernel are traced.
 
     `size` is that of the blocks they walk, `length` that of a row on the own side.
     """
@@ -93,13 +93,13 @@ class Program(NamedTuple):
     own: Own
     length: int
 
-    def there(self, shape: tuple[int, int]) -> Array:
-        """Where an own block lies inside its row."""
+    def valid(self, shape: tuple[int, int]) -> Array:
+        """Which tokens of an own block lie inside its row."""
         first = self.own.place(pl.program_id(0)) * self.own.size
         return first + jax.lax.broadcasted_iota(jnp.int32, shape, 0) < self.length
 
     def walked(self, walk: Ref, at: Array) -> Any:
-        """The tokens of the block in place `at` of the list."""
+        """The tokens of the block at position `at` of the list."""
         return pl.ds(walk.block[at] * self.size, self.size)
 
     def weigh(self, logits: Array, slope: float, less: Array) -> Array:
@@ -132,24 +132,23 @@ def attention_triton(
     """`kernels.attention.attention` on a GPU; `interpret` runs it anywhere, slowly."""
     dim = q.shape[3]
     wide = max(16, 1 << (dim - 1).bit_length())
-    more = ((0, 0), (0, 0), (0, 0), (0, wide - dim))
     tiles = tiles or tiles_for("pallas_triton", wide, q.dtype, k.shape[1])
-    call = Call(tiles, flash.slope_of_logits(dim), interpret)
-    q, k, v = (jnp.pad(x, more) for x in (q, k, v))
+    call = TritonCall(tiles, flash.slope_of_logits(dim), interpret)
+    q, k, v = (fill(x, {3: wide}) for x in (q, k, v))
     out: Any = _attend(call, q, k, v, query, key)
     return out[..., :dim]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    call: Call, q: Tokens, k: Tokens, v: Tokens, query: Mask, key: Mask
-) -> Tokens:
+    call: TritonCall, q: Heads, k: Heads, v: Heads, query: Mask, key: Mask
+) -> Heads:
     return _forward(call, q, k, v, query, key)[0]
 
 
 def _forward(
-    call: Call, q: Tokens, k: Tokens, v: Tokens, query: Mask, key: Mask
-) -> tuple[Tokens, tuple]:
+    call: TritonCall, q: Heads, k: Heads, v: Heads, query: Mask, key: Mask
+) -> tuple[Heads, tuple]:
     tile = call.tiles.forward
     filled = q.shape[1] + -q.shape[1] % tile.query
     out, norm = _run(
@@ -165,8 +164,8 @@ def _forward(
 
 
 def _backward(
-    call: Call, saved: tuple, back: Tokens
-) -> tuple[Tokens, Tokens, Tokens, None, None]:
+    call: TritonCall, saved: tuple, back: Heads
+) -> tuple[Heads, Heads, Heads, None, None]:
     q, k, v, query, key, out, norm = saved
     along = jnp.einsum(
         "blhd,blhd->bhl", back.astype(jnp.float32), out.astype(jnp.float32)
@@ -186,7 +185,7 @@ _attend.defvjp(_forward, _backward)
 
 
 class Side(NamedTuple):
-    """Queries or keys: arrays of tokens, `b l heads dim`, who they are, the size of a
+    """Queries or keys: arrays of tokens, `b l heads dim`, their mask, the size of a
     block, and numbers for each token and head, `b heads l`."""
 
     tokens: Sequence[Array]
@@ -197,8 +196,8 @@ class Side(NamedTuple):
     def rows(self) -> list[Array | Mask]:
         """Numbers as `b heads 1 l`, mask as `b 1 1 l`, filled to whole blocks."""
         segment, frame = (jnp.asarray(x, jnp.int32)[:, None, None] for x in self.mask)
-        numbers = [fill(x, self.size, 0)[:, :, None] for x in self.numbers]
-        return [*numbers, (fill(segment, self.size, -1), fill(frame, self.size, 0))]
+        numbers = [fill(x, {2: self.size})[:, :, None] for x in self.numbers]
+        return [*numbers, fill_mask((segment, frame), self.size)]
 
     def columns(self) -> list[Array | Mask]:
         """The same with tokens along the third axis."""
@@ -206,7 +205,7 @@ class Side(NamedTuple):
 
 
 def _run(
-    call: Call,
+    call: TritonCall,
     kernel: Callable[..., None],
     tile: Tile,
     mine: Side,
@@ -215,7 +214,7 @@ def _run(
 ) -> Sequence[Array]:
     """Runs `kernel` for every block of `mine` in every head and row of the batch.
 
-    It walks blocks of `others`. `out` are shapes and types of results.
+    It walks blocks of `others`. `out` has the shapes and types of the results.
     """
     keys_own = kernel is _key_kernel
     query, key = (others, mine) if keys_own else (mine, others)
@@ -272,8 +271,8 @@ def _forward_kernel(
     out: Ref,
     norm: Ref,
 ) -> None:
-    there = program.there(q.shape)
-    queries = plgpu.load(q, mask=there, other=0.0)
+    valid = program.valid(q.shape)
+    queries = plgpu.load(q, mask=valid, other=0.0)
     who = [x[...] for x in query]
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
@@ -295,7 +294,7 @@ def _forward_kernel(
         jnp.zeros((q.shape[0], 1), jnp.float32),
     )
     mean, norm[...] = flash.finish(*_walked(visit, walk, state))
-    plgpu.store(out, mean.astype(out.dtype), mask=there)
+    plgpu.store(out, mean.astype(out.dtype), mask=valid)
 
 
 def _query_kernel(
@@ -311,9 +310,9 @@ def _query_kernel(
     key: tuple[Ref, Ref],
     dq: Ref,
 ) -> None:
-    there = program.there(q.shape)
-    queries = plgpu.load(q, mask=there, other=0.0)
-    backs = plgpu.load(back, mask=there, other=0.0)
+    valid = program.valid(q.shape)
+    queries = plgpu.load(q, mask=valid, other=0.0)
+    backs = plgpu.load(back, mask=valid, other=0.0)
     norms, alongs = norm[...], along[...]
     who = [x[...] for x in query]
 
@@ -328,7 +327,7 @@ def _query_kernel(
         return sums + flash.product(change.astype(keys.dtype), keys, 1, 0)
 
     sums = _walked(visit, walk, jnp.zeros(q.shape, jnp.float32))
-    plgpu.store(dq, (sums * (program.slope * math.log(2))).astype(dq.dtype), mask=there)
+    plgpu.store(dq, (sums * (program.slope * math.log(2))).astype(dq.dtype), mask=valid)
 
 
 def _key_kernel(
@@ -345,9 +344,9 @@ def _key_kernel(
     dk: Ref,
     dv: Ref,
 ) -> None:
-    there = program.there(k.shape)
-    keys = plgpu.load(k, mask=there, other=0.0)
-    values = plgpu.load(v, mask=there, other=0.0)
+    valid = program.valid(k.shape)
+    keys = plgpu.load(k, mask=valid, other=0.0)
+    values = plgpu.load(v, mask=valid, other=0.0)
     who = [x[...] for x in key]
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
@@ -366,8 +365,8 @@ def _key_kernel(
     nothing = jnp.zeros(k.shape, jnp.float32)
     k_sums, v_sums = _walked(visit, walk, (nothing, nothing))
     k_sums = k_sums * (program.slope * math.log(2))
-    plgpu.store(dk, k_sums.astype(dk.dtype), mask=there)
-    plgpu.store(dv, v_sums.astype(dv.dtype), mask=there)
+    plgpu.store(dk, k_sums.astype(dk.dtype), mask=valid)
+    plgpu.store(dv, v_sums.astype(dv.dtype), mask=valid)
 
 
 def _walked(visit: Callable[[bool, Array, Any], Any], walk: Ref, state: Any) -> Any:
@@ -383,10 +382,10 @@ def _hide(logits: Array, query: Sequence[Array], key: Sequence[Array]) -> Array:
 
 
 def _block(x: Ref, here: Any, may_end: bool) -> Array:
-    """The tokens `here` of a row; zeros where the row has ended."""
+    """The tokens `here` of a row; zeros beyond its end."""
     tokens = x.at[here, :]
     if not may_end:
         return tokens[...]
     left = x.shape[0] - here.start
-    there = jax.lax.broadcasted_iota(jnp.int32, (here.size, x.shape[1]), 0) < left
-    return plgpu.load(tokens, mask=there, other=0.0)
+    valid = jax.lax.broadcasted_iota(jnp.int32, (here.size, x.shape[1]), 0) < left
+    return plgpu.load(tokens, mask=valid, other=0.0)

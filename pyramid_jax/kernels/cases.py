@@ -21,15 +21,15 @@ GRIDS = {"384p": (24, 40), "768p": (48, 80)}  # tokens of the finest stage
 TEXT = 128
 
 
-class Part(NamedTuple):
-    """One segment before packing: its text tokens and the frame of each video token."""
+class CaseSegment(NamedTuple):
+    """A segment before packing: how many text tokens, the frame of each video token."""
 
     text: int
     frame: np.ndarray
 
 
 def case_names() -> list[str]:
-    """All cases that `case` knows."""
+    """The names of all cases."""
     sampling = [
         f"{size} stage {stage} unit {unit}"
         for size in GRIDS
@@ -43,9 +43,9 @@ def case(name: str, scale: float = 1.0) -> TokenMask:
     """The mask of one row, `b = 1`, in numpy.
 
     Args:
-        name: of `case_names`, or one like them. "384p stage 2 unit 8" is a row of
-            sampling, text padded on the left; unit 0 is an image. "packed" is a
-            training row, "packed 4096" one of about as many tokens, "packed tightly"
+        name: one of `case_names`, or one like them. "384p stage 2 unit 8" is a row of
+            sampling, with text padded on the left; unit 0 is an image. "packed" is a
+            training row, "packed 4096" one of about that many tokens, "packed tightly"
             one of many short segments; "scattered" has tokens in no order, padding
             everywhere, and tokens that see only themselves.
         scale: of the sides of frames and of the number of text tokens.
@@ -55,28 +55,28 @@ def case(name: str, scale: float = 1.0) -> TokenMask:
     """
     if name == "packed":
         units = ((2, 15), (1, 0), (0, 0), (2, 0), (1, 8))
-        return _packed([_part("384p", *each, scale) for each in units], scale)
+        return _packed([_segment("384p", *each, scale) for each in units], scale)
     if name == "packed tightly":
-        return _packed([_part("384p", 0, 0, scale) for _ in range(8)], scale)
+        return _packed([_segment("384p", 0, 0, scale) for _ in range(8)], scale)
     if name == "scattered":
         return _scattered(max(8, int(4096 * scale)))
-    if found := re.fullmatch(r"packed (\d+)", name):
-        return _packed(_budget(int(found[1]) * scale**2, scale), scale)
-    found = re.fullmatch(rf"({'|'.join(GRIDS)}) stage ([0-2]) unit (\d+)", name)
-    if found is None:
+    if match := re.fullmatch(r"packed (\d+)", name):
+        return _packed(_budget(int(match[1]) * scale**2, scale), scale)
+    match = re.fullmatch(rf"({'|'.join(GRIDS)}) stage ([0-2]) unit (\d+)", name)
+    if match is None:
         raise ValueError(f"no case {name!r}; the cases are {case_names()}")
-    size, stage, unit = found.groups()
-    return _sampling(_part(size, int(stage), int(unit), scale), scale)
+    size, stage, unit = match.groups()
+    return _sampling(_segment(size, int(stage), int(unit), scale), scale)
 
 
 def batch(names: Sequence[str], length: int, scale: float) -> TokenMask:
-    """Cases as rows of one batch, cut or padded to `length` tokens."""
+    """The cases as rows of one batch, cut or padded to `length` tokens."""
     rows = [case(name, scale) for name in names]
     short = [TokenMask(*(x[:, :length] for x in row)) for row in rows]
 
     def even(x: np.ndarray, value: int) -> np.ndarray:
-        more = length - x.shape[1]
-        return np.pad(x, ((0, 0), (0, more)), constant_values=value)
+        widths = (0, 0), (0, length - x.shape[1])
+        return np.pad(x, widths, constant_values=value)
 
     return TokenMask(
         np.concatenate([even(row.segment, -1) for row in short]),
@@ -84,7 +84,7 @@ def batch(names: Sequence[str], length: int, scale: float) -> TokenMask:
     )
 
 
-def _part(size: str, stage: int, unit: int, scale: float) -> Part:
+def _segment(size: str, stage: int, unit: int, scale: float) -> CaseSegment:
     """A unit at a stage after its history: older frames at stage 0, the last `stage`
     frames one stage finer each."""
     cells = []
@@ -93,43 +93,42 @@ def _part(size: str, stage: int, unit: int, scale: float) -> Part:
         cells.append(math.prod(max(1, round(side)) for side in sides))
     stages = [max(0, stage + 1 - (unit - f)) for f in range(unit)]
     counts = [cells[s] for s in stages] + [cells[stage]]
-    return Part(_text(scale), np.repeat(np.arange(unit + 1), counts))
+    return CaseSegment(_text(scale), np.repeat(np.arange(unit + 1), counts))
 
 
-def _budget(tokens: float, scale: float) -> list[Part]:
+def _budget(tokens: float, scale: float) -> list[CaseSegment]:
     """Units of a training row in turn, until the next one is too long."""
     turns = itertools.cycle(((2, 15), (1, 0), (0, 8), (2, 0), (1, 8), (0, 0)))
-    parts: list[Part] = []
+    segments: list[CaseSegment] = []
     for stage, unit in turns:
-        part = _part("384p", stage, unit, scale)
-        tokens -= part.text + len(part.frame)
-        if parts and tokens < 0:
+        segment = _segment("384p", stage, unit, scale)
+        tokens -= segment.text + len(segment.frame)
+        if segments and tokens < 0:
             break
-        parts.append(part)
-    return parts
+        segments.append(segment)
+    return segments
 
 
 def _text(scale: float) -> int:
     return max(2, round(TEXT * scale))
 
 
-def _sampling(part: Part, scale: float) -> TokenMask:
+def _sampling(segment: CaseSegment, scale: float) -> TokenMask:
     """One segment whose text fills two thirds of its places, on the right."""
-    valid = np.arange(part.text) >= part.text // 3
+    valid = np.arange(segment.text) >= segment.text // 3
     text = np.where(valid, 0, -1)
-    return _joined(text, np.zeros_like(part.frame), part.frame)
+    return _joined(text, np.zeros_like(segment.frame), segment.frame)
 
 
-def _packed(parts: Sequence[Part], scale: float) -> TokenMask:
+def _packed(segments: Sequence[CaseSegment], scale: float) -> TokenMask:
     """A training row: all texts without padding, all videos, padding at the end."""
-    numbers = range(len(parts))
-    text = np.repeat(numbers, [part.text for part in parts])
-    video = np.repeat(numbers, [len(part.frame) for part in parts])
-    frame = np.concatenate([part.frame for part in parts])
-    more = max(1, len(frame) // 16)
-    return _joined(
-        text, np.pad(video, (0, more), constant_values=-1), np.pad(frame, (0, more))
-    )
+    numbers = range(len(segments))
+    text = np.repeat(numbers, [segment.text for segment in segments])
+    video = np.repeat(numbers, [len(segment.frame) for segment in segments])
+    frame = np.concatenate([segment.frame for segment in segments])
+    padding = 0, max(1, len(frame) // 16)
+    video = np.pad(video, padding, constant_values=-1)
+    return _joined(text, video, np.pad(frame, padding))
 
 
 def _scattered(length: int) -> TokenMask:

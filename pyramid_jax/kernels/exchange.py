@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention under a mesh: between layers devices share the tokens, inside it the heads.
+"""Attention under a mesh: devices share the tokens between layers, the heads inside.
 
-Rows are divided over data and fsdp, heads over tensor. What the context axis divides
-changes: tokens outside, and in attention heads as well, so that every device sees whole
-rows of a few heads. The exchange moves 4 arrays of b·l·d / context values per device
+Rows are divided over data and fsdp, heads over tensor. The context axis divides tokens
+outside of attention, and heads inside it, so that every device sees whole rows of a few
+heads. The exchange moves 4 arrays of b·l·d / context values per device
 and layer; gathering keys and values would move 2 of b·l·d, and leave the last tokens of
 a causal row with most of the work (docs/kernels.md has the numbers).
 """
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from pyramid_jax.kernels.visits import fill
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.sharding import constrain, place, shares
 
@@ -23,12 +23,11 @@ AttentionFn = Callable[..., Any]  # of q, k, v and the masks of queries and keys
 
 
 def by_heads(qkv: Float[Array, "b n 3 heads dim"]) -> Float[Array, "b n 3 _ dim"]:
-    """From some tokens of all heads to all tokens of some heads.
+    """Exchanges some tokens of all heads for all tokens of some heads.
 
     Where devices can't share the heads evenly, heads of zeros are added.
     """
-    more = -qkv.shape[3] % shares("attended")
-    qkv = jnp.pad(qkv, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
+    qkv = fill(qkv, {3: shares("attended")})
     # perf: with both layouts named, XLA exchanges; with one, it gathers the tokens.
     qkv = constrain(qkv, ("batch", "tokens", None, "heads", None))
     return constrain(qkv, ("batch", None, None, "attended", None))
@@ -37,7 +36,7 @@ def by_heads(qkv: Float[Array, "b n 3 heads dim"]) -> Float[Array, "b n 3 _ dim"
 def by_tokens(
     x: Float[Array, "b n _ dim"], heads: int
 ) -> Float[Array, "b n {heads} dim"]:
-    """Back to some tokens of all `heads`."""
+    """Goes back to some tokens of all `heads`."""
     x = constrain(x, ("batch", None, "attended", None))
     return constrain(x, ("batch", "tokens", "heads", None))[:, :, :heads]
 
@@ -51,7 +50,7 @@ def over_mesh(
 ) -> Float[Array, "b l heads dim"]:
     """`form(q, k, v, query, key)` on each device's rows and heads.
 
-    XLA can not divide a kernel. Plain where nothing is divided.
+    XLA can't divide a kernel by itself. Where nothing is divided, `form` is called.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if shares("batch") * shares("attended") == 1:

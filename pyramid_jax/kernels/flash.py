@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic that all Pallas kernels share: softmax over keys, a block at a time.
 
-Running softmax of flash attention (arXiv:2205.14135), with powers of two. `axis` is the
-axis of the keys; what is kept per query has size 1 there. Logits are plain products
-q·k; `slope` makes powers of two of them. A query that has seen no key has peak FLOOR
-and total 0. Hidden logits are so far below FLOOR that their weight is exactly zero, so
-nothing is infinite and nothing has to be hidden twice.
+This is the running softmax of flash attention (arXiv:2205.14135), with powers of two.
+`axis` is the axis of the keys; what is kept per query has size 1 there. Logits are
+plain products q·k; `slope` turns them into powers of two. A query that has seen no key
+has peak FLOOR and total 0. Hidden logits are so far below FLOOR that their weight is
+exactly zero, so nothing is infinite and nothing has to be hidden twice.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Ref = Any  # an array in a kernel's memory, which Pallas gives no public type
 Weigh = Callable[[Array, float, Array], Array]  # `weigh`, as a device does it best
 
 FLOOR = -1e30
@@ -22,12 +24,12 @@ HIDDEN = -1e38  # far below FLOOR after any slope, and still finite
 
 
 def slope_of_logits(dim: int) -> float:
-    """What turns q·k into powers of 2."""
+    """The factor that turns q·k into powers of 2."""
     return math.log2(math.e) / math.sqrt(dim)
 
 
 def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "_ _"]:
-    """Contracts one axis of each matrix; sums are float32, float32 inputs stay it."""
+    """Contracts one axis of each matrix; sums, and products of float32, are float32."""
     exact = x.dtype == jnp.float32
     return jax.lax.dot_general(
         x,
@@ -44,7 +46,7 @@ def seen(
     key_segment: Int[Array, "_ _"],
     key_frame: Int[Array, "_ _"],
 ) -> Bool[Array, "_ _"]:
-    """`mask.visible` for one pair of blocks, whichever way they are turned."""
+    """`mask.visible` for one pair of blocks, queries along either axis."""
     same = (query_segment == key_segment) & (query_segment >= 0)
     return same & (key_frame <= query_frame)
 
@@ -64,7 +66,7 @@ def advance(
     axis: int,
     weigh: Weigh = weigh,
 ) -> tuple[Array, Array, Array, Array]:
-    """Weights of this block, what fades the sums so far, the new peak and total."""
+    """Weights of this block, the factor that fades earlier sums, new peak and total."""
     higher = jnp.maximum(peak, logits.max(axis=axis, keepdims=True) * slope)
     weights, faded = weigh(logits, slope, higher), weigh(peak, 1.0, higher)
     return weights, faded, higher, total * faded + weights.sum(axis=axis, keepdims=True)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a block of a video needs from its neighbours when many devices share the video.
+"""What a device's part of a video needs from its neighbours.
 
 Inside `jax.shard_map` each device holds some frames and some rows. A `Halo` names the
 mesh axes that divide them and fetches frames, rows and sums from the other devices;
-without names it only puts zeros around the picture. Gradients go the same ways back.
+without names it only puts zeros around the picture. Gradients take the same ways back.
 
-Over time the first frame of a video is for all devices alike and begins the video; the
-frames after it are divided evenly and come with a past, which stands before the frames
-of the first device.
+All devices have the first frame of a video, which begins it; the frames after it are
+divided evenly and come with a past, which precedes the frames of the first device.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-Video = Float[jax.Array, "b _ _ _ c"]
+Frames = Float[jax.Array, "b _ _ _ c"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class Halo:
     height: str | None = None
 
     def frames(
-        self, x: Video, past: Video | None, kernel: int, stride: int
-    ) -> tuple[Video, Video]:
-        """The frames with those before them that a causal convolution needs; a past.
+        self, x: Frames, past: Frames | None, kernel: int, stride: int
+    ) -> tuple[Frames, Frames]:
+        """The frames after those that a causal convolution needs; and the next past.
 
         A video begins with kernel - 1 frames of zeros. Later frames need the last
         kernel - stride before them, which is what the past holds. All devices get the
@@ -42,7 +41,7 @@ class Halo:
         x = jnp.concatenate([self._before(x, past), x], axis=1)
         return x, self._last(x[:, -keep:])
 
-    def rows(self, x: Video) -> Video:
+    def rows(self, x: Frames) -> Frames:
         """The rows with one more above and below, zero at the borders of the picture.
 
         Undivided rows stay as they are: the convolution pads them.
@@ -68,8 +67,8 @@ class Halo:
             return x
         return jax.lax.all_gather(x, self.height, axis=2, tiled=True)
 
-    def _before(self, x: Video, past: Video) -> Video:
-        """As many frames before the local ones as the past has."""
+    def _before(self, x: Frames, past: Frames) -> Frames:
+        """The frames before the local ones, as many as the past has."""
         if self.time is None:
             return past
         before, first = past, jax.lax.axis_index(self.time) == 0
@@ -79,7 +78,7 @@ class Halo:
             before = jnp.where(first, past, _shift(end, self.time, 1))
         return before
 
-    def _last(self, x: Video) -> Video:
+    def _last(self, x: Frames) -> Frames:
         """What the device with the last frames has, on all devices."""
         if self.time is None:
             return x
@@ -88,7 +87,7 @@ class Halo:
         return jax.lax.psum(jnp.where(last, x, jnp.zeros_like(x)), self.time)
 
 
-def _shift(x: Video, axis: str, by: int) -> Video:
+def _shift(x: Frames, axis: str, by: int) -> Frames:
     """What the device `by` places earlier has; zeros where there is none."""
     count = jax.lax.axis_size(axis)
     pairs = [(i, i + by) for i in range(count) if 0 <= i + by < count]

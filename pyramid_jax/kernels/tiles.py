@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block sizes of the Pallas kernels, chosen from a table by device, heads and length.
+"""Block sizes of the Pallas kernels, looked up by device, heads and length.
 
 The table is data, `assets/attention_tiles.json`, which `benchmarks/tune_attention.py`
-writes. An entry says for which heads and rows it is and where it comes from: the
+writes. An entry says which heads and rows it is for and where it comes from: the
 registers and spills that the compilers report (docs/kernels.md), or measured times.
 """
 
@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 TABLE = Path(__file__).parents[1] / "assets" / "attention_tiles.json"
-# Backends that have tiles.
-TILED = ("pallas_tpu", "pallas_triton")
+TILED = ("pallas_tpu", "pallas_triton")  # backends that have tiles
 SMALLEST = 16
 Sizes = Sequence[Sequence[int]]
 
@@ -26,7 +25,7 @@ Sizes = Sequence[Sequence[int]]
 class Tile(NamedTuple):
     """Tokens in a block of queries and of keys; warps and loads in flight of a program.
 
-    The latter two mean nothing to a TPU.
+    A TPU ignores the latter two.
     """
 
     query: int
@@ -74,14 +73,14 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table.
+    """An entry of the table.
 
     Args:
         backend: one of `TILED`.
         device: what the device's name begins with, "" for any.
-        dtype: "bfloat16" or "float32", for all of two bytes or four.
-        dim: the widest heads it is for.
-        length: tokens of the longest rows it is for; None: of all rows.
+        dtype: "bfloat16" for all types of two bytes, "float32" for those of four.
+        dim: width of the widest heads that it is for.
+        length: tokens of the longest rows that it is for; None: any.
         source: where the tiles come from.
     """
 
@@ -95,12 +94,12 @@ class Entry:
 
     @property
     def use(self) -> tuple[Any, ...]:
-        """What no two entries have in common."""
+        """What the entry is for; no two entries share it."""
         return self.backend, self.device, self.dtype, self.dim, self.length
 
     @property
     def narrowness(self) -> tuple[float, ...]:
-        """The entry that is for less wins: by device, then by width, then by length."""
+        """Larger for less: first by device, then by width, then by length."""
         length = float("inf") if self.length is None else self.length
         return len(self.device), -self.dim, -length
 
@@ -111,16 +110,16 @@ def tiles_for(
     """The tiles of the table for heads of width `dim` in rows of `length` tokens.
 
     Args:
-        device: its name as JAX has it, e.g. "NVIDIA H200"; None: the first device.
+        device: its name in JAX, e.g. "NVIDIA H200"; None: the first device.
 
     Raises:
-        ValueError: the table has nothing for it.
+        ValueError: the table has no entry for them.
     """
     device = jax.devices()[0].device_kind if device is None else device
     dtype = "float32" if jnp.dtype(dtype).itemsize >= 4 else "bfloat16"
     fitting = [
         entry
-        for entry in read(TABLE)
+        for entry in read_tiles(TABLE)
         if (entry.backend, entry.dtype) == (backend, dtype)
         and device.startswith(entry.device)
         and dim <= entry.dim
@@ -135,18 +134,18 @@ def tiles_for(
 
 
 @functools.cache
-def read(path: Path) -> tuple[Entry, ...]:
+def read_tiles(path: Path) -> tuple[Entry, ...]:
     """The entries of a table."""
     lines = json.loads(path.read_text(encoding="utf-8"))
     return tuple(Entry(**line | {"tiles": Tiles.of(line["tiles"])}) for line in lines)
 
 
-def write(path: Path, entries: Sequence[Entry]) -> None:
-    """Puts entries into a table; those for the same use are replaced."""
-    old = read(path) if path.exists() else ()
-    all_of = {entry.use: entry for entry in (*old, *entries)}.values()
-    order = sorted(all_of, key=lambda entry: (entry.backend, entry.narrowness))
+def write_tiles(path: Path, entries: Sequence[Entry]) -> None:
+    """Puts entries into a table; they replace those for the same use."""
+    old = read_tiles(path) if path.exists() else ()
+    by_use = {entry.use: entry for entry in (*old, *entries)}
+    order = sorted(by_use.values(), key=lambda entry: (entry.backend, entry.narrowness))
     lines = ",\n".join(json.dumps(asdict(entry)) for entry in order)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    read.cache_clear()
+    read_tiles.cache_clear()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel shows on the device at hand that it computes the plain form.
+"""A kernel proves on the device at hand that it computes the plain form.
 
-Compilers, drivers and chips differ more than tests can see beforehand; so before a
-Pallas kernel is anyone's default, one small row goes through it, forward and backward.
+Compilers, drivers and chips differ more than tests can foresee. So before a Pallas
+kernel becomes the default, one small row goes through it, forward and backward.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,15 +27,15 @@ ALLOWED = {2: 0.03, 4: 2e-3}
 def failure(
     kernel: AttentionFn, plain: AttentionFn, dim: int, dtype: str
 ) -> str | None:
-    """Why the kernel can not be used here; None if it can.
+    """The reason why the kernel can't be used here; None if it can.
 
     Args:
-        kernel, plain: of q, k, v and the masks of queries and keys.
+        kernel, plain: functions of q, k, v and the masks of queries and keys.
         dim: width of a head.
     """
     # In a thread of its own, because the caller may be tracing, under a mesh.
-    with ThreadPoolExecutor(1) as fresh:
-        return fresh.submit(_failure, kernel, plain, dim, dtype).result()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_failure, kernel, plain, dim, dtype).result()
 
 
 def _failure(
@@ -48,8 +48,8 @@ def _failure(
     wide = [x.astype(jnp.float32) for x in arrays]
     exact = jax.jit(partial(_both_ways, plain))(mask, *wide)
     try:
-        found = jax.jit(partial(_both_ways, kernel))(mask, *arrays)
-        errors = [_error(*pair) for pair in zip(found, exact, strict=True)]
+        computed = jax.jit(partial(_both_ways, kernel))(mask, *arrays)
+        errors = [_error(*pair) for pair in zip(computed, exact, strict=True)]
     except Exception as error:  # every compiler has its own kinds
         return f"{type(error).__name__}: {error}"
     if max(errors) <= ALLOWED[arrays[0].dtype.itemsize]:
@@ -67,8 +67,8 @@ def _both_ways(
     return [out, *pull(back)]
 
 
-def _error(found: Array, exact: Array) -> float:
-    """Infinite where something is not a number."""
-    ours, true = (np.asarray(x, np.float64) for x in (found, exact))
-    error = np.abs(ours - true).max() / np.abs(true).max()
+def _error(computed: Array, exact: Array) -> float:
+    """The largest difference over the largest value; infinite if anything is NaN."""
+    values, reference = (np.asarray(x, np.float64) for x in (computed, exact))
+    error = np.abs(values - reference).max() / np.abs(reference).max()
     return float(error) if np.isfinite(error) else float("inf")

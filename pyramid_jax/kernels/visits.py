@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which blocks of keys each block of queries has to visit, from the mask alone.
+"""The blocks of keys that each block of queries has to visit, from the mask alone.
 
 A row is cut into blocks of queries and blocks of keys. A pair of blocks is of one of
 three kinds: no query sees any key (never loaded), every query sees every key (no mask
-arithmetic), or some do (the mask is asked inside). All Pallas kernels walk lists made
-here.
+arithmetic), or some do (the kernel applies the mask). All Pallas kernels walk lists
+made here.
 
 No token is compared with another. A block is summarised by the latest and the earliest
 frame of each segment in it, and a query block meets a key block where for one segment
 its latest frame is not before the other's earliest: blocks² x BUCKETS comparisons.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,16 +21,15 @@ from jaxtyping import Array, Int, Shaped
 
 from pyramid_jax import shapes
 
-# A `TokenMask` of either side; two of those in one signature would have one length.
+# The `TokenMask` of one side; as such, both sides of a signature would be equally long.
 Mask = tuple[shapes.Array, shapes.Array]
 NONE, SOME, ALL = 0, 1, 2  # kinds of pairs of blocks
 # Segments are told apart by their remainder; rows have fewer segments than this. With
 # more, a pair may be visited in vain, and the mask inside the kernel hides it.
 BUCKETS = 32
-NEVER = jnp.iinfo(jnp.int32)
 
 
-class Blocks(NamedTuple):
+class MaskBlocks(NamedTuple):
     """A mask cut into blocks."""
 
     segment: Int[Array, "b blocks size"]
@@ -37,7 +37,7 @@ class Blocks(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """For every block, the blocks that it meets, those wholly visible first.
+    """For every block, the blocks that it meets; those wholly visible come first.
 
     `block[b, i, :whole[b, i]]` are wholly visible, `block[b, i, whole:count]` partly.
     """
@@ -47,12 +47,13 @@ class Visits(NamedTuple):
     count: Int[Array, "b _"]
 
 
-class Pairs(NamedTuple):
+class BlockPairs(NamedTuple):
     """The pairs of blocks to walk, in the order of `own`, over all rows of a batch.
 
-    Blocks are numbered through the batch. The first `count` entries count; `own` is -1
-    after them and has one entry more. A block that meets none has one entry of kind
-    NONE, so that its zeros are written; it names the block that is loaded already.
+    Blocks are numbered through the batch. Only the first `count` entries are walked;
+    `own` is -1 after them and has one entry more. A block that meets none has one entry
+    of kind NONE, so that its zeros are written; it names the block that is loaded
+    already.
     """
 
     own: Int[Array, "_"]
@@ -64,9 +65,10 @@ class Pairs(NamedTuple):
 def kinds(
     query: Mask, key: Mask, query_size: int, key_size: int
 ) -> Int[Array, "b _ _"]:
-    """NONE, SOME or ALL for each block of queries and block of keys."""
+    """The kind (NONE, SOME or ALL) of each pair of a query block and a key block."""
     q, k = _blocks(query, query_size), _blocks(key, key_size)
-    latest, earliest = _latest(q)[:, :, None], -_latest(_backwards(k))[:, None]
+    latest = _latest(q)[:, :, None]
+    earliest = -_latest(k._replace(frame=-k.frame))[:, None]
     some = (latest >= earliest).any(axis=-1)
     q_low, q_high = q.segment.min(axis=-1), q.segment.max(axis=-1)
     k_low, k_high = k.segment.min(axis=-1), k.segment.max(axis=-1)
@@ -78,7 +80,7 @@ def kinds(
 
 
 def visits(kind: Int[Array, "b _ _"]) -> Visits:
-    """The list of every block of the first side."""
+    """The list that each block of the first side visits."""
     return Visits(
         jnp.argsort(-kind, axis=-1, stable=True).astype(jnp.int32),
         (kind == ALL).sum(axis=-1, dtype=jnp.int32),
@@ -86,8 +88,8 @@ def visits(kind: Int[Array, "b _ _"]) -> Visits:
     )
 
 
-def pairs(kind: Int[Array, "b _ _"]) -> Pairs:
-    """One list for the whole batch, by blocks of the first side."""
+def pairs(kind: Int[Array, "b _ _"]) -> BlockPairs:
+    """One list for the whole batch, ordered by blocks of the first side."""
     rows, _, others = kind.shape
     meets = kind != NONE
     alone = ~meets.any(axis=-1, keepdims=True)
@@ -99,31 +101,37 @@ def pairs(kind: Int[Array, "b _ _"]) -> Pairs:
     other = order % others + order // (kind.size // rows) * others
     kind = kind.ravel()[order]
     loaded = jax.lax.cummax(jnp.where(kind == NONE, 0, entry))
-    return Pairs(jnp.append(own, -1), other[loaded], kind, count)
+    return BlockPairs(jnp.append(own, -1), other[loaded], kind, count)
 
 
-def fill(x: Shaped[Array, "*b _"], size: int, value: int) -> Shaped[Array, "*b _"]:
-    """The last axis continued with `value` up to a multiple of `size`."""
-    more = (0, -x.shape[-1] % size)
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [more], constant_values=value)
+def fill(
+    x: Shaped[Array, "..."], multiples: Mapping[int, int], value: int = 0
+) -> Shaped[Array, "..."]:
+    """Continues axes with `value` up to a multiple of the size given for each."""
+    widths = [(0, 0)] * x.ndim
+    for axis, size in multiples.items():
+        widths[axis] = (0, -x.shape[axis] % size)
+    return jnp.pad(x, widths, constant_values=value)
 
 
-def _blocks(mask: Mask, size: int) -> Blocks:
-    """The mask in blocks, with padding at the end."""
+def fill_mask(mask: Mask, size: int) -> Mask:
+    """A mask continued with padding, along the last axis, to whole blocks."""
     segment, frame = (jnp.asarray(x, jnp.int32) for x in mask)
-    filled = fill(segment, size, -1), fill(frame, size, 0)
-    return Blocks(
-        *(rearrange(x, "b (blocks size) -> b blocks size", size=size) for x in filled)
+    return fill(segment, {-1: size}, -1), fill(frame, {-1: size})
+
+
+def _blocks(mask: Mask, size: int) -> MaskBlocks:
+    """The mask in blocks, with padding at the end."""
+    pattern = "b (blocks size) -> b blocks size"
+    return MaskBlocks(
+        *(rearrange(x, pattern, size=size) for x in fill_mask(mask, size))
     )
 
 
-def _backwards(cut: Blocks) -> Blocks:
-    return Blocks(cut.segment, -cut.frame)
-
-
-def _latest(cut: Blocks) -> Int[Array, "b blocks _"]:
+def _latest(mask: MaskBlocks) -> Int[Array, "b blocks _"]:
     """The latest frame of each segment in each block."""
-    bucket = jnp.where(cut.segment < 0, -1, cut.segment % BUCKETS)
-    here = bucket[..., None] == jnp.arange(BUCKETS)[None, None, None]
+    bucket = jnp.where(mask.segment < 0, -1, mask.segment % BUCKETS)
+    member = bucket[..., None] == jnp.arange(BUCKETS)[None, None, None]
     # One off the limit, so that its negative exists and absence never meets absence.
-    return jnp.where(here, cut.frame[..., None], NEVER.min + 2).max(axis=2)
+    never = jnp.iinfo(jnp.int32).min + 2
+    return jnp.where(member, mask.frame[..., None], never).max(axis=2)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sampling takes of every device's memory, known before anything is compiled.
+"""The memory that sampling takes on every device, known before anything is compiled.
 
 Sampling has phases, one after the other: text, the given image, Euler steps, decoding;
-or, streaming, steps and decoding in turns. Weights, videos and what a VAE remembers are
-counted from shapes. What a compiled step holds besides is estimated, with factors
-measured with XLA's compiler for an A100 (docs/memory.md); of activations, only the rows
-of a batch and the parts of decoded videos count as divided among devices.
+a stream takes Euler steps and decodes in turns. Weights, videos and what a VAE
+remembers are counted from shapes. What a compiled step holds besides is estimated: how
+many arrays of the largest size live at once, with factors measured with XLA's compiler
+for an A100 (docs/memory.md); its compiler for CPUs keeps up to twice as much. Of
+activations, devices divide the rows of a batch and the parts of decoded videos only.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -18,37 +18,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from pyramid_jax import layout, sampler, sharding
+from pyramid_jax import layout, sharding
+from pyramid_jax.kernels import attention
 from pyramid_jax.model import ModelConfig, SampleConfig
-from pyramid_jax.pipeline import footprint
-from pyramid_jax.pipeline.footprint import Shape
-from pyramid_jax.pipeline.prompts import LIMIT, Network
-from pyramid_jax.sampler import Unit
+from pyramid_jax.models.dit import DiTConfig
+from pyramid_jax.models.text_encoder import TextConfig
+from pyramid_jax.models.vae import Decoder, VAEConfig
+from pyramid_jax.models.vae_layers import LOGITS
+from pyramid_jax.pipeline.prompts import LIMIT, EncoderConfig, Network
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
-GIB = 2**30
-# Latent frames, and sides of tiles in latent cells, in the order of their speed.
+AnyMesh = Mesh | AbstractMesh | None  # the devices that divide the work; None: one
+
+MIB, GIB = 2**20, 2**30
+TEXT, IMAGE, SAMPLING = "reading text", "reading an image", "sampling"
+DECODING, STREAMING = "decoding", "streaming"
+# Latent frames, and sides of tiles in latent cells, fastest first.
 WINDOWS, TILES = (2, 1), (64, 32, 16)
-
-
-class ModelParts(NamedTuple):
-    """The networks of a model, with weights, or with shapes in their place.
-
-    `encoders` are T5 and CLIP, () where the model reads its prompts itself.
-    """
-
-    cfg: ModelConfig
-    params: Any
-    vae: Autoencoder | None = None
-    encoders: tuple[Network, ...] = ()
+BLOCK = 10  # arrays of tokens times width inside a transformer's block
+READER = 24  # the same in a text encoder, whose MLP is wider, in float32
+# Frames that a convolution holds beside those it makes: of the beginning of a video,
+# and of a piece that goes on from the past.
+BEGINNING, LATER = 1, 3
 
 
 class Work(NamedTuple):
     """What is to be made: `videos` with latents of `shape` = (t, h, w, c).
 
     Attributes:
-        pieces: how the VAE decodes; None: latents are all that is wanted.
+        pieces: how the VAE decodes; None: only latents are made.
         image: the VAE encodes a first frame.
         streamed: every unit is decoded as soon as it exists.
     """
@@ -87,18 +86,22 @@ class Phase(NamedTuple):
         return sum(self[1:])
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The phases of some work, in bytes on every device.
+class ModelParts(NamedTuple):
+    """The networks of a model, with weights, or with shapes in their place.
 
-    Attributes:
-        wide: there are float32 weights.
-        videos: that are made at once.
+    `encoders` are T5 and CLIP, () where the model reads its prompts itself.
     """
 
+    cfg: ModelConfig
+    params: Any
+    vae: Autoencoder | None = None
+    encoders: tuple[Network, ...] = ()
+
+
+class MemoryPlan(NamedTuple):
+    """The phases of some work, in the order in which they come; prints as a table."""
+
     phases: tuple[Phase, ...]
-    wide: bool
-    videos: int
 
     @property
     def largest(self) -> Phase:
@@ -109,223 +112,221 @@ class MemoryPlan:
         """Refuses work that does not fit.
 
         Args:
-            limit: bytes of a device; None is not known, and refuses nothing.
+            limit: bytes of a device; None: unknown, and nothing is refused.
 
         Raises:
             ValueError: a phase needs more; says what to change.
         """
-        most = self.largest
-        if limit is None or most.total <= limit:
-            return
-        raise ValueError(
-            f"{most.name} needs {most.total / GIB:.1f} GiB on a device, which lends "
-            f"{limit / GIB:.1f}; {', or '.join(self._changes())}\n{self}"
-        )
-
-    def _changes(self) -> Iterator[str]:
-        most = self.largest
-        if most.waiting:
-            yield f"load with offload=True ({most.waiting / GIB:.1f} GiB less)"
-        if self.wide:
-            yield "load with dtype='bfloat16' (about half)"
-        if most.name in (DECODING, STREAMING):
-            yield "decode smaller pieces (VideoPipeline.pieces, with a tile)"
-        if self.videos > 1:
-            yield f"make fewer videos at once than {self.videos}"
-        yield "divide weights among more devices (fsdp or tensor of the mesh)"
-        if most.name != TEXT:
-            yield "choose a smaller size or fewer frames"
+        if limit is not None and self.largest.total > limit:
+            raise ValueError(
+                f"{self.largest.name} needs {self.largest.total / GIB:.1f} GiB on a "
+                f"device, which lends {limit / GIB:.1f}; load with offload=True if "
+                "weights wait, or with dtype='bfloat16' if they are float32; divide "
+                "weights among more devices (fsdp or tensor of the mesh); make fewer "
+                "videos at once; choose a smaller size or fewer frames; or decode "
+                f"smaller pieces (VideoPipeline.pieces, with a tile)\n{self}"
+            )
 
     def __str__(self):
-        columns = Phase._fields[1:]
-        head = "".join(f"{name:>9}" for name in (*columns, "total"))
-        large = self.largest.total >= GIB
-        unit, name = (GIB, "GiB") if large else (2**20, "MiB")
+        unit, name = (GIB, "GiB") if self.largest.total >= GIB else (MIB, "MiB")
+        head = "".join(f"{column:>9}" for column in (*Phase._fields[1:], "total"))
         lines = [f"{f'{name} of a device':16}{head}"]
         for phase in self.phases:
-            sizes = (*phase[1:], phase.total)
-            numbers = "".join(f"{size / unit:9.2f}" for size in sizes)
-            lines.append(f"{phase.name:16}{numbers}")
+            sizes = "".join(f"{n / unit:9.2f}" for n in (*phase[1:], phase.total))
+            lines.append(f"{phase.name:16}{sizes}")
         return "\n".join(lines)
 
 
-TEXT, IMAGE, SAMPLING = "reading text", "reading an image", "sampling"
-DECODING, STREAMING = "decoding", "streaming"
-
-
-class _Need(NamedTuple):
-    """A phase by the parts whose weights it uses."""
-
-    name: str
-    uses: tuple[str, ...]
-    state: int
-    working: int
-
-
-def plan(
-    networks: ModelParts, work: Work, mesh: Mesh | AbstractMesh | None = None
-) -> MemoryPlan:
-    """The bytes that every phase takes on every device, with weights where they are.
-
-    Args:
-        mesh: the devices that divide the work; None: there is one.
-    """
-    cfg, params, vae, encoders = networks
-    coder = {} if vae is None else vae.params
-    parts = {
-        TEXT: [network.params for network in encoders] or params.get("text"),
-        IMAGE: coder.get("encoder"),
-        SAMPLING: params["dit"],
-        DECODING: coder.get("decoder"),
-    }
-    readers = [network.cfg for network in encoders] or [cfg.text]
-    each = [footprint.text(c, work.rows, LIMIT) for c in readers if c is not None]
-    needs = [_Need(TEXT, (TEXT,), 0, max(each, default=0))]
+def memory_plan(parts: ModelParts, work: Work, mesh: AnyMesh = None) -> MemoryPlan:
+    """The bytes that every phase takes on every device, with weights where they are."""
+    cfg, vae, (_, h, w, _) = parts.cfg, parts.vae, work.shape
+    readers = [one.cfg for one in parts.encoders] or [cfg.text]
+    text = [text_working(one, work.rows, LIMIT) for one in readers if one is not None]
+    phases = [_phase(parts, {TEXT: (0, max(text, default=0))})]
     if vae is not None and work.image:
-        once = footprint.encoder(vae.cfg, (1, *_pixels(work, cfg)))
-        needs.append(_Need(IMAGE, (IMAGE,), 0, once))
-    needs.append(_sampling(cfg, params["dit"], work, mesh))
-    if vae is not None and work.pieces is not None:
-        if work.streamed:
-            unit = cfg.layout.frames_per_unit * vae.latent.temporal
-            work = work._replace(pieces=replace(work.pieces, frames=unit))
-        needs.append(_decoding(vae, work, mesh))
-    if work.streamed:
-        *needs, steps, decoding = needs
-        more = steps.state + decoding.state, max(steps.working, decoding.working)
-        needs.append(_Need(STREAMING, (SAMPLING, DECODING), *more))
-    wide = any(x.dtype == jnp.float32 for x in jax.tree.leaves(parts))
-    return MemoryPlan(tuple(_phase(need, parts) for need in needs), wide, work.videos)
+        pixels = h * cfg.latent.spatial, w * cfg.latent.spatial
+        phases.append(_phase(parts, {IMAGE: (0, encoder_working(vae.cfg, 1, *pixels))}))
+    if not work.streamed:
+        phases.append(_phase(parts, {SAMPLING: _sampling(parts, work, mesh)}))
+    if work.streamed or (vae is not None and work.pieces is not None):
+        phases.append(_last_phase(parts, work, mesh))
+    return MemoryPlan(tuple(phases))
 
 
-def pieces(
-    networks: ModelParts, work: Work, mesh: Mesh | None, most: float | None
+def decoding_pieces(
+    parts: ModelParts, work: Work, mesh: AnyMesh, limit: float | None
 ) -> Pieces:
-    """The largest pieces to decode in that a device of `most` bytes has room for.
+    """The largest pieces to decode in that a device of `limit` bytes has room for.
 
     Latent frames go two at a time, else one; tiles, which change colours a little, are
-    the last choice. Two latent frames where nothing is known, or nothing fits.
+    the last choice. Two latent frames if the limit is unknown, or nothing fits.
     """
-    latent = networks.cfg.latent
-    tiles = [None, *(side for side in TILES if side < max(work.shape[1:3]))]
-    choices = [
-        Pieces(window * latent.temporal, tile and tile * latent.spatial)
-        for tile in tiles
-        for window in WINDOWS
-    ]
-    if most is None:
-        return choices[0]
-    for choice in choices:
-        found = plan(networks, work._replace(pieces=choice), mesh)
-        if found.phases[-1].total <= most:
-            return choice
-    return choices[0]
+    latent, side = parts.cfg.latent, max(work.shape[1:3])
+    tiles = [None, *(tile * latent.spatial for tile in TILES if tile < side)]
+    choices = [Pieces(n * latent.temporal, tile) for tile in tiles for n in WINDOWS]
+
+    def fits(pieces: Pieces) -> bool:
+        phase = _last_phase(parts, work._replace(pieces=pieces), mesh)
+        return limit is None or phase.total <= limit
+
+    return next(filter(fits, choices), choices[0])
 
 
-def limit(mesh: Mesh | None = None) -> int | None:
+def device_memory(mesh: Mesh | None = None) -> int | None:
     """The bytes that a device lends this process, the least of all; None: unknown.
 
     Of a GPU, this is the share that JAX was given: XLA_PYTHON_CLIENT_MEM_FRACTION.
     """
-    mine = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    known = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mine]
-    least = min(sharding.to_host(np.array([min(known)])))  # of all processes
-    return int(least) or None
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    return int(min(sharding.to_host(np.array([min(limits)])))) or None  # all processes
 
 
-def weights(tree: Any) -> int:
-    """The bytes that the arrays of a tree take on each of their devices."""
-    return sum(_bytes(x) for x in jax.tree.leaves(tree))
+def _last_phase(parts: ModelParts, work: Work, mesh: AnyMesh) -> Phase:
+    """Decoding; in a stream, Euler steps and decoding."""
+    costs = {DECODING: _decoding(parts, work, mesh)}
+    if work.streamed:
+        costs[SAMPLING] = _sampling(parts, work, mesh)
+    return _phase(parts, costs)
 
 
-def _bytes(x: Any) -> int:
-    where = getattr(x, "sharding", None)
-    shape = x.shape if where is None else where.shard_shape(x.shape)
-    return math.prod(shape) * x.dtype.itemsize
+def _phase(parts: ModelParts, costs: dict[str, tuple[int, int]]) -> Phase:
+    """A phase of networks that take turns, with the state and working memory of each.
+
+    The weights of the others wait, unless they are parked.
+    """
+    coder = {} if parts.vae is None else parts.vae.params
+    weights = {
+        TEXT: [one.params for one in parts.encoders] or parts.params.get("text"),
+        IMAGE: coder.get("encoder"),
+        SAMPLING: parts.params["dit"],
+        DECODING: coder.get("decoder"),
+    }
+    used = _bytes([weights.pop(name) for name in costs])
+    waiting = [x for x in jax.tree.leaves(weights) if not sharding.is_parked(x)]
+    state, working = zip(*costs.values(), strict=True)
+    name = STREAMING if len(costs) > 1 else next(iter(costs))
+    return Phase(name, used, _bytes(waiting), sum(state), max(working))
 
 
-def _phase(need: _Need, parts: dict[str, Any]) -> Phase:
-    used = sum(weights(parts[name]) for name in need.uses)
-    others = [parts[name] for name in parts if name not in need.uses]
-    kept = [x for x in jax.tree.leaves(others) if not sharding.is_parked(x)]
-    return Phase(need.name, used, weights(kept), need.state, need.working)
+def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
+    """State and working memory of Euler steps.
 
-
-def _sampling(
-    cfg: ModelConfig, params: Any, work: Work, mesh: Mesh | AbstractMesh | None
-) -> _Need:
-    """Euler steps: the video before and after a unit, tokens, and the network."""
+    State is the video before and after a unit, and the text. A step holds tokens, what
+    the network does, and one block's weights, gathered, where devices divide them.
+    """
+    cfg, dit = parts.cfg.dit, parts.params["dit"]
     videos, rows = (_share(n, "batch", mesh) for n in (work.videos, work.rows))
-    tokens, values = most_tokens(cfg, work), cfg.dit.patch_values
-    inside = footprint.transformer(cfg.dit, rows, tokens, LIMIT)
-    inside += 4 * tokens * values * (2 * videos + 3 * rows)
-    text = 4 * rows * LIMIT * cfg.dit.text_width
-    state = 2 * 4 * videos * math.prod(work.shape) + text
-    return _Need(SAMPLING, (SAMPLING,), state, inside + _gathered(params))
+    state = 4 * (2 * videos * math.prod(work.shape) + rows * LIMIT * cfg.text_width)
+    tokens = longest_row(parts.cfg, work)
+    working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
+    working += dit_working(cfg, rows, tokens, LIMIT)
+    for x in jax.tree.leaves([dit.get("double"), dit.get("single")]):
+        whole = x.size * x.dtype.itemsize
+        working += whole // len(x) if _bytes(x) < whole else 0
+    return state, working
 
 
-def most_tokens(cfg: ModelConfig, work: Work) -> int:
-    """Of the longest row that the network reads for one video."""
+def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
+    """State and working memory of the decoder's steps; nothing without a decoder.
+
+    Each tile of a stream has its own past. Tiles of whole videos are decoded one after
+    the other, and all pixels stay until the last one.
+    """
+    vae, pieces, (t, h, w, _) = parts.vae, work.pieces, work.shape
+    if vae is None or pieces is None:
+        return 0, 0
+    spatial, temporal = vae.latent.spatial, vae.latent.temporal
+    side = max(h, w) if pieces.tile is None else pieces.tile // spatial
+    window = t if pieces.frames is None else pieces.frames // temporal
+    if work.streamed:
+        window = parts.cfg.layout.frames_per_unit
+    videos, frames = _share(work.videos, "batch", mesh), _share(window, "frames", mesh)
+    rows, columns = _share(min(h, side), "height", mesh), min(w, side)
+    state = decoder_past(vae.cfg) * videos * rows * columns
+    if pieces.tile is not None and work.streamed:
+        step = side * (1 - pieces.overlap)
+        state *= math.ceil(h / step) * math.ceil(w / step)
+    elif pieces.tile is not None:
+        state += 2 * 3 * 4 * videos * t * h * w * spatial**2 * temporal
+    return state, decoder_working(vae.cfg, (videos, min(frames, t), rows, columns))
+
+
+def longest_row(cfg: ModelConfig, work: Work) -> int:
+    """Tokens of the longest row for one video: the last unit at the finest stage."""
     t, h, w, _ = work.shape
-    last = len(cfg.stages) - 1
-    units = layout.units(t, cfg.layout.frames_per_unit)
-    ends = [1, *(end for _, end in sampler.spans(units, work.options.scans))]
-    return max(
-        sum(
-            len(clip.frame) * (h >> last - clip.stage) * (w >> last - clip.stage)
-            for clip in Unit(end - 1, end).clips(k, cfg.layout.frames_per_unit)
-        )
-        for k in range(last + 1)
-        for end in ends
-    ) // (cfg.layout.patch**2)
+    last, per_unit = len(cfg.stages) - 1, cfg.layout.frames_per_unit
+    units = layout.units(t, per_unit)
+    clips = layout.clips(last, units - 1, units, per_unit if units > 1 else 1)
+    cells = sum(len(clip.frame) * h * w // 4 ** (last - clip.stage) for clip in clips)
+    return cells // cfg.layout.patch**2
 
 
-def _gathered(params: Any) -> int:
-    """The weights of one block, which devices that divide them gather to use them."""
-    layers = [x for name in ("double", "single") for x in _leaves(params, name)]
-    return max(
-        sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in layers if _divided(x)),
-        0,
-    )
-
-
-def _leaves(params: Any, name: str) -> list[Any]:
-    return jax.tree.leaves(params.get(name))
-
-
-def _divided(x: Any) -> bool:
-    where = getattr(x, "sharding", None)
-    return where is not None and where.shard_shape(x.shape) != tuple(x.shape)
-
-
-def _decoding(vae: Autoencoder, work: Work, mesh: Mesh | AbstractMesh | None) -> _Need:
-    """Steps of the decoder; tiles of whole videos are decoded one after the other."""
-    assert work.pieces is not None
-    (t, h, w, _), latent, tile = work.shape, vae.latent, work.pieces.tile
-    window = t if work.pieces.frames is None else work.pieces.frames // latent.temporal
-    videos = _share(work.videos, "batch", mesh)
-    side = max(h, w) if tile is None else tile // latent.spatial
-    h, w = min(h, side), min(w, side)
-    rows, frames = _share(h, "height", mesh), max(1, _share(window, "frames", mesh))
-    one: Shape = (videos, min(frames, t), rows, w)
-    past = footprint.past(vae.cfg) * videos * rows * w
-    state, inside = past, footprint.decoder(vae.cfg, one)
-    whole = math.prod(work.shape[:3]) * latent.spatial**2 * latent.temporal
-    if tile is not None and work.streamed:
-        step = side * (1 - work.pieces.overlap)
-        state *= math.prod(math.ceil(n / step) for n in work.shape[1:3])
-    elif tile is not None:
-        state += 2 * 3 * 4 * videos * whole
-    return _Need(DECODING, (DECODING,), state, inside)
-
-
-def _pixels(work: Work, cfg: ModelConfig) -> tuple[int, int, int]:
-    """Frames, height and width of a given image."""
-    _, h, w, _ = work.shape
-    return 1, h * cfg.latent.spatial, w * cfg.latent.spatial
-
-
-def _share(size: int, axis: str, mesh: Mesh | AbstractMesh | None) -> int:
+def _share(size: int, axis: str, mesh: AnyMesh) -> int:
     """What a device has of an axis of arrays: all, if it can't be divided evenly."""
     parts = 1 if mesh is None else sharding.parts(axis, mesh)
     return size if size % parts else size // parts
+
+
+def _bytes(tree: Any) -> int:
+    """What the arrays of a tree, or their shapes, take on each of their devices."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        place = getattr(x, "sharding", None)
+        shape = x.shape if place is None else place.shard_shape(x.shape)
+        total += math.prod(shape) * x.dtype.itemsize
+    return total
+
+
+# ------------------------------ bytes that networks hold besides weights and their past
+
+
+def text_working(cfg: EncoderConfig | TextConfig, rows: int, words: int) -> int:
+    """A text encoder that reads rows of `words` tokens."""
+    return 4 * rows * words * (READER * cfg.width + 3 * cfg.heads * words)
+
+
+def dit_working(cfg: DiTConfig, rows: int, tokens: int, words: int) -> int:
+    """A `DiT` that reads rows of video and text tokens."""
+    length, size = tokens + words, jnp.dtype(cfg.dtype).itemsize
+    row = BLOCK * size * length * cfg.width
+    if (cfg.attention or attention.default(length, cfg.head_dim, cfg.dtype)) == "xla":
+        row += (4 + size) * cfg.heads * length**2
+    return rows * row
+
+
+def encoder_working(cfg: VAEConfig, frames: int, height: int, width: int) -> int:
+    """The VAE's encoder: input, norm and output of its first residual blocks."""
+    values = 3 * cfg.encoder_widths[0] * (frames + BEGINNING) * height * width
+    latents = -(-frames // cfg.temporal_factor)
+    return _vae_working(cfg, values, latents, height * width // cfg.spatial_factor**2)
+
+
+def decoder_working(cfg: VAEConfig, shape: tuple[int, int, int, int]) -> int:
+    """The VAE's decoder: its largest residual block, and twice the pixels.
+
+    `shape` is that of the latents, (b, t, h, w).
+    """
+    videos, frames, height, width = shape
+    made, area, before, values = frames, height * width, cfg.decoder_widths[-1], 0
+    levels = zip(cfg.decoder_widths[::-1], cfg.spatial, cfg.temporal, strict=True)
+    for after, space, time in (*levels, (cfg.decoder_widths[0], False, False)):
+        values = max(values, (made + LATER) * area * (2 * before + after))
+        made, area, before = made * 2**time, area * 4**space, after
+    held = _vae_working(cfg, videos * values, videos * frames, height * width)
+    return held + 2 * 4 * videos * made * area * cfg.pixels
+
+
+def _vae_working(cfg: VAEConfig, values: int, frames: int, cells: int) -> int:
+    """The values, or the attention between all cells of a frame."""
+    size = jnp.dtype(cfg.dtype).itemsize
+    at_once = min(frames, max(1, LOGITS // cells**2))
+    return max(size * values, (4 + size) * at_once * cells**2)
+
+
+@cache
+def decoder_past(cfg: VAEConfig) -> int:
+    """Bytes that the decoder remembers of a video per latent cell of a frame; exact."""
+    cell = jnp.zeros((1, 1, 1, 1, cfg.latent))
+    trace = jax.eval_shape(Decoder(cfg).init_with_output, jax.random.key(0), cell)
+    return _bytes(trace[0][1])

@@ -21,11 +21,17 @@ from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
 from pyramid_jax.pipeline import folder as folders
-from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import StepCallback, denoise
 from pyramid_jax.pipeline.folder import Placing
-from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
+from pyramid_jax.pipeline.memory import (
+    MemoryPlan,
+    ModelParts,
+    Work,
+    decoding_pieces,
+    device_memory,
+    memory_plan,
+)
 from pyramid_jax.pipeline.output import VideoOutput, check_kind, converted
 from pyramid_jax.pipeline.presets import Preset, latent_shape, made_for
 from pyramid_jax.pipeline.prompts import PromptEncoder
@@ -225,7 +231,7 @@ class VideoPipeline:
 
     def memory_plan(self, request: VideoRequest, streamed: bool = False) -> MemoryPlan:
         """The memory that a request takes on every device, phase by phase; print it."""
-        return memory.plan(self._parts, self._work(request, streamed), self.mesh)
+        return memory_plan(self._parts, self._work(request, streamed), self.mesh)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -340,7 +346,7 @@ class VideoPipeline:
     def _limit(self) -> float | None:
         """Bytes of a device, if they are known."""
         limit = self.memory_limit
-        return memory.limit(self.mesh) if limit is None else limit
+        return device_memory(self.mesh) if limit is None else limit
 
     def _work(self, request: VideoRequest, streamed: bool = False) -> Work:
         """What is to be made, with the pieces that there is room for."""
@@ -355,7 +361,7 @@ class VideoPipeline:
         )
         if not latent or self.pieces is not None or self.vae is None:
             return work
-        pieces = memory.pieces(self._parts, work, self.mesh, self._limit)
+        pieces = decoding_pieces(self._parts, work, self.mesh, self._limit)
         return work._replace(pieces=pieces)
 
     def _fitting_pieces(
@@ -372,7 +378,7 @@ class VideoPipeline:
         return work.pieces
 
     def _check_memory(self, work: Work) -> None:
-        plan = memory.plan(self._parts, work, self.mesh)
+        plan = memory_plan(self._parts, work, self.mesh)
         logger.info("memory:\n%s", plan)
         plan.check(self._limit)
 

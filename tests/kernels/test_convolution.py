@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyramid_jax.kernels.convolution import conv3d, of_images, of_video
+from pyramid_jax.kernels.convolution import conv3d, conv_images, conv_video
 
 SETTINGS = {
     "plain": ((1, 1, 1), ((1, 1), (1, 1))),
@@ -16,7 +16,7 @@ SETTINGS = {
     "half the rows and columns": ((1, 2, 2), ((1, 1), (1, 1))),
     "one side": ((1, 2, 1), ((1, 0), (0, 2))),
 }
-FORMS = {"chosen": conv3d, "images": of_images, "video": of_video}
+FORMS = {"chosen": conv3d, "images": conv_images, "video": conv_video}
 
 
 def arrays() -> tuple[jax.Array, jax.Array]:

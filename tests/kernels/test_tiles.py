@@ -40,7 +40,7 @@ def table(tmp_path, monkeypatch):
         line(64, "NVIDIA", 64),
         line(128, dim=64, dtype="float32"),
     ]
-    tiles.write(path, lines)
+    tiles.write_tiles(path, lines)
     monkeypatch.setattr(tiles, "TABLE", path)
     return path
 
@@ -67,11 +67,11 @@ def test_a_call_that_the_table_does_not_serve_is_refused(table):
 
 
 def test_writing_replaces_the_entry_for_the_same_use_and_keeps_the_others(table):
-    before = tiles.read(table)
-    tiles.write(table, [line(256, "NVIDIA", 64), line(2048, "NVIDIA B200", 64)])
+    before = tiles.read_tiles(table)
+    tiles.write_tiles(table, [line(256, "NVIDIA", 64), line(2048, "NVIDIA B200", 64)])
     assert found(64, 9, "NVIDIA A100-SXM4-80GB") == 256
     assert found(64, 9, "NVIDIA B200") == 2048
-    after = tiles.read(table)
+    after = tiles.read_tiles(table)
     assert len(after) == len(before) + 1
     assert {e.use for e in before} < {e.use for e in after}
 
