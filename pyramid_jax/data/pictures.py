@@ -11,28 +11,43 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from pyramid_jax.data.video_io import HeightWidth
+
 _COMMENT = "Comment"  # the keyword that the PNG standard has for it
 
 
-def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file scaled with a Lanczos filter until it covers `size`, and cropped.
+def read_picture(path: str | Path, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file as pixels of a size, see `fit_picture`.
 
-    What is too much is cropped on both sides alike. Transparent parts become white.
+    Raises:
+        ValueError: no such file, or no picture.
+    """
+    with _opened(path) as image:
+        return fit_picture(image, size)
+
+
+def fit_picture(
+    image: Image.Image | UInt8[np.ndarray, "_ _ 3"], size: HeightWidth
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture scaled with a Lanczos filter until it covers `size`, and cropped.
+
+    It is cropped on both sides alike. Transparent parts become white, photographs
+    upright. An array that has the size already is returned as it is.
 
     Args:
         size: height and width in pixels.
 
-    Raises:
-        ValueError: no such file, or no picture.
-
     Source: the image-to-video page of the original's demo.
     """
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            opaque = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
-        rgb, (height, width) = upright.convert("RGB"), size
+    if isinstance(image, np.ndarray):
+        if image.shape[:2] == size:
+            return image
+        image = Image.fromarray(image)
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        opaque = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
+    rgb, (height, width) = upright.convert("RGB"), size
     fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(fitted)
 
@@ -40,10 +55,10 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "
 def write_picture(
     path: str | Path, picture: UInt8[np.ndarray, "h w 3"], comment: str = ""
 ) -> None:
-    """Writes a PNG file; `read_comment` finds the comment again."""
-    about = PngInfo()
-    about.add_itxt(_COMMENT, comment)
-    Image.fromarray(picture).save(path, format="PNG", pnginfo=about)
+    """Writes a PNG file; `read_picture_comment` reads the comment again."""
+    texts = PngInfo()
+    texts.add_itxt(_COMMENT, comment)
+    Image.fromarray(picture).save(path, format="PNG", pnginfo=texts)
 
 
 def write_gif(
@@ -54,7 +69,7 @@ def write_gif(
     GIF counts hundredths of a second: frames differ by one, so that the rate is right.
 
     Raises:
-        ValueError: no frame, or a rate that GIF has not.
+        ValueError: no frame, or a rate that a GIF can not have.
     """
     ends = np.rint(100 / fps * np.arange(len(video) + 1)) * 10
     if not len(video) or fps > 50:
@@ -74,8 +89,8 @@ def write_gif(
     )
 
 
-def read_comment(path: str | Path) -> str:
-    """The comment of a PNG or GIF file, "" if it has none.
+def read_picture_comment(path: str | Path) -> str:
+    """The comment in a PNG or GIF file, "" if it has none.
 
     Raises:
         ValueError: no such file, or no picture.
@@ -95,7 +110,7 @@ def write_contact_sheet(
     """Writes a PNG with up to `columns` frames of every video and the captions below.
 
     Raises:
-        ValueError: no video, or as many captions as not there are videos.
+        ValueError: no video, or not one caption for each.
     """
     if not videos or len(videos) != len(captions):
         raise ValueError(
