@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model calls a latent: its size for given pixels, its normalisation."""
+"""What a model calls a latent: its size for some pixels, and its normalisation."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,9 @@ class LatentConfig:
         spatial, temporal: pixels per cell and side, frames per later latent frame.
         image_shift, image_scale: frame 0 (or an image) becomes (raw - shift) · scale.
         video_shift, video_scale: the same for the frames after the first.
+
+    Raises:
+        ValueError: a size below 1.
     """
 
     channels: int = 16
@@ -37,10 +40,10 @@ class LatentConfig:
         """Latent frames of a video, or of a later part of one.
 
         Args:
-            begins: the first frame, which is a latent frame of its own, is among them.
+            begins: the first frame, a latent frame of its own, is among them.
 
         Raises:
-            ValueError: the numbers don't fit.
+            ValueError: they are no multiple of `temporal` (+ 1 where a video begins).
         """
         first = int(begins)
         what = f"{pixel_frames} frames are"
@@ -48,7 +51,7 @@ class LatentConfig:
         return first + (pixel_frames - first) // self.temporal
 
     def longest(self, pixel_frames: int) -> int:
-        """The frames of the longest video that has at most so many."""
+        """The frames of the longest video with at most `pixel_frames` that fits."""
         return 1 + (pixel_frames - 1) // self.temporal * self.temporal
 
     def grid(
@@ -58,7 +61,7 @@ class LatentConfig:
 
         Args:
             patch: side of the model's patches in latent cells.
-            stages: of the pyramid, each of half the size of the next.
+            stages: resolutions of the pyramid, each half of the next one.
 
         Raises:
             ValueError: a size does not fit latent cells, patches and pyramid.

@@ -7,7 +7,7 @@ so a run can be repeated, divided among hosts and workers, and resumed.
 
 import functools
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -21,8 +21,7 @@ from pyramid_jax.data.precompute import read_latent, stored_features
 from pyramid_jax.data.source import (
     ArrayCache,
     SourceConfig,
-    check_fraction,
-    check_positive,
+    check_entries,
     read_pixels,
 )
 from pyramid_jax.data.tokenizer import Tokenize
@@ -35,9 +34,7 @@ LoadLatent = Callable[[Record, HeightWidth], np.ndarray]
 # The pyramid of a record's latent, coarsest level "t h w c" first.
 LoadLevels = Callable[[Record], list[np.ndarray]]
 
-# The latents of a model that has no VAE, pixels as they are, and its default layout.
-PIXELS = LatentConfig(3, 1, 1, 0.0, 1.0, 0.0, 1.0)
-LAYOUT = Layout()
+_PIXELS = LatentConfig(3, 1, 1, 0.0, 1.0, 0.0, 1.0)  # as they are
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class DataConfig(SourceConfig):
         temporal: train one unit with its history; False: whole sequences.
         dropout: probability of an empty caption.
         sizes: further (height, width); files get the nearest aspect ratio.
-        latent, layout: of the model.
+        latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
         ValueError: a value is out of range.
@@ -66,13 +63,14 @@ class DataConfig(SourceConfig):
     temporal: bool = True
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
-    latent: LatentConfig = PIXELS
-    layout: Layout = LAYOUT
+    latent: LatentConfig = _PIXELS
+    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "tokens", "text_tokens", "segments")
-        check_fraction(self, "dropout")
+        budget = ("tokens", "text_tokens", "segments")
+        check_entries(self, lambda x: x > 0, "over 0", *budget)
+        check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout")
         if np.array(self.sizes).min(initial=1) < 1:
             raise ValueError(f"sizes {self.sizes}: expected lengths of 1 or more")
         if min(self.stage_shares, default=-1) < 0 or not any(self.stage_shares):
@@ -162,7 +160,7 @@ def stage_of(cfg: DataConfig, hosts: int, number: int) -> int:
 
 
 def unit_of(cfg: DataConfig, hosts: int, number: int, frames: int) -> int | None:
-    """The unit that an example trains, whose latent has `frames`; None: all at once."""
+    """The unit of a latent of `frames` that an example trains; None: all at once."""
     if cfg.units is None:
         return None
     available = layouts.units(frames, cfg.layout.frames_per_unit)

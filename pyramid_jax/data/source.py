@@ -66,30 +66,20 @@ class SourceConfig:
     max_bad: float = 0.01
 
     def __post_init__(self):
-        check_positive(self, "height", "width", "frames", "fps", "batch")
-        check_not_negative(self, "seed", "workers", "cache_mib")
-        check_fraction(self, "max_bad")
+        sizes = ("height", "width", "frames", "fps", "batch")
+        check_entries(self, lambda x: x > 0, "over 0", *sizes)
+        counts = ("seed", "workers", "cache_mib")
+        check_entries(self, lambda x: x >= 0, "0 or more", *counts)
+        check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "max_bad")
 
 
-def check_positive(cfg: Any, *names: str) -> None:
-    """Raises ValueError for an entry of a config that is not over 0."""
+def check_entries(
+    cfg: Any, fits: Callable[[Any], bool], expected: str, *names: str
+) -> None:
+    """Raises ValueError for an entry of a config that does not fit."""
     for name in names:
-        if getattr(cfg, name) <= 0:
-            raise ValueError(f"{name} is {getattr(cfg, name)}, expected over 0")
-
-
-def check_not_negative(cfg: Any, *names: str) -> None:
-    """Raises ValueError for an entry of a config that is below 0."""
-    for name in names:
-        if getattr(cfg, name) < 0:
-            raise ValueError(f"{name} is {getattr(cfg, name)}, expected 0 or more")
-
-
-def check_fraction(cfg: Any, *names: str) -> None:
-    """Raises ValueError for an entry of a config that is not from 0 to 1."""
-    for name in names:
-        if not 0 <= getattr(cfg, name) <= 1:
-            raise ValueError(f"{name} is {getattr(cfg, name)}, expected 0 to 1")
+        if not fits(value := getattr(cfg, name)):
+            raise ValueError(f"{name} is {value}, expected {expected}")
 
 
 def read_examples(

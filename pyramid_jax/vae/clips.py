@@ -18,8 +18,7 @@ from pyramid_jax.data.manifest import Record, read_manifest
 from pyramid_jax.data.source import (
     ArrayCache,
     SourceConfig,
-    check_not_negative,
-    check_positive,
+    check_entries,
     in_advance,
     read_examples,
     read_pixels,
@@ -64,8 +63,8 @@ class VAEDataConfig(SourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "windows")
-        check_not_negative(self, "images", "held_out")
+        check_entries(self, lambda x: x > 0, "over 0", "windows")
+        check_entries(self, lambda x: x >= 0, "0 or more", "images", "held_out")
 
     def records(self, split: Split) -> tuple[Record, ...]:
         """The records of one part of the manifest."""
