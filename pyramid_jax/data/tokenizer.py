@@ -4,9 +4,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import transformers
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -62,7 +62,7 @@ class _Ids:
 class _Bytes:
     """Maps a text to the token ids of ByT5: one per byte of UTF-8, and the end."""
 
-    tokenizer: transformers.ByT5Tokenizer
+    tokenizer: Any  # transformers.ByT5Tokenizer
 
     def __call__(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
@@ -75,7 +75,9 @@ def load_tokenizer(name: str | Path) -> Tokenize:
         ValueError: the name is neither of the two.
     """
     if str(name) == "byt5":
-        return _Bytes(transformers.ByT5Tokenizer())
+        from transformers import ByT5Tokenizer  # slow, and complains without PyTorch
+
+        return _Bytes(ByT5Tokenizer())
     if not Path(name).is_file():
         raise ValueError(
             f'tokenizer {name} is not a file; give a tokenizer.json or "byt5"'
