@@ -29,7 +29,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "corrupt": 1 / 3,
         "tokenizer": "byt5",
     }
-    cfg.data = {  # data.pipeline.DataConfig
+    cfg.data = {  # data.examples.DataConfig
         "manifest": "",
         "height": 384,
         "width": 640,

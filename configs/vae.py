@@ -45,7 +45,7 @@ def get_config(mode: str = "full") -> Any:
     }
     cfg.image_share = 0.1  # weight of pictures in the loss
     cfg.freeze_encoder = False
-    cfg.data = {  # data.clips.VAEDataConfig
+    cfg.data = {  # vae.clips.VAEDataConfig
         "manifest": "",
         "height": 256,
         "width": 256,

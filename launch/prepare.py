@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Prepares training data.
+r"""Prepares training data: the embedded data set, features of captions, latents.
 
     python -m launch.prepare --embedded --to=data/shapes
 
@@ -18,6 +18,7 @@ and a manifest.jsonl that names them.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,8 +26,8 @@ from absl import app, flags
 
 from launch import start
 from pyramid_jax import sharding
-from pyramid_jax.data import captions, moving_shapes, precompute
-from pyramid_jax.data.examples import Pixels
+from pyramid_jax.data import moving_shapes, precompute
+from pyramid_jax.data.source import read_pixels
 from pyramid_jax.data.tokenizer import train_tokenizer
 from pyramid_jax.pipeline import presets, prompts
 from pyramid_jax.vae import autoencoder
@@ -36,19 +37,23 @@ TEXT = flags.DEFINE_bool("text", False, "write features of captions")
 LATENTS = flags.DEFINE_bool("latents", False, "write latents of videos and images")
 TO = flags.DEFINE_string("to", None, "folder to write to", required=True)
 CLIPS = flags.DEFINE_integer("clips", 3000, "clips of the embedded data set")
-SEED = flags.DEFINE_integer("seed", 0, "of the embedded data set, of latents")
-VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "of its tokenizer")
-MANIFEST = flags.DEFINE_string("manifest", None, "whose records are encoded")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "seed of the embedded data set, or of the noise in latents"
+)
+VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "vocabulary of its tokenizer")
+MANIFEST = flags.DEFINE_string("manifest", None, "manifest whose records are encoded")
 MODEL = flags.DEFINE_string("model", None, "folder of a released model, or of a VAE")
 BATCH = flags.DEFINE_integer(
-    "batch", None, "encoded at once; by default 16 captions, a video per device"
+    "batch", None, "how many are encoded at once; 16 captions, or a video per device"
 )
-DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the encoders' matrix products")
+DTYPE = flags.DEFINE_string(
+    "dtype", "bfloat16", "number type of the encoders' matrix products"
+)
 SIZES = flags.DEFINE_list(
     "sizes", ["384x640"], "HEIGHTxWIDTH of videos; files get the nearest aspect ratio"
 )
-FRAMES = flags.DEFINE_integer("frames", 121, "of a video")
-FPS = flags.DEFINE_float("fps", 24, "at which frames are taken from files")
+FRAMES = flags.DEFINE_integer("frames", 121, "frames of a video")
+FPS = flags.DEFINE_float("fps", 24, "frames per second that are taken from files")
 
 
 def main(_: flags.FlagValues) -> None:
@@ -57,15 +62,15 @@ def main(_: flags.FlagValues) -> None:
             "give --embedded, --text or --latents, and --to=FOLDER; see --help"
         )
     if EMBEDDED.value:
-        write_clips()
+        prepare_embedded()
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
-    write = write_features if TEXT.value else write_latents
-    write(MANIFEST.value, MODEL.value)
+    prepare = prepare_text if TEXT.value else prepare_latents
+    prepare(MANIFEST.value, MODEL.value)
 
 
-def write_clips() -> None:
+def prepare_embedded() -> None:
     """Writes the embedded data set, as the flags say."""
     manifest = moving_shapes.write_dataset(TO.value, CLIPS.value, SEED.value)
     texts = [caption.text for caption in moving_shapes.captions()]
@@ -73,27 +78,28 @@ def write_clips() -> None:
     logging.info("%d clips: %s", CLIPS.value, manifest)
 
 
-def write_features(manifest: str, model: str) -> None:
+def prepare_text(manifest: str, model: str) -> None:
     """Writes features of captions, as the flags say."""
     mesh = sharding.device_mesh(data=1, fsdp=len(jax.devices()))
     encode = prompts.load(model, DTYPE.value, mesh)
-    made = captions.write(manifest, TO.value, encode, BATCH.value or 16)
-    logging.info("features of all captions: %s", made)
+    batch = BATCH.value or 16
+    prepared = precompute.write_features(manifest, TO.value, encode, batch)
+    logging.info("features of all captions: %s", prepared)
 
 
-def write_latents(manifest: str, model: str) -> None:
+def prepare_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
     devices = len(jax.devices())
     mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load(model)
     job = precompute.LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
-        load=Pixels(FRAMES.value, FPS.value),
+        load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),
         sizes=tuple(presets.height_width(text) for text in SIZES.value),
         batch=BATCH.value or devices,
     )
-    made = precompute.write_latents(manifest, TO.value, job)
-    logging.info("latents of all records: %s", made)
+    prepared = precompute.write_latents(manifest, TO.value, job)
+    logging.info("latents of all records: %s", prepared)
 
 
 if __name__ == "__main__":

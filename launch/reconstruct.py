@@ -66,7 +66,7 @@ def read(
     Raises:
         ValueError: a missing or broken file, or one too small for a latent cell.
     """
-    about = video_io.about(path)
+    about = video_io.video_info(path)
     multiple = math.lcm(latent.spatial, 2)  # H.264 wants even sizes
     size = (about.height // multiple * multiple, about.width // multiple * multiple)
     if not min(size):

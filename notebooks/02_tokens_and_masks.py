@@ -38,7 +38,8 @@ from matplotlib.colors import ListedColormap
 
 from pyramid_jax import layout, mask, pyramid
 from pyramid_jax.data import moving_shapes
-from pyramid_jax.data.loader import DataConfig, batches
+from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.data.loader import batches
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
@@ -252,8 +253,9 @@ with tempfile.TemporaryDirectory() as folder:
         text_tokens=28,
         segments=8,
         stage_shares=(2, 2, 1),
+        layout=cut,
     )
-    source = batches(data, cut, word_lengths, folder)
+    source = batches(data, word_lengths, folder)
     rows = next(source)
     source.close()
 

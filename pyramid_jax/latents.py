@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model calls a latent: its size for given pixels, its normalisation."""
+"""What a model calls a latent: its size for some pixels, and its normalisation."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,9 @@ class LatentConfig:
         spatial, temporal: pixels per cell and side, frames per later latent frame.
         image_shift, image_scale: frame 0 (or an image) becomes (raw - shift) · scale.
         video_shift, video_scale: the same for the frames after the first.
+
+    Raises:
+        ValueError: a size below 1.
     """
 
     channels: int = 16
@@ -28,32 +31,49 @@ class LatentConfig:
     video_shift: float = -0.2343
     video_scale: float = 1 / 3.0986
 
-    def frames(self, pixel_frames: int) -> int:
-        """Latent frames of a video; ValueError where the numbers don't fit."""
-        if pixel_frames < 1 or (pixel_frames - 1) % self.temporal:
-            below = 1 + max(0, pixel_frames - 1) // self.temporal * self.temporal
-            raise ValueError(
-                f"{pixel_frames} frames are not 1 + a multiple of {self.temporal}; "
-                f"use {below} or {below + self.temporal}"
-            )
-        return 1 + (pixel_frames - 1) // self.temporal
+    def __post_init__(self):
+        for name in ("channels", "spatial", "temporal"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")
+
+    def frames(self, pixel_frames: int, begins: bool = True) -> int:
+        """Latent frames of a video, or of a later part of one.
+
+        Args:
+            begins: the first frame, a latent frame of its own, is among them.
+
+        Raises:
+            ValueError: they are no multiple of `temporal` (+ 1 where a video begins).
+        """
+        first = int(begins)
+        what = f"{pixel_frames} frames are"
+        _check_multiple(what, pixel_frames, self.temporal, first)
+        return first + (pixel_frames - first) // self.temporal
 
     def longest(self, pixel_frames: int) -> int:
-        """The frames of the longest video that has at most so many."""
+        """The frames of the longest video with at most `pixel_frames` that fits."""
         return 1 + (pixel_frames - 1) // self.temporal * self.temporal
 
-    def grid(self, height: int, width: int, patch: int, stages: int) -> tuple[int, int]:
-        """Latent height and width; ValueError where a size does not fit the pyramid."""
-        factors = (self.spatial, patch, 2 ** (stages - 1))
-        unit = int(np.prod(factors))
+    def grid(
+        self, height: int, width: int, patch: int = 1, stages: int = 1
+    ) -> tuple[int, int]:
+        """Latent height and width of pictures.
+
+        Args:
+            patch: side of the model's patches in latent cells.
+            stages: resolutions of the pyramid, each half of the next one.
+
+        Raises:
+            ValueError: a size does not fit latent cells, patches and pyramid.
+        """
+        coarsest = 2 ** (stages - 1)
+        unit = self.spatial * patch * coarsest
+        factors = (
+            f"{self.spatial} (latent cell) x {patch} (patch) x {coarsest} (pyramid)"
+        )
+        reason = f" = {factors}" if patch * coarsest > 1 else ""
         for name, size in (("height", height), ("width", width)):
-            if size < unit or size % unit:
-                below = max(unit, size // unit * unit)
-                raise ValueError(
-                    f"{name} {size} is not a multiple of {unit} = {factors[0]} (latent "
-                    f"cell) x {factors[1]} (patch) x {factors[2]} (pyramid); "
-                    f"use {below} or {below + unit}"
-                )
+            _check_multiple(f"{name} {size} is", size, unit, reason=reason)
         return height // self.spatial, width // self.spatial
 
     def normalise(
@@ -84,3 +104,16 @@ class LatentConfig:
         pairs = np.array(first + later, np.float32)
         shift, scale = pairs.T.reshape(2, *[1] * (len(shape) - 4), frames, 1, 1, 1)
         return shift, scale
+
+
+def _check_multiple(
+    what: str, size: int, unit: int, first: int = 0, reason: str = ""
+) -> None:
+    """Raises ValueError unless a positive size is `first` + a multiple of `unit`."""
+    least = first or unit
+    if size < least or (size - first) % unit:
+        below = max(least, first + (size - first) // unit * unit)
+        expected = f"{first} + a multiple" if first else "a multiple"
+        raise ValueError(
+            f"{what} not {expected} of {unit}{reason}; use {below} or {below + unit}"
+        )

@@ -13,8 +13,8 @@ import jax
 
 from pyramid_jax import sharding
 from pyramid_jax.config import build
-from pyramid_jax.data.latents import latent_loader
-from pyramid_jax.data.loader import DataConfig, batches
+from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.data.loader import batches
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
@@ -121,9 +121,9 @@ def start_from(model: ModelConfig, folder: str | Path, new: TrainState) -> Train
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
-    """The `data` section, with the stride of the model's latents."""
-    stride = (model.latent.temporal, model.latent.spatial)
-    return build(DataConfig, cfg.data.to_dict() | {"stride": stride})
+    """The `data` section, with the latents and the layout of the model."""
+    shared = {"latent": model.latent, "layout": model.layout}
+    return build(DataConfig, cfg.data.to_dict() | shared)
 
 
 def training_rows(
@@ -132,11 +132,9 @@ def training_rows(
     """This process's share of the packed rows."""
     return batches(
         data,
-        model.layout,
         None if model.text is None else load_tokenizer(model.tokenizer),
         workdir,
         shard=(jax.process_index(), jax.process_count()),
-        load=latent_loader(model.latent, data),
     )
 
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from pyramid_jax import layout
-from pyramid_jax.data.loader import DataConfig, batches
+from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.data.loader import batches
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.layout import Layout
@@ -64,7 +65,7 @@ def assert_equal(a: Rows, b: Rows) -> None:
 def opened(cfg: DataConfig, folder: Path, **options):
     """The iterator of a config, closed at the end; latents are synthetic by default."""
     options = {"load": synthetic, "tokenize": tokenize} | options
-    iterator = batches(cfg, LAYOUT, folder=folder, **options)
+    iterator = batches(cfg, folder=folder, **options)
     try:
         yield iterator
     finally:
@@ -99,6 +100,7 @@ def config(folder: Path, records: list[Record] | None = None, **changes) -> Data
         text_tokens=12,
         segments=5,
         dropout=0.0,
+        layout=LAYOUT,
     )
     return replace(cfg, **changes)
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "objective": {"shapes", "pyramid"},
     "sampler": {"shapes", "pyramid", "layout"},
     "kernels": VOCABULARY | {"mask"},
-    "models": VOCABULARY | {"mask", "kernels"},
+    "models": VOCABULARY | {"mask", "latents", "kernels"},
     "data": VOCABULARY | {"pyramid", "layout", "latents"},
     "checkpoint": VOCABULARY,
     "training": VOCABULARY | {"checkpoint"},

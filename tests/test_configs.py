@@ -11,13 +11,13 @@ import pytest
 
 from configs import base
 from pyramid_jax import objective, sharding
-from pyramid_jax.config import build as build_section
-from pyramid_jax.data.latents import latent_loader
-from pyramid_jax.data.loader import DataConfig, batches, longest
+from pyramid_jax.data.examples import latent_loader
+from pyramid_jax.data.loader import batches, longest
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.moving_shapes import Settings, write_dataset
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import initialise, model_config, model_section, training_loss
+from pyramid_jax.train import data_config
 
 CONFIGS = sorted(
     path.stem
@@ -58,9 +58,8 @@ def test_the_full_model_has_the_released_size(name: str):
 def test_every_segment_fits_a_row_of_the_full_config(name: str):
     cfg = build(name, "full")
     model = model_config(cfg.model.to_dict())
-    stride = (model.latent.temporal, model.latent.spatial)
-    data = build_section(DataConfig, cfg.data.to_dict() | {"stride": stride})
-    assert 0 < longest(data, model.layout).tokens <= data.tokens
+    data = data_config(cfg, model)
+    assert 0 < longest(data).tokens <= data.tokens
 
 
 # tests/test_train.py trains `tiny`.
@@ -70,11 +69,9 @@ def test_a_smoke_step_is_finite_and_moves_the_weights(
 ):
     cfg = build(name, "smoke")
     model = model_config(cfg.model.to_dict())
-    sections = cfg.data.to_dict() | {"manifest": manifest, "batch": 2}
-    data = build_section(DataConfig, sections)
-    tokenize = load_tokenizer(model.tokenizer)
-    load = latent_loader(model.latent, data)
-    rows = next(batches(data, model.layout, tokenize, tmp_path, load=load))
+    cfg.data.update(manifest=manifest, batch=2)
+    data = data_config(cfg, model)
+    rows = next(batches(data, load_tokenizer(model.tokenizer), tmp_path))
 
     init = jax.jit(partial(initialise, model))
     params = sharding.unbox(init(jax.random.key(0)))
@@ -137,7 +134,6 @@ def test_a_model_is_read_back_from_what_is_saved_of_it():
 def test_a_latent_model_trains_on_stored_latents(tmp_path: Path):
     cfg = build("mmdit_384p", "full")
     model = model_config(cfg.model.to_dict())
-    data = build_section(DataConfig, cfg.data.to_dict())
-    load = latent_loader(model.latent, data)
+    load = latent_loader(data_config(cfg, model))
     with pytest.raises(ValueError, match=r"no latent .* launch.prepare --latents"):
         load(Record(tmp_path / "a.mp4", "video", "a"), (384, 640))

@@ -66,6 +66,24 @@ def test_a_length_that_does_not_fit_is_refused_with_advice(frames, message):
     assert str(error.value) == message
 
 
+def test_a_later_part_of_a_video_has_no_frame_of_its_own():
+    assert [RELEASED.frames(n, begins=False) for n in (8, 24)] == [1, 3]
+    with pytest.raises(ValueError, match="9 frames are not a multiple of 8; use 8 or"):
+        RELEASED.frames(9, begins=False)
+
+
+def test_a_size_without_a_pyramid_needs_whole_cells_only():
+    assert RELEASED.grid(24, 8) == (3, 1)
+    with pytest.raises(ValueError, match="height 12 is not a multiple of 8; use 8 or"):
+        RELEASED.grid(12, 8)
+
+
+@pytest.mark.parametrize("name", ["channels", "spatial", "temporal"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} 0 must be 1 or more"):
+        LatentConfig(**{name: 0})
+
+
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
 def test_denormalising_undoes_normalising(leading):
     raw = np.random.default_rng(0).normal(size=(*leading, 3, 2, 4, 5))

@@ -253,5 +253,5 @@ def _inside(path: Path) -> str:
         with np.load(path) as arrays:
             return str(arrays["about"])
     if path.suffix == ".mp4":
-        return video_io.read_comment(path)
-    return pictures.read_comment(path)
+        return video_io.read_video_comment(path)
+    return pictures.read_picture_comment(path)

@@ -1,232 +1,182 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a data worker does: from a record of the manifest to one clean training example.
+"""From a record of the manifest to one clean training example: what a data worker does.
 
-Examples are numbered through the whole run. The number alone decides the stage, the
-unit and whether the caption is dropped, so a run can be repeated, divided among hosts
-and workers, and resumed.
+The number of an example alone decides its stage, its unit and whether it has a caption,
+so a run can be repeated, divided among hosts and workers, and resumed.
 """
 
 import functools
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-import av
 import numpy as np
-from av.error import FFmpegError
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 
 from pyramid_jax import layout as layouts
 from pyramid_jax import pyramid
-from pyramid_jax.data.captions import Caption, Captions
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.video_io import read_image, read_video, to_model
+from pyramid_jax.data.precompute import read_latent, stored_features
+from pyramid_jax.data.source import (
+    ArrayCache,
+    SourceConfig,
+    check_entries,
+    read_pixels,
+)
+from pyramid_jax.data.tokenizer import Tokenize
+from pyramid_jax.data.video_io import HeightWidth, nearest_size, to_model
+from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
 
-HeightWidth = tuple[int, int]  # height and width
-Load = Callable[
-    [Record, HeightWidth], np.ndarray
-]  # a latent "t h w c", or 8-bit pixels
+# The normalised latent "t h w c" of a record whose pixels have a given size.
+LoadLatent = Callable[[Record, HeightWidth], np.ndarray]
+# The pyramid of a record's latent, coarsest level "t h w c" first.
+LoadLevels = Callable[[Record], list[np.ndarray]]
+
+_PIXELS = LatentConfig(3, 1, 1, 0.0, 1.0, 0.0, 1.0)  # as they are
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """What to train on, and the shape of a batch. Counts are per host.
+
+    Args:
+        tokens: video tokens of a row.
+        text_tokens: caption tokens of a row.
+        segments: most segments in a row.
+        stage_shares: how many of a group of successive examples train each stage.
+        temporal: train one unit with its history; False: whole sequences.
+        dropout: probability of an empty caption.
+        sizes: further (height, width); files get the nearest aspect ratio.
+        latent, layout: of the model; by default its latents are pixels as they are.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    tokens: int
+    text_tokens: int
+    segments: int
+    _: KW_ONLY
+    stage_shares: tuple[int, ...] = (1, 2, 1)
+    temporal: bool = True
+    dropout: float = 0.1
+    sizes: tuple[HeightWidth, ...] = ()
+    latent: LatentConfig = _PIXELS
+    layout: Layout = field(default_factory=Layout)
+
+    def __post_init__(self):
+        super().__post_init__()
+        budget = ("tokens", "text_tokens", "segments")
+        check_entries(self, lambda x: x > 0, "over 0", *budget)
+        check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout")
+        if np.array(self.sizes).min(initial=1) < 1:
+            raise ValueError(f"sizes {self.sizes}: expected lengths of 1 or more")
+        if min(self.stage_shares, default=-1) < 0 or not any(self.stage_shares):
+            raise ValueError(
+                f"stage_shares {self.stage_shares} must be counts, one per stage, not "
+                "all 0, e.g. (1, 2, 1)"
+            )
+
+    @property
+    def all_sizes(self) -> tuple[HeightWidth, ...]:
+        """Every (height, width) that can occur."""
+        return ((self.height, self.width), *self.sizes)
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of a video."""
+        return self.latent.frames(self.frames)
+
+    @property
+    def pattern(self) -> tuple[int, ...]:
+        """The stages of a group of successive examples."""
+        shares = enumerate(self.stage_shares)
+        return tuple(stage for stage, share in shares for _ in range(share))
+
+    @property
+    def units(self) -> int | None:
+        """Units of a video; None if whole sequences are trained."""
+        if not self.temporal:
+            return None
+        return layouts.units(self.latent_frames, self.layout.frames_per_unit)
 
 
 class Example(NamedTuple):
-    """One segment with its caption (`captions.Caption`), before packing.
+    """One segment with its caption, before packing: the fields of `Rows`.
 
-    `video` is a structured array with the fields of `layout.Segment`. Lengths differ
-    from example to example, so the axes have no letters.
+    Lengths differ from example to example, so the axes have no letters.
     """
 
-    video: Shaped[np.ndarray, "_"]
-    text: Shaped[np.ndarray, "..."]
+    clean: Float[np.ndarray, "_ p"]
+    coarser: Float[np.ndarray, "_ p"]
+    position: Float[np.ndarray, "_ 3"]
+    frame: Int[np.ndarray, "_"]
+    current: Bool[np.ndarray, "_"]
     stage: Int[np.ndarray, "1"]
+    text: Shaped[np.ndarray, "..."]
     pooled: Float[np.ndarray, "1 _"]
 
 
-class Failure(NamedTuple):
-    """A record that can not be used, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """Which stage and unit each example of a host trains, and whether it has a caption.
-
-    Args:
-        stages: of the pyramid.
-        pattern: the stages of a group of successive examples, e.g. (0, 1, 1, 2).
-        units: of the configured video; None trains whole sequences.
-        dropout: probability of an empty caption.
-        shard: index and count of the hosts.
-    """
-
-    stages: int
-    pattern: tuple[int, ...]
-    units: int | None
-    dropout: float
-    seed: int
-    shard: tuple[int, int]
-
-    def stage(self, index: int) -> int:
-        """The stage of example `index`."""
-        return self.pattern[index % len(self.pattern)]
-
-    def unit(self, index: int, frames: int, frames_per_unit: int) -> int | None:
-        """The unit of example `index`, whose latent has `frames`; None: all at once."""
-        if self.units is None:
-            return None
-        available = layouts.units(frames, frames_per_unit)
-        host, hosts = self.shard
-        turn = index // len(self.pattern) * hosts + host
-        fine, coarser = layouts.balanced_units(turn, self.units, available)
-        return fine if self.stage(index) == self.stages - 1 else coarser
-
-    def drops_caption(self, index: int) -> bool:
-        """Whether example `index` is trained without its caption."""
-        host, hosts = self.shard
-        rng = np.random.default_rng((self.seed, index * hosts + host))
-        return bool(rng.random() < self.dropout)
-
-
-@dataclass(frozen=True)
-class Shuffled:
-    """An endless list of the records, every epoch in another order."""
-
-    records: tuple[Record, ...]
-    seed: int
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> Record:
-        epoch, place = divmod(index, len(self.records))
-        return self.records[_order(self.seed, epoch, len(self.records))[place]]
-
-
-class Kept:
-    """Arrays by key; the last ones used stay in memory.
+def make_example(
+    cfg: DataConfig,
+    tokenize: Tokenize | None,
+    levels: LoadLevels,
+    hosts: int,
+    number: int,
+    record: Record,
+) -> Example:
+    """Example `number` of a run with `hosts` hosts, made from a record.
 
     Args:
-        room: bytes of memory.
+        tokenize: token ids of a caption; None: the record names stored features.
+
+    Raises:
+        ValueError, OSError: the record can't be used.
     """
-
-    def __init__(self, room: int):
-        self._room = room
-        self._kept: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()
-
-    def get(
-        self, key: Hashable, make: Callable[[], list[np.ndarray]]
-    ) -> list[np.ndarray]:
-        """The arrays of a key, made if they are not there."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        made = make()
-        self._kept[key] = made
-        self._room -= sum(array.nbytes for array in made)
-        while self._room < 0:
-            _, oldest = self._kept.popitem(last=False)
-            self._room += sum(array.nbytes for array in oldest)
-        return made
-
-
-class Clips:
-    """The pyramids of the records' latents; the last ones used stay in memory.
-
-    Args:
-        load: gives the latent of a record at a size, or its pixels in 8 bits.
-        sizes: a record is loaded at the one that is nearest to its own aspect ratio.
-        stages: of the pyramid.
-        room: bytes of memory.
-    """
-
-    def __init__(
-        self, load: Load, sizes: tuple[HeightWidth, ...], stages: int, room: int
-    ):
-        self._load, self._sizes, self._stages = load, sizes, stages
-        self._kept = Kept(room)
-
-    def __getitem__(self, record: Record) -> list[Float[np.ndarray, "t _ _ c"]]:
-        """A record's pyramid, coarsest level first; ValueError for a bad file."""
-        return self._kept.get(record.path, lambda: self._levels(record))
-
-    def _levels(self, record: Record) -> list[Float[np.ndarray, "t _ _ c"]]:
-        latent = self._load(record, nearest(self._sizes, record.path))
-        if latent.dtype == np.uint8:
-            latent = to_model(latent)
-        return [np.asarray(x) for x in pyramid.levels(latent, self._stages)]
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Loads what pixel-space models train on: the frames of a file, one of an image."""
-
-    frames: int
-    fps: float
-
-    def __call__(
-        self, record: Record, size: HeightWidth
-    ) -> UInt8[np.ndarray, "t h w 3"]:
-        if record.kind == "image":
-            return read_image(record.path, size)[None]
-        return read_video(record.path, size, self.frames, self.fps)
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes example `index` of a host from a record; a `Failure` if that can not be.
-
-    Args:
-        tokens, text_tokens: of the longest video and caption that fit a row.
-    """
-
-    clips: Clips
-    plan: Curriculum
-    layout: Layout
-    captions: Captions
-    tokens: int
-    text_tokens: int
-
-    def __call__(self, index: int, record: Record) -> Example | Failure:
-        try:
-            return self._example(index, record)
-        except (ValueError, OSError) as error:
-            return Failure(str(record.path), str(error))
-
-    def _example(self, index: int, record: Record) -> Example:
-        caption = self._caption(index, record)
-        levels = self.clips[record]
-        stage = self.plan.stage(index)
-        unit = self.plan.unit(index, len(levels[0]), self.layout.frames_per_unit)
-        shapes = tuple(level.shape for level in levels)
-        form = _form(shapes, stage, unit, self.layout)
-        if len(form.places) > self.tokens:
-            raise ValueError(
-                f"a latent of shape {shapes[-1]} makes a segment of {len(form.places)} "
-                f"tokens, but a row has {self.tokens}; raise tokens"
-            )
-        video = form.places.copy()
-        video["clean"], video["coarser"] = layouts.segment_values(
-            levels, form.chosen, self.layout.patch
+    text, pooled = _caption(cfg, tokenize, number, record)
+    latents = levels(record)
+    frames, stage = len(latents[0]), stage_of(cfg, hosts, number)
+    unit = unit_of(cfg, hosts, number, frames)
+    clips = segment_clips(frames, stage, unit, cfg.layout.frames_per_unit)
+    grids = tuple(layouts.grid(level, cfg.layout.patch) for level in latents)
+    places = _places(grids, frames, stage, unit, cfg.layout)
+    if len(places[0]) > cfg.tokens:
+        raise ValueError(
+            f"a latent of shape {latents[-1].shape} makes a segment of "
+            f"{len(places[0])} tokens, but a row has {cfg.tokens}; raise tokens"
         )
-        number = np.array([stage], np.int32)
-        return Example(video, caption.tokens, number, caption.pooled)
-
-    def _caption(self, index: int, record: Record) -> Caption:
-        caption = self.captions(record, self.plan.drops_caption(index))
-        if len(caption.tokens) > self.text_tokens:
-            raise ValueError(
-                f"the caption of {record.path} has {len(caption.tokens)} tokens, but a "
-                f"row has {self.text_tokens}; shorten it or raise text_tokens"
-            )
-        return caption
+    values = layouts.segment_values(latents, clips, cfg.layout.patch)
+    return Example(*values, *places, np.array([stage], np.int32), text, pooled)
 
 
-def choose(
+# ------------------------------------------------------------- what a number decides
+
+
+def stage_of(cfg: DataConfig, hosts: int, number: int) -> int:
+    """The stage that an example trains; every host goes through all of them."""
+    return cfg.pattern[number // hosts % len(cfg.pattern)]
+
+
+def unit_of(cfg: DataConfig, hosts: int, number: int, frames: int) -> int | None:
+    """The unit of a latent of `frames` that an example trains; None: all at once."""
+    if cfg.units is None:
+        return None
+    available = layouts.units(frames, cfg.layout.frames_per_unit)
+    index, host = divmod(number, hosts)
+    turn = index // len(cfg.pattern) * hosts + host
+    fine, coarser = layouts.balanced_units(turn, cfg.units, available)
+    finest = len(cfg.stage_shares) - 1
+    return fine if stage_of(cfg, hosts, number) == finest else coarser
+
+
+def drops_caption(cfg: DataConfig, number: int) -> bool:
+    """Whether an example is trained without its caption."""
+    return bool(np.random.default_rng((cfg.seed, number)).random() < cfg.dropout)
+
+
+def segment_clips(
     frames: int, stage: int, unit: int | None, frames_per_unit: int
 ) -> tuple[Clip, ...]:
     """The clips of a segment: a unit with its history, or all frames if None."""
@@ -235,60 +185,96 @@ def choose(
     return layouts.compact(layouts.clips(stage, unit, unit + 1, frames_per_unit))
 
 
-def nearest(sizes: tuple[HeightWidth, ...], path: Path) -> HeightWidth:
-    """The size whose aspect ratio is nearest to that of a file's pictures."""
-    if len(sizes) == 1:
-        return sizes[0]
-    height, width = _picture(path)
-
-    def distance(size: HeightWidth) -> float:
-        return abs(np.log(size[0] / size[1] * width / height))
-
-    return min(sizes, key=distance)
+# ------------------------------------------------------------- what a record contains
 
 
-class _Form(NamedTuple):
-    """What all segments of one size, stage and unit have in common."""
+def load_levels(
+    cfg: DataConfig, load: LoadLatent, cache: ArrayCache, record: Record
+) -> list[Float[np.ndarray, "t _ _ c"]]:
+    """The pyramid of a record's latent, coarsest level first."""
 
-    chosen: tuple[Clip, ...]
-    places: Shaped[np.ndarray, "n"]  # an `Example.video` without values
+    def make() -> list[np.ndarray]:
+        latent = load(record, nearest_size(cfg.all_sizes, record.path))
+        levels = pyramid.levels(latent, len(cfg.stage_shares))
+        return [np.asarray(level) for level in levels]
+
+    return cache.get(record.path, make)
 
 
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
-    # perf: grain's own shuffle takes milliseconds per record of a small data set.
-    return np.random.default_rng((seed, epoch)).permutation(count)
+def latent_loader(cfg: DataConfig) -> LoadLatent:
+    """How latents are loaded: pixels of the file, or stored if a VAE made them."""
+    latent = cfg.latent
+    if (latent.channels, latent.spatial, latent.temporal) == (3, 1, 1):
+        return partial(pixel_latent, cfg)
+    return partial(stored_latent, latent, cfg.latent_frames)
+
+
+def pixel_latent(
+    cfg: DataConfig, record: Record, size: HeightWidth
+) -> Float[np.ndarray, "t h w 3"]:
+    """The latent of a pixel-space model: the normalised pixels of a record's file."""
+    pixels = read_pixels(record, size, cfg.frames, cfg.fps)
+    return cfg.latent.normalise(to_model(pixels))
+
+
+def stored_latent(
+    cfg: LatentConfig, frames: int, record: Record, size: HeightWidth
+) -> Float[np.ndarray, "t h w c"]:
+    """The normalised latent that `data.precompute` stored for a record.
+
+    Args:
+        frames: latent frames of a video; longer ones are cut.
+        size: height and width of the pixels from which it was made.
+
+    Raises:
+        ValueError: there is none, or one of another size.
+    """
+    if record.latent is None:
+        raise ValueError(
+            "has no latent in the manifest; make latents with "
+            "python -m launch.prepare --latents"
+        )
+    raw = read_latent(record.latent)
+    frames = frames if record.kind == "video" else 1
+    cells = (side // cfg.spatial for side in size)
+    expected = (frames, *cells, cfg.channels)
+    if len(raw) < frames or raw.shape[1:] != expected[1:]:
+        raise ValueError(
+            f"{record.latent} has shape {raw.shape}, expected {expected}; prepare "
+            "latents of the size and frames of this run"
+        )
+    return cfg.normalise(raw[:frames])
 
 
 @functools.lru_cache(maxsize=4096)
-def _form(
-    shapes: tuple[tuple[int, ...], ...], stage: int, unit: int | None, layout: Layout
-) -> _Form:
-    frames, *_, channels = shapes[0]
-    chosen = choose(frames, stage, unit, layout.frames_per_unit)
-    grids = [(h // layout.patch, w // layout.patch) for _, h, w, _ in shapes]
-    position, frame, current = layouts.segment_places(grids, chosen, layout)
-    width = layout.patch**2 * channels
-    fields = [
-        ("clean", np.float32, width),
-        ("coarser", np.float32, width),
-        ("position", np.float32, 3),
-        ("frame", np.int32),
-        ("current", np.bool_),
-    ]
-    places = np.zeros(len(frame), fields)
-    places["position"], places["frame"], places["current"] = position, frame, current
-    return _Form(chosen, places)
+def _places(
+    grids: tuple[tuple[int, int], ...],
+    frames: int,
+    stage: int,
+    unit: int | None,
+    layout: Layout,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # perf: few segments differ in where their tokens are, small ones take as long.
+    clips = segment_clips(frames, stage, unit, layout.frames_per_unit)
+    return layouts.segment_places(grids, clips, layout)
 
 
-def _picture(path: Path) -> HeightWidth:
-    """Height and width of a file's pictures as they are shown."""
-    try:
-        with av.open(str(path)) as container:
-            frame = next(container.decode(video=0))
-    except (FFmpegError, IndexError, StopIteration) as error:
+def _caption(
+    cfg: DataConfig, tokenize: Tokenize | None, number: int, record: Record
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids, or stored features, of an example's caption, and its pooled vector.
+
+    The vector is empty beside ids: the model that reads them makes its own.
+    """
+    dropped = drops_caption(cfg, number)
+    if tokenize is None:
+        text, pooled = stored_features(record, dropped)
+    else:
+        text = np.array(tokenize("" if dropped else record.text), np.int32)
+        pooled = np.zeros((1, 0), np.float32)
+    if len(text) > cfg.text_tokens:
         raise ValueError(
-            f"{path} shows no picture ({error}); replace the file or leave it out"
-        ) from error
-    upright = round(frame.rotation / 90) % 2 == 0
-    return (frame.height, frame.width) if upright else (frame.width, frame.height)
+            f"the caption of {record.path} has {len(text)} tokens, but a row has "
+            f"{cfg.text_tokens}; shorten it or raise text_tokens"
+        )
+    return text, pooled

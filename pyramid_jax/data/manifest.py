@@ -4,9 +4,9 @@
     {"video": "clips/00000.mp4", "text": "a red circle moves left"}
     {"image": "stills/00000.png", "text": "a lighthouse at dusk"}
 
-Paths are relative to the manifest's folder. A record may also name files that were made
-from it: "text_fea", features of its text (`data.captions`), and "latent", its latent
-(`data.precompute`). Other keys are ignored.
+Paths are relative to the manifest's folder. A record may also name files that
+`data.precompute` made from it: "text_fea", features of its text, and "latent", its
+latent. Other keys are ignored.
 """
 
 import json
@@ -18,8 +18,8 @@ from typing import Literal, get_args
 
 Kind = Literal["video", "image"]
 
-# Of a record: field -> key, named as in the original.
-MADE = {"features": "text_fea", "latent": "latent"}
+# Files made from a record: the field of `Record` -> the key, named as in the original.
+_PREPARED = {"features": "text_fea", "latent": "latent"}
 
 _REPORTED = 10
 
@@ -43,8 +43,10 @@ class Record:
 def read_manifest(path: str | Path) -> tuple[Record, ...]:
     """The records of a manifest, in order, their paths joined with its folder.
 
-    Raises one ValueError that lists the bad lines, or says that there is no line. Blank
-    lines are skipped; whether the named files exist is found out when they are read.
+    Blank lines are skipped; whether the named files exist is seen when they are read.
+
+    Raises:
+        ValueError: no such file, or no line, or a list of the bad lines.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,8 +66,8 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
         except ValueError as error:
             problems.append(f"  line {number}: {error}")
     if problems:
-        more = len(problems) - _REPORTED
-        shown = problems[:_REPORTED] + ([f"  and {more} more"] if more > 0 else [])
+        rest = len(problems) - _REPORTED
+        shown = problems[:_REPORTED] + ([f"  and {rest} more"] if rest > 0 else [])
         raise ValueError(
             "\n".join([f"manifest {path} has {len(problems)} bad line(s):", *shown])
             + "\ncorrect or remove them"
@@ -89,9 +91,9 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     for record in records:
         name = _relative(record.path, path.parent)
         fields = {record.kind: name, "text": record.text}
-        for field, key in MADE.items():
-            if (made := getattr(record, field)) is not None:
-                fields[key] = _relative(made, path.parent)
+        for field, key in _PREPARED.items():
+            if (file := getattr(record, field)) is not None:
+                fields[key] = _relative(file, path.parent)
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(lines), encoding="utf-8")
@@ -107,19 +109,19 @@ def _record(line: str, folder: Path) -> Record:
         raise ValueError('expected an object such as {"video": ..., "text": ...}')
     kinds = [kind for kind in get_args(Kind) if kind in fields]
     if len(kinds) != 1:
-        found = "both" if kinds else "neither"
-        raise ValueError(f'has {found} of "video" and "image", expected one')
-    made = {field: key for field, key in MADE.items() if key in fields}
-    for key in (kinds[0], "text", *made.values()):
+        count = "both" if kinds else "neither"
+        raise ValueError(f'has {count} of "video" and "image", expected one')
+    prepared = {field: key for field, key in _PREPARED.items() if key in fields}
+    for key in (kinds[0], "text", *prepared.values()):
         value = fields.get(key)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f'"{key}" is {json.dumps(value)}, expected some text')
-    paths = {field: folder / fields[key] for field, key in made.items()}
+    paths = {field: folder / fields[key] for field, key in prepared.items()}
     return Record(folder / fields[kinds[0]], kinds[0], fields["text"], **paths)
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder` when inside it, else absolute."""
+    """A path relative to a folder if it is inside, else absolute."""
     path, folder = path.absolute(), folder.absolute()
     return (
         path.relative_to(folder) if path.is_relative_to(folder) else path

@@ -93,20 +93,24 @@ def captions() -> tuple[Caption, ...]:
 
 
 def parse(text: str) -> Caption:
-    """The caption whose sentence is `text`; ValueError if there is none."""
-    known = {caption.text: caption for caption in captions()}
-    if text not in known:
+    """The caption whose sentence is `text`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    by_text = {caption.text: caption for caption in captions()}
+    if text not in by_text:
         raise ValueError(
             f"{text!r} is no caption of the embedded data set; write a COLOUR SHAPE "
             f"moves DIRECTION, of {[*COLOURS]}, {[*SHAPES]} and {[*DIRECTIONS]}"
         )
-    return known[text]
+    return by_text[text]
 
 
 def render(
     caption: Caption, rng: np.random.Generator, settings: Settings = Settings()
 ) -> UInt8[np.ndarray, "f h w 3"]:
-    """A drawn clip of what the caption says; diameter and start are random."""
+    """Draws a clip of what a caption says; diameter and start are random."""
     s = settings
     diameter = 2 * int(rng.integers(s.diameter[0] // 2, s.diameter[1] // 2 + 1))
     move = np.array(DIRECTIONS[caption.direction]) * s.step
@@ -134,23 +138,27 @@ def write_dataset(
 
     The files depend on the other arguments only; all captions are equally frequent. A
     folder that holds this very data set is used as it is, or completed if its writing
-    was interrupted. Raises ValueError if it holds anything else.
+    was interrupted.
+
+    Raises:
+        ValueError: the folder holds anything else.
     """
     if clips < 1:
         raise ValueError(f"clips is {clips}, expected 1 or more")
     folder = Path(folder)
-    about, manifest = folder / "dataset.json", folder / "manifest.jsonl"
-    wanted = json.dumps({"drawing": 2, "clips": clips, "seed": seed} | asdict(settings))
+    summary, manifest = folder / "dataset.json", folder / "manifest.jsonl"
+    dataset = {"drawing": 2, "clips": clips, "seed": seed} | asdict(settings)
+    expected = json.dumps(dataset)
     if folder.exists() and any(folder.iterdir()):
-        found = about.read_text() if about.is_file() else "files of another kind"
-        if found != wanted:
+        content = summary.read_text() if summary.is_file() else "files of another kind"
+        if content != expected:
             raise ValueError(
-                f"{folder} holds {found}, expected {wanted}; give another folder"
+                f"{folder} holds {content}, expected {expected}; give another folder"
             )
     if manifest.is_file():
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
-    about.write_text(wanted)
+    summary.write_text(expected)
     order = list(captions())
     np.random.default_rng(seed).shuffle(order)
     records = []
@@ -172,10 +180,13 @@ class Verdict(NamedTuple):
 
 
 def judge(clip: UInt8[np.ndarray, "f 32 32 3"]) -> Verdict:
-    """The colour, shape and direction seen in a clip.
+    """The colour, shape and direction that are seen in a clip.
 
     Guessing scores 1/6, 1/6 and 1/4 at most; a clip without one clear object scores
-    nothing. Needs scikit-learn, else raises ImportError.
+    nothing.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
     """
     first, last = _object(clip[0]), _object(clip[-1])
     if first is None or last is None:
@@ -190,9 +201,10 @@ def judge(clip: UInt8[np.ndarray, "f 32 32 3"]) -> Verdict:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % confidence interval (Wilson) of a rate of which `n` trials were seen.
+    """The 95 % confidence interval (Wilson) of a rate that was measured in `n` trials.
 
-    Raises ValueError unless 0 <= successes <= n and n > 0.
+    Raises:
+        ValueError: unless 0 <= successes <= n and n > 0.
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(
@@ -230,8 +242,8 @@ def _mask(shape: str, diameter: int) -> Float[np.ndarray, "d d"]:
 def _object(frame: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"] | None:
     """The largest connected object of a frame, None if it has no sensible size."""
     contrast = abs(frame.astype(int) - BACKGROUND).max(-1)
-    found: Any = ndimage.label(contrast > _VISIBLE)
-    labels, count = found
+    labelled: Any = ndimage.label(contrast > _VISIBLE)
+    labels, count = labelled
     if not count:
         return None
     sizes = np.bincount(labels.ravel())[1:]

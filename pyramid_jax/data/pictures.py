@@ -11,29 +11,38 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from pyramid_jax.data.video_io import HeightWidth
+
 _COMMENT = "Comment"  # the keyword that the PNG standard has for it
 
 
-def fit_picture(
-    image: str | Path | Image.Image | UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """An image scaled with a Lanczos filter until it covers `size`, and cropped.
-
-    What is too much is cropped on both sides alike. Transparent parts become white.
-
-    Args:
-        image: a file, a PIL image, or pixels.
-        size: height and width in pixels.
+def read_picture(path: str | Path, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file as pixels of a size, see `fit_picture`.
 
     Raises:
         ValueError: no such file, or no picture.
+    """
+    with _opened(path) as image:
+        return fit_picture(image, size)
+
+
+def fit_picture(
+    image: Image.Image | UInt8[np.ndarray, "_ _ 3"], size: HeightWidth
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture scaled with a Lanczos filter until it covers `size`, and cropped.
+
+    It is cropped on both sides alike. Transparent parts become white, photographs
+    upright. An array that has the size already is returned as it is.
+
+    Args:
+        image: a PIL image or pixels.
+        size: height and width in pixels.
 
     Source: the image-to-video page of the original's demo.
     """
-    if isinstance(image, str | Path):
-        with _opened(image) as opened:
-            return fit_picture(opened, size)
     if isinstance(image, np.ndarray):
+        if image.shape[:2] == size:
+            return image
         image = Image.fromarray(image)
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
@@ -44,18 +53,13 @@ def fit_picture(
     return np.asarray(fitted)
 
 
-def read_picture(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file, see `fit_picture`."""
-    return fit_picture(path, size)
-
-
 def write_picture(
     path: str | Path, picture: UInt8[np.ndarray, "h w 3"], comment: str = ""
 ) -> None:
-    """Writes a PNG file; `read_comment` finds the comment again."""
-    about = PngInfo()
-    about.add_itxt(_COMMENT, comment)
-    Image.fromarray(picture).save(path, format="PNG", pnginfo=about)
+    """Writes a PNG file; `read_picture_comment` reads the comment again."""
+    texts = PngInfo()
+    texts.add_itxt(_COMMENT, comment)
+    Image.fromarray(picture).save(path, format="PNG", pnginfo=texts)
 
 
 def write_gif(
@@ -66,7 +70,7 @@ def write_gif(
     GIF counts hundredths of a second: frames differ by one, so that the rate is right.
 
     Raises:
-        ValueError: no frame, or a rate that GIF has not.
+        ValueError: no frame, or a rate that a GIF can not have.
     """
     ends = np.rint(100 / fps * np.arange(len(video) + 1)) * 10
     if not len(video) or fps > 50:
@@ -86,8 +90,8 @@ def write_gif(
     )
 
 
-def read_comment(path: str | Path) -> str:
-    """The comment of a PNG or GIF file, "" if it has none.
+def read_picture_comment(path: str | Path) -> str:
+    """The comment in a PNG or GIF file, "" if it has none.
 
     Raises:
         ValueError: no such file, or no picture.
@@ -107,7 +111,7 @@ def write_contact_sheet(
     """Writes a PNG with up to `columns` frames of every video and the captions below.
 
     Raises:
-        ValueError: no video, or as many captions as not there are videos.
+        ValueError: no video, or not one caption for each.
     """
     if not videos or len(videos) != len(captions):
         raise ValueError(

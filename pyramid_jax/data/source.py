@@ -1,73 +1,295 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all data sets share: records in endless new orders, read by workers.
+"""Records in endless new orders, read by workers; unusable files are counted.
 
-Workers hand over failures like any other example, so what comes out depends on the seed
-and the number of hosts only, not on the number of workers.
+Examples are numbered through the whole run and over all hosts; every host makes its
+share of the numbers. Workers hand over failures like any other example, so what comes
+out depends on the seed and the number of hosts only, not on the number of workers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import json
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
+import numpy as np
 from absl import flags
+from jaxtyping import Int, UInt8
 
-from pyramid_jax.data.examples import Failure, Shuffled
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.packing import Handed, Sound
+from pyramid_jax.data.video_io import HeightWidth, read_image, read_video
 
-READY = 2  # batches made ahead
+logger = logging.getLogger(__name__)
 
-# number of the example on this host, its record -> an example, a NamedTuple
-Make = Callable[[int, Record], Any | Failure]
+_EXAMPLES = 8  # perf: of a message; each message costs a worker about 0.1 ms
+_SHARED = 2**20  # perf: bytes from which an array is shared instead of sent
+_READY = 2  # batches that are made in advance
+
+# The number of an example and its record -> the example, a NamedTuple. It may raise
+# ValueError or OSError for a record that can't be used, and is pickled for the workers.
+MakeExample = Callable[[int, Record], Any]
+Message = list[Any]  # examples and `Failure`s
 
 
 @dataclass(frozen=True)
-class RecordSource:
-    """Records, and how a host reads its share of them.
+class SourceConfig:
+    """Which videos and images are read, and how. Counts are per host.
 
     Args:
-        workers: processes that make examples; 0 makes them in this one.
-        max_bad: fraction of the files that may be unusable.
-        shard: index and count of the hosts.
-        folder: gets `skipped.jsonl`, a line for each file that could not be used.
+        height, width: of the pixels of every video and image.
+        frames: pixel frames of a video.
+        fps: at which they are taken from the file.
+        batch: rows, or clips.
+        workers: processes that decode; 0 decodes in this one.
+        cache_mib: memory for decoded clips, per worker.
+        max_bad: fraction of the manifest's files that may be unusable.
 
     Raises:
-        ValueError: a shard that can't be.
+        ValueError: a value is out of range.
     """
 
-    records: tuple[Record, ...]
-    seed: int
-    workers: int
-    max_bad: float
-    shard: tuple[int, int]
-    folder: Path
+    manifest: str | Path
+    height: int
+    width: int
+    frames: int
+    fps: float
+    batch: int
+    _: KW_ONLY
+    seed: int = 0
+    workers: int = 0
+    cache_mib: int = 512
+    max_bad: float = 0.01
 
     def __post_init__(self):
-        host, hosts = self.shard
-        if not 0 <= host < hosts:
-            raise ValueError(
-                f"shard {self.shard} must be the index and the count of the hosts, "
-                "e.g. (0, 1)"
-            )
-
-    def examples(self, make: Make) -> grain.IterDataset:
-        """This host's examples as dicts, endlessly and without the unusable ones."""
-        if not flags.FLAGS.is_parsed():  # grain reads flags
-            flags.FLAGS.mark_as_parsed()
-        host, hosts = self.shard
-        records = grain.MapDataset.source(Shuffled(self.records, self.seed))
-        made = Handed(records[host::hosts].map_with_index(make), self.workers)
-        files = len({record.path for record in self.records})
-        sound = Sound(self.folder / "skipped.jsonl", self.max_bad, files)
-        return grain.experimental.FlatMapIterDataset(made, sound)
+        sizes = ("height", "width", "frames", "fps", "batch")
+        check_entries(self, lambda x: x > 0, "over 0", *sizes)
+        counts = ("seed", "workers", "cache_mib")
+        check_entries(self, lambda x: x >= 0, "0 or more", *counts)
+        check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "max_bad")
 
 
-def ahead(batches: grain.IterDataset) -> grain.DatasetIterator:
-    """An iterator that makes some batches ahead, in a thread."""
+def check_entries(
+    cfg: Any, fits: Callable[[Any], bool], expected: str, *names: str
+) -> None:
+    """Raises ValueError for an entry of a config that does not fit."""
+    for name in names:
+        if not fits(value := getattr(cfg, name)):
+            raise ValueError(f"{name} is {value}, expected {expected}")
+
+
+def read_examples(
+    make: MakeExample,
+    records: tuple[Record, ...],
+    cfg: SourceConfig,
+    folder: str | Path,
+    shard: tuple[int, int],
+) -> grain.IterDataset[dict[str, Any]]:
+    """This host's examples as dicts, endlessly and without the unusable ones.
+
+    Args:
+        folder: gets `skipped.jsonl`, a line for each file that could not be used.
+        shard: index and count of the hosts.
+
+    Raises:
+        ValueError: a shard that can't be; the iterator raises when more files than
+            `max_bad` are unusable.
+    """
+    host, hosts = shard
+    if not 0 <= host < hosts:
+        raise ValueError(
+            f"shard {shard} must be the index and the count of the hosts, e.g. (0, 1)"
+        )
+    let_grain_read_flags()
+    numbers = grain.MapDataset.range(host, sys.maxsize, hosts)
+    examples = numbers.map(functools.partial(_numbered, make, records, cfg.seed))
+    messages = _Messages(examples.batch(_EXAMPLES, batch_fn=list), cfg.workers)
+    files = len({record.path for record in records})
+    bad_files = BadFiles(Path(folder) / "skipped.jsonl", cfg.max_bad, files)
+    return grain.experimental.FlatMapIterDataset(messages, bad_files)
+
+
+def in_advance(batches: grain.IterDataset) -> grain.DatasetIterator:
+    """An iterator that makes some batches in advance, in a thread."""
     return iter(
         grain.experimental.ThreadPrefetchIterDataset(
-            batches, prefetch_buffer_size=READY
+            batches, prefetch_buffer_size=_READY
         )
     )
+
+
+def let_grain_read_flags() -> None:
+    """Marks the flags as parsed, since grain reads them, in a program without any."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+# ------------------------------------------------------------------------ one record
+
+
+class Failure(NamedTuple):
+    """A file that can't be used, and why."""
+
+    path: str
+    reason: str
+
+
+def attempt(make: MakeExample, number: int, record: Record) -> Any | Failure:
+    """The example that `make` makes of a record, or why it can't."""
+    try:
+        return make(number, record)
+    except (ValueError, OSError) as error:
+        return Failure(str(record.path), str(error))
+
+
+def read_pixels(
+    record: Record, size: HeightWidth, frames: int, fps: float, place: float = 0.0
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """The frames of a record's file, of an image its only one.
+
+    Arguments and errors are those of `video_io.read_video`.
+    """
+    if record.kind == "image":
+        return read_image(record.path, size)[None]
+    return read_video(record.path, size, frames, fps, place)
+
+
+class ArrayCache:
+    """Keeps the arrays that were used last in memory.
+
+    Args:
+        room: bytes of memory.
+    """
+
+    def __init__(self, room: int):
+        self._room = room
+        self._arrays: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()
+
+    def get(
+        self, key: Hashable, make: Callable[[], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """The arrays of a key, made if they are not in memory."""
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+            return self._arrays[key]
+        arrays = self._arrays[key] = make()
+        self._room -= sum(array.nbytes for array in arrays)
+        while self._room < 0:
+            _, oldest = self._arrays.popitem(last=False)
+            self._room += sum(array.nbytes for array in oldest)
+        return arrays
+
+
+def _numbered(
+    make: MakeExample, records: tuple[Record, ...], seed: int, number: int
+) -> Any | Failure:
+    """Example `number` of the run, or why it can't be made."""
+    epoch, place = divmod(number, len(records))
+    return attempt(make, number, records[_order(seed, epoch, len(records))[place]])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
+    # perf: grain's own shuffle takes milliseconds per record of a small data set.
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+# --------------------------------------------------------------------------- workers
+
+
+class _Messages(grain.IterDataset[Message]):
+    """The messages of the workers, in the order of the examples.
+
+    The state of an iterator is how many messages are used up. It does not tell how many
+    workers there are, so that a run may be resumed with any number of them.
+    """
+
+    def __init__(self, messages: grain.MapDataset[Message], workers: int):
+        super().__init__()
+        self._messages, self._workers = messages, workers
+
+    def __iter__(self) -> "_MessageIterator":
+        return _MessageIterator(self.from_message)
+
+    def from_message(self, first: int) -> grain.DatasetIterator[Message]:
+        """An iterator from message `first` on, with workers of its own."""
+        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        messages = grain.experimental.WithOptionsIterDataset(
+            self._messages[first:].to_iter_dataset(read),
+            grain.experimental.DatasetOptions(min_shm_size=_SHARED),
+        )
+        workers = grain.MultiprocessingOptions(num_workers=self._workers)
+        return iter(messages.mp_prefetch(workers))
+
+
+class _MessageIterator(grain.DatasetIterator[Message]):
+    def __init__(self, from_message: Callable[[int], grain.DatasetIterator[Message]]):
+        super().__init__()
+        self._from_message, self._count, self._running = from_message, 0, None
+
+    def __next__(self) -> Message:
+        if self._running is None:
+            self._running = self._from_message(self._count)
+        message = next(self._running)
+        self._count += 1
+        return message
+
+    def get_state(self) -> dict[str, int]:
+        return {"message": self._count}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._count = state["message"]
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+
+class BadFiles(grain.experimental.FlatMapTransform):
+    """Passes examples on; logs, lists and counts the files that failed.
+
+    Args:
+        path: file that gets a line of JSON for each of them.
+        max_bad: fraction of `files` that may fail.
+    """
+
+    max_fan_out = _EXAMPLES
+
+    def __init__(self, path: Path, max_bad: float, files: int):
+        self._path, self._max_bad, self._files = path, max_bad, files
+        self._bad: set[str] = set()
+
+    def flat_map(self, element: Message) -> list[dict[str, Any]]:
+        """The examples of a message as dicts."""
+        for failure in element:
+            if isinstance(failure, Failure):
+                self.report(failure)
+        return [e._asdict() for e in element if not isinstance(e, Failure)]
+
+    def report(self, failure: Failure) -> None:
+        """Counts a file once.
+
+        Raises:
+            ValueError: too many files have failed.
+        """
+        if failure.path in self._bad:
+            return
+        self._bad.add(failure.path)
+        logger.warning("skipped %s: %s", failure.path, failure.reason)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(failure._asdict(), ensure_ascii=False) + "\n")
+        if len(self._bad) > self._max_bad * self._files or (
+            len(self._bad) == self._files
+        ):
+            raise ValueError(
+                f"{len(self._bad)} of {self._files} files can not be used, the last is "
+                f"{failure.path} ({failure.reason}); {self._path} lists them: repair "
+                "or remove them, or raise max_bad"
+            )

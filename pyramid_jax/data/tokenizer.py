@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions to token ids, through real tokenizers that need no download."""
+"""Tokenizers that turn captions into token ids and need no download."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import transformers
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END = "</s>"
 # Prompts are padded to a multiple of it, so that few lengths compile.
 MULTIPLE = 16
-Tokenize = Callable[[str], list[int]]
+
+Tokenize = Callable[[str], list[int]]  # token ids of a text
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:
-    """A byte-level BPE tokenizer of `captions`, written as a tokenizer.json.
+    """Trains a byte-level BPE tokenizer on captions and writes its tokenizer.json.
 
     Bytes are its base, so it encodes any text; words that the captions repeat become
     one token. Each text ends with the token `</s>`, so the empty prompt has one.
+
+    Raises:
+        ValueError: the vocabulary has no room for every byte.
     """
     if vocabulary < 257:
         raise ValueError(
@@ -56,9 +60,9 @@ class _Ids:
 
 @dataclass(frozen=True)
 class _Bytes:
-    """ByT5: a token per byte of the UTF-8 text, and the end."""
+    """Maps a text to the token ids of ByT5: one per byte of UTF-8, and the end."""
 
-    tokenizer: transformers.ByT5Tokenizer
+    tokenizer: Any  # transformers.ByT5Tokenizer
 
     def __call__(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
@@ -68,10 +72,12 @@ def load_tokenizer(name: str | Path) -> Tokenize:
     """The tokenizer in a tokenizer.json, or ByT5's bytes for the name "byt5".
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: the name is neither of the two.
     """
     if str(name) == "byt5":
-        return _Bytes(transformers.ByT5Tokenizer())
+        from transformers import ByT5Tokenizer  # slow, and complains without PyTorch
+
+        return _Bytes(ByT5Tokenizer())
     if not Path(name).is_file():
         raise ValueError(
             f'tokenizer {name} is not a file; give a tokenizer.json or "byt5"'
@@ -85,12 +91,12 @@ def load_tokenizer(name: str | Path) -> Tokenize:
 def text_batch(
     tokenize: Tokenize, texts: Sequence[str]
 ) -> tuple[Int[np.ndarray, "b m"], Int[np.ndarray, "b m"]]:
-    """Token ids, one text per row, padded on the left; their segments (0 or -1)."""
+    """Token ids, one text per row, padded on the left, and their segments (0 or -1)."""
     tokens = [tokenize(text) for text in texts]
     length = -(-max(map(len, tokens)) // MULTIPLE) * MULTIPLE
     ids = np.zeros((len(texts), length), np.int32)
     segment = np.full((len(texts), length), -1, np.int32)
-    for row, row_segment, given in zip(ids, segment, tokens, strict=True):
-        row[length - len(given) :] = given
-        row_segment[length - len(given) :] = 0
+    for row, row_segment, text in zip(ids, segment, tokens, strict=True):
+        row[length - len(text) :] = text
+        row_segment[length - len(text) :] = 0
     return ids, segment

@@ -42,8 +42,11 @@ _EXACT = (
 )
 
 
-class About(NamedTuple):
-    """What the header of a file says: upright size, frames, frames per second."""
+HeightWidth = tuple[int, int]
+
+
+class VideoInfo(NamedTuple):
+    """Height and width as they are shown, frames, and frames per second of a file."""
 
     height: int
     width: int
@@ -51,10 +54,11 @@ class About(NamedTuple):
     fps: float
 
 
-def about(path: str | Path) -> About:
+def video_info(path: str | Path) -> VideoInfo:
     """Size, length and rate of a video or image file.
 
-    Raises ValueError for a missing or broken file.
+    Raises:
+        ValueError: a missing or broken file.
     """
     with _opened(path, "video") as container:
         stream = container.streams.video[0]
@@ -64,13 +68,29 @@ def about(path: str | Path) -> About:
             upright = round(frame.rotation / 90) % 2 == 0
             sides = (frame.height, frame.width)
             height, width = sides if upright else sides[::-1]
-            return About(height, width, frames, fps)
+            return VideoInfo(height, width, frames, fps)
     raise ValueError(f"{path} holds no picture; replace the file or leave it out")
+
+
+def nearest_size(sizes: tuple[HeightWidth, ...], path: Path) -> HeightWidth:
+    """The size whose aspect ratio is nearest to that of a video or image file.
+
+    Raises:
+        ValueError: a missing or broken file, if there is a choice.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    height, width, *_ = video_info(path)
+
+    def distance(size: HeightWidth) -> float:
+        return abs(np.log(size[0] / size[1] * width / height))
+
+    return min(sizes, key=distance)
 
 
 def read_video(
     path: str | Path,
-    size: tuple[int, int],
+    size: HeightWidth,
     frames: int,
     fps: float,
     place: float = 0.0,
@@ -87,15 +107,16 @@ def read_video(
         place: where the frames begin: 0 with the first one at `fps`, 1 with the last
             from which there are enough.
 
-    Raises ValueError for a missing, broken or too short file.
+    Raises:
+        ValueError: a missing, broken or too short file.
     """
     _check_request(size, frames, fps)
     scaler = VideoReformatter()
     with _opened(path, "video") as container:
         spare = max(0, _length(container, fps) - frames) if place else 0
         skipped = round(place * spare)
-        chosen = islice(_resampled(container, skipped + frames, fps), skipped, None)
-        pictures = [_fit(frame, size, scaler) for frame in chosen]
+        shown = islice(_resampled(container, skipped + frames, fps), skipped, None)
+        pictures = [_fit(frame, size, scaler) for frame in shown]
     if len(pictures) < frames:
         raise ValueError(
             f"{path} has {skipped + len(pictures)} frames at {fps:g} frames per "
@@ -105,13 +126,14 @@ def read_video(
     return np.stack(pictures)
 
 
-def read_image(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | Path, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
     """An image file scaled until it covers `size`, cropped at the centre.
 
     Args:
         size: height and width in pixels.
 
-    Raises ValueError for a missing or broken file.
+    Raises:
+        ValueError: a missing or broken file.
     """
     _check_request(size, 1, 1)
     with _opened(path, "image") as container:
@@ -134,9 +156,10 @@ def write_video(
     Args:
         crf: quality of x264, 0 (best) to 51; 18 looks like the original.
         scale: shows every pixel as a block of scale x scale, for tiny videos.
-        comment: any text, which `read_comment` finds again.
+        comment: any text, which `read_video_comment` reads again.
 
-    Raises ValueError for an empty video or an odd height or width.
+    Raises:
+        ValueError: an empty video, or an odd height or width.
     """
     if not 0 <= crf <= 51 or scale < 1 or fps <= 0:
         raise ValueError(
@@ -168,10 +191,11 @@ def write_video(
         container.mux(stream.encode(None))
 
 
-def read_comment(path: str | Path) -> str:
-    """The comment of a video file, "" if it has none.
+def read_video_comment(path: str | Path) -> str:
+    """The comment in a video file, "" if it has none.
 
-    Raises ValueError for a missing or broken file.
+    Raises:
+        ValueError: a missing or broken file.
     """
     with _opened(path, "video") as container:
         return container.metadata.get("comment", "")
@@ -187,7 +211,7 @@ def to_uint8(pixels: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def _check_request(size: tuple[int, int], frames: int, fps: float) -> None:
+def _check_request(size: HeightWidth, frames: int, fps: float) -> None:
     if min(size) < 1 or frames < 1 or fps <= 0:
         raise ValueError(
             f"size {size}, frames {frames}, fps {fps:g}: expected a positive height "
@@ -203,10 +227,10 @@ def _opened(path: str | Path, kind: str) -> Iterator[InputContainer]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                found = ", ".join(s.type for s in container.streams) or "nothing"
+                streams = ", ".join(s.type for s in container.streams) or "nothing"
                 raise ValueError(
-                    f"{path} holds {found} but no {kind}; replace the file or leave it "
-                    "out"
+                    f"{path} holds {streams} but no {kind}; replace the file or leave "
+                    "it out"
                 )
             yield container
     except FFmpegError as error:
@@ -258,7 +282,7 @@ def _duration(stream: av.VideoStream, frame: VideoFrame | None) -> Fraction:
 
 
 def _fit(
-    frame: VideoFrame, size: tuple[int, int], scaler: VideoReformatter
+    frame: VideoFrame, size: HeightWidth, scaler: VideoReformatter
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture upright, scaled to cover `size` and cropped at the centre.
 

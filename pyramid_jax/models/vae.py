@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from pyramid_jax.kernels.halo import Halo
+from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models.vae_layers import (
     Activated,
     Convolution,
@@ -94,6 +95,11 @@ class VAEConfig:
     def temporal_factor(self) -> int:
         """Pixel frames per latent frame after the first."""
         return 2 ** sum(self.temporal)
+
+    @property
+    def latents(self) -> LatentConfig:
+        """The sizes of latents; their statistics are not known here."""
+        return LatentConfig(self.latent, self.spatial_factor, self.temporal_factor)
 
     def frames(self, latents: int) -> int:
         """The pixel frames of a video of so many latent frames."""
@@ -257,18 +263,5 @@ def _check_pixels(cfg: VAEConfig, shape: tuple[int, ...], begins: bool) -> None:
             f"pixels have {channels} channels, this VAE takes {cfg.pixels}; "
             "channels are the last axis"
         )
-    for name, size in (("height", height), ("width", width)):
-        _check_multiple(f"{name} {size}", size, cfg.spatial_factor)
-    what = f"{frames} frames at the start of a video" if begins else f"{frames} frames"
-    _check_multiple(what, frames, cfg.temporal_factor, int(begins))
-
-
-def _check_multiple(what: str, size: int, factor: int, more: int = 0) -> None:
-    if size > 0 and (size - more) % factor == 0:
-        return
-    below = (size - more) // factor * factor + more
-    usable = [n for n in (below, below + factor) if n > 0]
-    raise ValueError(
-        f"{what} must be {f'{more} + ' * bool(more)}a multiple of {factor}; use "
-        + " or ".join(map(str, usable))
-    )
+    cfg.latents.grid(height, width)
+    cfg.latents.frames(frames, begins)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Key, UInt8
 from PIL import Image
 
-from pyramid_jax.data.pictures import fit_picture
+from pyramid_jax.data.pictures import fit_picture, read_picture
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.presets import Size
@@ -106,8 +106,14 @@ def resolve(
         seed=seed,
         size=size,
         options=options,
-        image=None if image is None else fit_picture(image, size.height_width),
+        image=None if image is None else _picture(image, size.height_width),
     )
+
+
+def _picture(image: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(image, str | Path):
+        return read_picture(image, size)
+    return fit_picture(image, size)
 
 
 def _each(negative: str | Sequence[str], count: int) -> list[str]:

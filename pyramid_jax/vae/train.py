@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a VAE from a config: data, networks, optimizers and loop put together."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from pyramid_jax.training.state import TrainState
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_task
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.clips import Footage, Part, VAEDataConfig, batches
+from pyramid_jax.vae.clips import Footage, Split, VAEDataConfig, vae_batches
 from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig
 from pyramid_jax.vae.quality import psnr, ssim
@@ -114,11 +115,11 @@ def prepare(
 
 
 def footage(
-    data: VAEDataConfig, workdir: Path, part: Part
+    data: VAEDataConfig, workdir: Path, split: Split
 ) -> grain.DatasetIterator[Footage]:
     """This process's share of the clips."""
     shard = (jax.process_index(), jax.process_count())
-    return batches(data, workdir, shard, part)
+    return vae_batches(data, workdir, shard, split)
 
 
 class Reconstruction(NamedTuple):
@@ -146,11 +147,11 @@ def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
     It writes samples/STEP, and returns PSNR (in decibels) and SSIM; without held-out
     clips, those of one batch of training clips.
     """
-    part: Part = "held out" if data.held_out else "training"
+    split: Split = "held out" if data.held_out else "training"
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
         found = []
-        for batch in taken(data, workdir, part, max(1, data.held_out)):
+        for batch in taken(data, workdir, split, max(1, data.held_out)):
             out = reconstruct(cfg, params["vae"], on_mesh(batch.video, params))
             found.append([float(out.psnr), float(out.ssim)])
             if len(found) == 1:
@@ -185,10 +186,8 @@ def statistics(
     ]
     mean, square = np.mean(found, axis=0).T
     scale = 1 / np.sqrt(square - mean**2)
-    return LatentConfig(
-        channels=cfg.latent,
-        spatial=cfg.spatial_factor,
-        temporal=cfg.temporal_factor,
+    return dataclasses.replace(
+        cfg.latents,
         image_shift=float(mean[0]),
         image_scale=float(scale[0]),
         video_shift=float(mean[1]),
@@ -197,11 +196,11 @@ def statistics(
 
 
 def taken(
-    data: VAEDataConfig, workdir: Path, part: Part, clips: int
+    data: VAEDataConfig, workdir: Path, split: Split, clips: int
 ) -> Iterator[Footage]:
     """The first batches of a part, about so many clips over all processes."""
     count = max(1, clips // (data.batch * jax.process_count()))
-    source = footage(data, workdir, part)
+    source = footage(data, workdir, split)
     try:
         for _ in range(count):
             yield next(source)
@@ -237,18 +236,8 @@ def _check(cfg: Any, made: VAENetworks, data: VAEDataConfig) -> None:
     Raises:
         ValueError: the clips don't fit the VAE, or the discriminator never starts.
     """
-    every, side = made.vae.temporal_factor, made.vae.spatial_factor
-    if (data.frames - 1) % every:
-        below = 1 + (data.frames - 1) // every * every
-        raise ValueError(
-            f"clips of {data.frames} frames are not 1 + a multiple of {every}, which "
-            f"this VAE needs; use {below} or {below + every} frames"
-        )
-    if data.height % side or data.width % side:
-        raise ValueError(
-            f"clips of {data.height}x{data.width} pixels are not multiples of {side}, "
-            "which this VAE needs; change height and width"
-        )
+    made.vae.latents.frames(data.frames)
+    made.vae.latents.grid(data.height, data.width)
     start, steps = made.objective.discriminator_start, cfg.optimizer.steps
     if made.judged and start >= steps:
         raise ValueError(

@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyramid_jax.data.examples import Pixels
-from pyramid_jax.data.loader import DataConfig
+from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.manifest import Record
 from tests.packed import (
-    FRAMES,
     SIZE,
     assert_equal,
     config,
@@ -81,7 +79,7 @@ def test_a_bad_file_is_skipped_logged_and_listed_once(tmp_path, caplog):
     listed = json.loads(lines[0])
     assert listed["path"] == str(tmp_path / "broken0.mp4")
     assert "can not be decoded" in listed["reason"]
-    logged = [r for r in caplog.records if r.name == "pyramid_jax.data.packing"]
+    logged = [r for r in caplog.records if r.name == "pyramid_jax.data.source"]
     assert len(logged) == 1 and listed["path"] in logged[0].getMessage()
 
 
@@ -143,7 +141,7 @@ def test_the_rows_do_not_depend_on_the_number_of_workers(tmp_path):
 def test_a_run_resumes_with_any_number_of_workers(tmp_path, before, after):
     cfg = config(tmp_path, write_clips(tmp_path, 5), batch=3)
     cfg, other = replace(cfg, workers=before), replace(cfg, workers=after)
-    resume(cfg, other, tmp_path, at=3, load=Pixels(FRAMES, 8))
+    resume(cfg, other, tmp_path, at=3, load=None)
 
 
 @pytest.mark.slow
@@ -155,12 +153,12 @@ def test_too_many_bad_files_of_workers_stop_the_run(tmp_path):
 
 SCRIPT = """
 import sys
-from pyramid_jax.data.loader import DataConfig, batches
-from pyramid_jax.layout import Layout
+from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.data.loader import batches
 
 if __name__ == "__main__":
     cfg = DataConfig(sys.argv[1], 16, 16, 4, 8.0, 2, 300, 12, 5, workers=1)
-    rows = batches(cfg, Layout(), lambda text: [len(text)], sys.argv[2])
+    rows = batches(cfg, lambda text: [len(text)], sys.argv[2])
     assert (next(rows).stage >= 0).any()
     rows.close()
 """

@@ -51,6 +51,15 @@ def test_transparent_parts_become_white_and_sideways_photographs_upright(
     np.testing.assert_array_equal(turned, read[::-1, ::-1])
 
 
+def test_arrays_and_open_pictures_are_fitted_like_files(tmp_path: Path):
+    pictures.write_picture(tmp_path / "a.png", NOISE[0])
+    read = pictures.read_picture(tmp_path / "a.png", (16, 30))
+    for image in (NOISE[0], Image.fromarray(NOISE[0])):
+        np.testing.assert_array_equal(pictures.fit_picture(image, (16, 30)), read)
+    same = NOISE[0]
+    assert pictures.fit_picture(same, (32, 48)) is same
+
+
 def test_a_gif_lasts_as_long_as_the_video(tmp_path: Path):
     pictures.write_gif(tmp_path / "a.gif", NOISE, 24)
     times = []
@@ -68,15 +77,19 @@ def test_comments_are_found_again(tmp_path: Path):
     pictures.write_picture(png, NOISE[0], COMMENT)
     pictures.write_gif(gif, NOISE, 8, COMMENT)
     video_io.write_video(mp4, NOISE, 8, comment=COMMENT)
-    assert pictures.read_comment(png) == pictures.read_comment(gif) == COMMENT
-    assert video_io.read_comment(mp4) == COMMENT
+    assert (
+        pictures.read_picture_comment(png)
+        == pictures.read_picture_comment(gif)
+        == COMMENT
+    )
+    assert video_io.read_video_comment(mp4) == COMMENT
 
 
 def test_files_without_a_comment_have_an_empty_one(tmp_path: Path):
     Image.fromarray(NOISE[0]).save(tmp_path / "a.png")
     video_io.write_video(tmp_path / "a.mp4", NOISE, 8)
-    assert pictures.read_comment(tmp_path / "a.png") == ""
-    assert video_io.read_comment(tmp_path / "a.mp4") == ""
+    assert pictures.read_picture_comment(tmp_path / "a.png") == ""
+    assert video_io.read_video_comment(tmp_path / "a.mp4") == ""
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path):

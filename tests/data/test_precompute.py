@@ -2,14 +2,14 @@
 """Stored latents are those of their files, each made once."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from pyramid_jax.data.examples import Pixels
-from pyramid_jax.data.latents import StoredLatents
+from pyramid_jax.data.examples import stored_latent
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.data.precompute import (
     LatentJob,
@@ -17,6 +17,7 @@ from pyramid_jax.data.precompute import (
     read_latent,
     write_latents,
 )
+from pyramid_jax.data.source import read_pixels
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 
@@ -57,7 +58,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def job(encode: Encoder, **options) -> LatentJob:
-    load = Pixels(FRAMES, 8)
+    load = partial(read_pixels, frames=FRAMES, fps=8)
     return LatentJob(encode, load, (SIZE,), **{"batch": 2, "max_bad": 0.5} | options)
 
 
@@ -116,7 +117,7 @@ def test_training_reads_normalised_latents_of_its_length(manifest, tmp_path):
     made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
     record = read_manifest(made)[1]
     raw = read_latent(record.latent)
-    loaded = StoredLatents(LATENT, 2)(record, SIZE)
+    loaded = stored_latent(LATENT, 2, record, SIZE)
     np.testing.assert_array_equal(loaded, LATENT.normalise(raw[:2]))
     assert loaded.dtype == np.float32
 
@@ -125,4 +126,4 @@ def test_training_reads_normalised_latents_of_its_length(manifest, tmp_path):
 def test_latents_of_another_size_are_refused(manifest, tmp_path, frames, size):
     made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
     with pytest.raises(ValueError, match=r"has shape \(3, 2, 3, 4\), expected"):
-        StoredLatents(LATENT, frames)(read_manifest(made)[0], size)
+        stored_latent(LATENT, frames, read_manifest(made)[0], size)

@@ -92,7 +92,7 @@ def test_the_frames_are_in_the_file_at_the_rate_of_the_model(
     paths = tmp_path / "a.mp4", tmp_path / "a.npz"
     for path in paths:
         make(model, path)
-    assert video_io.about(paths[0]) == video_io.About(32, 32, 3, 8.0)
+    assert video_io.video_info(paths[0]) == video_io.VideoInfo(32, 32, 3, 8.0)
     with np.load(paths[1]) as arrays:
         np.testing.assert_array_equal(arrays["video"], drawn("a red circle", SIZE, 4))
 

@@ -256,5 +256,5 @@ def test_the_program_runs_from_the_shell_and_survives_sigterm(tmp_path: Path):
     made = sorted(tmp_path.glob("*.mp4"))
     assert made and not list(tmp_path.glob(".*"))
     for path in made:
-        assert video_io.about(path).frames == 7
+        assert video_io.video_info(path).frames == 7
         assert json.loads(outputs.beside(path).read_text())["recipe"]["frames"] == 7

@@ -300,13 +300,13 @@ def test_all_damage_to_a_vae_is_reported_together():
         (
             (1, 8, 16, 16, 3),
             None,
-            r"8 frames at the start .* 1 \+ a multiple of 8; use 1",
+            r"8 frames are not 1 \+ a multiple of 8; use 1 or 9",
         ),
         ((1, 16, 16, 16, 3), None, "use 9 or 17"),
         ((1, 0, 16, 16, 3), None, "0 frames .* use 1"),
-        ((1, 9, 16, 16, 3), (), "9 frames must be a multiple of 8; use 8 or 16"),
-        ((1, 1, 20, 16, 3), None, "height 20 must be a multiple of 8; use 16 or 24"),
-        ((1, 1, 16, 4, 3), None, "width 4 must be a multiple of 8; use 8"),
+        ((1, 9, 16, 16, 3), (), "9 frames are not a multiple of 8; use 8 or 16"),
+        ((1, 1, 20, 16, 3), None, "height 20 is not a multiple of 8; use 16 or 24"),
+        ((1, 1, 16, 4, 3), None, "width 4 is not a multiple of 8; use 8"),
         ((1, 1, 16, 16, 4), None, "4 channels, this VAE takes 3"),
     ],
 )

@@ -14,10 +14,10 @@ from launch import reconstruct
 from pyramid_jax import sharding
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.video_io import (
-    about,
     read_image,
     to_model,
     to_uint8,
+    video_info,
     write_video,
 )
 from pyramid_jax.latents import LatentConfig
@@ -130,7 +130,7 @@ def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     mean = ((found.original / 255.0 - found.made / 255.0) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
     reconstruct.write(tmp_path / "out.mp4", found, fps)
-    assert about(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
+    assert video_info(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
     assert "mean" in reconstruct.table(found).splitlines()[-1]
     assert json.dumps(found.psnr)
 

@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import read_video, write_video
-from pyramid_jax.vae.clips import Footage, VAEDataConfig, batches
+from pyramid_jax.vae.clips import Footage, VAEDataConfig, vae_batches
 from tests.packed import SIZE, write_clips
 
 
@@ -26,7 +26,7 @@ def config(folder: Path, records: list[Record], **changes) -> VAEDataConfig:
 
 def take(count: int, cfg: VAEDataConfig, **options) -> list[Footage]:
     folder = Path(cfg.manifest).parent
-    with closing(batches(cfg, folder, **options)) as iterator:
+    with closing(vae_batches(cfg, folder, **options)) as iterator:
         return list(itertools.islice(iterator, count))
 
 
@@ -59,7 +59,7 @@ def test_a_batch_holds_clips_of_the_files_in_8_bits(tmp_path):
 def test_held_out_records_are_the_last_ones_and_are_not_trained_on(tmp_path):
     cfg = config(tmp_path, write_clips(tmp_path, 6), held_out=2)
     assert set(shades(take(6, cfg))) == {0, 1, 2, 3}
-    assert set(shades(take(6, cfg, part="held out"))) == {4, 5}
+    assert set(shades(take(6, cfg, split="held out"))) == {4, 5}
 
 
 def test_pictures_are_images_where_the_manifest_has_some(tmp_path):
@@ -86,7 +86,10 @@ def test_clips_begin_in_windows_from_the_start_to_the_end_of_a_file(tmp_path):
 def test_a_run_resumes_exactly_where_it_stopped(tmp_path):
     records = [*write_clips(tmp_path, 5), moving(tmp_path / "b.mp4")]
     cfg = config(tmp_path, records, images=1, windows=2)
-    with closing(batches(cfg, tmp_path)) as a, closing(batches(cfg, tmp_path)) as b:
+    with (
+        closing(vae_batches(cfg, tmp_path)) as a,
+        closing(vae_batches(cfg, tmp_path)) as b,
+    ):
         for _ in range(3):
             next(a)
         b.set_state(json.loads(json.dumps(a.get_state())))

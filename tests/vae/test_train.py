@@ -253,7 +253,7 @@ def test_a_run_can_start_from_a_vae_and_train_its_decoder_alone(
     ("section", "changes", "message"),
     [
         ("data", {"frames": 4}, "4 frames are not 1 . a multiple of 2.* use 3 or 5"),
-        ("data", {"height": 15}, "15x16 pixels are not multiples of 2"),
+        ("data", {"height": 15}, "height 15 is not a multiple of 2; use 14 or 16"),
         ("objective", {"discriminator_start": 10**6}, "it would never train"),
         pytest.param(
             "objective",
