@@ -142,11 +142,11 @@ def inside(name: str) -> str:
 
 
 @functools.cache
-def repository() -> tuple[Source, ...]:
+def repository(root: Path = ROOT) -> tuple[Source, ...]:
     """Every Python file of `FOLDERS`."""
-    paths = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
+    paths = [p for folder in FOLDERS for p in sorted((root / folder).rglob("*.py"))]
     return tuple(
-        Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+        Source(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
         for path in paths
     )
 
@@ -160,6 +160,21 @@ def import_graph(files: Sequence[Source]) -> dict[str, set[str]]:
         names |= {name.rpartition(".")[0] for name in names - modules}
         graph[source.module] = names & modules - {source.module}
     return graph
+
+
+def room_graph(files: Sequence[Source]) -> dict[str, set[str]]:
+    """Which part of the package, or other folder, imports which of the others."""
+    graph: dict[str, set[str]] = {}
+    for source in files:
+        room = source.part if source.in_package else source.folder
+        names = (name.split(".") for name in source.imports())
+        rooms = {
+            parts[1] if parts[0] == PACKAGE else parts[0]
+            for parts in names
+            if parts[1:]
+        }
+        graph.setdefault(room, set()).update(rooms - {room})
+    return {room: rooms & graph.keys() for room, rooms in graph.items()}
 
 
 def part_graph(files: Sequence[Source]) -> dict[str, set[str]]:
