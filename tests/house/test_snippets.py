@@ -28,6 +28,7 @@ DOCUMENTS = [
     *(ROOT / "docs").glob("*.md"),
 ]
 README = DOCUMENTS[0]
+MAKEFILE = ROOT / "Makefile"
 # Folders of models that are not here: converted from the released ones, or trained.
 ABSENT = ("models/", "runs/")
 # Commands that take seconds, and those that take a minute or two; all are parsed.
@@ -132,6 +133,14 @@ def commands(document: Path) -> list[str]:
     return lines
 
 
+def recipes() -> list[str]:
+    """What the targets of the Makefile run in the environment."""
+    text = MAKEFILE.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"\$\((?!RUN)\w+\)", "1", text)
+    pattern = r"^\t\$\(RUN\) (-m (?:launch|benchmarks)\..*)"
+    return [f"python {line}" for line in re.findall(pattern, text, re.MULTILINE)]
+
+
 def is_command(line: str) -> bool:
     return bool(PYTHON.match(line)) or line.startswith("make ")
 
@@ -146,6 +155,7 @@ def words(command: str) -> list[str]:
 def answers() -> Answers:
     """What its program says of every command of every document, and of wrong ones."""
     lines = [words(c) for document in DOCUMENTS for c in commands(document)]
+    lines += [words(command) for command in recipes()]
     every = sorted({*map(tuple, lines), *WRONG} - {()})
     process = subprocess.run(
         [sys.executable, "-c", PARSER],
@@ -208,7 +218,7 @@ def test_python_in_documents_imports_what_exists(document: Path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_commands_in_documents_are_understood(document: Path, answers: Answers):
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = MAKEFILE.read_text(encoding="utf-8")
     complaints = []
     for command in commands(document):
         first, *rest = command.split()
@@ -230,6 +240,11 @@ def test_flags_in_documents_exist(document: Path, answers: Answers):
     flags = {flag for answer in answers.values() for flag in answer.flags}
     text = PYTHON.sub("", document.read_text(encoding="utf-8"))
     assert set(re.findall(r"(?<![\w-])--(\w+)", text)) <= flags
+
+
+def test_commands_in_the_makefile_are_understood(answers: Answers):
+    assert recipes()
+    assert not "".join(answers[tuple(words(command))].error for command in recipes())
 
 
 def test_wrong_commands_are_seen(answers: Answers):
