@@ -3,7 +3,7 @@
 
     python -m tests.house.survey                     # of this checkout
     python -m tests.house.survey ../old              # of another one
-    python -m tests.house.survey --trace launch.sample --prompt="a red circle"
+    python -m tests.house.survey . --trace launch.sample --prompt="a red circle"
 
 A room is a part of the package (a file or a folder in it), or another folder of
 programs. `--trace` runs a command, with the flags behind it, and lists the files of the
@@ -57,9 +57,9 @@ def longest_chain(graph: Mapping[str, set[str]]) -> int:
     return max(map(height, graph))
 
 
-def trace(module: str, arguments: Sequence[str]) -> list[str]:
+def trace(root: Path, module: str, arguments: Sequence[str]) -> list[str]:
     """The files of the package that a command calls, in the order of first calls."""
-    folder = f"{ROOT / PACKAGE}/"
+    folder = f"{root / PACKAGE}/"
     files: dict[str, None] = {}
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
@@ -69,6 +69,7 @@ def trace(module: str, arguments: Sequence[str]) -> list[str]:
             files[code.co_filename.removeprefix(folder)] = None
 
     sys.argv = [module, *arguments]
+    sys.path.insert(0, str(root))
     threading.setprofile(profile)
     sys.setprofile(profile)
     try:
@@ -89,11 +90,12 @@ def main() -> None:
     parser.add_argument("root", nargs="?", type=Path, default=ROOT)
     parser.add_argument("--trace", nargs=argparse.REMAINDER, metavar="COMMAND")
     options = parser.parse_args()
+    root = options.root.resolve()
     if options.trace:
-        files = trace(options.trace[0], options.trace[1:])
+        files = trace(root, options.trace[0], options.trace[1:])
         print("\n".join([*files, f"{len(files)} files of the package"]))
         return
-    for name, number in survey(options.root.resolve()).items():
+    for name, number in survey(root).items():
         print(f"{number:7,}  {name}")
 
 
