@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether two checkouts sample the same videos, byte by byte.
 
-    python -m benchmarks.same_bytes OLD NEW
+    python -m benchmarks.same_bytes OLD
     python -m benchmarks.same_bytes OLD NEW --only 'tiny: *' --rename each=copies
 
-OLD and NEW are folders with a checkout each. The demo and `launch.sample` run in both,
-with the same flags and the interpreter of this command, for both embedded models: with
-and without guidance, with negative prompts, for images, batches and given first frames.
-The mp4 files of the demo are compared as they are; of npz files, which also say when
-they were written, the frames. The exit code is 1 if anything differs or fails.
+OLD and NEW are folders with a checkout each; without NEW, this one. The demo and
+`launch.sample` run in both, with the same flags and the interpreter of this command,
+for both embedded models: with and without guidance, with negative prompts, for images,
+batches and given first frames. The mp4 files of the demo are compared as they are; of
+npz files, which also say when they were written, the frames. The exit code is 1 if
+anything differs or fails.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("tiny", "tiny_latent")
 PROMPT = "--prompt=a red circle moves left"
 IMAGE = "first.png"  # drawn by `draw_first_frame`, beside the results
@@ -96,9 +98,8 @@ def run(case: Case, checkout: Path, folder: Path) -> Outcome:
     command = [sys.executable, "-m", case.module, *flags, f"--to={folder}"]
     process = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     if process.returncode:
-        return Outcome(
-            {}, (process.stderr.strip() or "it said nothing").splitlines()[-1]
-        )
+        lines = process.stderr.strip().splitlines()
+        return Outcome({}, " / ".join(lines[-3:]) or "it said nothing")
     paths = [*folder.glob("*.mp4"), *folder.glob("*.npz")]
     return Outcome({path.name: read(path) for path in sorted(paths)})
 
@@ -147,7 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("old", type=Path, help="folder of a checkout")
-    parser.add_argument("new", type=Path, help="folder of the other")
+    parser.add_argument(
+        "new",
+        type=Path,
+        help="folder of the other; none: this one",
+        nargs="?",
+        default=ROOT,
+    )
     parser.add_argument("--only", default="*", help="cases, e.g. 'tiny_latent: *'")
     parser.add_argument(
         "--rename",
