@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.house.sources import ROOT
+from tests.house.sources import INSTALLED, ROOT
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -174,9 +174,12 @@ def run(lines: list[str], folder: Path) -> None:
     script = "\n".join(
         line.replace(".venv/bin/python", sys.executable) for line in lines
     )
+    for name in INSTALLED:
+        (folder / name).symlink_to(ROOT / name)
+    one_device = re.sub(r"\S*device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": one_device,
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "tests"),
     }
     process = subprocess.run(
