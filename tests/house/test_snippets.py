@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README and docs tell users to type works.
+
+Python blocks of README run; of those of other documents the imports do.
+Every command is parsed by the program that it names, flags and configs included; the
+short ones run.
+"""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.house.sources import INSTALLED, ROOT
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs").glob("*.md"),
+]
+README = DOCUMENTS[0]
+MAKEFILE = ROOT / "Makefile"
+# Folders of models that are not here: converted from released ones, or trained.
+CONVERTED, TRAINED = "models/", "runs/"
+# Commands that take seconds, and those that take a minute or two; all are parsed.
+QUICK = ("launch.sample --prompt=", "cat ")
+SLOW = (
+    *("launch.sample --prompts=", "cat ", "launch.prepare --embedded"),
+    "launch.train --config=configs/tiny.py:smoke",
+)
+PYTHON = re.compile(r"(?:taskset -c \d+ )?(?:\.venv/bin/)?python -m ")
+
+# Reads commands as lists of words; writes, for each, the flags that its program knows,
+# or what the program has against it. Programs end when they have parsed their flags.
+PARSER = """
+import argparse, importlib, json, os, pkgutil, runpy, sys
+from absl import app, flags
+import pyramid_jax
+
+class Parsed(BaseException): pass
+
+def run(main, *_, **__):
+    rest = flags.FLAGS(sys.argv)[1:]
+    if rest: raise ValueError(f"unknown arguments {rest}")
+    raise Parsed(list(flags.FLAGS))
+
+parse = argparse.ArgumentParser.parse_args
+
+def parse_args(parser, *_):
+    parse(parser, sys.argv[1:])
+    raise Parsed([name.strip("-") for name in parser._option_string_actions])
+
+for module in pkgutil.walk_packages(pyramid_jax.__path__, "pyramid_jax."):
+    importlib.import_module(module.name)  # once, for all children
+app.run, argparse.ArgumentParser.parse_args = run, parse_args
+for command in json.load(sys.stdin):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        continue
+    answer = {"error": "it did not parse its flags", "flags": []}
+    sys.argv = command
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=False)
+    except Parsed as parsed:
+        answer = {"error": "", "flags": parsed.args[0]}
+    except BaseException as error:
+        answer["error"] = f"{type(error).__name__}: {error}"
+    os.write(1, (json.dumps(answer) + "\\n").encode())
+    os._exit(0)
+"""
+
+WRONG = {
+    ("launch.sing",),
+    ("launch.sample", "--promt=la"),
+    ("launch.sample", "--seed=one"),
+    ("launch.demo", "runs/demo"),
+    ("launch.parity", "--casses", "tests/golden"),
+    ("launch.train", "--config=configs/tiny.py", "--config.data.bach=2"),
+}
+
+
+class Block(NamedTuple):
+    """Text between fences, or indented; `language` is what stands behind the fence."""
+
+    language: str
+    text: str
+
+
+class Answer(NamedTuple):
+    """What a program says of a command."""
+
+    error: str
+    flags: list[str]
+
+
+Answers = Mapping[tuple[str, ...], Answer]
+
+
+def blocks(document: Path) -> list[Block]:
+    """The blocks of a document, top to bottom."""
+    fences = re.split(r"^```", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    every = []
+    for i, text in enumerate(fences):
+        if i % 2:
+            language, _, text = text.partition("\n")
+            every.append(Block(language, text))
+        else:
+            indented = re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
+            every += [Block("", textwrap.dedent(text)) for text in indented]
+    return every
+
+
+def commands(document: Path) -> list[str]:
+    """Command lines, each whole, with what it reads if that is written out (`<<`)."""
+    lines: list[str] = []
+    for block in blocks(document):
+        rest = iter(block.text.replace("\\\n", " ").splitlines())
+        for line in rest if block.language in ("", "sh") else ():
+            if "<<'END'" in line:
+                line = "\n".join([line, *iter(rest.__next__, "END"), "END"])
+            if block.language or is_command(line):
+                lines.append(line)
+    return lines
+
+
+def recipes() -> list[str]:
+    """What the targets of the Makefile run in the environment."""
+    text = MAKEFILE.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"\$\((?!RUN)\w+\)", "1", text)
+    pattern = r"^\t\$\(RUN\) (-m (?:launch|benchmarks)\..*)"
+    return [f"python {line}" for line in re.findall(pattern, text, re.MULTILINE)]
+
+
+def is_command(line: str) -> bool:
+    return bool(PYTHON.match(line)) or line.startswith("make ")
+
+
+def words(command: str) -> list[str]:
+    """The module and the flags of a command that runs a module; else nothing."""
+    match = PYTHON.match(command)
+    return shlex.split(command[match.end() :], comments=True) if match else []
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    """What its program says of every command of every document, and of wrong ones."""
+    lines = [words(c) for document in DOCUMENTS for c in commands(document)]
+    lines += [words(command) for command in recipes()]
+    every = sorted({*map(tuple, lines), *WRONG} - {()})
+    process = subprocess.run(
+        [sys.executable, "-c", PARSER],
+        input=json.dumps(every),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    texts = process.stdout.splitlines()
+    assert len(texts) == len(every), process.stderr
+    return {c: Answer(**json.loads(x)) for c, x in zip(every, texts, strict=True)}
+
+
+def run(lines: list[str], folder: Path) -> None:
+    """Runs commands one after the other, with this interpreter and this checkout."""
+    script = "\n".join(
+        line.replace(".venv/bin/python", sys.executable) for line in lines
+    )
+    for name in INSTALLED:
+        (folder / name).symlink_to(ROOT / name)
+    one_device = re.sub(r"\S*device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": one_device,
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "tests"),
+    }
+    process = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def short(lines: list[str], beginnings: tuple[str, ...]) -> list[str]:
+    """The commands that begin like this and need nothing that is not here."""
+    lines = [line for line in lines if CONVERTED not in line]
+    return [line for line in lines if PYTHON.sub("", line).startswith(beginnings)]
+
+
+def test_python_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    texts = [block.text for block in blocks(README) if block.language == "python"]
+    texts = [text for text in texts if CONVERTED not in text and TRAINED not in text]
+    assert texts
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for text in texts:
+        exec(compile(text, str(README), "exec"), namespace)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_python_in_documents_imports_what_exists(document: Path):
+    for block in blocks(document):
+        if block.language == "python":
+            tree = ast.parse(block.text, str(document))
+            tree.body = [
+                n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)
+            ]
+            exec(compile(tree, str(document), "exec"), {})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_commands_in_documents_are_understood(document: Path, answers: Answers):
+    makefile = MAKEFILE.read_text(encoding="utf-8")
+    complaints = []
+    for command in commands(document):
+        first, *rest = command.split()
+        if PYTHON.match(command):
+            error = answers[tuple(words(command))].error
+        elif first == "make":
+            is_target = re.search(rf"^{rest[0]}:", makefile, re.MULTILINE)
+            error = "" if is_target else "no such target"
+        else:
+            error = "" if first in ("cat", ".venv/bin/pre-commit") else "what is it?"
+        if error:
+            complaints.append(f"{command}: {error}")
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_flags_in_documents_exist(document: Path, answers: Answers):
+    """Also flags that a sentence or a comment names."""
+    flags = {flag for answer in answers.values() for flag in answer.flags}
+    text = PYTHON.sub("", document.read_text(encoding="utf-8"))
+    assert set(re.findall(r"(?<![\w-])--(\w+)", text)) <= flags
+
+
+def test_commands_in_the_makefile_are_understood(answers: Answers):
+    assert recipes()
+    assert not "".join(answers[tuple(words(command))].error for command in recipes())
+
+
+def test_wrong_commands_are_seen(answers: Answers):
+    assert all(answers[command].error for command in WRONG)
+
+
+def test_short_commands_of_readme_run(tmp_path: Path):
+    lines = short(commands(README), QUICK)
+    assert any("launch.sample" in line for line in lines)
+    run(lines, tmp_path)
+
+
+@pytest.mark.slow
+def test_commands_of_readme_that_take_a_minute_run(tmp_path: Path):
+    lines = short(commands(README), SLOW)
+    assert any("launch.train" in line for line in lines)
+    run(lines, tmp_path)
