@@ -7,6 +7,10 @@ python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.t
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -18,11 +22,13 @@ from pyramid_jax.train import train
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 SECONDS = flags.DEFINE_float("max_seconds", None, "save and end after so much time")
-START = flags.DEFINE_string("start", None, "folder of a model to start from")
+START = flags.DEFINE_string("start", None, "folder of a trained model to start from")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a cluster")
+flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
+def run(train: Callable[[Any, str, str | None], Path], argv: list[str]) -> None:
+    """Calls `train` with the config, the work directory and the start of the flags."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     if DISTRIBUTED.value:
@@ -37,5 +43,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(partial(run, train))

@@ -23,7 +23,7 @@ from pyramid_jax.models.vae_layers import (
     Middle,
     Past,
     Setting,
-    Video,
+    VideoFeatures,
     chain,
     linear,
 )
@@ -31,13 +31,13 @@ from pyramid_jax.sharding import named
 
 DTYPES = ("float32", "bfloat16")
 ALONE = Halo()
-# Log-variance of the latents of a new encoder: noise must not drown what it finds.
+# Log-variance of the latents of a new encoder: noise must not drown their means.
 NARROW = -8.0
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Everything that tells one VAE from another; by default the released one.
+    """Sizes of a VAE; by default those of the released one.
 
     Args:
         pixels, latent: channels of pixels and of latents.
@@ -101,7 +101,7 @@ class VAEConfig:
 
 
 class Moments(NamedTuple):
-    """The normal distribution of every latent value that the encoder proposes."""
+    """The posterior: a normal distribution of every latent value."""
 
     mean: Float[jax.Array, "b t h w c"]
     log_variance: Float[jax.Array, "b t h w c"]
@@ -134,7 +134,7 @@ def moments(raw: Float[jax.Array, "b t h w _"]) -> Moments:
     return Moments(mean, log_variance.clip(-30.0, 20.0))
 
 
-def initialise(cfg: VAEConfig, key: jax.Array) -> Any:
+def initialise_vae(cfg: VAEConfig, key: jax.Array) -> Any:
     """Fresh weights of encoder and decoder, in boxes that name their axes."""
     side = cfg.spatial_factor
     pixels = jnp.zeros((1, 1, side, side, cfg.pixels))
@@ -208,7 +208,9 @@ class Encoder(nn.Module):
         self.head = Activated(s, 2 * c.latent)
         self.mix = linear(2 * c.latent, s).copy(bias_init=named(_narrow, (None,)))
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(
+        self, x: VideoFeatures, past: Past = None
+    ) -> tuple[VideoFeatures, Past]:
         layers = (self.entry, *self.levels, self.middle, self.head)
         x, past = chain(layers, x, past)
         return self.mix(x).astype(jnp.float32), past
@@ -230,7 +232,9 @@ class Decoder(nn.Module):
         self.levels = [Level(s, True, *level) for level in levels]
         self.head = Activated(s, c.pixels)
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(
+        self, x: VideoFeatures, past: Past = None
+    ) -> tuple[VideoFeatures, Past]:
         layers = (self.entry, self.middle, *self.levels, self.head)
         x, past = chain(layers, self.mix(x), past)
         return x.astype(jnp.float32), past

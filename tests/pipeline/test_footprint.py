@@ -56,7 +56,7 @@ def compiled(f: Any, *arguments: Any) -> int:
 
 
 def small_vae() -> Any:
-    fresh = partial(vae.initialise, SMALL_VAE)
+    fresh = partial(vae.initialise_vae, SMALL_VAE)
     return sharding.unbox(jax.eval_shape(fresh, jax.random.key(0)))
 
 

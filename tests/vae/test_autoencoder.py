@@ -43,7 +43,7 @@ LATENT = LatentConfig(2, 2, 2, 0.1, 2.0, -0.2, 3.0)
 @pytest.fixture(scope="module")
 def small() -> Autoencoder:
     """Weights large enough that everything matters."""
-    init = jax.jit(partial(vae.initialise, CFG))
+    init = jax.jit(partial(vae.initialise_vae, CFG))
     params = sharding.to_host(sharding.unbox(init(jax.random.key(0))))
     random = np.random.default_rng(0)
     moved = jax.tree.map(
