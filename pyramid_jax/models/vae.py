@@ -19,11 +19,11 @@ from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models.vae_layers import (
     Activated,
     Convolution,
+    Frames,
     Level,
     Middle,
     Past,
     Setting,
-    VideoFeatures,
     chain,
     linear,
 )
@@ -165,7 +165,8 @@ def encode(
         ValueError: frames, height, width or channels that don't fit the config.
     """
     _check_pixels(cfg, pixels.shape, begins=past is None)
-    return _apply(Encoder(cfg, halo), params["encoder"], pixels, past)
+    moments: Any = Encoder(cfg, halo).apply({"params": params["encoder"]}, pixels, past)
+    return moments
 
 
 def decode(
@@ -188,7 +189,8 @@ def decode(
             f"latents {latents.shape} must be (batch, frames, height, width, "
             f"{cfg.latent}) with at least one frame; this VAE has {cfg.latent} channels"
         )
-    return _apply(Decoder(cfg, halo), params["decoder"], latents, past)
+    pixels: Any = Decoder(cfg, halo).apply({"params": params["decoder"]}, latents, past)
+    return pixels
 
 
 class Encoder(nn.Module):
@@ -198,7 +200,8 @@ class Encoder(nn.Module):
     halo: Halo = ALONE
 
     def setup(self):
-        c, s = self.cfg, _setting(self.cfg, self.halo)
+        c = self.cfg
+        s = Setting(c.groups, c.dtype, c.remat, self.halo)
         self.entry = Convolution(s, c.encoder_widths[0])
         levels = zip(
             c.encoder_widths, c.encoder_layers, c.spatial, c.temporal, strict=True
@@ -208,9 +211,7 @@ class Encoder(nn.Module):
         self.head = Activated(s, 2 * c.latent)
         self.mix = linear(2 * c.latent, s).copy(bias_init=named(_narrow, (None,)))
 
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         layers = (self.entry, *self.levels, self.middle, self.head)
         x, past = chain(layers, x, past)
         return self.mix(x).astype(jnp.float32), past
@@ -223,7 +224,8 @@ class Decoder(nn.Module):
     halo: Halo = ALONE
 
     def setup(self):
-        c, s = self.cfg, _setting(self.cfg, self.halo)
+        c = self.cfg
+        s = Setting(c.groups, c.dtype, c.remat, self.halo)
         widths = c.decoder_widths[::-1]
         self.mix = linear(c.latent, s)
         self.entry = Convolution(s, widths[0])
@@ -232,26 +234,16 @@ class Decoder(nn.Module):
         self.levels = [Level(s, True, *level) for level in levels]
         self.head = Activated(s, c.pixels)
 
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         layers = (self.entry, self.middle, *self.levels, self.head)
         x, past = chain(layers, self.mix(x), past)
         return x.astype(jnp.float32), past
-
-
-def _setting(cfg: VAEConfig, halo: Halo) -> Setting:
-    return Setting(cfg.groups, cfg.dtype, cfg.remat, halo)
 
 
 def _narrow(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     """The bias of means and log-variances."""
     latent = shape[0] // 2
     return jnp.repeat(jnp.array([0.0, NARROW], dtype), latent)
-
-
-def _apply(module: nn.Module, params: Any, x: Any, past: Past) -> Any:
-    return module.apply({"params": params}, x, past)
 
 
 def _check_pixels(cfg: VAEConfig, shape: tuple[int, ...], begins: bool) -> None:

@@ -29,7 +29,7 @@ LOGITS = 2**26
 INIT = nn.initializers.lecun_normal()
 
 Past = Any  # nested tuples of `b _ h w c`, one entry per layer; None at the start
-VideoFeatures = Float[jax.Array, "b _ _ _ _"]
+Frames = Float[jax.Array, "b _ _ _ _"]
 CausalLayer = Callable[..., tuple[Any, Past]]  # (x, past) -> (y, past)
 
 
@@ -69,9 +69,7 @@ class Convolution(nn.Module):
     space: int = 1
 
     @nn.compact
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         shape = (KERNEL, KERNEL, KERNEL, x.shape[-1], self.width)
         init = named(INIT, (None, None, None, "embed", None))
         kernel = self.param("kernel", init, shape, jnp.float32)
@@ -92,7 +90,7 @@ class Norm(nn.Module):
     setting: Setting
 
     @nn.compact
-    def __call__(self, x: VideoFeatures) -> VideoFeatures:
+    def __call__(self, x: Frames) -> Frames:
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         width = x.shape[-1:]
         weight = self.param("weight", named(ones, (None,)), width, jnp.float32)
@@ -118,9 +116,7 @@ class Activated(nn.Module):
         self.norm = Norm(self.setting)
         self.convolution = Convolution(self.setting, self.width)
 
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         return self.convolution(nn.silu(self.norm(x)), past)
 
 
@@ -131,9 +127,7 @@ class Residual(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         layers = [
             Activated(self.setting, self.width, name=name)
             for name in ("first", "second")
@@ -150,9 +144,7 @@ class Attention(nn.Module):
     setting: Setting
 
     @nn.compact
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         width = x.shape[-1]
         y = Norm(self.setting, name="norm")(x)
         y = rearrange(y, "b t h w c -> b t (h w) c")
@@ -176,9 +168,7 @@ class Upsampling(nn.Module):
     time: bool
 
     @nn.compact
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         begins, parts = past is None, 2 if self.time else 4
         layer = Convolution(self.setting, parts * self.width, name="convolution")
         y, past = layer(x, past)
@@ -219,9 +209,7 @@ class Level(nn.Module):
         strides = (2, 1) if time else (1, 2)
         return Convolution(self.setting, self.width, *strides)
 
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         return chain([*self.residuals, *self.resampled.values()], x, past)
 
 
@@ -236,9 +224,7 @@ class Middle(nn.Module):
         self.attention = Attention(self.setting)
         self.second = Residual(self.setting, self.width)
 
-    def __call__(
-        self, x: VideoFeatures, past: Past = None
-    ) -> tuple[VideoFeatures, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         return chain((self.first, self.attention, self.second), x, past)
 
 

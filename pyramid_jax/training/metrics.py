@@ -34,12 +34,10 @@ class Metrics:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._lines = self._board = None
+        self._jsonl, self._board = Path(folder) / JSONL, None
         if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (self.folder / JSONL).open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder), flush_secs=30)
+            self._board = SummaryWriter(str(folder), flush_secs=30)
+            self._jsonl.touch()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -49,18 +47,17 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; it is on disk when this returns."""
-        if self._lines is None or self._board is None:
+        if self._board is None:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with self._jsonl.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Closes both files."""
-        for file in (self._lines, self._board):
-            if file is not None:
-                file.close()
+        """Closes the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
 
 
 class MetricsWindow:

@@ -19,25 +19,16 @@ from jaxtyping import Float, UInt8
 
 from pyramid_jax import sharding
 from pyramid_jax.data.video_io import to_model
-from pyramid_jax.models import vae
-from pyramid_jax.models.discriminator import (
-    Discriminator,
-    DiscriminatorConfig,
-    initialise_discriminator,
-)
+from pyramid_jax.models import discriminator, vae
+from pyramid_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig, initialise_lpips
-from pyramid_jax.models.vae import VAEConfig, initialise_vae
+from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.training.metrics import Means
 from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
+from pyramid_jax.vae import objective as vae_objective
 from pyramid_jax.vae.clips import Footage
 from pyramid_jax.vae.codec import chunked, vae_step
-from pyramid_jax.vae.objective import (
-    Judge,
-    ObjectiveConfig,
-    Perceptual,
-    autoencoder_loss,
-    discriminator_loss,
-)
+from pyramid_jax.vae.objective import ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -84,9 +75,9 @@ class VAENetworks:
 def initialise_networks(networks: VAENetworks, key: jax.Array) -> Any:
     """Fresh weights in boxes that name their axes; LPIPS needs pretrained ones."""
     first, second, third = jax.random.split(key, 3)
-    params = {"vae": initialise_vae(networks.vae, first)}
+    params = {"vae": vae.initialise_vae(networks.vae, first)}
     if networks.judged:
-        params["discriminator"] = initialise_discriminator(
+        params["discriminator"] = discriminator.initialise_discriminator(
             networks.discriminator, second
         )
     if networks.perceived:
@@ -129,13 +120,8 @@ def vae_loss(
         objective = networks.objective
         if objective.discriminator == "3d":  # which can not judge one frame
             objective = replace(objective, discriminator="none")
-        image_loss, image_parts = footage_loss(
-            replace(networks, objective=objective),
-            params,
-            batch.image,
-            jax.random.fold_in(key, 1),
-            step,
-        )
+        images, key = replace(networks, objective=objective), jax.random.fold_in(key, 1)
+        image_loss, image_parts = footage_loss(images, params, batch.image, key, step)
         share = networks.image_share
         loss = (1 - share) * loss + share * image_loss
         parts |= {f"image_{name}": part for name, part in image_parts.items()}
@@ -163,24 +149,25 @@ def footage_loss(
         decoder = with_last_kernel(weights["decoder"], kernel)
         return whole(vae.decode, networks.vae, {"decoder": decoder}, latents)
 
-    perceptual, judge = critics(networks, params)
-    out = autoencoder_loss(
+    functions = critics(networks, params)
+    out = vae_objective.autoencoder_loss(
         cfg,
         video,
         step,
         reconstruct=reconstruct,
         kernel=last_kernel(weights["decoder"]),
         kl=moments.kl(),
-        perceptual=perceptual,
-        judge=judge,
+        **functions,
     )
     losses = out.parts
     parts = {"loss_pixel": losses.pixel, "kl": losses.kl}
     if networks.perceived:
         parts["loss_perceptual"] = losses.perceptual
-    if judge is None:
+    if not networks.judged:
         return out.loss, parts
-    judged = discriminator_loss(cfg, judge, video, out.reconstruction, step)
+    judged = vae_objective.discriminator_loss(
+        cfg, functions["judge"], video, out.reconstruction, step
+    )
     parts |= {
         "adversarial": losses.adversarial,
         "adversarial_weight": losses.adversarial_weight,
@@ -208,19 +195,17 @@ def whole(
     return chunked(step, x, first=1, window=max(1, x.shape[1] - 1))
 
 
-def critics(
-    networks: VAENetworks, params: Any
-) -> tuple[Perceptual | None, Judge | None]:
-    """The perceptual distance and the judge, where the objective needs them."""
-    perceptual: Any = None
-    judge: Any = None
+def critics(networks: VAENetworks, params: Any) -> dict[str, Any]:
+    """The functions `perceptual` and `judge`, where the objective needs them."""
+    functions = {}
     if networks.perceived:
         weights = {"params": params["perceptual"]}
-        perceptual = partial(LPIPS(networks.lpips).apply, weights)
+        functions["perceptual"] = partial(LPIPS(networks.lpips).apply, weights)
     if networks.judged:
         weights = {"params": params["discriminator"]}
-        judge = partial(Discriminator(networks.discriminator).apply, weights)
-    return perceptual, judge
+        judge = Discriminator(networks.discriminator)
+        functions["judge"] = partial(judge.apply, weights)
+    return functions
 
 
 def last_kernel(decoder: Mapping[str, Any]) -> jax.Array:

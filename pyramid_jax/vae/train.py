@@ -33,7 +33,7 @@ from pyramid_jax.vae.networks import (
     optimizers,
     vae_loss,
 )
-from pyramid_jax.vae.objective import ObjectiveConfig
+from pyramid_jax.vae.objective import ObjectiveConfig, Scalar
 from pyramid_jax.vae.quality import psnr, ssim
 
 SHOWN = 4  # clips in samples/STEP
@@ -142,7 +142,7 @@ def first_batches(
 @partial(jax.jit, static_argnames="cfg")
 def reconstruct(
     cfg: VAEConfig, params: Any, pixels: UInt8[jax.Array, "b f h w 3"]
-) -> tuple[Float[jax.Array, "b f h w 3"], Float[jax.Array, ""], Float[jax.Array, ""]]:
+) -> tuple[Float[jax.Array, "b f h w 3"], Scalar, Scalar]:
     """Clips after encoder and decoder, without noise, and their mean PSNR and SSIM."""
     video = to_model(pixels)
     raw, _ = vae.encode(cfg, params, video)
