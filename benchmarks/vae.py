@@ -93,8 +93,8 @@ class Workload:
         chunk = None if how == "whole" else self.chunk
         return Pieces(chunk, self.tile if how == "tiled" else None)
 
-    def given(self, what: str) -> Float[np.ndarray, "1 _ _ _ c"]:
-        """What is encoded or decoded."""
+    def inputs(self, what: str) -> Float[np.ndarray, "1 _ _ _ c"]:
+        """The pixels or latents that are encoded or decoded."""
         shape = (1, self.frames, self.height, self.width, self.cfg.pixels)
         if what == "decode":
             side, every = self.cfg.spatial_factor, self.cfg.temporal_factor
@@ -138,7 +138,7 @@ def measure(
         for how in WAYS:
             runs = {"jax": _run(work, what, how)}
             if original is not None:
-                runs["reference"] = original.run(what, how, work.given(what))
+                runs["reference"] = original.run(what, how, work.inputs(what))
             times = interleaved(runs, repeats, clock)
             seconds = spread(times["jax"])
             both = (
@@ -154,7 +154,7 @@ def measure(
 
 def step_memory(work: Workload, what: str, how: str) -> int:
     """Bytes that the largest compiled step needs at once, without the weights."""
-    x = work.given(what)
+    x = work.inputs(what)
     side, every = work.cfg.spatial_factor, work.cfg.temporal_factor
     shrink, thin = (1, 1) if what == "encode" else (side, every)
     pieces = work.pieces(how)
@@ -195,7 +195,7 @@ def report(work: Workload, results: dict[str, Measured]) -> str:
 
 
 def as_json(work: Workload, results: dict[str, Measured], clock: str) -> dict[str, Any]:
-    """The result as JSON stores it."""
+    """The results and their circumstances, as JSON values."""
 
     def plain(row: Measured) -> dict[str, Any]:
         values = {field.name: getattr(row, field.name) for field in fields(row)}
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(work: Workload, what: str, how: str) -> Callable[[], jax.Array]:
-    codec, x, pieces = work.codec, jnp.asarray(work.given(what)), work.pieces(how)
+    codec, x, pieces = work.codec, jnp.asarray(work.inputs(what)), work.pieces(how)
     if what == "encode":
         return lambda: codec.encode(x, None, pieces)
     return lambda: codec.decode(x, pieces)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what a VAE keeps of a video or an image.
+"""Shows how well a VAE reconstructs a video or an image.
 
     python -m launch.reconstruct --model=runs/vae/model --input=clip.mp4 --to=out.mp4
     python -m launch.reconstruct --model=MODEL --input=photo.jpg --to=out.png --tile=256

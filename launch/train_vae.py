@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a VAE, or continues a training run; the flags are those of launch.train.
+r"""Trains a VAE, or continues a training run; the flags are those of launch.train.
 
 python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae
 python -m launch.train_vae --config=configs/vae.py:smoke --workdir=runs/smoke

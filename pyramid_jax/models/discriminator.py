@@ -20,7 +20,7 @@ GROWTH = 8
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Sizes of a discriminator; the defaults are the original's.
+    """Kind and sizes of a discriminator.
 
     Args:
         kind: "2d" judges every frame alone, "3d" clips.

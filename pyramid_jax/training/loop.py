@@ -59,7 +59,7 @@ Sample = Callable[[int, Any], dict[str, float] | None]
 def resume(
     store: Store, like: TrainState, data: Any, create: Callable[[], TrainState]
 ) -> TrainState:
-    """The latest checkpoint's state, `data` set to its position; else a new state.
+    """The state of the latest checkpoint, with `data` at its position, or a new state.
 
     Args:
         like: the layout of the state (`abstract_state`); never two states in memory.
@@ -155,7 +155,7 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def _anywhere(here: bool, ask: bool) -> bool:
-    """Whether a process wants to end; where there are several, they ask if `ask`."""
+    """Whether any process wants to end; several processes only talk if `ask`."""
     if jax.process_count() == 1:
         return here
     return ask and bool(multihost_utils.process_allgather(np.array(here)).any())

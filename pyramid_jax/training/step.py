@@ -134,7 +134,7 @@ def gradients(
 
 
 def _cut(x: Array, parts: int) -> Array:
-    """Microbatches of every parts-th row each, so that no row changes its device."""
+    """Microbatches that take every parts-th row, so that no row changes its device."""
     if x.shape[0] % parts:
         raise ValueError(
             f"a batch of {x.shape[0]} rows can't be cut into {parts} microbatches; "

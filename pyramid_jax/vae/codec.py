@@ -35,7 +35,7 @@ CodecStep = Callable[[Any, Any], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Pieces:
-    """How much of a video is worked on at once, which changes only speed and memory.
+    """The part of a video that is worked on at once; it changes only speed and memory.
 
     Tiles are the exception: they change colours a little, see `tiled`.
 

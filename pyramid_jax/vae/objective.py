@@ -96,7 +96,7 @@ class VAELosses(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """The autoencoder's loss, its parts, and the reconstruction that it is about."""
+    """The autoencoder's loss, its parts, and the reconstruction that it judges."""
 
     loss: Float[jax.Array, ""]
     parts: VAELosses
