@@ -127,7 +127,7 @@ def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     assert pixels.shape == (7, 12, 16, 3) and fps == 8
     found = reconstruct.reconstruct(small, pixels, PIECES)
     assert len(found.psnr) == len(found.ssim) == 7
-    mean = ((found.original / 255.0 - found.made / 255.0) ** 2).mean(axis=(1, 2, 3))
+    mean = ((found.original / 255.0 - found.decoded / 255.0) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
     reconstruct.write(tmp_path / "out.mp4", found, fps)
     assert about(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
