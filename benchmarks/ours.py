@@ -32,10 +32,10 @@ def training(work: Workload) -> Run:
         update,
         learning_rate(rates),
         step.StepConfig(),
-        state.abstract(init, update, mesh),
+        state.abstract_state(init, update, mesh),
     )
     rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)
-    current = [state.create(jax.random.key(0), init, update, mesh)]
+    current = [state.create_state(jax.random.key(0), init, update, mesh)]
 
     def run() -> jax.Array:
         current[0], report = take(current[0], rows, key)

@@ -75,7 +75,7 @@ class Workload:
     @cached_property
     def params(self) -> Any:
         """Fresh weights."""
-        init = jax.jit(partial(vae.initialise, self.cfg))
+        init = jax.jit(partial(vae.initialise_vae, self.cfg))
         return sharding.unbox(init(jax.random.key(0)))
 
     @property
@@ -93,8 +93,8 @@ class Workload:
         chunk = None if how == "whole" else self.chunk
         return Pieces(chunk, self.tile if how == "tiled" else None)
 
-    def given(self, what: str) -> Float[np.ndarray, "1 _ _ _ c"]:
-        """What is encoded or decoded."""
+    def inputs(self, what: str) -> Float[np.ndarray, "1 _ _ _ c"]:
+        """The pixels or latents that are encoded or decoded."""
         shape = (1, self.frames, self.height, self.width, self.cfg.pixels)
         if what == "decode":
             side, every = self.cfg.spatial_factor, self.cfg.temporal_factor
@@ -133,12 +133,12 @@ def measure(
     if reference is not None:
         sizes = (work.parameters, work.tile, work.chunk)
         original = OriginalVAE(reference, work.cfg, *sizes)
-    found = {}
+    results = {}
     for what in DIRECTIONS:
         for how in WAYS:
             runs = {"jax": _run(work, what, how)}
             if original is not None:
-                runs["reference"] = original.run(what, how, work.given(what))
+                runs["reference"] = original.run(what, how, work.inputs(what))
             times = interleaved(runs, repeats, clock)
             seconds = spread(times["jax"])
             both = (
@@ -148,13 +148,13 @@ def measure(
             )
             rate = work.frames / seconds.median
             memory = step_memory(work, what, how)
-            found[f"{what}, {how}"] = Measured(seconds, rate, memory, *both)
-    return found
+            results[f"{what}, {how}"] = Measured(seconds, rate, memory, *both)
+    return results
 
 
 def step_memory(work: Workload, what: str, how: str) -> int:
     """Bytes that the largest compiled step needs at once, without the weights."""
-    x = work.given(what)
+    x = work.inputs(what)
     side, every = work.cfg.spatial_factor, work.cfg.temporal_factor
     shrink, thin = (1, 1) if what == "encode" else (side, every)
     pieces = work.pieces(how)
@@ -178,7 +178,7 @@ def step_memory(work: Workload, what: str, how: str) -> int:
     return int(taken - weights)
 
 
-def report(work: Workload, found: dict[str, Measured]) -> str:
+def report(work: Workload, results: dict[str, Measured]) -> str:
     """The result as a table for a terminal."""
     where = environment(PACKAGES)
     lines = [
@@ -187,18 +187,18 @@ def report(work: Workload, found: dict[str, Measured]) -> str:
         f"load {where['load']}, jax {where['jax']}, torch {where['torch']}",
         f"{'':18}{'seconds':28}{'frames/s':>9}{'MiB':>9}   {'original':28}ratio",
     ]
-    for name, one in found.items():
-        memory = one.memory / MIB
-        line = f"{name:18}{one.seconds!s:28}{one.frames_per_second:9.2f}{memory:9.0f}"
-        lines.append(f"{line}   {one.reference or ''!s:28}{one.ratio or ''}".rstrip())
+    for name, row in results.items():
+        memory = row.memory / MIB
+        line = f"{name:18}{row.seconds!s:28}{row.frames_per_second:9.2f}{memory:9.0f}"
+        lines.append(f"{line}   {row.reference or ''!s:28}{row.ratio or ''}".rstrip())
     return "\n".join(lines)
 
 
-def as_json(work: Workload, found: dict[str, Measured], clock: str) -> dict[str, Any]:
-    """The result as JSON stores it."""
+def as_json(work: Workload, results: dict[str, Measured], clock: str) -> dict[str, Any]:
+    """The results and their circumstances, as JSON values."""
 
-    def plain(one: Measured) -> dict[str, Any]:
-        values = {field.name: getattr(one, field.name) for field in fields(one)}
+    def plain(row: Measured) -> dict[str, Any]:
+        values = {field.name: getattr(row, field.name) for field in fields(row)}
         return {
             name: value._asdict() if isinstance(value, Spread) else value
             for name, value in values.items()
@@ -209,7 +209,7 @@ def as_json(work: Workload, found: dict[str, Measured], clock: str) -> dict[str,
         "parameters": work.parameters,
         "clock": clock,
         "environment": environment(PACKAGES),
-        "measured": {name: plain(one) for name, one in found.items()},
+        "measured": {name: plain(row) for name, row in results.items()},
     }
 
 
@@ -220,28 +220,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for field in fields(Workload):
         default: Any = field.default
-        about = f"default {default}"
+        text = f"default {default}"
         parser.add_argument(
-            f"--{field.name}", type=type(default), default=default, help=about
+            f"--{field.name}", type=type(default), default=default, help=text
         )
     parser.add_argument("--reference", type=Path, help="checkout of the original")
     parser.add_argument("--repeats", type=int, default=5, help="default 5")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default wall")
     parser.add_argument("--to", type=Path, help="JSON file for the result")
-    given = vars(parser.parse_args(argv))
+    arguments = vars(parser.parse_args(argv))
     options = ("repeats", "clock", "reference", "to")
-    repeats, clock, reference, to = (given.pop(name) for name in options)
-    work = Workload(**given)
-    found = measure(work, repeats, clock, reference)
+    repeats, clock, reference, to = (arguments.pop(name) for name in options)
+    work = Workload(**arguments)
+    results = measure(work, repeats, clock, reference)
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        result = as_json(work, found, clock)
+        result = as_json(work, results, clock)
         to.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(report(work, found))
+    print(report(work, results))
 
 
 def _run(work: Workload, what: str, how: str) -> Callable[[], jax.Array]:
-    codec, x, pieces = work.codec, jnp.asarray(work.given(what)), work.pieces(how)
+    codec, x, pieces = work.codec, jnp.asarray(work.inputs(what)), work.pieces(how)
     if what == "encode":
         return lambda: codec.encode(x, None, pieces)
     return lambda: codec.decode(x, pieces)

@@ -93,7 +93,7 @@ class Case:
     @cached_property
     def weights(self) -> dict[str, Any]:
         """Shapes of the weights of each network."""
-        init = partial(vae.initialise, self.vae)
+        init = partial(vae.initialise_vae, self.vae)
         return {
             "transformer": self.work.weights,
             "text encoders": tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all configs have in common: every entry, with the released models' values."""
+"""Entries that all configs share, with the values of the released models."""
 
 from dataclasses import asdict
 from typing import Any
@@ -17,14 +17,14 @@ def get_config(variant: str = "mmdit") -> Any:
     The entries of a section are the fields of the dataclass named beside it, which
     documents them.
     """
-    cfg: Any = ConfigDict()  # its entries are made up here, so no type knows them
+    cfg: Any = ConfigDict()  # its entries are set here, so no type knows them
     dit = VARIANTS[variant]
-    cfg.model = {  # config.ModelConfig
+    cfg.model = {  # model.ModelConfig
         "variant": variant,
         "dit": asdict(dit) | {"dtype": "bfloat16"},  # models.dit.DiTConfig
         "layout": asdict(Layout(position_table=dit.position_table)),  # layout.Layout
         "latent": asdict(LatentConfig()),  # latents.LatentConfig
-        "text": None,  # models.text.TextConfig
+        "text": None,  # models.text_encoder.TextConfig
         "edges": (0.0, 1 / 3, 2 / 3, 1.0),
         "corrupt": 1 / 3,
         "tokenizer": "byt5",
@@ -62,7 +62,7 @@ def get_config(variant: str = "mmdit") -> Any:
     }
     cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
-    cfg.sample = {  # config.SampleConfig
+    cfg.sample = {  # model.SampleConfig
         "first_steps": (20, 20, 20),
         "video_steps": (10, 10, 10),
         "guidance": {"first": 7.0, "video": 5.0},

@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SD3 style, 768x1280, 241 frames (10 s): paper stage 3.
+r"""SD3 style, 768x1280, 241 frames (10 s): paper stage 3.
 
+    python -m launch.prepare --text --model=models/sd3_768p \
+        --manifest=data/videos/manifest.jsonl --to=data/text
+    python -m launch.prepare --latents --model=models/sd3_768p \
+        --manifest=data/text/manifest.jsonl --to=data/latents_768p \
+        --sizes=768x1280 --frames=241 --fps=24
+    python -m launch.train --config=configs/mmdit_768p.py --workdir=runs/mmdit_768p \
+        --config.data.manifest=data/latents_768p/manifest.jsonl \
+        --config.autoencoder=models/sd3_768p
     python -m launch.train --config=configs/mmdit_768p.py:smoke --workdir=runs/smoke
 
-The full size needs the latents of the causal VAE, which this version can't make yet;
-until then the config says what the released model is; launch.parity proves the numbers.
+The first two commands store features of captions and latents of videos, made by the
+text encoders and the VAE of a released model (see launch.convert); a VAE of your own
+(configs/vae.py) does as well. Training divides weights, their average and the
+optimizer's moments, 30 GiB in float32, over eight devices of one host.
+Nobody has run the full size; launch.parity proves that loss and gradients are the
+original's. `smoke` needs the clips of `launch.prepare --embedded --to=data/shapes`.
 """
 
 from typing import Any
@@ -13,7 +25,7 @@ from configs import base
 
 
 def get_config(mode: str = "full") -> Any:
-    """The config; `smoke` is seconds on a laptop."""
+    """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("mmdit")
     cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=8)
     cfg.mesh.fsdp = 8

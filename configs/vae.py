@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The released VAE, trained from nothing: 17 frames of 256x256, then long clips.
+r"""The released VAE, trained from scratch: 17 frames of 256x256, then long clips.
 
     python -m launch.train_vae --config=configs/vae.py --workdir=runs/vae \
         --config.data.manifest=data/videos/manifest.jsonl \
         --config.lpips.path=weights/vgg_lpips.pth
     python -m launch.train_vae --config=configs/vae.py:long --workdir=runs/vae_long \
         --start=runs/vae/model (and the same two options)
+    python -m launch.train_vae --config=configs/vae.py:smoke --workdir=runs/smoke
 
 335 million parameters, 8x8x8 pixels per latent cell, 16 channels. The original trained
 on 32 A100 for about three days, on WebVid-10M and 6.9 million pictures of SAM. Its
 discriminator was never switched on; here it joins half-way. `long` has 33 frames whose
 time is divided over the `context` axis of the mesh (each device then holds 16, and the
-first frame), clips only.
+first frame), clips only. Nobody has run the full size; launch.parity proves that losses
+and gradients are the original's. LPIPS needs its weights (`lpips.path`), or
+`objective.perceptual` is 0. `smoke` needs the clips of
+`launch.prepare --embedded --to=data/shapes`.
 """
 
 from dataclasses import asdict
@@ -25,7 +29,7 @@ from pyramid_jax.models.vae import VAEConfig
 
 def get_config(mode: str = "full") -> Any:
     """The config; `long` is the second stage, `smoke` is a minute on a laptop."""
-    cfg: Any = ConfigDict()  # its entries are made up here, so no type knows them
+    cfg: Any = ConfigDict()  # its entries are set here, so no type knows them
     # models.vae.VAEConfig
     cfg.vae = asdict(VAEConfig()) | {"dtype": "bfloat16", "remat": True}
     judge = asdict(DiscriminatorConfig()) | {"dtype": "bfloat16"}
@@ -34,7 +38,7 @@ def get_config(mode: str = "full") -> Any:
     # models.lpips.LPIPSConfig, and the file of its weights
     widths = (64, 128, 256, 512, 512)
     cfg.lpips = {"widths": widths, "dtype": "bfloat16", "path": ""}
-    cfg.objective = {  # vae_objective.ObjectiveConfig
+    cfg.objective = {  # vae.objective.ObjectiveConfig
         "pixel": 10.0,
         "perceptual": 1.0,
         "kl": 1e-12,
@@ -43,7 +47,7 @@ def get_config(mode: str = "full") -> Any:
         "discriminator_start": 100_000,
         "adversarial_loss": "hinge",
     }
-    cfg.image_share = 0.1  # weight of pictures in the loss
+    cfg.image_share = 0.1  # weight of images in the loss
     cfg.freeze_encoder = False
     cfg.data = {  # vae.clips.VAEDataConfig
         "manifest": "",

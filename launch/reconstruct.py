@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what a VAE keeps of a video or an image.
+"""Shows how well a VAE reconstructs a video or an image.
 
     python -m launch.reconstruct --model=runs/vae/model --input=clip.mp4 --to=out.mp4
     python -m launch.reconstruct --model=MODEL --input=photo.jpg --to=out.png --tile=256
@@ -36,21 +36,20 @@ class Reconstruction(NamedTuple):
     """A video before and after the VAE, and decibels and SSIM of every frame."""
 
     original: UInt8[np.ndarray, "f h w 3"]
-    made: UInt8[np.ndarray, "f h w 3"]
+    decoded: UInt8[np.ndarray, "f h w 3"]
     psnr: list[float]
     ssim: list[float]
 
 
-def main(given: flags.FlagValues) -> None:
-    vae = autoencoder.load(given.model)
-    frames = given.frames or None
-    original, fps = read(Path(given.input), vae.latent, frames)
-    pieces = Pieces(given.window * vae.latent.temporal, given.tile, given.overlap)
-    found = reconstruct(vae, original, pieces)
-    out = Path(given.to)
-    write(out, found, fps)
-    print(table(found))
-    scores = {"input": given.input, "psnr": found.psnr, "ssim": found.ssim}
+def main(options: flags.FlagValues) -> None:
+    vae = autoencoder.load(options.model)
+    original, fps = read(Path(options.input), vae.latent, options.frames or None)
+    pieces = Pieces(options.window * vae.latent.temporal, options.tile, options.overlap)
+    result = reconstruct(vae, original, pieces)
+    out = Path(options.to)
+    write(out, result, fps)
+    print(table(result))
+    scores = {"input": options.input, "psnr": result.psnr, "ssim": result.ssim}
     out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
     logging.info("%s", out)
 
@@ -58,46 +57,45 @@ def main(given: flags.FlagValues) -> None:
 def read(
     path: Path, latent: LatentConfig, frames: int | None = None
 ) -> tuple[UInt8[np.ndarray, "f h w 3"], float]:
-    """A file's frames as far as they fit the latents, in its own size; its fps.
+    """A file's frames in its own size, cropped to whole latents, and its frame rate.
 
     Args:
-        frames: at most so many; None: all.
+        frames: at most this many; None: all.
 
     Raises:
         ValueError: a missing or broken file, or one too small for a latent cell.
     """
-    about = video_io.video_info(path)
+    info = video_io.video_info(path)
     multiple = math.lcm(latent.spatial, 2)  # H.264 wants even sizes
-    size = (about.height // multiple * multiple, about.width // multiple * multiple)
+    size = (info.height // multiple * multiple, info.width // multiple * multiple)
     if not min(size):
         raise ValueError(
-            f"{path} shows {about.height}x{about.width} pixels, expected at least "
+            f"{path} shows {info.height}x{info.width} pixels, expected at least "
             f"{multiple}x{multiple}; give a larger picture"
         )
     if path.suffix.lower() in IMAGES:
         return video_io.read_image(path, size)[None], 1.0
-    count = min(frames or about.frames, about.frames)
-    count = 1 + (count - 1) // latent.temporal * latent.temporal
-    return video_io.read_video(path, size, count, about.fps), about.fps
+    count = latent.longest(min(frames or info.frames, info.frames))
+    return video_io.read_video(path, size, count, info.fps), info.fps
 
 
 def reconstruct(
     vae: Autoencoder, original: UInt8[np.ndarray, "f h w 3"], pieces: Pieces
 ) -> Reconstruction:
-    """What the VAE makes of a video, without noise."""
+    """A video after encoder and decoder, without noise."""
     codec, pixels = autoencoder.codec(vae), to_model(original[None])
-    decoded = np.asarray(codec.decode(codec.encode(pixels, None, pieces), pieces))
-    made = to_uint8(decoded)[0]
-    scores = (f(pixels[0], to_model(made)) for f in (quality.psnr, quality.ssim))
+    latents = codec.encode(pixels, None, pieces)
+    decoded = to_uint8(np.asarray(codec.decode(latents, pieces)))[0]
+    scores = (f(pixels[0], to_model(decoded)) for f in (quality.psnr, quality.ssim))
     psnr, ssim = (np.asarray(values).tolist() for values in scores)
-    return Reconstruction(original, made, psnr, ssim)
+    return Reconstruction(original, decoded, psnr, ssim)
 
 
-def write(path: Path, found: Reconstruction, fps: float) -> None:
+def write(path: Path, result: Reconstruction, fps: float) -> None:
     """Writes original, reconstruction and difference as a video, or as an image."""
-    original, made = (x.astype(int) for x in (found.original, found.made))
-    difference = np.clip(STRENGTH * np.abs(made - original), 0, 255)
-    shown = np.concatenate([original, made, difference], axis=2).astype(np.uint8)
+    original, decoded = (x.astype(int) for x in (result.original, result.decoded))
+    difference = np.clip(STRENGTH * np.abs(decoded - original), 0, 255)
+    shown = np.concatenate([original, decoded, difference], axis=2).astype(np.uint8)
     if path.suffix.lower() in IMAGES:
         path.parent.mkdir(parents=True, exist_ok=True)
         imsave(path, shown[0])
@@ -105,12 +103,12 @@ def write(path: Path, found: Reconstruction, fps: float) -> None:
         video_io.write_video(path, shown, fps)
 
 
-def table(found: Reconstruction) -> str:
+def table(result: Reconstruction) -> str:
     """PSNR and SSIM of every frame, and their means."""
     lines = [f"{'frame':>6} {'PSNR dB':>8} {'SSIM':>7}"]
     rows: Sequence[tuple[object, float, float]] = [
-        *zip(range(len(found.psnr)), found.psnr, found.ssim, strict=True),
-        ("mean", float(np.mean(found.psnr)), float(np.mean(found.ssim))),
+        *zip(range(len(result.psnr)), result.psnr, result.ssim, strict=True),
+        ("mean", float(np.mean(result.psnr)), float(np.mean(result.ssim))),
     ]
     lines += [f"{name!s:>6} {psnr:8.2f} {ssim:7.4f}" for name, psnr, ssim in rows]
     return "\n".join(lines)

@@ -7,9 +7,13 @@ python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.t
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from launch import start
@@ -18,17 +22,16 @@ from pyramid_jax.train import train
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 SECONDS = flags.DEFINE_float("max_seconds", None, "save and end after so much time")
-START = flags.DEFINE_string("start", None, "folder of a model to start from")
+START = flags.DEFINE_string("start", None, "folder of a trained model to start from")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a cluster")
+flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+def run(train: Callable[[Any, str, str | None], Path], _: flags.FlagValues) -> None:
+    """Calls `train` with the config, the work directory and the start of the flags."""
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
-    start.enable_compile_cache()
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():
@@ -37,5 +40,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    start.run(partial(run, train))

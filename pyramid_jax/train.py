@@ -27,24 +27,22 @@ from pyramid_jax.model import (
     sample_config,
     training_loss,
 )
-from pyramid_jax.pipeline import folder as saved
-from pyramid_jax.pipeline import video as generate
+from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.run import Task, run, with_weights
-from pyramid_jax.training.state import TrainState
+from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
 
 logger = logging.getLogger(__name__)
 
 
 def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Path:
-    """Trains as a config says, or continues what `workdir` holds; returns the model.
+    """Trains as a config says, or continues the run in `workdir`; returns the model.
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
     loss.png), skipped.jsonl if data files were unusable, and the model of the moving
-    average in model/, with the VAE if there is one, which `generate.load` reads.
+    average in model/, with the VAE if there is one, for `pyramid_jax.load`.
 
     Args:
         start: folder of a model whose weights a new run starts from (fine-tuning).
@@ -62,21 +60,22 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     defaults = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
-    sampled = VideoPipeline(model, None, tokenize, defaults, vae=vae)
+    pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
 
-    task = Task(
+    state = run_training(
+        cfg,
+        workdir,
         init=partial(initialise, model),
         loss=partial(training_loss, model),
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
         batches=training_rows(data, model, workdir),
-        sample=sampler(workdir, sampled, data, cfg.prompts),
+        sample=sampler(workdir, pipeline, data, cfg.prompts),
+        pretrained=dict if start is None else partial(start_weights, model, start),
     )
-    if start is not None:
-        task = task._replace(prepare=partial(start_from, model, start))
-    weights = sharding.to_host(run(cfg, workdir, task).ema)
+    weights = sharding.to_host(state.ema)
     if jax.process_index() == 0:
-        saved.save(workdir / "model", model, defaults, weights, vae)
+        folder.save(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"
 
 
@@ -99,25 +98,25 @@ def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:
 def made_for(
     defaults: SampleConfig, data: DataConfig, latent: LatentConfig
 ) -> SampleConfig:
-    """Defaults for sampling with the sizes, the length and the rate of a training."""
+    """Defaults for sampling with a training run's sizes, length and frame rate."""
     longest = latent.longest(data.frames)
     sizes = tuple((*size, longest) for size in data.all_sizes)
     return dataclasses.replace(defaults, sizes=sizes, fps=float(data.fps))
 
 
-def start_from(model: ModelConfig, folder: str | Path, new: TrainState) -> TrainState:
-    """A new state with the weights of the model in a folder.
+def start_weights(model: ModelConfig, start: str | Path) -> Any:
+    """The weights of the model in the folder `start`.
 
     Raises:
         ValueError: there is no such model, or it is of another config.
     """
-    there = generate.load(folder)
-    if there.cfg.dit != model.dit or there.cfg.text != model.text:
+    pipeline = video.load(start)
+    if pipeline.cfg.dit != model.dit or pipeline.cfg.text != model.text:
         raise ValueError(
-            f"the model in {folder} is of another config than this run's; train with "
+            f"the model in {start} is of another config than this run's; train with "
             "the `model` section that it was made with"
         )
-    return with_weights(new, there.params)
+    return pipeline.params
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
@@ -139,26 +138,28 @@ def training_rows(
 
 
 def sampler(
-    workdir: Path, made: VideoPipeline, data: DataConfig, prompts: Sequence[str]
+    workdir: Path, pipeline: VideoPipeline, data: DataConfig, prompts: Sequence[str]
 ) -> Callable[[int, Any], None]:
     """A function (step, weights) that writes samples/STEP/*.mp4 and a contact sheet.
 
     Without a text encoder or, in a latent space, a VAE it does nothing.
     """
-    if made.cfg.text is None or (made.vae is None and made.cfg.latent.spatial > 1):
+    if pipeline.cfg.text is None or (
+        pipeline.vae is None and pipeline.cfg.latent.spatial > 1
+    ):
         logger.info("no samples: this run has no text encoder, or no autoencoder")
         return lambda step, params: None
     size: Any = {"height": data.height, "width": data.width, "num_frames": data.frames}
 
     def sample(step: int, params: Any) -> None:
-        now = dataclasses.replace(made, params=params)
+        now = dataclasses.replace(pipeline, params=params)
         videos = now(prompts, seed=0, **size).frames  # on all processes
         if jax.process_index() > 0:
             return
         folder = workdir / "samples" / f"{step:07}"
         scale = max(1, 256 // data.width)
-        for i, video in enumerate(videos):
-            write_video(folder / f"{i}.mp4", video, data.fps, scale=scale)
+        for i, frames in enumerate(videos):
+            write_video(folder / f"{i}.mp4", frames, data.fps, scale=scale)
         write_contact_sheet(folder / "contact_sheet.png", list(videos), prompts)
 
     return sample

@@ -15,7 +15,7 @@ from pyramid_jax import layout, objective, pyramid, sharding
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.shapes import Rows, Text, Tokens
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.state import abstract, create
+from pyramid_jax.training.state import abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
 KEY, DEVICES = jax.random.key(0), jax.devices()
@@ -201,7 +201,7 @@ def linear(key: jax.Array) -> Any:
 
 def test_moments_and_average_of_every_weight_lie_where_the_weight_lies():
     mesh = sharding.device_mesh(data=1, fsdp=4, tensor=2)
-    state = abstract(init, optimizer(OptimizerConfig()), mesh)
+    state = abstract_state(init, optimizer(OptimizerConfig()), mesh)
     adam = state.optimizer[1][0]
     where = [
         jax.tree.map(lambda x: x.sharding, tree)
@@ -214,8 +214,8 @@ def test_moments_and_average_of_every_weight_lie_where_the_weight_lies():
 
 def test_a_new_state_is_in_parts_on_the_devices_and_stays_so():
     mesh, cfg = sharding.device_mesh(data=2, fsdp=2, tensor=2), OptimizerConfig()
-    like = abstract(linear, optimizer(cfg), mesh)
-    state = create(KEY, linear, optimizer(cfg), mesh)
+    like = abstract_state(linear, optimizer(cfg), mesh)
+    state = create_state(KEY, linear, optimizer(cfg), mesh)
 
     def error(
         params: Any, batch: jax.Array, key: jax.Array, step: jax.Array
@@ -242,7 +242,9 @@ def test_a_new_state_is_in_parts_on_the_devices_and_stays_so():
 
 def test_states_do_not_depend_on_the_mesh():
     states = [
-        create(KEY, linear, optimizer(OptimizerConfig()), sharding.device_mesh(**sizes))
+        create_state(
+            KEY, linear, optimizer(OptimizerConfig()), sharding.device_mesh(**sizes)
+        )
         for sizes in ({"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2})
     ]
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
@@ -253,7 +255,7 @@ def test_a_step_consumes_its_state():
         sharding.device_mesh(data=1, devices=jax.devices()[:1]),
         OptimizerConfig(),
     )
-    state = create(KEY, linear, optimizer(cfg), mesh)
+    state = create_state(KEY, linear, optimizer(cfg), mesh)
     first, average = state.params["kernel"], state.ema["kernel"]
     step = train_step(
         lambda params, batch, key, step: (params["kernel"].sum(), ()),

@@ -14,7 +14,8 @@ from configs import tiny
 from pyramid_jax.data.moving_shapes import write_dataset
 from pyramid_jax.model import model_config
 from pyramid_jax.pipeline import video as generate
-from pyramid_jax.train import start_from, train
+from pyramid_jax.train import start_weights, train
+from pyramid_jax.training.run import with_weights
 from pyramid_jax.training.state import TrainState
 
 
@@ -42,8 +43,14 @@ def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_loss_samples_checkpoints_and_a_model(run: Path):
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
-    wanted = {"loss", "loss_stage_0", "loss_stage_2", "gradient_norm", "learning_rate"}
-    assert wanted <= set(lines[-1])
+    expected = {
+        "loss",
+        "loss_stage_0",
+        "loss_stage_2",
+        "gradient_norm",
+        "learning_rate",
+    }
+    assert expected <= set(lines[-1])
     assert list(run.glob("events.out.tfevents.*"))
     assert (run / "loss.png").stat().st_size > 1000
     assert (run / "samples/0000002/0.mp4").stat().st_size > 0
@@ -77,16 +84,16 @@ def test_a_run_of_another_config_is_not_continued(run: Path, manifest: Path):
 def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Path):
     cfg = config(manifest)
     model = model_config(cfg.model.to_dict())
-    there = generate.load(run / "model").params
-    count, empty = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, there)
+    weights = generate.load(run / "model").params
+    count, empty = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, weights)
     zeros = TrainState(count, count, empty, empty, None)
-    new = start_from(model, run / "model", zeros)
+    new = with_weights(zeros, start_weights(model, run / "model"))
     for tree in (new.params, new.ema):
-        jax.tree.map(np.testing.assert_array_equal, tree, there)
+        jax.tree.map(np.testing.assert_array_equal, tree, weights)
 
     cfg.model.dit.single_blocks = 2
     with pytest.raises(ValueError, match=r"is of another config than this run's"):
-        start_from(model_config(cfg.model.to_dict()), run / "model", zeros)
+        start_weights(model_config(cfg.model.to_dict()), run / "model")
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path):

@@ -61,7 +61,7 @@ def arguments(size: DecoderStep, device: Any) -> tuple[Any, Any, Any]:
     """Shapes of weights, latents and past on a device."""
     one = Mesh(np.array([device]), ("one",), axis_types=(AxisType.Auto,))
     here = NamedSharding(one, PartitionSpec())
-    fresh = jax.eval_shape(partial(vae.initialise, CFG), jax.random.key(0))
+    fresh = jax.eval_shape(partial(vae.initialise_vae, CFG), jax.random.key(0))
     side = CFG.spatial_factor
     cells = (size.height // side, size.width // side, CFG.latent)
     latents = jax.ShapeDtypeStruct((1, size.frames, *cells), jnp.float32)

@@ -51,18 +51,18 @@ def _step(scenario: Scenario, model: Model, batch: Batch) -> Iterator[Answer]:
     )
     if "mid.encoder_attention_mask" in scenario.tensors:
         yield Answer("mid.encoder_attention_mask", valid, 0.0)
-    kept = {}
+    outputs = {}
 
     def loss(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         def velocity(tokens: Tokens, time: jax.Array, text: Any) -> jax.Array:
-            kept["time"] = time
-            kept["pred"] = network(model.cfg, params, tokens, time, text)
-            return kept["pred"]
+            outputs["time"] = time
+            outputs["pred"] = network(model.cfg, params, tokens, time, text)
+            return outputs["pred"]
 
-        found = objective.loss(
+        losses = objective.loss(
             velocity, rows, words, draws, batch.stages, batch.corrupt
         )
-        return found.loss, (kept["pred"], kept["time"])
+        return losses.loss, (outputs["pred"], outputs["time"])
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
     (value, (pred, time)), gradients = run(model.params)
@@ -99,12 +99,12 @@ def _text(scenario: Scenario, segments: int) -> tuple[Any, np.ndarray]:
     tensors = scenario.tensors
     dropped = tensors["draw.drop_u"] <= scenario.settings["cfg_rate"]
     parts = []
-    for given, null in (
+    for name, null in (
         ("prompt_embeds", "prompt_embed"),
         ("prompt_attention_mask", "prompt_attention_mask"),
         ("pooled_prompt_embeds", "pooled_prompt_embed"),
     ):
-        kept, empty = tensors[f"in.{given}"], tensors[f"in.null.{null}"][None]
-        drop = dropped.reshape((-1,) + (1,) * (kept.ndim - 1))
-        parts.append(np.where(drop, empty, kept))
+        features, empty = tensors[f"in.{name}"], tensors[f"in.null.{null}"][None]
+        drop = dropped.reshape((-1,) + (1,) * (features.ndim - 1))
+        parts.append(np.where(drop, empty, features))
     return text(*parts, segments=segments), parts[1]

@@ -90,7 +90,7 @@ def load(weights: Path, constructor: dict[str, Any]) -> Autoencoder:
 @lru_cache(maxsize=2)
 def _load(weights: Path, constructor: str) -> Autoencoder:
     cfg = VAEConfig(**configs.vae_config(json.loads(constructor)))
-    abstract = jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
+    abstract = jax.eval_shape(partial(vae.initialise_vae, cfg), jax.random.key(0))
     params = rename.convert(tensors.read_tensors(weights), vae_table(cfg), abstract)
     return Autoencoder(cfg, jax.tree.map(jnp.asarray, params))
 
@@ -105,12 +105,12 @@ def of_sampling(case: Case) -> Autoencoder | None:
 
 def latent_config(case: Case) -> LatentConfig:
     """The statistics of latents that a sampling case was recorded with."""
-    given = case.config
+    settings = case.config
     return LatentConfig(
-        image_shift=given["vae_shift_factor"],
-        image_scale=given["vae_scale_factor"],
-        video_shift=given["vae_video_shift_factor"],
-        video_scale=given["vae_video_scale_factor"],
+        image_shift=settings["vae_shift_factor"],
+        image_scale=settings["vae_scale_factor"],
+        video_shift=settings["vae_video_shift_factor"],
+        video_scale=settings["vae_video_scale_factor"],
     )
 
 
@@ -135,20 +135,20 @@ def frames(model: Autoencoder, case: Case, latents: jax.Array) -> Iterator[Answe
 
 def _whole(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answer]:
     raw, _ = model.encode(pixels, None)
-    found = vae.moments(raw)
-    z = found.sample(jnp.asarray(scenario.latent("in.posterior_noise")))
-    decoded, mode = model.decode(z, None)[0], model.decode(found.mode(), None)[0]
+    posterior = vae.moments(raw)
+    z = posterior.sample(jnp.asarray(scenario.latent("in.posterior_noise")))
+    decoded, mode = model.decode(z, None)[0], model.decode(posterior.mode(), None)[0]
     values = {
         "moments": raw,
-        "mean": found.mean,
-        "std": found.deviation,
+        "mean": posterior.mean,
+        "std": posterior.deviation,
         "z": z,
         "decoded": decoded,
         "decoded_mode": mode,
     }
     for name, value in values.items():
         yield Answer(f"out.{name}", latent_back(value), VAE)
-    yield Answer("out.kl", found.kl(), VAE, relative=True)
+    yield Answer("out.kl", posterior.kl(), VAE, relative=True)
 
 
 def _states(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answer]:
@@ -172,15 +172,15 @@ def _states(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Ans
 def _captured(network: Any, params: Any, x: Any) -> dict[str, jax.Array]:
     """The output of every layer, by its path; without the past."""
     _, state = network.apply({"params": params}, x, capture_intermediates=True)
-    found = {}
+    states = {}
     leaves = jax.tree_util.tree_leaves_with_path(
         state["intermediates"], is_leaf=lambda x: isinstance(x, tuple)
     )
     for path, outputs in leaves:
         names = "/".join(str(entry.key) for entry in path[:-1])
         output = outputs[0]
-        found[names] = output[0] if isinstance(output, tuple) else output
-    return found
+        states[names] = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 def _pieces(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answer]:

@@ -21,12 +21,10 @@ from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import (
     Discriminator,
     DiscriminatorConfig,
-    initialise,
+    initialise_discriminator,
 )
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
 from pyramid_jax.vae.objective import (
-    Critics,
-    Decoded,
     Judged,
     ObjectiveConfig,
     Reconstructed,
@@ -40,7 +38,7 @@ FRAMES = "b f h w c -> (b f) h w c"
 
 
 class VAENetworks(NamedTuple):
-    """The networks of a case, and what their losses count."""
+    """The networks of a case, and the weights of their losses."""
 
     vae: Autoencoder
     features: LPIPSConfig
@@ -49,18 +47,18 @@ class VAENetworks(NamedTuple):
     weights: dict[str, Any]  # "vae", "features", "judge"
 
     def distance(self, weights: Any, x: Images, y: Images) -> jax.Array:
-        """How different the images of each pair look."""
+        """The perceptual distance of the images of each pair."""
         out: Any = LPIPS(self.features).apply({"params": weights}, x, y)
         return out
 
     def logits(self, weights: Any, video: Video) -> jax.Array:
-        """What the judge thinks of a video."""
+        """The logits of the judge for a video."""
         out: Any = Discriminator(self.judge).apply({"params": weights}, video)
         return out
 
 
-class Found(NamedTuple):
-    """What one evaluation of both losses finds."""
+class Evaluation(NamedTuple):
+    """Moments of the latents, and both losses with their parts."""
 
     moments: Video
     autoencoder: Reconstructed
@@ -79,12 +77,12 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
         return
     networks = _networks(case, scenario.settings)
     run = _both_losses(networks)
-    given = [jnp.asarray(scenario.latent(f"in.{n}")) for n in ("x", "posterior_noise")]
+    inputs = [jnp.asarray(scenario.latent(f"in.{n}")) for n in ("x", "posterior_noise")]
     for step in _steps(scenario):
-        (_, found), slopes = run(networks.weights, *given, jnp.int32(step))
+        (_, losses), slopes = run(networks.weights, *inputs, jnp.int32(step))
         if step == _steps(scenario)[0]:
-            yield from _states(networks, scenario, found)
-        yield from _logs(f"out.step{step}", found)
+            yield from _states(networks, scenario, losses)
+        yield from _logs(f"out.step{step}", losses)
         yield from _slopes(f"out.step{step}", scenario, networks, slopes)
 
 
@@ -123,7 +121,7 @@ def _drawn(recipe: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _lpips(cfg: LPIPSConfig, tensors: Mapping[str, Any]) -> Any:
     table = loss_tables.lpips(lpips.SHIFT, lpips.SCALE)
     constants = {key: constant.value() for key, constant in table.constants.items()}
-    params = rename.convert({**constants, **tensors}, table, lpips.shapes(cfg))
+    params = rename.convert({**constants, **tensors}, table, lpips.lpips_shapes(cfg))
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -135,27 +133,29 @@ def _per_image(x: jax.Array) -> np.ndarray:
 
 
 def _networks(case: Case, settings: dict[str, Any]) -> VAENetworks:
-    given = settings["loss_constructor"]
+    arguments = settings["loss_constructor"]
     (name,) = settings["state_dict_shapes"]
     tensors = read_tensors(case.folder / name)
-    features = LPIPSConfig(tuple(given["lpips_vgg_widths"]))
+    features = LPIPSConfig(tuple(arguments["lpips_vgg_widths"]))
     judge = DiscriminatorConfig(
-        kind="3d" if given["using_3d_discriminator"] else "2d",
-        width=given["discriminator_ndf"],
-        layers=given["disc_num_layers"],
+        kind="3d" if arguments["using_3d_discriminator"] else "2d",
+        width=arguments["discriminator_ndf"],
+        layers=arguments["disc_num_layers"],
     )
     objective = ObjectiveConfig(
-        pixel=given["pixelloss_weight"],
-        perceptual=given["perceptual_weight"],
-        kl=given["kl_weight"],
-        adversarial=given["disc_weight"],
+        pixel=arguments["pixelloss_weight"],
+        perceptual=arguments["perceptual_weight"],
+        kl=arguments["kl_weight"],
+        adversarial=arguments["disc_weight"],
         discriminator=judge.kind,
-        discriminator_start=given["disc_start"],
-        adversarial_loss=given["disc_loss"],
-        log_variance=given["logvar_init"],
+        discriminator_start=arguments["disc_start"],
+        adversarial_loss=arguments["disc_loss"],
+        log_variance=arguments["logvar_init"],
     )
     model = load(case.folder / settings["vae_weights"], settings["vae_constructor"])
-    abstract = jax.eval_shape(lambda key: initialise(judge, key), jax.random.key(0))
+    abstract = jax.eval_shape(
+        lambda key: initialise_discriminator(judge, key), jax.random.key(0)
+    )
     own = _part(tensors, "discriminator.")
     params = rename.convert(own, _judge_table(judge), abstract)
     weights = {
@@ -194,7 +194,7 @@ def _both_losses(networks: VAENetworks) -> Any:
 
     def loss(
         weights: dict[str, Any], video: Video, noise: Video, step: jax.Array
-    ) -> tuple[jax.Array, Found]:
+    ) -> tuple[jax.Array, Evaluation]:
         params, frames = weights["vae"], cfg.frames(noise.shape[1])
         raw, _ = vae.encode(cfg, params, video[:, :frames])
         moments = vae.moments(raw)
@@ -207,13 +207,20 @@ def _both_losses(networks: VAENetworks) -> Any:
             out, _ = vae.decode(cfg, _with_last_kernel(params, kernel), latents)
             return repeat(out, "b f h w c -> b (f again) h w c", again=again)
 
-        decoded = Decoded(reconstruct, _last(params)["kernel"], moments.kl())
         judge = partial(networks.logits, weights["judge"])
-        critics = Critics(partial(networks.distance, weights["features"]), judge)
-        out = autoencoder_loss(objective, video, decoded, critics, step)
+        out = autoencoder_loss(
+            objective,
+            video,
+            step,
+            reconstruct=reconstruct,
+            kernel=_last(params)["kernel"],
+            kl=moments.kl(),
+            perceptual=partial(networks.distance, weights["features"]),
+            judge=judge,
+        )
         fake = out.reconstruction
         judged = discriminator_loss(objective, judge, video, fake, step)
-        return out.loss + judged.loss, Found(raw, out, judged)
+        return out.loss + judged.loss, Evaluation(raw, out, judged)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
 
@@ -233,12 +240,15 @@ def _with_last_kernel(params: Any, kernel: jax.Array) -> Any:
 
 
 def _states(
-    networks: VAENetworks, scenario: Scenario, found: Found
+    networks: VAENetworks, scenario: Scenario, losses: Evaluation
 ) -> Iterator[Answer]:
     """Moments, reconstruction, features, distances and logits."""
-    video, fake = jnp.asarray(scenario.latent("in.x")), found.autoencoder.reconstruction
-    frames = networks.vae.cfg.frames(found.moments.shape[1])
-    yield Answer("mid.moments", latent_back(found.moments), VAE)
+    video, fake = (
+        jnp.asarray(scenario.latent("in.x")),
+        losses.autoencoder.reconstruction,
+    )
+    frames = networks.vae.cfg.frames(losses.moments.shape[1])
+    yield Answer("mid.moments", latent_back(losses.moments), VAE)
     yield Answer("mid.reconstruction", latent_back(fake[:, :frames]), VAE)
     seen = jax.jit(partial(_seen, networks), compiler_options=QUICK)
     distance, features, logits = seen(networks.weights, video, fake)
@@ -263,9 +273,9 @@ def _seen(networks: VAENetworks, weights: Any, video: Video, fake: Video) -> Any
     return bound(x, y), bound.features(y), (judge(video), judge(fake))
 
 
-def _logs(step: str, found: Found) -> Iterator[Answer]:
+def _logs(step: str, losses: Evaluation) -> Iterator[Answer]:
     """The losses and their parts, as the original logs them."""
-    loss, parts, _ = found.autoencoder
+    loss, parts, _ = losses.autoencoder
     values = {
         "generator_loss": loss,
         "log.train.total_loss": loss,
@@ -277,10 +287,10 @@ def _logs(step: str, found: Found) -> Iterator[Answer]:
         "log.train.d_weight": parts.adversarial_weight,
         "log.train.disc_factor": parts.adversarial_weight > 0,
         "log.train.g_loss": parts.adversarial,
-        "disc_loss": found.discriminator.loss,
-        "log_disc.train.disc_loss": found.discriminator.loss,
-        "log_disc.train.logits_real": found.discriminator.real,
-        "log_disc.train.logits_fake": found.discriminator.fake,
+        "disc_loss": losses.discriminator.loss,
+        "log_disc.train.disc_loss": losses.discriminator.loss,
+        "log_disc.train.logits_real": losses.discriminator.real,
+        "log_disc.train.logits_fake": losses.discriminator.fake,
     }
     for name, value in values.items():
         yield Answer(f"{step}.{name}", value, LOSS, relative=True)

@@ -40,7 +40,7 @@ def dit(cfg: DiTConfig) -> Blueprint:
 @lru_cache
 def vae(cfg: VAEConfig) -> Blueprint:
     """The blueprint of a VAE."""
-    shapes = jax.eval_shape(partial(vaes.initialise, cfg), jax.random.key(0))
+    shapes = jax.eval_shape(partial(vaes.initialise_vae, cfg), jax.random.key(0))
     return Blueprint(cfg, vae_tables.vae(cfg), shapes)
 
 

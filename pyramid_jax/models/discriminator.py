@@ -20,7 +20,7 @@ GROWTH = 8
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Everything that tells one discriminator from another.
+    """Kind and sizes of a discriminator.
 
     Args:
         kind: "2d" judges every frame alone, "3d" clips.
@@ -47,7 +47,7 @@ class DiscriminatorConfig:
 
     @property
     def strides(self) -> list[tuple[int, ...]]:
-        """Of every convolution, over frames (in "3d"), rows and columns."""
+        """The strides of every convolution over frames (in "3d"), rows and columns."""
         halving = [(1, 2, 2)] * self.layers
         halving[0] = (2, 2, 2)
         strides = [*halving, (1, 1, 1), (1, 1, 1)]
@@ -105,7 +105,7 @@ def instance_norm(x: Float[jax.Array, "b *_ c"]) -> Float[jax.Array, "b *_ c"]:
     return y.astype(x.dtype)
 
 
-def initialise(cfg: DiscriminatorConfig, key: jax.Array) -> Any:
+def initialise_discriminator(cfg: DiscriminatorConfig, key: jax.Array) -> Any:
     """Fresh weights, in boxes that name their axes."""
     video = jnp.zeros((1, *cfg.smallest, cfg.pixels))
     return Discriminator(cfg).init(key, video)["params"]

@@ -2,6 +2,7 @@
 """LPIPS, the perceptual distance of images: differences between features of VGG16."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from pyramid_jax.sharding import named
 # Convolutions of each slice of VGG16; all slices but the first begin by halving.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 SMALLEST = 2 ** (len(CONVOLUTIONS) - 1)
-# Of the colours that VGG16 was trained with, in pixels of [-1, 1].
+# Mean and deviation of VGG16's training images, for pixels in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPS = 1e-10
 # Where all features are zero; its square root is far below EPS.
@@ -25,7 +26,7 @@ Images = Float[jax.Array, "b h w 3"]
 
 @dataclass(frozen=True)
 class LPIPSConfig:
-    """The network that makes the features; by default VGG16.
+    """Sizes of the network whose features are compared; by default VGG16.
 
     Args:
         widths: channels of the five slices.
@@ -79,7 +80,7 @@ class LPIPS(nn.Module):
         return jnp.stack(self.contributions(x, y)).sum(axis=0)
 
     def contributions(self, x: Images, y: Images) -> list[Float[jax.Array, "b"]]:
-        """What each slice adds to the distance."""
+        """Each slice's part of the distance."""
         pairs = zip(self.heads, self.features(x), self.features(y), strict=True)
         return [distance(*pair) for pair in pairs]
 
@@ -95,13 +96,13 @@ class LPIPS(nn.Module):
             jnp.asarray(colours, jnp.float32)[None, None, None]
             for colours in (SHIFT, SCALE)
         )
-        x, found = (x.astype(jnp.float32) - shift) / scale, []
+        x, features = (x.astype(jnp.float32) - shift) / scale, []
         for i, layers in enumerate(self.slices):
             x = nn.max_pool(x, (2, 2), (2, 2)) if i else x
             for layer in layers:
                 x = nn.relu(layer(x))
-            found.append(x)
-        return found
+            features.append(x)
+        return features
 
 
 def distance(
@@ -114,10 +115,15 @@ def distance(
     return (difference * weight[None, None, None]).sum(axis=-1).mean(axis=(1, 2))
 
 
-def shapes(cfg: LPIPSConfig) -> Any:
-    """Shapes of the weights, for their conversion."""
+def initialise_lpips(cfg: LPIPSConfig, key: jax.Array) -> Any:
+    """Fresh weights, in boxes that name their axes; only trained ones are of use."""
     image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
-    return jax.eval_shape(LPIPS(cfg).init, jax.random.key(0), image, image)["params"]
+    return LPIPS(cfg).init(key, image, image)["params"]
+
+
+def lpips_shapes(cfg: LPIPSConfig) -> Any:
+    """Shapes of the weights, for their conversion."""
+    return jax.eval_shape(partial(initialise_lpips, cfg), jax.random.key(0))
 
 
 def _unit(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:

@@ -20,11 +20,11 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models.vae_layers import (
     Activated,
     Convolution,
+    Frames,
     Level,
     Middle,
     Past,
     Setting,
-    Video,
     chain,
     linear,
 )
@@ -32,13 +32,13 @@ from pyramid_jax.sharding import named
 
 DTYPES = ("float32", "bfloat16")
 ALONE = Halo()
-# Log-variance of the latents of a new encoder: noise must not drown what it finds.
+# Log-variance of the latents of a new encoder: noise must not drown their means.
 NARROW = -8.0
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Everything that tells one VAE from another; by default the released one.
+    """Sizes of a VAE; by default those of the released one.
 
     Args:
         pixels, latent: channels of pixels and of latents.
@@ -107,7 +107,7 @@ class VAEConfig:
 
 
 class Moments(NamedTuple):
-    """The normal distribution of every latent value that the encoder proposes."""
+    """The posterior: a normal distribution of every latent value."""
 
     mean: Float[jax.Array, "b t h w c"]
     log_variance: Float[jax.Array, "b t h w c"]
@@ -140,7 +140,7 @@ def moments(raw: Float[jax.Array, "b t h w _"]) -> Moments:
     return Moments(mean, log_variance.clip(-30.0, 20.0))
 
 
-def initialise(cfg: VAEConfig, key: jax.Array) -> Any:
+def initialise_vae(cfg: VAEConfig, key: jax.Array) -> Any:
     """Fresh weights of encoder and decoder, in boxes that name their axes."""
     side = cfg.spatial_factor
     pixels = jnp.zeros((1, 1, side, side, cfg.pixels))
@@ -171,7 +171,8 @@ def encode(
         ValueError: frames, height, width or channels that don't fit the config.
     """
     _check_pixels(cfg, pixels.shape, begins=past is None)
-    return _apply(Encoder(cfg, halo), params["encoder"], pixels, past)
+    moments: Any = Encoder(cfg, halo).apply({"params": params["encoder"]}, pixels, past)
+    return moments
 
 
 def decode(
@@ -194,7 +195,8 @@ def decode(
             f"latents {latents.shape} must be (batch, frames, height, width, "
             f"{cfg.latent}) with at least one frame; this VAE has {cfg.latent} channels"
         )
-    return _apply(Decoder(cfg, halo), params["decoder"], latents, past)
+    pixels: Any = Decoder(cfg, halo).apply({"params": params["decoder"]}, latents, past)
+    return pixels
 
 
 class Encoder(nn.Module):
@@ -204,7 +206,8 @@ class Encoder(nn.Module):
     halo: Halo = ALONE
 
     def setup(self):
-        c, s = self.cfg, _setting(self.cfg, self.halo)
+        c = self.cfg
+        s = Setting(c.groups, c.dtype, c.remat, self.halo)
         self.entry = Convolution(s, c.encoder_widths[0])
         levels = zip(
             c.encoder_widths, c.encoder_layers, c.spatial, c.temporal, strict=True
@@ -214,7 +217,7 @@ class Encoder(nn.Module):
         self.head = Activated(s, 2 * c.latent)
         self.mix = linear(2 * c.latent, s).copy(bias_init=named(_narrow, (None,)))
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         layers = (self.entry, *self.levels, self.middle, self.head)
         x, past = chain(layers, x, past)
         return self.mix(x).astype(jnp.float32), past
@@ -227,7 +230,8 @@ class Decoder(nn.Module):
     halo: Halo = ALONE
 
     def setup(self):
-        c, s = self.cfg, _setting(self.cfg, self.halo)
+        c = self.cfg
+        s = Setting(c.groups, c.dtype, c.remat, self.halo)
         widths = c.decoder_widths[::-1]
         self.mix = linear(c.latent, s)
         self.entry = Convolution(s, widths[0])
@@ -236,24 +240,16 @@ class Decoder(nn.Module):
         self.levels = [Level(s, True, *level) for level in levels]
         self.head = Activated(s, c.pixels)
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         layers = (self.entry, self.middle, *self.levels, self.head)
         x, past = chain(layers, self.mix(x), past)
         return x.astype(jnp.float32), past
-
-
-def _setting(cfg: VAEConfig, halo: Halo) -> Setting:
-    return Setting(cfg.groups, cfg.dtype, cfg.remat, halo)
 
 
 def _narrow(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     """The bias of means and log-variances."""
     latent = shape[0] // 2
     return jnp.repeat(jnp.array([0.0, NARROW], dtype), latent)
-
-
-def _apply(module: nn.Module, params: Any, x: Any, past: Past) -> Any:
-    return module.apply({"params": params}, x, past)
 
 
 def _check_pixels(cfg: VAEConfig, shape: tuple[int, ...], begins: bool) -> None:

@@ -29,13 +29,13 @@ LOGITS = 2**26
 INIT = nn.initializers.lecun_normal()
 
 Past = Any  # nested tuples of `b _ h w c`, one entry per layer; None at the start
-Video = Float[jax.Array, "b _ _ _ _"]
-Layer = Callable[..., tuple[Any, Past]]  # (x, past) -> (y, past)
+Frames = Float[jax.Array, "b _ _ _ _"]
+CausalLayer = Callable[..., tuple[Any, Past]]  # (x, past) -> (y, past)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all layers of a network share.
+    """The settings that all layers of a network share.
 
     Args:
         groups: of channels that are normalised together.
@@ -50,14 +50,14 @@ class Setting:
     halo: Halo
 
 
-def chain(layers: Sequence[Layer], x: Any, past: Past) -> tuple[Any, Past]:
-    """Runs layers one after another, each with its own past; theirs become one."""
-    pasts = (None,) * len(layers) if past is None else past
-    kept = []
-    for layer, before in zip(layers, pasts, strict=True):
-        x, after = layer(x, before)
-        kept.append(after)
-    return x, tuple(kept)
+def chain(layers: Sequence[CausalLayer], x: Any, past: Past) -> tuple[Any, Past]:
+    """Runs layers one after another, each with its own entry of the past."""
+    before = (None,) * len(layers) if past is None else past
+    after = []
+    for layer, layer_past in zip(layers, before, strict=True):
+        x, layer_past = layer(x, layer_past)
+        after.append(layer_past)
+    return x, tuple(after)
 
 
 class Convolution(nn.Module):
@@ -69,7 +69,7 @@ class Convolution(nn.Module):
     space: int = 1
 
     @nn.compact
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         shape = (KERNEL, KERNEL, KERNEL, x.shape[-1], self.width)
         init = named(INIT, (None, None, None, "embed", None))
         kernel = self.param("kernel", init, shape, jnp.float32)
@@ -90,7 +90,7 @@ class Norm(nn.Module):
     setting: Setting
 
     @nn.compact
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Frames) -> Frames:
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         width = x.shape[-1:]
         weight = self.param("weight", named(ones, (None,)), width, jnp.float32)
@@ -116,7 +116,7 @@ class Activated(nn.Module):
         self.norm = Norm(self.setting)
         self.convolution = Convolution(self.setting, self.width)
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         return self.convolution(nn.silu(self.norm(x)), past)
 
 
@@ -127,7 +127,7 @@ class Residual(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         layers = [
             Activated(self.setting, self.width, name=name)
             for name in ("first", "second")
@@ -144,7 +144,7 @@ class Attention(nn.Module):
     setting: Setting
 
     @nn.compact
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         width = x.shape[-1]
         y = Norm(self.setting, name="norm")(x)
         y = rearrange(y, "b t h w c -> b t (h w) c")
@@ -168,7 +168,7 @@ class Upsampling(nn.Module):
     time: bool
 
     @nn.compact
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         begins, parts = past is None, 2 if self.time else 4
         layer = Convolution(self.setting, parts * self.width, name="convolution")
         y, past = layer(x, past)
@@ -199,8 +199,8 @@ class Level(nn.Module):
         self.residuals = [block(s, width) for _ in range(self.layers)]
         self.resampled = {
             name: self._resampling(time=name == "time")
-            for name, wanted in (("space", self.space), ("time", self.time))
-            if wanted
+            for name, resampled in (("space", self.space), ("time", self.time))
+            if resampled
         }
 
     def _resampling(self, time: bool) -> nn.Module:
@@ -209,7 +209,7 @@ class Level(nn.Module):
         strides = (2, 1) if time else (1, 2)
         return Convolution(self.setting, self.width, *strides)
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         return chain([*self.residuals, *self.resampled.values()], x, past)
 
 
@@ -224,7 +224,7 @@ class Middle(nn.Module):
         self.attention = Attention(self.setting)
         self.second = Residual(self.setting, self.width)
 
-    def __call__(self, x: Video, past: Past = None) -> tuple[Video, Past]:
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         return chain((self.first, self.attention, self.second), x, past)
 
 
@@ -242,12 +242,12 @@ def _attend(
     """softmax(q kᵀ / sqrt(c)) v within each frame; logits and softmax in float32."""
     scale = q.shape[-1] ** -0.5
 
-    def one(frame: tuple[jax.Array, ...]) -> jax.Array:
+    def attend(frame: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v = frame
         logits = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32) * scale
         return jnp.matmul(jax.nn.softmax(logits).astype(v.dtype), v)
 
     frames = tuple(rearrange(a, "b t n c -> (b t) n c") for a in (q, k, v))
     at_once = max(1, LOGITS // math.prod((q.shape[2], k.shape[2])))
-    out = jax.lax.map(one, frames, batch_size=at_once)
+    out = jax.lax.map(attend, frames, batch_size=at_once)
     return rearrange(out, "(b t) n c -> b t n c", b=q.shape[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: iterate, log, save, sample; nothing else."""
+"""The training loop: it iterates, logs, saves and samples, and does nothing else."""
 
 import logging
 import signal
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from pyramid_jax import sharding
-from pyramid_jax.training.metrics import Window
+from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.training.metrics import Metrics, MetricsWindow
 from pyramid_jax.training.state import TrainState
 from pyramid_jax.training.step import Step
 
@@ -51,41 +52,17 @@ class LoopConfig:
             )
 
 
-class Saves(Protocol):
-    """Where states are kept (`checkpoint.store.Store`)."""
-
-    def latest(self) -> int | None: ...
-
-    def save(self, step: int, state: TrainState, data: Any = None) -> None: ...
-
-    def restore(self, like: TrainState, data: Any = None) -> TrainState: ...
-
-
-class Writes(Protocol):
-    """Where numbers go (see `training.metrics.Metrics`)."""
-
-    def write(self, step: int, values: dict[str, float]) -> None: ...
-
-
-# (step, average weights) -> what it measured, if anything, for the metrics
+# (step, average weights) -> measurements for the metrics, if there are any
 Sample = Callable[[int, Any], dict[str, float] | None]
 
 
-class Outputs(NamedTuple):
-    """Where results go."""
-
-    store: Saves
-    metrics: Writes
-    sample: Sample | None = None
-
-
 def resume(
-    store: Saves, like: TrainState, data: Any, create: Callable[[], TrainState]
+    store: Store, like: TrainState, data: Any, create: Callable[[], TrainState]
 ) -> TrainState:
-    """The latest checkpoint's state, `data` set to its position; else a new state.
+    """The state of the latest checkpoint, with `data` at its position, or a new state.
 
     Args:
-        like: the layout of the state (`state.abstract`); never two states in memory.
+        like: the layout of the state (`abstract_state`); never two states in memory.
         data: the iterator of batches, with `get_state` and `set_state`.
 
     Raises:
@@ -97,13 +74,16 @@ def resume(
     return store.restore(like, data)
 
 
-def run(
+def train_loop(
     cfg: LoopConfig,
     step: Step,
     state: TrainState,
-    batches: Iterator[Any],
+    batches: Any,
     key: jax.Array,
-    outputs: Outputs,
+    *,
+    store: Store,
+    metrics: Metrics,
+    sample: Sample | None = None,
 ) -> TrainState:
     """Trains until a limit of `cfg` or a signal, saves, and returns the last state.
 
@@ -112,8 +92,8 @@ def run(
 
     Args:
         state: consumed; it lies on the mesh that the run uses.
-        batches: rows of this process, as trees of numpy arrays; `next` is called once
-            per step.
+        batches: an iterator over rows of this process, as trees of numpy arrays, with
+            `get_state` and `set_state`; `next` is called once per step.
         key: the same one at a restart.
 
     Raises:
@@ -121,14 +101,14 @@ def run(
         ValueError: the rows of a batch can't be divided over the mesh.
     """
     mesh: Mesh = state.step.sharding.mesh
-    done, window = int(state.step), Window()
+    done, window = int(state.step), MetricsWindow()
     deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
     silent = jax.process_index() > 0
     bar = tqdm(total=cfg.steps, initial=done, unit="step", disable=silent)
     with bar, jax.set_mesh(mesh), _signals() as stopped:
         while done < cfg.steps:
             batch = next(batches)
-            state, report = step(state, on_devices(batch, mesh), key)
+            state, report = step(state, global_batch(batch, mesh), key)
             done += 1
             window.add(report, batch)
             bar.update()
@@ -141,10 +121,10 @@ def run(
             if logs or saves or samples:
                 values = window.close(done)
                 if saves:
-                    outputs.store.save(done, state, batches)
-                if samples and outputs.sample is not None:
-                    values |= outputs.sample(done, state.ema) or {}
-                outputs.metrics.write(done, values)
+                    store.save(done, state, batches)
+                if samples and sample is not None:
+                    values |= sample(done, state.ema) or {}
+                metrics.write(done, values)
                 bar.set_postfix_str(_short(values))
                 window.restart()
             if ends:
@@ -152,8 +132,8 @@ def run(
     return state
 
 
-def on_devices(batch: Any, mesh: Mesh) -> Any:
-    """The global batch on the mesh, of which every process gives its rows.
+def global_batch(batch: Any, mesh: Mesh) -> Any:
+    """The batch of all processes on the mesh, from this process's rows.
 
     Raises:
         ValueError: the rows can't be divided over the devices that share a batch.
@@ -175,14 +155,14 @@ def on_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def _anywhere(here: bool, ask: bool) -> bool:
-    """Whether a process wants to end; where there are several, they ask if `ask`."""
+    """Whether any process wants to end; several processes only talk if `ask`."""
     if jax.process_count() == 1:
         return here
     return ask and bool(multihost_utils.process_allgather(np.array(here)).any())
 
 
 def _short(values: dict[str, float]) -> str:
-    """What fits in the progress bar."""
+    """The numbers that fit in the progress bar."""
     losses = [f"{values['loss']:.4f}"]
     losses += [f"{v:.3f}" for n, v in values.items() if n.startswith("loss_stage_")]
     text = f"loss {' '.join(losses)}, lr {values['learning_rate']:.1e}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells its user: numbers in metrics.jsonl and TensorBoard, and a plot."""
+"""Metrics of a run: lines of metrics.jsonl, TensorBoard files, and a plot."""
 
 import json
 import time
@@ -21,25 +21,23 @@ AHEAD = 2  # steps in the device's queue while the host prepares the next one
 
 
 class Means(NamedTuple):
-    """What a loss reports by name: sums, and over how many they are means."""
+    """Values that a loss reports by name: their sums over `count` microbatches."""
 
     sums: dict[str, Any]
-    counts: dict[str, Any]
+    count: Any
 
 
 class Metrics:
-    """Writes numbers by step to `folder`: lines of metrics.jsonl, and TensorBoard.
+    """Writes numbers by step to metrics.jsonl and TensorBoard files in `folder`.
 
-    Of several processes the first one writes.
+    Only the first process writes.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._lines = self._board = None
+        self._jsonl, self._board = Path(folder) / JSONL, None
         if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (self.folder / JSONL).open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder), flush_secs=30)
+            self._board = SummaryWriter(str(folder), flush_secs=30)
+            self._jsonl.touch()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -49,21 +47,20 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; it is on disk when this returns."""
-        if self._lines is None or self._board is None:
+        if self._board is None:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with self._jsonl.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Ends both files."""
-        for file in (self._lines, self._board):
-            if file is not None:
-                file.close()
+        """Closes the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
 
 
-class Window:
+class MetricsWindow:
     """The reports of the steps since the last line, and how fast the steps went."""
 
     def __init__(self):
@@ -72,12 +69,12 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock anew, after something that is not training."""
+        """Restarts the clock after something that is not training."""
         self._start = time.monotonic()
         self._steps = self._tokens = self._capacity = 0
 
     def add(self, report: Report, batch: Any) -> None:
-        """Takes a step's report, without reading it: that would wait for the device."""
+        """Adds a step's report without reading it, which would wait for the device."""
         self._reports.append(report)
         if not self._warm:  # compiling is not training either
             jax.block_until_ready(report)
@@ -85,7 +82,7 @@ class Window:
             return self.restart()
         if len(self._reports) > AHEAD:
             jax.block_until_ready(self._reports[-1 - AHEAD])
-        used, capacity = tokens(batch)
+        used, capacity = token_counts(batch)
         self._steps += 1
         self._tokens += used
         self._capacity += capacity
@@ -118,10 +115,10 @@ class Window:
 
 
 def summary(reports: Sequence[Report]) -> dict[str, float]:
-    """The mean losses of some steps (fetched reports), and where the last one stands.
+    """The mean losses of some steps (fetched reports), and the last step's counters.
 
-    Where `aux` has `stage_sum` and `stage_count`, also the mean loss per stage; where
-    it is `Means`, also those.
+    If `aux` has `stage_sum` and `stage_count`, the mean loss of each stage is added; if
+    it is `Means`, each of its means.
     """
     last = reports[-1]
     values = {
@@ -136,34 +133,33 @@ def summary(reports: Sequence[Report]) -> dict[str, float]:
         for stage in np.flatnonzero(count):
             values[f"loss_stage_{stage}"] = float(total[stage] / count[stage])
     if isinstance(last.aux, Means):
+        count = sum(report.aux.count for report in reports)
         for name in last.aux.sums:
             total = sum(report.aux.sums[name] for report in reports)
-            count = sum(report.aux.counts[name] for report in reports)
-            if count:
-                values[name] = float(total / count)
+            values[name] = float(total / count)
     return values
 
 
-def tokens(batch: Any) -> tuple[int, int]:
-    """How many video tokens a batch of rows holds, and how many would fit."""
+def token_counts(batch: Any) -> tuple[int, int]:
+    """The number of video tokens in a batch of rows, and the number that would fit."""
     if not isinstance(batch, Rows):
         return 0, 0
     segment = np.asarray(batch.segment)
     return int((segment >= 0).sum()), segment.size
 
 
-def read(jsonl: str | Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, without those that a restart repeated."""
-    kept: list[dict[str, float]] = []
+def read_metrics(jsonl: str | Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; those that a restart repeated replace the first."""
+    lines: list[dict[str, float]] = []
     for line in Path(jsonl).read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
-        while kept and kept[-1]["step"] > values["step"]:
-            kept.pop()
-        if kept and kept[-1]["step"] == values["step"]:
-            kept[-1] |= values
+        while lines and lines[-1]["step"] > values["step"]:
+            lines.pop()
+        if lines and lines[-1]["step"] == values["step"]:
+            lines[-1] |= values
         else:
-            kept.append(values)
-    return kept
+            lines.append(values)
+    return lines
 
 
 def plot_loss(jsonl: str | Path, png: str | Path) -> None:
@@ -172,7 +168,7 @@ def plot_loss(jsonl: str | Path, png: str | Path) -> None:
     Raises:
         ValueError: no line of `jsonl` has a loss.
     """
-    lines = [line for line in read(jsonl) if "loss" in line]
+    lines = [line for line in read_metrics(jsonl) if "loss" in line]
     if not lines:
         raise ValueError(
             f"{jsonl} holds no losses; plot a run that has logged at least once"

@@ -63,6 +63,8 @@ class OptimizerConfig:
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
     """The learning rate as a function of the number of updates so far.
 
+    optax has the same curves, but rounds them differently: runs would change.
+
     Source: the reference's `cosine_scheduler` and `constant_scheduler`.
     """
     peak, warm, low = cfg.learning_rate, cfg.warmup_steps, cfg.warmup_from
@@ -95,13 +97,13 @@ def optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decays(params: Any) -> Any:
-    """Whether each weight decays: by name, because stacked layers add an axis.
+    """Whether weight decay applies to each weight: by name, as stacks add an axis.
 
     Source: the reference decays what has two axes or more and is no bias.
     """
 
-    def one(path: tuple[Any, ...], _: Any) -> bool:
+    def decay(path: tuple[Any, ...], _: Any) -> bool:
         names = [key.key for key in path if isinstance(key, DictKey)]
         return bool(names) and names[-1] in DECAYED
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(decay, params)

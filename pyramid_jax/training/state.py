@@ -34,42 +34,34 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-def create(
+def create_state(
     key: Key[Array, ""], init: Init, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """A new state over the mesh, weights, average and optimizer moments sharded alike.
 
     No device ever holds more than its part.
     """
-    build, placement = _plan(init, optimizer, mesh)
+    build = partial(_boxed, init, optimizer)
+    placement = sharding.shardings(jax.eval_shape(build, key), mesh)
     return jax.jit(lambda key: sharding.unbox(build(key)), out_shardings=placement)(key)
 
 
-def abstract(
+def abstract_state(
     init: Init, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes and shardings of a state, to restore into or to compile for."""
-    build, placement = _plan(init, optimizer, mesh)
-    shapes = sharding.unbox(jax.eval_shape(build, jax.random.key(0)))
+    shapes = jax.eval_shape(partial(_boxed, init, optimizer), jax.random.key(0))
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        placement,
+        sharding.unbox(shapes),
+        sharding.shardings(shapes, mesh),
     )
-
-
-def _plan(
-    init: Init, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Callable[[jax.Array], TrainState], Any]:
-    """How to make a state with boxed weights, and where its arrays belong."""
-    build = partial(_boxed, init, optimizer)
-    shapes = jax.eval_shape(build, jax.random.key(0))
-    return build, sharding.shardings(shapes, mesh)
 
 
 def _boxed(
     init: Init, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
+    """A new state whose weights, average and moments carry their axes."""
     # The optimizer sees the boxes, so its moments carry the axes of their weights;
     # moments of plain arrays made inside jit would be replicated on every device.
     params = init(key)

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from pyramid_jax import sharding
 from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
 
-# (params, batch, key) -> (mean loss, sums for the metrics)
-Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+# (params, batch, key) -> (mean loss, sums for the metrics). `train_step` also gives it
+# `step=`, the number of steps so far, since a loss may change over a run.
+Loss = Callable[..., tuple[jax.Array, Any]]
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, "Report"]]
 
 
@@ -51,16 +52,8 @@ class StepConfig:
             raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
 
 
-class LossOfStep(Protocol):
-    """A `Loss` that may change over a run: it gets the number of steps so far."""
-
-    def __call__(
-        self, params: Any, batch: Any, key: jax.Array, /, *, step: jax.Array
-    ) -> tuple[jax.Array, Any]: ...
-
-
 class Report(NamedTuple):
-    """What a step says about itself; still on the device, so reading it waits for it.
+    """Numbers of one step, still on the device: reading them waits for it.
 
     `aux` is the loss function's second result, summed over the microbatches.
     """
@@ -73,7 +66,7 @@ class Report(NamedTuple):
 
 
 def train_step(
-    loss: LossOfStep,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
     cfg: StepConfig,
@@ -86,7 +79,7 @@ def train_step(
 
     Args:
         rate: the learning rate, for the report.
-        like: a state, or `state.abstract(...)`, whose layout the new states keep.
+        like: a state, or `abstract_state(...)`, whose layout the new states keep.
 
     Raises:
         ValueError: (when called) the rows of the batch can't be cut into microbatches.
@@ -125,23 +118,23 @@ def gradients(
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def one(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, tuple[Any, Any]]:
+    def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, tuple[Any, Any]]:
         index, rows = part
         out, gradient = value_and_grad(params, rows, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, gradient), out
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     if parts == 1:  # perf: inside a loop XLA's convolutions on CPUs are 13 times slower
-        total, (value, aux) = one(zeros, (jnp.int32(0), batch))
+        total, (value, aux) = add(zeros, (jnp.int32(0), batch))
         return value, aux, total
     microbatches = jax.tree.map(lambda x: _cut(x, parts), batch)
-    total, (values, aux) = jax.lax.scan(one, zeros, (jnp.arange(parts), microbatches))
+    total, (values, aux) = jax.lax.scan(add, zeros, (jnp.arange(parts), microbatches))
     mean = jax.tree.map(lambda g: g / parts, total)
     return values.mean(), jax.tree.map(lambda x: x.sum(axis=0), aux), mean
 
 
 def _cut(x: Array, parts: int) -> Array:
-    """Microbatches of every parts-th row each, so that no row changes its device."""
+    """Microbatches that take every parts-th row, so that no row changes its device."""
     if x.shape[0] % parts:
         raise ValueError(
             f"a batch of {x.shape[0]} rows can't be cut into {parts} microbatches; "

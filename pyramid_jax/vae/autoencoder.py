@@ -82,7 +82,7 @@ def load(
     cfg = build(VAEConfig, sections["vae"])
     cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=dtype)
     like = sharding.unbox(
-        jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
+        jax.eval_shape(partial(vae.initialise_vae, cfg), jax.random.key(0))
     )
     place = placing(like, mesh, dtype)
     params = read_tree(folder / "weights.safetensors", like, place)
@@ -145,7 +145,7 @@ def _step(
     factors = (cfg.temporal_factor, cfg.spatial_factor)
     cell = factors if f is vae.encode else (1, 1)
 
-    def make(halo: Halo) -> codecs.Step:
+    def make(halo: Halo) -> codecs.CodecStep:
         return lambda x, past: f(cfg, params, x, past, halo)
 
     return codecs.sharded(make, mesh, cell)(x, past)

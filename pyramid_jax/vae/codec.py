@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos in pieces: in time, as a stream, in tiles, on many devices.
 
-Everything here is about a *step*, a causal function of a piece of video:
+Everything here works on a *step*, a causal function of a piece of a video:
 
     step(x, past) -> (y, past)
 
-`past` is whatever the step must remember of what came before, None at a video's
-beginning. How long the pieces are changes nothing but memory. A step that is compiled,
+`past` is what the step must remember of the pieces before, None at the beginning of a
+video. The length of the pieces changes nothing but memory. A step that is compiled,
 with its past donated, needs the memory of one piece.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -26,14 +26,16 @@ from jaxtyping import Float
 from pyramid_jax import sharding
 from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
+from pyramid_jax.models import vae
+from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.shapes import Array
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
+CodecStep = Callable[[Any, Any], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """How much of a video is worked on at once, which changes only speed and memory.
+    """The part of a video that is worked on at once; it changes only speed and memory.
 
     Tiles are the exception: they change colours a little, see `tiled`.
 
@@ -64,9 +66,9 @@ class Codec:
     """
 
     latent: LatentConfig
-    encoder: Step
+    encoder: CodecStep
     posterior: Callable[[Any, Any], Any]
-    decoder: Step
+    decoder: CodecStep
     ranks: int = 1
 
     def encode(
@@ -75,7 +77,7 @@ class Codec:
         noise: Float[Array, "b t y x c"] | None = None,
         pieces: Pieces = WHOLE,
     ) -> Float[jax.Array, "b t y x c"]:
-        """Normalised latents of videos that begin here.
+        """Normalised latents of whole videos.
 
         Args:
             pixels: in [-1, 1].
@@ -85,10 +87,15 @@ class Codec:
             ValueError: sizes that the latents, or the pieces, do not fit.
         """
         self.latent.frames(pixels.shape[1])
-        self._small(pieces)
+        self._in_cells(pieces)
+
+        def encoded(x: Array) -> jax.Array:
+            unit = self.latent.temporal
+            return _joined(self._windows(self.encoder, x, pieces.frames, unit))
+
         scale = 1 / self.latent.spatial
-        made = self._run(self.encoder, pixels, self.latent.temporal, scale, pieces)
-        return self.latent.normalise(self.posterior(made, noise))
+        moments = tiled(encoded, pixels, pieces.tile, scale, pieces.overlap)
+        return self.latent.normalise(self.posterior(moments, noise))
 
     def decode(
         self, latents: Float[Array, "b t y x c"], pieces: Pieces = WHOLE
@@ -103,16 +110,19 @@ class Codec:
     def decoded(
         self, latents: Float[Array, "b t y x c"], pieces: Pieces = WHOLE
     ) -> Iterator[Float[jax.Array, "b _ h w 3"]]:
-        """What `decode` makes, piece after piece in time; of tiles, all at once.
+        """The pixels of `decode`, piece after piece in time; with tiles, all at once.
 
         Raises:
             ValueError: sizes that the latents, or the pieces, do not fit.
         """
-        raw = self.latent.denormalise(latents)
-        small, scale = self._small(pieces), float(self.latent.spatial)
-        if small.tile is None:
-            return self._windows(self.decoder, raw, 1, small.frames)
-        return iter([self._run(self.decoder, raw, 1, scale, small)])
+        raw, cells = self.latent.denormalise(latents), self._in_cells(pieces)
+        windows = partial(self._windows, self.decoder, frames=cells.frames)
+        if cells.tile is None:
+            return windows(raw)
+        scale, overlap = self.latent.spatial, cells.overlap
+        return iter(
+            [tiled(lambda x: _joined(windows(x)), raw, cells.tile, scale, overlap)]
+        )
 
     def stream(
         self, units: Iterable[Float[Array, "b _ y x c"]], pieces: Pieces = WHOLE
@@ -126,74 +136,67 @@ class Codec:
             units: normalised, one latent frame or more each.
             pieces: its tiles; units are the pieces in time.
         """
-        small, step = self._small(pieces), self.decoder
-        if small.tile is not None:
-            scale = float(self.latent.spatial)
-            step = tiled_step(step, small.tile, scale, small.overlap)
-        begins = itertools.chain([True], itertools.repeat(False))
+        tile = self._in_cells(pieces).tile
+        step = tiled_step(self.decoder, tile, self.latent.spatial, pieces.overlap)
         raw = (
-            self.latent.denormalise(unit, start)
-            for unit, start in zip(units, begins, strict=False)
+            self.latent.denormalise(unit, begins=number == 0)
+            for number, unit in enumerate(units)
         )
         return stream(step, raw)
 
-    def _small(self, pieces: Pieces) -> Pieces:
-        """The pieces in latent frames and cells; ValueError where they don't fit."""
-        frames = _divided("frames", pieces.frames, self.latent.temporal)
-        tile = _divided("tile", pieces.tile, self.latent.spatial)
-        return Pieces(frames, tile, pieces.overlap)
+    def _in_cells(self, pieces: Pieces) -> Pieces:
+        """The pieces in latent frames and cells.
 
-    def _run(
-        self, step: Step, x: Array, unit: int, scale: float, pieces: Pieces
-    ) -> jax.Array:
-        """What a step makes of whole videos, in `pieces` of x of whole units."""
-
-        def one(x: Array) -> jax.Array:
-            return _joined(self._windows(step, x, unit, pieces.frames))
-
-        if pieces.tile is None:
-            return one(x)
-        return tiled(one, x, pieces.tile, scale, pieces.overlap)
+        Raises:
+            ValueError: they are not whole numbers of them.
+        """
+        units = {"frames": self.latent.temporal, "tile": self.latent.spatial}
+        for name, unit in units.items():
+            size = getattr(pieces, name)
+            if size is None:
+                continue
+            if size < unit or size % unit:
+                raise ValueError(
+                    f"pieces of {name} {size} are not a multiple of {unit}; "
+                    f"use {max(size // unit, 1) * unit}"
+                )
+            pieces = replace(pieces, **{name: size // unit})
+        return pieces
 
     def _windows(
-        self, step: Step, x: Array, unit: int, frames: int | None
+        self, step: CodecStep, x: Array, frames: int | None, unit: int = 1
     ) -> Iterator[jax.Array]:
-        """What a step makes of whole videos, `frames` frames of x after another."""
-        later = x.shape[1] - 1
-        if later == 0 or (frames is None and self.ranks == 1):
-            return iter([step(x, None)[0]])
-        window = min(frames or later, later)
-        return chunks(step, x, 1, _multiple(window, unit * self.ranks))
+        """The step's results for whole videos, `frames` frames of x after another.
+
+        Args:
+            unit: frames of x that must stay together.
+        """
+        whole = frames is None and self.ranks == 1
+        later = max(1, x.shape[1] - 1)
+        shared = unit * self.ranks
+        window = -(-min(frames or later, later) // shared) * shared
+        return chunks(step, x, x.shape[1] if whole else 1, window)
 
 
-def stream(step: Step, pieces: Iterable[Array]) -> Iterator[jax.Array]:
-    """What the step makes of each piece of one video, as soon as the piece is there."""
+def stream(step: CodecStep, pieces: Iterable[Array]) -> Iterator[jax.Array]:
+    """The step's result for each piece of one video, as soon as the piece is there."""
     past = None
     for piece in pieces:
-        made, past = step(piece, past)
-        yield made
-
-
-def windows(
-    x: Float[Array, "b f h w c"], first: int, window: int
-) -> Iterator[Float[Array, "b _ h w c"]]:
-    """A video's pieces: `first` frames, then `window` each; the last has the rest."""
-    yield x[:, :first]
-    for begin in range(first, x.shape[1], window):
-        yield x[:, begin : begin + window]
+        result, past = step(piece, past)
+        yield result
 
 
 def chunked(
-    step: Step, x: Float[Array, "b f h w c"], first: int, window: int
+    step: CodecStep, x: Float[Array, "b f h w c"], first: int, window: int
 ) -> Float[jax.Array, "b _ _ _ _"]:
-    """What the step makes of a whole video, working on `window` frames at once."""
+    """The step's result for a whole video, made of `window` frames at once."""
     return _joined(chunks(step, x, first, window))
 
 
 def chunks(
-    step: Step, x: Float[Array, "b f h w c"], first: int, window: int
+    step: CodecStep, x: Float[Array, "b f h w c"], first: int, window: int
 ) -> Iterator[Float[jax.Array, "b _ _ _ _"]]:
-    """What the step makes of a whole video, `window` frames after another.
+    """The step's result for a whole video, `window` frames after another.
 
     The last piece is filled up by repeating its last frame, which nothing earlier sees,
     so that one compiled step serves all pieces but the first.
@@ -204,17 +207,18 @@ def chunks(
     missing = (first - x.shape[1]) % window if x.shape[1] > first else 0
     if missing:
         x = jnp.concatenate([x, *[x[:, -1:]] * missing], axis=1)
-    last = -(-(x.shape[1] - first) // window)
-    for i, made in enumerate(stream(step, windows(x, first, window))):
-        if missing and i == last:
-            made = made[:, : (window - missing) * made.shape[1] // window]
-        yield made
+    ends = [*range(first, x.shape[1], window), x.shape[1]]
+    pieces = (x[:, start:end] for start, end in pairwise([0, *ends]))
+    for end, result in zip(ends, stream(step, pieces), strict=True):
+        if missing and end == x.shape[1]:
+            result = result[:, : (window - missing) * result.shape[1] // window]
+        yield result
 
 
 def tiled(
     f: Callable[[Any], Any],
     x: Float[Array, "b f h w c"],
-    tile: int,
+    tile: int | None,
     scale: float,
     overlap: float = 1 / 4,
 ) -> Float[jax.Array, "b _ _ _ _"]:
@@ -225,8 +229,9 @@ def tiled(
     better.
 
     Args:
-        f: makes `scale` times as many rows and columns as it gets.
+        f: its result has `scale` times as many rows and columns as its argument.
         tile: rows and columns of a tile of `x`; at the right and below they are cut.
+            None: the whole video is one tile.
         overlap: fraction of a tile that it shares with the next one, below 1.
 
     Raises:
@@ -234,48 +239,70 @@ def tiled(
 
     Source: the original's `tiled_encode` and `tiled_decode`.
     """
-    step, keep, extent = _tiling(tile, scale, overlap)
+    if tile is None:
+        return f(x)
+    stride, keep, fade = _tiling(tile, scale, overlap)
     height, width = x.shape[2:4]
     if max(height, width) <= tile:
         return f(x)
-    rows, above = [], []
-    for top in range(0, height, step):
+    bands, above = [], []
+    for top in range(0, height, stride):
         row = []
-        for left in range(0, width, step):
-            made = f(x[:, :, top : top + tile, left : left + tile])
+        for left in range(0, width, stride):
+            result = f(x[:, :, top : top + tile, left : left + tile])
             if above:
-                made = _blend(above[len(row)], made, extent, axis=2)
+                result = _blend(above[len(row)], result, fade, axis=2)
             if row:
-                made = _blend(row[-1], made, extent, axis=3)
-            row.append(made)
-        kept = [part[:, :, :keep, :keep] for part in row]
-        rows.append(jnp.concatenate(kept, axis=3))
+                result = _blend(row[-1], result, fade, axis=3)
+            row.append(result)
+        band = [result[:, :, :keep, :keep] for result in row]
+        bands.append(jnp.concatenate(band, axis=3))
         above = row
-    return jnp.concatenate(rows, axis=2)
+    return jnp.concatenate(bands, axis=2)
 
 
-def tiled_step(step: Step, tile: int, scale: float, overlap: float = 1 / 4) -> Step:
+def tiled_step(
+    step: CodecStep, tile: int | None, scale: float, overlap: float = 1 / 4
+) -> CodecStep:
     """A step that works on tiles, see `tiled`; its past is that of every tile."""
 
-    def run(x: Array, past: Any) -> tuple[jax.Array, Any]:
-        pasts, after = iter(past or ()), []
+    def all_tiles(x: Array, past: Any) -> tuple[jax.Array, Any]:
+        before, after = iter(past or ()), []
 
-        def one(part: Array) -> jax.Array:
-            made, new = step(part, next(pasts, None))
-            after.append(new)
-            return made
+        def one_tile(x: Array) -> jax.Array:
+            result, past = step(x, next(before, None))
+            after.append(past)
+            return result
 
-        return tiled(one, x, tile, scale, overlap), tuple(after)
+        return tiled(one_tile, x, tile, scale, overlap), tuple(after)
 
-    return run
+    return all_tiles
+
+
+def vae_step(
+    network: Callable[..., Any],
+    cfg: VAEConfig,
+    params: Any,
+    mesh: Mesh | AbstractMesh | None,
+) -> CodecStep:
+    """`vae.encode` or `vae.decode` as a step.
+
+    Args:
+        mesh: devices that share every video, see `sharded`; None: one device.
+    """
+    if mesh is None:
+        return partial(network, cfg, params)
+    factors = (cfg.temporal_factor, cfg.spatial_factor)
+    cell = factors if network is vae.encode else (1, 1)
+    return sharded(lambda halo: partial(network, cfg, params, halo=halo), mesh, cell)
 
 
 def sharded(
-    make: Callable[[Halo], Step],
+    make: Callable[[Halo], CodecStep],
     mesh: Mesh | AbstractMesh,
     cell: tuple[int, int] = (1, 1),
-) -> Step:
-    """The step that all devices of a mesh do together, each with its part of a video.
+) -> CodecStep:
+    """A step that all devices of a mesh do together, each with its part of a video.
 
     Rows of the batch, frames and rows of pixels are divided as `sharding.RULES` says of
     "batch", "frames" and "height"; what can not be divided evenly is on all devices.
@@ -287,73 +314,51 @@ def sharded(
         cell: frames and rows that must stay together, e.g. (8, 8) of an encoder.
     """
 
-    def run(x: Array, past: Any) -> tuple[jax.Array, Any]:
+    def shared(x: Array, past: Any) -> tuple[jax.Array, Any]:
         rows, frames, height = x.shape[:3]
         units = 1 if past is None else frames // cell[0]
         axes = ("batch", "frames", "height")
         where = sharding.place((rows, units, height // cell[1]), axes, mesh).spec
-        batch, time, height = (_if_divided(axis, mesh) for axis in where)
+        batch, time, height = (
+            entry if sharding.parts(axis, mesh) > 1 else None
+            for axis, entry in zip(axes, where, strict=True)
+        )
         step = make(Halo(time, height))
-        parts, kept = P(batch, time, height), P(batch, None, height)
-        divided = partial(jax.shard_map, mesh=mesh, out_specs=(parts, kept))
+        video, pasts = P(batch, time, height), P(batch, None, height)
+        divided = partial(jax.shard_map, mesh=mesh, out_specs=(video, pasts))
         if past is None:
-            return divided(lambda x: step(x, None), in_specs=(parts,))(x)
-        return divided(step, in_specs=(parts, kept))(x, past)
+            return divided(lambda x: step(x, None), in_specs=(video,))(x)
+        return divided(step, in_specs=(video, pasts))(x, past)
 
-    return run
+    return shared
 
 
 def _joined(parts: Iterable[jax.Array]) -> jax.Array:
-    """One video of its pieces in time."""
+    """One video from its pieces in time."""
     parts = list(parts)
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _if_divided(axis: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The axis of the mesh, or None if it has one device."""
-    names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-    return axis if math.prod(mesh.shape[name] for name in names) > 1 else None
-
-
-def _divided(name: str, size: int | None, by: int) -> int | None:
-    """`size` in units of `by`, if it is given.
-
-    Raises:
-        ValueError: it is no multiple.
-    """
-    if size is not None and (size < 1 or size % by):
-        raise ValueError(
-            f"pieces of {name} {size} are not a multiple of {by}; "
-            f"use {max(size // by, 1) * by}"
-        )
-    return None if size is None else size // by
-
-
-def _multiple(size: int, of: int) -> int:
-    """The smallest multiple that is not below `size`."""
-    return -(-size // of) * of
-
-
 def _tiling(tile: int, scale: float, overlap: float) -> tuple[int, int, int]:
-    """Distance of tiles in, and distance and overlap out, in rows or columns."""
-    step, made = round(tile * (1 - overlap)), round(tile * scale)
-    keep = round(made * (1 - overlap))
+    """The stride of tiles, and the stride and the overlap of results, in rows."""
+    step, size = round(tile * (1 - overlap)), round(tile * scale)
+    keep = round(size * (1 - overlap))
     exact = math.isclose(tile * (1 - overlap), step) and math.isclose(
         step * scale, keep
     )
     if not 0 <= overlap < 1 or step < 1 or keep < 1 or not exact:
         unit = max(scale, 1 / scale)
         raise ValueError(
-            f"tiles of {max(tile, made)} pixels with an overlap of {overlap:g} do not "
+            f"tiles of {max(tile, size)} pixels with an overlap of {overlap:g} do not "
             f"begin at multiples of {unit:g} pixels; use a multiple of {4 * unit:g} "
             "pixels and an overlap of 0, 1/4, 1/2 or 3/4"
         )
-    return step, keep, made - keep
+    return step, keep, size - keep
 
 
 @partial(jax.jit, static_argnames=("extent", "axis"))
 def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.Array:
-    """`after`, whose first rows fade in over the last ones of `before`."""
+    """`after`, with its first rows faded in over the last ones of `before`."""
     size = min(extent, before.shape[axis], after.shape[axis])
     if not size:
         return after

@@ -3,7 +3,7 @@
 
 The weights are {"vae": ..., "discriminator": ..., "perceptual": ...}, the last two
 where they are needed. Autoencoder and discriminator learn from the same reconstruction:
-the losses of `vae_objective` stop each other's gradients, so their sum has one gradient
+the losses of `vae.objective` stop each other's gradients, so their sum has one gradient
 that is right for both, and labels tell the two optimizers which weights are theirs.
 """
 
@@ -19,26 +19,25 @@ from jaxtyping import Float, UInt8
 
 from pyramid_jax import sharding
 from pyramid_jax.data.video_io import to_model
-from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import discriminator, vae
 from pyramid_jax.models.discriminator import Discriminator, DiscriminatorConfig
-from pyramid_jax.models.lpips import LPIPS, SMALLEST, LPIPSConfig
+from pyramid_jax.models.lpips import LPIPS, LPIPSConfig, initialise_lpips
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.training.metrics import Means
 from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
-from pyramid_jax.vae import codec
 from pyramid_jax.vae import objective as vae_objective
 from pyramid_jax.vae.clips import Footage
-from pyramid_jax.vae.objective import Critics, Decoded, ObjectiveConfig
+from pyramid_jax.vae.codec import chunked, vae_step
+from pyramid_jax.vae.objective import ObjectiveConfig
 
 
 @dataclass(frozen=True)
 class VAENetworks:
-    """What is trained, and how.
+    """The networks of a training run, and the objective that trains them.
 
     Args:
         discriminator, lpips: used if the objective gives them a weight.
-        image_share: weight of the pictures in the loss, where a batch has any.
+        image_share: weight of the images in the loss, where a batch has any.
         freeze_encoder: train the decoder alone.
 
     Raises:
@@ -73,25 +72,26 @@ class VAENetworks:
         return self.objective.perceptual > 0
 
 
-def initialise(networks: VAENetworks, key: jax.Array) -> Any:
-    """Fresh weights in boxes that name their axes; LPIPS needs its own instead."""
+def initialise_networks(networks: VAENetworks, key: jax.Array) -> Any:
+    """Fresh weights in boxes that name their axes; LPIPS needs pretrained ones."""
     first, second, third = jax.random.split(key, 3)
-    params = {"vae": vae.initialise(networks.vae, first)}
+    params = {"vae": vae.initialise_vae(networks.vae, first)}
     if networks.judged:
-        params["discriminator"] = discriminator.initialise(
+        params["discriminator"] = discriminator.initialise_discriminator(
             networks.discriminator, second
         )
     if networks.perceived:
-        image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
-        params["perceptual"] = LPIPS(networks.lpips).init(third, image, image)["params"]
+        params["perceptual"] = initialise_lpips(networks.lpips, third)
     return params
 
 
 def optimizers(
     networks: VAENetworks, autoencoder: OptimizerConfig, judge: OptimizerConfig
 ) -> optax.GradientTransformation:
-    """One optimizer each for autoencoder and discriminator, with a norm to clip of its
-    own; LPIPS, and an encoder that is frozen, do not change."""
+    """Separate optimizers for autoencoder and discriminator, in one transformation.
+
+    Each clips by the norm of its own gradient; LPIPS and a frozen encoder don't change.
+    """
     labels: dict[str, Any] = {"vae": "autoencoder"}
     if networks.freeze_encoder:
         labels["vae"] = {"encoder": "frozen", "decoder": "autoencoder"}
@@ -107,7 +107,7 @@ def optimizers(
     return optax.multi_transform(transforms, labels)
 
 
-def loss(
+def vae_loss(
     networks: VAENetworks,
     params: Any,
     batch: Footage,
@@ -115,20 +115,17 @@ def loss(
     step: jax.Array,
 ) -> tuple[Float[jax.Array, ""], Means]:
     """The sum of both losses of a batch, and its parts for the metrics."""
-    value, found = footage_loss(networks, params, batch.video, key, step)
+    loss, parts = footage_loss(networks, params, batch.video, key, step)
     if batch.image is not None:
-        alone = networks
-        if networks.objective.discriminator == "3d":  # which can not judge one frame
-            alone = replace(
-                networks, objective=replace(networks.objective, discriminator="none")
-            )
-        of_images, parts = footage_loss(
-            alone, params, batch.image, jax.random.fold_in(key, 1), step
-        )
+        objective = networks.objective
+        if objective.discriminator == "3d":  # which can not judge one frame
+            objective = replace(objective, discriminator="none")
+        images, key = replace(networks, objective=objective), jax.random.fold_in(key, 1)
+        image_loss, image_parts = footage_loss(images, params, batch.image, key, step)
         share = networks.image_share
-        value = (1 - share) * value + share * of_images
-        found |= {f"image_{name}": part for name, part in parts.items()}
-    return value, Means(found, dict.fromkeys(found, jnp.float32(1)))
+        loss = (1 - share) * loss + share * image_loss
+        parts |= {f"image_{name}": part for name, part in image_parts.items()}
+    return loss, Means(parts, jnp.float32(1))
 
 
 def footage_loss(
@@ -138,7 +135,7 @@ def footage_loss(
     key: jax.Array,
     step: jax.Array,
 ) -> tuple[Float[jax.Array, ""], dict[str, jax.Array]]:
-    """The sum of both losses of some clips of one length, and its parts by name."""
+    """The sum of both losses of clips of one length, and its parts by name."""
     cfg, weights = networks.objective, params["vae"]
     video = to_model(pixels)
     encoder = weights["encoder"]
@@ -152,62 +149,63 @@ def footage_loss(
         decoder = with_last_kernel(weights["decoder"], kernel)
         return whole(vae.decode, networks.vae, {"decoder": decoder}, latents)
 
-    decoded = Decoded(reconstruct, last_kernel(weights["decoder"]), moments.kl())
-    judging = critics(networks, params)
-    out = vae_objective.autoencoder_loss(cfg, video, decoded, judging, step)
-    parts = out.parts
-    found = {"loss_pixel": parts.pixel, "kl": parts.kl}
-    if networks.perceived:
-        found["loss_perceptual"] = parts.perceptual
-    if judging.judge is None:
-        return out.loss, found
-    judged = vae_objective.discriminator_loss(
-        cfg, judging.judge, video, out.reconstruction, step
+    functions = critics(networks, params)
+    out = vae_objective.autoencoder_loss(
+        cfg,
+        video,
+        step,
+        reconstruct=reconstruct,
+        kernel=last_kernel(weights["decoder"]),
+        kl=moments.kl(),
+        **functions,
     )
-    found |= {
-        "adversarial": parts.adversarial,
-        "adversarial_weight": parts.adversarial_weight,
+    losses = out.parts
+    parts = {"loss_pixel": losses.pixel, "kl": losses.kl}
+    if networks.perceived:
+        parts["loss_perceptual"] = losses.perceptual
+    if not networks.judged:
+        return out.loss, parts
+    judged = vae_objective.discriminator_loss(
+        cfg, functions["judge"], video, out.reconstruction, step
+    )
+    parts |= {
+        "adversarial": losses.adversarial,
+        "adversarial_weight": losses.adversarial_weight,
         "loss_discriminator": judged.loss,
         "logit_real": judged.real,
         "logit_fake": judged.fake,
     }
-    return out.loss + judged.loss, found
+    return out.loss + judged.loss, parts
 
 
 def whole(
-    f: Callable[..., Any], cfg: VAEConfig, params: Any, x: Float[jax.Array, "b f h w c"]
+    network: Callable[..., Any],
+    cfg: VAEConfig,
+    params: Any,
+    x: Float[jax.Array, "b f h w c"],
 ) -> Float[jax.Array, "b _ _ _ _"]:
     """`vae.encode` or `vae.decode` of whole videos.
 
     Where the mesh divides frames, its devices share each video: the first frame is on
     all of them, and gradients cross the borders between them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or sharding.parts("frames", mesh) == 1:
-        return f(cfg, params, x)[0]
-
-    def make(halo: Halo) -> codec.Step:
-        return lambda part, past: f(cfg, params, part, past, halo)
-
-    factors = (cfg.temporal_factor, cfg.spatial_factor)
-    step = codec.sharded(make, mesh, factors if f is vae.encode else (1, 1))
-    first, past = step(x[:, :1], None)
-    if x.shape[1] == 1:
-        return first
-    return jnp.concatenate([first, step(x[:, 1:], past)[0]], axis=1)
+    if sharding.shares("frames") == 1:
+        return network(cfg, params, x)[0]
+    step = vae_step(network, cfg, params, jax.sharding.get_abstract_mesh())
+    return chunked(step, x, first=1, window=max(1, x.shape[1] - 1))
 
 
-def critics(networks: VAENetworks, params: Any) -> Critics:
-    """The functions that the objective needs."""
-    perceptual: Any = None
-    judge: Any = None
+def critics(networks: VAENetworks, params: Any) -> dict[str, Any]:
+    """The functions `perceptual` and `judge`, where the objective needs them."""
+    functions = {}
     if networks.perceived:
         weights = {"params": params["perceptual"]}
-        perceptual = partial(LPIPS(networks.lpips).apply, weights)
+        functions["perceptual"] = partial(LPIPS(networks.lpips).apply, weights)
     if networks.judged:
         weights = {"params": params["discriminator"]}
-        judge = partial(Discriminator(networks.discriminator).apply, weights)
-    return Critics(perceptual, judge)
+        judge = Discriminator(networks.discriminator)
+        functions["judge"] = partial(judge.apply, weights)
+    return functions
 
 
 def last_kernel(decoder: Mapping[str, Any]) -> jax.Array:

@@ -7,8 +7,8 @@ They know no network, only functions of arrays:
     perceptual(x, y) -> distances    one per frame, both frames `b h w c`
     judge(video) -> logits           large where the video looks real
 
-    out = autoencoder_loss(cfg, video, decoded, critics, step)
-    judged = discriminator_loss(cfg, critics.judge, video, out.reconstruction, step)
+    out = autoencoder_loss(cfg, video, step, reconstruct=..., perceptual=..., ...)
+    judged = discriminator_loss(cfg, judge, video, out.reconstruction, step)
 
 `reconstruct` runs once: only the last convolution depends on the kernel, so that the
 adaptive weight costs two products of that layer. The first loss has no gradient in the
@@ -38,7 +38,7 @@ Judge = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What counts how much. The defaults are the original's first stage.
+    """The weights of the losses. The defaults are the original's first stage.
 
     Args:
         pixel, perceptual, kl, adversarial: weights of the four losses. With perceptual
@@ -48,7 +48,7 @@ class ObjectiveConfig:
         discriminator_start: the step from which the discriminator learns and counts.
         adversarial_loss: of the discriminator, "hinge" or "vanilla" (logistic).
         log_variance: of the reconstruction error; its initial value if it is learned.
-        learn_log_variance: the caller trains it and gives it with the critics.
+        learn_log_variance: the caller trains it and gives it to the loss.
 
     Raises:
         ValueError: a value is out of range.
@@ -79,30 +79,6 @@ class ObjectiveConfig:
             )
 
 
-class Decoded(NamedTuple):
-    """What the autoencoder makes of a batch.
-
-    `kernel` is that of the decoder's last convolution, `reconstruct` the rest of the
-    decoder on the latents of the batch; `kl` the posterior's divergence per channel,
-    summed over positions.
-    """
-
-    reconstruct: Reconstruct
-    kernel: Float[jax.Array, "*_"]
-    kl: Float[jax.Array, "b _"]
-
-
-class Critics(NamedTuple):
-    """The functions that judge a reconstruction; None where their weight is zero.
-
-    `log_variance` of the error is given if it is learned.
-    """
-
-    perceptual: Perceptual | None = None
-    judge: Judge | None = None
-    log_variance: Float[jax.Array, ""] | None = None
-
-
 class VAELosses(NamedTuple):
     """The parts of the autoencoder's loss: means over the batch, not yet weighted.
 
@@ -120,7 +96,7 @@ class VAELosses(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """The autoencoder's loss, its parts, and the reconstruction that it is about."""
+    """The autoencoder's loss, its parts, and the reconstruction that it judges."""
 
     loss: Float[jax.Array, ""]
     parts: VAELosses
@@ -138,9 +114,14 @@ class Judged(NamedTuple):
 def autoencoder_loss(
     cfg: ObjectiveConfig,
     video: Float[jax.Array, "b f h w c"],
-    decoded: Decoded,
-    critics: Critics,
     step: int | Int[jax.Array, ""],
+    *,
+    reconstruct: Reconstruct,
+    kernel: Float[jax.Array, "*_"],
+    kl: Float[jax.Array, "b _"],
+    perceptual: Perceptual | None = None,
+    judge: Judge | None = None,
+    log_variance: Float[jax.Array, ""] | None = None,
 ) -> Reconstructed:
     """The loss of the autoencoder on a batch of videos, pixels in [-1, 1].
 
@@ -151,37 +132,45 @@ def autoencoder_loss(
 
     with k the decoder's last kernel. w is a constant for the gradient.
 
+    Args:
+        reconstruct: the decoder on the latents of the batch.
+        kernel: of the decoder's last convolution.
+        kl: the posterior's divergence per channel, summed over positions.
+        perceptual, judge: needed where their weights are not zero.
+        log_variance: of the error, if it is learned.
+
     Raises:
         ValueError: a function is missing whose weight is not zero.
 
     Source: paper, appendix on the VAE; the reference's `LPIPSWithDiscriminator`.
     """
-    _check(cfg, critics)
-    reconstruction, pull = jax.vjp(decoded.reconstruct, decoded.kernel)
+    critics = {"perceptual": perceptual, "judge": judge, "log_variance": log_variance}
+    _check(cfg, {name for name, critic in critics.items() if critic is None})
+    reconstruction, pull = jax.vjp(reconstruct, kernel)
     frozen = jax.lax.stop_gradient(reconstruction)
 
-    error_of = partial(_error, cfg, critics.perceptual, video)
-    (error, found), slope = jax.value_and_grad(error_of, has_aux=True)(frozen)
-    pixel, distance = found
-    log_variance = critics.log_variance
-    if log_variance is None:
-        log_variance = jnp.float32(cfg.log_variance)
-    scale = jnp.exp(log_variance)
-    nll = _linear(error, slope, reconstruction) / scale + log_variance
-    kl = decoded.kl.astype(jnp.float32).mean()
-    loss = nll + cfg.kl * kl
+    error_of = partial(_error, cfg, perceptual, video)
+    error_and_slope = jax.value_and_grad(error_of, has_aux=True)
+    (error, (pixel, distance)), slope = error_and_slope(frozen)
+    log_scale = jnp.float32(cfg.log_variance) if log_variance is None else log_variance
+    scale = jnp.exp(log_scale)
+    nll = _linear(error, slope, reconstruction) / scale + log_scale
+    mean_kl = kl.astype(jnp.float32).mean()
+    loss = nll + cfg.kl * mean_kl
 
     weight, adversarial = jnp.float32(0), jnp.float32(0)
-    if cfg.discriminator != "none" and critics.judge is not None:
-        judge = partial(_judgement, critics.judge, pull, slope, frozen)
+    if cfg.discriminator != "none" and judge is not None:
         # perf: before it starts, the discriminator costs nothing.
-        begun = step >= cfg.discriminator_start
-        g, g_slope, ratio = jax.lax.cond(begun, judge, lambda: _no_judgement(frozen))
+        g, g_slope, ratio = jax.lax.cond(
+            step >= cfg.discriminator_start,
+            partial(_judgement, judge, pull, slope, frozen),
+            lambda: (jnp.float32(0), jnp.zeros_like(frozen), jnp.float32(0)),
+        )
         weight = cfg.adversarial * jnp.clip(ratio / scale, 0, WEIGHT_LIMIT)
         adversarial = _linear(g, g_slope, reconstruction)
         loss = loss + jax.lax.stop_gradient(weight) * adversarial
-    parts = VAELosses(nll, pixel, distance, kl, adversarial, weight, log_variance)
-    return Reconstructed(loss, jax.lax.stop_gradient(parts), reconstruction)
+    losses = VAELosses(nll, pixel, distance, mean_kl, adversarial, weight, log_scale)
+    return Reconstructed(loss, jax.lax.stop_gradient(losses), reconstruction)
 
 
 def discriminator_loss(
@@ -210,13 +199,13 @@ def discriminator_loss(
     return Judged(begun * loss / 2, at_real.mean(), at_fake.mean())
 
 
-def _check(cfg: ObjectiveConfig, critics: Critics) -> None:
-    missing = {
-        "perceptual": cfg.perceptual > 0 and critics.perceptual is None,
-        "judge": cfg.discriminator != "none" and critics.judge is None,
-        "log_variance": cfg.learn_log_variance and critics.log_variance is None,
+def _check(cfg: ObjectiveConfig, missing: set[str]) -> None:
+    needed = {
+        "perceptual": cfg.perceptual > 0,
+        "judge": cfg.discriminator != "none",
+        "log_variance": cfg.learn_log_variance,
     }
-    if absent := [name for name, needed in missing.items() if needed]:
+    if absent := [name for name in needed if needed[name] and name in missing]:
         raise ValueError(
             f"the objective needs {absent} among its critics; give them, or switch "
             "them off in its config (perceptual 0, discriminator 'none', "
@@ -245,20 +234,14 @@ def _judgement(
     error_slope: jax.Array,
     reconstruction: Float[jax.Array, "b f h w c"],
 ) -> tuple[Scalar, jax.Array, Scalar]:
-    """The adversarial loss, its slope in the reconstruction, and how many times larger
-    the slope of the error in the last kernel is."""
+    """The adversarial loss, its slope in the reconstruction, and the adaptive ratio:
+    the error's slope in the last kernel over that of the adversarial loss."""
 
     def looks_fake(video: jax.Array) -> Scalar:
         return -judge(video).astype(jnp.float32).mean()
 
     g, slope = jax.value_and_grad(looks_fake)(reconstruction)
     return g, slope, _norm(pull(error_slope)) / (_norm(pull(slope)) + SLOPE_FLOOR)
-
-
-def _no_judgement(
-    reconstruction: Float[jax.Array, "b f h w c"],
-) -> tuple[Scalar, jax.Array, Scalar]:
-    return jnp.float32(0), jnp.zeros_like(reconstruction), jnp.float32(0)
 
 
 def _linear(value: Scalar, slope: jax.Array, x: jax.Array) -> Scalar:

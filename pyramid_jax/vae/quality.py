@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well one video shows another: PSNR and SSIM of every frame."""
+"""Similarity of two videos: PSNR and SSIM of every frame."""
 
 import jax
 import jax.numpy as jnp

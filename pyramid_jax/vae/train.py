@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
@@ -22,23 +22,26 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import DiscriminatorConfig
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.training.loop import Sample, on_devices
+from pyramid_jax.training.loop import Sample, global_batch
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate
-from pyramid_jax.training.run import Task, run, with_weights
-from pyramid_jax.training.state import TrainState
+from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
-from pyramid_jax.vae import networks as vae_task
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.clips import Footage, Split, VAEDataConfig, vae_batches
-from pyramid_jax.vae.networks import VAENetworks
-from pyramid_jax.vae.objective import ObjectiveConfig
+from pyramid_jax.vae.networks import (
+    VAENetworks,
+    initialise_networks,
+    optimizers,
+    vae_loss,
+)
+from pyramid_jax.vae.objective import ObjectiveConfig, Scalar
 from pyramid_jax.vae.quality import psnr, ssim
 
-SHOWN = 4  # clips of a sample
+SHOWN = 4  # clips in samples/STEP
 
 
 def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Path:
-    """Trains as a config says, or continues what `workdir` holds; returns the model.
+    """Trains as a config says, or continues the run in `workdir`; returns the model.
 
     The folder gets checkpoints/, samples/ with reconstructions, metrics.jsonl with PSNR
     and SSIM of held-out clips, loss.png, skipped.jsonl if files were unusable, and in
@@ -52,66 +55,68 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
         ValueError: a section of the config is wrong, the weights of LPIPS are missing,
             or `workdir` or `start` is of another config.
     """
-    workdir, made = Path(workdir), networks(cfg)
+    workdir, networks = Path(workdir), build_networks(cfg)
     data = build(VAEDataConfig, cfg.data.to_dict())
-    _check(cfg, made, data)
+    _check(cfg, networks, data)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     judge_rates = build(OptimizerConfig, cfg.discriminator_optimizer.to_dict())
-    task = Task(
-        init=partial(vae_task.initialise, made),
-        loss=partial(vae_task.loss, made),
-        optimizer=vae_task.optimizers(made, rates, judge_rates),
+    state = run_training(
+        cfg,
+        workdir,
+        init=partial(initialise_networks, networks),
+        loss=partial(vae_loss, networks),
+        optimizer=optimizers(networks, rates, judge_rates),
         rate=learning_rate(rates),
         batches=footage(data, workdir, "training"),
-        sample=evaluator(workdir, made.vae, data),
-        prepare=partial(prepare, made, cfg.lpips.path, start),
+        sample=evaluator(workdir, networks.vae, data),
+        pretrained=partial(pretrained_weights, networks, cfg.lpips.path, start),
     )
-    ema = run(cfg, workdir, task).ema["vae"]
-    latent = statistics(made.vae, ema, data, workdir, cfg.statistics)
+    ema = state.ema["vae"]
+    latent = statistics(networks.vae, ema, data, workdir, cfg.statistics)
     weights = sharding.to_host(ema)
     if jax.process_index() == 0:
-        autoencoder.save(workdir / "model", Autoencoder(made.vae, latent, weights))
+        autoencoder.save(workdir / "model", Autoencoder(networks.vae, latent, weights))
     return workdir / "model"
 
 
-def networks(cfg: Any) -> VAENetworks:
+def build_networks(cfg: Any) -> VAENetworks:
     """The networks and the objective of a config."""
     objective = build(ObjectiveConfig, cfg.objective.to_dict())
     kind = "3d" if objective.discriminator == "3d" else "2d"
-    about_lpips = cfg.lpips.to_dict()
-    about_lpips.pop("path")
+    lpips_section = cfg.lpips.to_dict()
+    lpips_section.pop("path")
     return VAENetworks(
         build(VAEConfig, cfg.vae.to_dict()),
         objective,
         build(DiscriminatorConfig, cfg.discriminator.to_dict() | {"kind": kind}),
-        build(lpips.LPIPSConfig, about_lpips),
+        build(lpips.LPIPSConfig, lpips_section),
         cfg.image_share,
         cfg.freeze_encoder,
     )
 
 
-def prepare(
-    made: VAENetworks, path: str, start: str | Path | None, new: TrainState
-) -> TrainState:
-    """A new state with the weights of LPIPS and those that the run starts from.
+def pretrained_weights(
+    networks: VAENetworks, path: str, start: str | Path | None
+) -> dict[str, Any]:
+    """The weights of LPIPS, if they are needed, and of the VAE in the folder `start`.
 
     Raises:
         ValueError: there are no such weights, or they are of another config.
     """
-    if made.perceived:
+    weights = {}
+    if networks.perceived:
         table = loss_tables.lpips(lpips.SHIFT, lpips.SCALE)
-        shapes = lpips.shapes(made.lpips)
-        read = loss_tables.read_lpips(path or None, table, shapes)
-        new = with_weights(new, {"perceptual": read})
+        shapes = lpips.lpips_shapes(networks.lpips)
+        weights["perceptual"] = loss_tables.read_lpips(path or None, table, shapes)
     if start is not None:
-        there = autoencoder.load(start)
-        if there.cfg != made.vae:
+        pretrained = autoencoder.load(start)
+        if pretrained.cfg != networks.vae:
             raise ValueError(
                 f"the VAE in {start} is of another config than this run's; train with "
                 "the `vae` section that it was made with"
             )
-        new = with_weights(new, {"vae": there.params})
-    return new
+        weights["vae"] = pretrained.params
+    return weights
 
 
 def footage(
@@ -122,23 +127,28 @@ def footage(
     return vae_batches(data, workdir, shard, split)
 
 
-class Reconstruction(NamedTuple):
-    """Clips after encoder and decoder, and how close they are, means over frames."""
-
-    pixels: Float[jax.Array, "b f h w 3"]
-    psnr: Float[jax.Array, ""]
-    ssim: Float[jax.Array, ""]
+def first_batches(
+    data: VAEDataConfig, workdir: Path, split: Split, clips: int
+) -> Iterator[Footage]:
+    """The first batches of a split, with about `clips` clips over all processes."""
+    count = max(1, clips // (data.batch * jax.process_count()))
+    source = footage(data, workdir, split)
+    try:
+        for _ in range(count):
+            yield next(source)
+    finally:
+        source.close()
 
 
 @partial(jax.jit, static_argnames="cfg")
 def reconstruct(
     cfg: VAEConfig, params: Any, pixels: UInt8[jax.Array, "b f h w 3"]
-) -> Reconstruction:
-    """What the VAE makes of clips without noise, compared with them."""
+) -> tuple[Float[jax.Array, "b f h w 3"], Scalar, Scalar]:
+    """Clips after encoder and decoder, without noise, and their mean PSNR and SSIM."""
     video = to_model(pixels)
     raw, _ = vae.encode(cfg, params, video)
-    made = vae.decode(cfg, params, vae.moments(raw).mode())[0].clip(-1, 1)
-    return Reconstruction(made, psnr(video, made).mean(), ssim(video, made).mean())
+    result = vae.decode(cfg, params, vae.moments(raw).mode())[0].clip(-1, 1)
+    return result, psnr(video, result).mean(), ssim(video, result).mean()
 
 
 def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
@@ -150,17 +160,35 @@ def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
     split: Split = "held out" if data.held_out else "training"
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
-        found = []
-        for batch in taken(data, workdir, split, max(1, data.held_out)):
-            out = reconstruct(cfg, params["vae"], on_mesh(batch.video, params))
-            found.append([float(out.psnr), float(out.ssim)])
-            if len(found) == 1:
-                made = to_uint8(sharding.to_host(out.pixels))
-                show(workdir / "samples" / f"{step:07}", batch.video, made, data.fps)
-        means = np.mean(found, axis=0)
-        return {"psnr": float(means[0]), "ssim": float(means[1])}
+        scores, folder = [], workdir / "samples" / f"{step:07}"
+        for batch in first_batches(data, workdir, split, max(1, data.held_out)):
+            video = global_batch(batch.video, _mesh(params))
+            pixels, *values = reconstruct(cfg, params["vae"], video)
+            if not scores:
+                result = to_uint8(sharding.to_host(pixels))
+                write_reconstructions(folder, batch.video, result, data.fps)
+            scores.append([float(value) for value in values])
+        mean_psnr, mean_ssim = np.mean(scores, axis=0).tolist()
+        return {"psnr": mean_psnr, "ssim": mean_ssim}
 
     return evaluate
+
+
+def write_reconstructions(
+    folder: Path,
+    clips: UInt8[np.ndarray, "b f h w 3"],
+    results: UInt8[np.ndarray, "b f h w 3"],
+    fps: float,
+) -> None:
+    """Writes clips and their reconstructions below (picture) and beside each other."""
+    if jax.process_index() > 0:
+        return
+    pairs = list(zip(clips, results, strict=False))[:SHOWN]
+    rows = [video for pair in pairs for video in pair]
+    captions = ["clip", "reconstruction"] * len(pairs)
+    write_contact_sheet(folder / "contact_sheet.png", rows, captions)
+    for i, pair in enumerate(pairs):
+        write_video(folder / f"{i}.mp4", np.concatenate(pair, axis=2), fps)
 
 
 def statistics(
@@ -168,7 +196,7 @@ def statistics(
 ) -> LatentConfig:
     """Mean and deviation of first and later latent frames, over some training clips.
 
-    Of the latents as they are drawn, so the posterior's own variance counts too.
+    The latents are drawn, so the posterior's own variance counts too.
     """
 
     @jax.jit
@@ -180,11 +208,11 @@ def statistics(
         later = jnp.stack([x[:, 1:].mean() for x in powers])
         return jnp.stack([first, later if raw.shape[1] > 1 else first])
 
-    found = [
-        np.asarray(totals(params, on_mesh(batch.video, params)), np.float64)
-        for batch in taken(data, workdir, "training", clips)
+    means = [
+        np.asarray(totals(params, global_batch(batch.video, _mesh(params))), np.float64)
+        for batch in first_batches(data, workdir, "training", clips)
     ]
-    mean, square = np.mean(found, axis=0).T
+    mean, square = np.mean(means, axis=0).T
     scale = 1 / np.sqrt(square - mean**2)
     return dataclasses.replace(
         cfg.latents,
@@ -195,39 +223,9 @@ def statistics(
     )
 
 
-def taken(
-    data: VAEDataConfig, workdir: Path, split: Split, clips: int
-) -> Iterator[Footage]:
-    """The first batches of a part, about so many clips over all processes."""
-    count = max(1, clips // (data.batch * jax.process_count()))
-    source = footage(data, workdir, split)
-    try:
-        for _ in range(count):
-            yield next(source)
-    finally:
-        source.close()
-
-
-def on_mesh(pixels: UInt8[np.ndarray, "b f h w 3"], params: Any) -> jax.Array:
-    """Clips of all processes on the devices of the weights."""
-    return on_devices(pixels, jax.tree.leaves(params)[0].sharding.mesh)
-
-
-def show(
-    folder: Path,
-    real: UInt8[np.ndarray, "b f h w 3"],
-    made: UInt8[np.ndarray, "b f h w 3"],
-    fps: float,
-) -> None:
-    """Writes clips and their reconstructions below (picture) and beside each other."""
-    if jax.process_index() > 0:
-        return
-    pairs = list(zip(real, made, strict=False))[:SHOWN]
-    rows = [video for pair in pairs for video in pair]
-    captions = ["clip", "reconstruction"] * len(pairs)
-    write_contact_sheet(folder / "contact_sheet.png", rows, captions)
-    for i, pair in enumerate(pairs):
-        write_video(folder / f"{i}.mp4", np.concatenate(pair, axis=2), fps)
+def _mesh(params: Any) -> jax.sharding.Mesh:
+    """The mesh of the weights."""
+    return jax.tree.leaves(params)[0].sharding.mesh
 
 
 def _check(cfg: Any, made: VAENetworks, data: VAEDataConfig) -> None:

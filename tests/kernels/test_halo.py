@@ -109,7 +109,7 @@ def test_without_axes_nothing_is_added_but_zeros_in_front():
 @pytest.fixture(scope="module")
 def weights() -> Any:
     """Weights large enough that every one of them matters."""
-    like = unbox(jax.eval_shape(partial(vae.initialise, CFG), jax.random.key(0)))
+    like = unbox(jax.eval_shape(partial(vae.initialise_vae, CFG), jax.random.key(0)))
     source = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(0.3 * source.standard_normal(x.shape, np.float32)), like

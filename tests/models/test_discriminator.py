@@ -14,7 +14,7 @@ from pyramid_jax.checkpoint import loss_tables, rename, tensors
 from pyramid_jax.models.discriminator import (
     Discriminator,
     DiscriminatorConfig,
-    initialise,
+    initialise_discriminator,
     instance_norm,
 )
 from pyramid_jax.sharding import unbox
@@ -32,7 +32,9 @@ def judged(cfg: DiscriminatorConfig, params: Any, video: jax.Array) -> jax.Array
 @lru_cache
 def weights(cfg: DiscriminatorConfig) -> Any:
     """Weights whose differences can be seen in the logits."""
-    params = unbox(jax.jit(lambda key: initialise(cfg, key))(jax.random.key(0)))
+    params = unbox(
+        jax.jit(lambda key: initialise_discriminator(cfg, key))(jax.random.key(0))
+    )
     return jax.tree.map(lambda x: 10 * x + 0.1, params)
 
 
@@ -72,7 +74,9 @@ def test_instance_norm_makes_every_channel_of_every_example_standard(shape):
 )
 def test_the_full_discriminator_has_the_originals_tensors(kind, parameters, some):
     cfg = DiscriminatorConfig(kind=kind)
-    abstract = jax.eval_shape(lambda key: initialise(cfg, key), jax.random.key(0))
+    abstract = jax.eval_shape(
+        lambda key: initialise_discriminator(cfg, key), jax.random.key(0)
+    )
     table = loss_tables.discriminator(len(cfg.strides), kind)
     shapes = rename.names(table, abstract)
     assert sum(map(np.prod, shapes.values())) == parameters
@@ -94,7 +98,9 @@ def test_converting_and_exporting_gives_back_every_bit(tmp_path, kind):
 def test_the_smallest_video_gives_one_logit_per_frame_or_clip(kind):
     cfg = SMALL[kind]
     video = jax.ShapeDtypeStruct((1, *cfg.smallest, 3), jnp.float32)
-    params = jax.eval_shape(lambda key: unbox(initialise(cfg, key)), jax.random.key(0))
+    params = jax.eval_shape(
+        lambda key: unbox(initialise_discriminator(cfg, key)), jax.random.key(0)
+    )
     logits = jax.eval_shape(lambda p, x: judged(cfg, p, x), params, video)
     assert logits.shape == (1, 1, 1, 1)
 

@@ -88,7 +88,7 @@ def test_the_distance_is_the_sum_over_slices_of_weighted_differences(params):
 
 
 def test_vgg16_has_its_public_tensors():
-    shapes = rename.names(TABLE, lpips.shapes(LPIPSConfig()))
+    shapes = rename.names(TABLE, lpips.lpips_shapes(LPIPSConfig()))
     weights = {k: s for k, s in shapes.items() if "scaling" not in k}
     assert (len(shapes), sum(map(np.prod, weights.values()))) == (33, 14_716_160)
     assert shapes["net.slice3.10.weight"] == (256, 128, 3, 3)
@@ -101,10 +101,10 @@ def test_weights_come_back_from_the_file_that_the_original_uses(
     tmp_path, params, theirs
 ):
     save_file(theirs, tmp_path / "vgg_lpips.safetensors")
-    found = loss_tables.read_lpips(
-        tmp_path / "vgg_lpips.safetensors", TABLE, lpips.shapes(CFG)
+    weights = loss_tables.read_lpips(
+        tmp_path / "vgg_lpips.safetensors", TABLE, lpips.lpips_shapes(CFG)
     )
-    jax.tree.map(np.testing.assert_array_equal, found, dict(params))
+    jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
 
 
 def test_weights_come_back_from_the_two_public_files(tmp_path, params, theirs):
@@ -116,21 +116,21 @@ def test_weights_come_back_from_the_two_public_files(tmp_path, params, theirs):
     save_file(vgg, tmp_path / "vgg16.safetensors")
     heads = {key: value for key, value in theirs.items() if key.startswith("lin")}
     save_file(heads, tmp_path / "vgg.safetensors")
-    found = loss_tables.read_lpips(tmp_path, TABLE, lpips.shapes(CFG))
-    jax.tree.map(np.testing.assert_array_equal, found, dict(params))
+    weights = loss_tables.read_lpips(tmp_path, TABLE, lpips.lpips_shapes(CFG))
+    jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
 
 
 @pytest.mark.parametrize("path", [None, Path("nowhere/vgg_lpips.pth")])
 def test_missing_weights_are_an_error_that_says_where_to_get_them(path):
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth.*v0\.1/vgg\.pth.* to 0"):
-        loss_tables.read_lpips(path, TABLE, lpips.shapes(CFG))
+        loss_tables.read_lpips(path, TABLE, lpips.lpips_shapes(CFG))
 
 
 def test_other_colours_in_the_file_are_refused(tmp_path, theirs):
     theirs = theirs | {"scaling_layer.scale": np.ones((1, 3, 1, 1), np.float32)}
     save_file(theirs, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"scaling_layer\.scale differs"):
-        loss_tables.read_lpips(tmp_path, TABLE, lpips.shapes(CFG))
+        loss_tables.read_lpips(tmp_path, TABLE, lpips.lpips_shapes(CFG))
 
 
 def torch_with(load: Callable[..., object]) -> SimpleNamespace:
@@ -159,8 +159,8 @@ def test_a_file_of_pytorch_is_read_without_running_its_code(
         zipfile.ZipFile(path, "w").close()
     else:
         path.touch()
-    found = loss_tables.read_lpips(path, TABLE, lpips.shapes(CFG))
-    jax.tree.map(np.testing.assert_array_equal, found, dict(params))
+    weights = loss_tables.read_lpips(path, TABLE, lpips.lpips_shapes(CFG))
+    jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
     assert asked["weights_only"] is True and asked["mmap"] is archive
 
 

@@ -41,7 +41,7 @@ DECODER = jax.jit(partial(vae.decode, CFG), compiler_options=FAST)
 
 def abstract(cfg: VAEConfig) -> Any:
     """The boxed shapes of a VAE's weights."""
-    return jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
+    return jax.eval_shape(partial(vae.initialise_vae, cfg), jax.random.key(0))
 
 
 def random(like: Any, scale: float = 0.3) -> Any:
@@ -73,11 +73,11 @@ def latents() -> np.ndarray:
 
 def chunked(f: Any, weights: Any, x: np.ndarray, ends: list[int]) -> np.ndarray:
     """Pieces of a video, each with the past that the one before it left."""
-    past, made = None, []
+    past, pieces = None, []
     for piece in np.split(x, ends, axis=1):
         y, past = f(weights, piece, past)
-        made.append(y)
-    return np.concatenate(made, axis=1)
+        pieces.append(y)
+    return np.concatenate(pieces, axis=1)
 
 
 @pytest.mark.parametrize("ends", [[1, 5], [5]])
@@ -187,32 +187,32 @@ def test_recomputing_blocks_changes_no_gradient():
 
 def test_moments_are_means_and_clamped_log_variances():
     raw = jnp.stack([jnp.full((1, 1, 1, 1), v) for v in (2.0, 90.0)], axis=-1)
-    found = vae.moments(raw)
-    assert (found.mode().item(), found.log_variance.item()) == (2.0, 20.0)
+    posterior = vae.moments(raw)
+    assert (posterior.mode().item(), posterior.log_variance.item()) == (2.0, 20.0)
     assert vae.moments(-raw).log_variance.item() == -30.0
 
 
 def test_samples_have_the_mean_and_deviation_of_the_moments():
     mean, log_variance = jnp.full((1, 1, 1, 1, 1), 3.0), jnp.log(jnp.full(5 * (1,), 4))
-    found = vae.Moments(mean, log_variance)
+    posterior = vae.Moments(mean, log_variance)
     for noise, expected in ((0.0, 3.0), (1.0, 5.0), (-2.0, -1.0)):
-        value = found.sample(jnp.full((1, 1, 1, 1, 1), noise)).item()
+        value = posterior.sample(jnp.full((1, 1, 1, 1, 1), noise)).item()
         assert value == pytest.approx(expected)
 
 
 def test_the_divergence_is_the_integral_that_defines_it():
     raw = random(jnp.zeros((2, 2, 1, 3, 4)), 1.0)
-    found = vae.moments(jnp.asarray(raw))
+    posterior = vae.moments(jnp.asarray(raw))
     x = np.linspace(-30, 30, 20001)
     expected = np.zeros((2, 2))
-    for at in np.ndindex(found.mean.shape):
-        mean = float(found.mean[at])
-        deviation = float(found.deviation[at])
+    for at in np.ndindex(posterior.mean.shape):
+        mean = float(posterior.mean[at])
+        deviation = float(posterior.deviation[at])
         z = (x - mean) / deviation
         density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / deviation
         excess = density * (x**2 / 2 - z**2 / 2 - np.log(deviation))
         expected[at[0], at[-1]] += excess.sum() * (x[1] - x[0])
-    np.testing.assert_allclose(found.kl(), expected, rtol=1e-4)
+    np.testing.assert_allclose(posterior.kl(), expected, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------- weights
@@ -260,8 +260,8 @@ def test_kernels_name_the_axis_that_devices_may_divide():
 
 def recorded() -> tuple[VAEConfig, StoredTensors]:
     """A small VAE with the original's names."""
-    given = json.loads((GOLDEN / "config.json").read_text())["constructor"]
-    return VAEConfig(**configs.vae_config(given)), read_tensors(
+    constructor = json.loads((GOLDEN / "config.json").read_text())["constructor"]
+    return VAEConfig(**configs.vae_config(constructor)), read_tensors(
         GOLDEN / "weights.safetensors"
     )
 
@@ -349,10 +349,10 @@ def test_configs_that_make_no_sense_are_refused(change, message):
     ],
 )
 def test_config_files_of_other_vaes_are_refused(change, message):
-    given = json.loads((GOLDEN / "config.json").read_text())["constructor"]
-    given = {k: v for k, v in (given | change).items() if v is not None}
+    constructor = json.loads((GOLDEN / "config.json").read_text())["constructor"]
+    constructor = {k: v for k, v in (constructor | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        configs.vae_config(given)
+        configs.vae_config(constructor)
 
 
 def test_sizes_follow_from_the_levels():

@@ -55,7 +55,7 @@ def shapes(fresh: Any) -> Any:
 
 
 BOXED = shapes(partial(initialise, CFG))
-CODER = sharding.unbox(shapes(partial(vae.initialise, VAE)))
+CODER = sharding.unbox(shapes(partial(vae.initialise_vae, VAE)))
 AUTOENCODER = Autoencoder(VAE, CFG.latent, CODER)
 NETWORKS = ModelParts(CFG, sharding.unbox(BOXED), AUTOENCODER)
 RELEASED = VAEConfig(dtype="bfloat16")

@@ -14,7 +14,7 @@ def test_tokens_are_counted_without_padding():
     zeros = np.zeros((2, 3, 1), np.float32)
     segment = np.array([[0, 0, -1], [0, 1, 1]], np.int32)
     batch = Rows(zeros, zeros, zeros, segment, *[segment] * 5, zeros)
-    assert metrics.tokens(batch) == (5, 6)
+    assert metrics.token_counts(batch) == (5, 6)
 
 
 def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
@@ -23,7 +23,7 @@ def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
         text = (tmp_path / metrics.JSONL).read_text()
         writer.write(20, {"loss": 0.25})
     assert json.loads(text) == {"step": 10, "loss": 0.5}
-    assert len(metrics.read(tmp_path / metrics.JSONL)) == 2
+    assert len(metrics.read_metrics(tmp_path / metrics.JSONL)) == 2
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
@@ -32,7 +32,7 @@ def test_steps_that_a_restart_repeats_replace_the_earlier_ones(tmp_path):
         with metrics.Metrics(tmp_path) as writer:
             for step in steps:
                 writer.write(step, {"loss": float(step + steps[0])})
-    lines = metrics.read(tmp_path / metrics.JSONL)
+    lines = metrics.read_metrics(tmp_path / metrics.JSONL)
     assert [(x["step"], x["loss"]) for x in lines] == [(1, 2), (2, 4), (3, 5), (4, 6)]
 
 

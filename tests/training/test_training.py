@@ -2,7 +2,7 @@
 """Training on a linear model: laws of the step, promises of the loop, resumption."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import pytest
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.training import loop
+from pyramid_jax.training.metrics import Metrics
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.state import TrainState, abstract, create
+from pyramid_jax.training.state import TrainState, abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
 RATE = OptimizerConfig(learning_rate=1e-2, warmup_steps=3, steps=20)
@@ -51,14 +52,14 @@ class Batches:
         self.number = state["number"]
 
 
-class Kept:
+class MetricsList(Metrics):
     """Metrics in a list."""
 
     def __init__(self):
         self.lines: list[tuple[int, dict[str, float]]] = []
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self.lines.append((step, values))
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.lines.append((step, dict(values)))
 
 
 def init(key: jax.Array) -> Any:
@@ -88,7 +89,7 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def fresh(mesh: jax.sharding.Mesh) -> TrainState:
-    return create(jax.random.key(0), init, optimizer(RATE), mesh)
+    return create_state(jax.random.key(0), init, optimizer(RATE), mesh)
 
 
 def stepper(state: TrainState, cfg: StepConfig, loss: Any = loss) -> Any:
@@ -192,14 +193,20 @@ def trained(
     """Runs, or continues, training in `folder`."""
     step_cfg = StepConfig(accumulate=2, ema_decay=0.9)
     batches = options.get("batches", Batches())
-    like = abstract(init, optimizer(RATE), mesh)
+    like = abstract_state(init, optimizer(RATE), mesh)
     with Store(folder, {"seed": 0}) as store:
         state = loop.resume(store, like, batches, lambda: fresh(mesh))
         step = stepper(like, step_cfg, options.get("loss", loss))
-        outputs = loop.Outputs(
-            store, options.get("metrics", Kept()), options.get("sample")
+        return loop.train_loop(
+            cfg,
+            step,
+            state,
+            batches,
+            KEY,
+            store=store,
+            metrics=options.get("metrics", MetricsList()),
+            sample=options.get("sample"),
         )
-        return loop.run(cfg, step, state, batches, KEY, outputs)
 
 
 def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, mesh):
@@ -214,7 +221,7 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, me
 
 def test_a_finished_run_does_nothing_when_it_is_started_again(tmp_path, mesh):
     first = trained(tmp_path, mesh, loop.LoopConfig(steps=2))
-    lines = Kept()
+    lines = MetricsList()
     again = trained(tmp_path, mesh, loop.LoopConfig(steps=2), metrics=lines)
     assert_equal(first, again)
     assert not lines.lines
@@ -273,14 +280,14 @@ def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, mesh):
 
 def test_rows_that_do_not_fit_the_mesh_are_refused(mesh):
     with pytest.raises(ValueError, match="5 rows can't be divided over 2 devices"):
-        loop.on_devices(np.zeros((5, 4), np.float32), mesh)
+        loop.global_batch(np.zeros((5, 4), np.float32), mesh)
 
 
 # ------------------------------------------------------------------------------ metrics
 
 
 def test_a_line_is_the_mean_since_the_last_line(tmp_path, mesh):
-    every, rare = Kept(), Kept()
+    every, rare = MetricsList(), MetricsList()
     trained(tmp_path / "a", mesh, loop.LoopConfig(5, log_every=1), metrics=every)
     trained(tmp_path / "b", mesh, loop.LoopConfig(5, log_every=4), metrics=rare)
     losses = [values["loss"] for _, values in every.lines]
@@ -291,9 +298,9 @@ def test_a_line_is_the_mean_since_the_last_line(tmp_path, mesh):
 
 
 def test_each_stage_that_was_trained_has_a_loss(tmp_path, mesh):
-    kept = Kept()
-    trained(tmp_path, mesh, loop.LoopConfig(2), metrics=kept)
-    values = kept.lines[-1][1]
+    metrics = MetricsList()
+    trained(tmp_path, mesh, loop.LoopConfig(2), metrics=metrics)
+    values = metrics.lines[-1][1]
     np.testing.assert_allclose(values["loss_stage_0"], 2 * values["loss"], rtol=1e-6)
     assert "loss_stage_1" not in values
     assert values["steps_per_second"] > 0

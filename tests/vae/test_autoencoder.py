@@ -43,7 +43,7 @@ LATENT = LatentConfig(2, 2, 2, 0.1, 2.0, -0.2, 3.0)
 @pytest.fixture(scope="module")
 def small() -> Autoencoder:
     """Weights large enough that everything matters."""
-    init = jax.jit(partial(vae.initialise, CFG))
+    init = jax.jit(partial(vae.initialise_vae, CFG))
     params = sharding.to_host(sharding.unbox(init(jax.random.key(0))))
     random = np.random.default_rng(0)
     moved = jax.tree.map(
@@ -127,7 +127,7 @@ def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     assert pixels.shape == (7, 12, 16, 3) and fps == 8
     found = reconstruct.reconstruct(small, pixels, PIECES)
     assert len(found.psnr) == len(found.ssim) == 7
-    mean = ((found.original / 255.0 - found.made / 255.0) ** 2).mean(axis=(1, 2, 3))
+    mean = ((found.original / 255.0 - found.decoded / 255.0) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
     reconstruct.write(tmp_path / "out.mp4", found, fps)
     assert video_info(tmp_path / "out.mp4") == (12, 48, 7, 8.0)

@@ -52,16 +52,16 @@ def halving_later(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
 def test_chunks_of_any_length_make_the_whole(first: int, window: int):
     x = video(2, 8, 2, 3, 1)
     whole, _ = doubling(x, None)
-    made = codec.chunked(doubling, x, first, window)
-    np.testing.assert_allclose(made, whole, rtol=1e-6)
+    result = codec.chunked(doubling, x, first, window)
+    np.testing.assert_allclose(result, whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize("window", [2, 6])
 def test_chunks_of_a_step_that_leaves_out_frames_make_the_whole(window: int):
     x = video(1, 9, 2, 2, 1)
     whole, _ = halving(x, None)
-    made = codec.chunked(halving_later, x, 1, window)
-    np.testing.assert_allclose(made, whole, rtol=1e-6)
+    result = codec.chunked(halving_later, x, 1, window)
+    np.testing.assert_allclose(result, whole, rtol=1e-6)
 
 
 def test_a_video_that_is_one_piece_is_not_filled_up():
@@ -84,12 +84,12 @@ def test_a_stream_gives_each_piece_before_it_asks_for_the_next():
             asked.append(i)
             yield video(1, 8, 2, 2, 1)[:, 2 * i : 2 * i + 2]
 
-    made = []
+    result = []
     for i, part in enumerate(codec.stream(doubling, pieces())):
         assert asked == list(range(i + 1))
-        made.append(part)
+        result.append(part)
     whole, _ = doubling(video(1, 8, 2, 2, 1)[:, :6], None)
-    np.testing.assert_allclose(jnp.concatenate(made, axis=1), whole, rtol=1e-6)
+    np.testing.assert_allclose(jnp.concatenate(result, axis=1), whole, rtol=1e-6)
 
 
 def test_a_stream_compiles_twice_and_consumes_its_past():
@@ -127,14 +127,14 @@ def shrink(x: jax.Array) -> jax.Array:
 )
 def test_tiles_of_a_local_function_equal_the_whole(tile, overlap, height, width):
     x = video(1, 2, height, width, 3)
-    made = codec.tiled(enlarge, x, tile, 2, overlap)
-    np.testing.assert_allclose(made, enlarge(x), rtol=1e-5, atol=1e-6)
+    result = codec.tiled(enlarge, x, tile, 2, overlap)
+    np.testing.assert_allclose(result, enlarge(x), rtol=1e-5, atol=1e-6)
 
 
 def test_tiles_of_a_function_that_shrinks_equal_the_whole():
     x = video(1, 1, 40, 24, 2)
-    made = codec.tiled(shrink, x, 16, 1 / 2)
-    np.testing.assert_allclose(made, shrink(x), rtol=1e-5, atol=1e-6)
+    result = codec.tiled(shrink, x, 16, 1 / 2)
+    np.testing.assert_allclose(result, shrink(x), rtol=1e-5, atol=1e-6)
 
 
 def test_the_blend_rises_linearly_from_one_tile_to_the_next():
@@ -144,8 +144,8 @@ def test_the_blend_rises_linearly_from_one_tile_to_the_next():
     def number(x: jax.Array) -> jax.Array:
         return jnp.full(x.shape, float(next(numbers)))
 
-    made = codec.tiled(number, jnp.zeros((1, 1, 1, 7, 1)), 4, 1, 1 / 2)[0, 0, 0, :, 0]
-    np.testing.assert_allclose(made, [0, 0, 0, 0.5, 1, 1.5, 2], rtol=1e-6)
+    result = codec.tiled(number, jnp.zeros((1, 1, 1, 7, 1)), 4, 1, 1 / 2)[0, 0, 0, :, 0]
+    np.testing.assert_allclose(result, [0, 0, 0, 0.5, 1, 1.5, 2], rtol=1e-6)
 
 
 def test_a_wider_overlap_makes_smaller_seams():
@@ -156,8 +156,8 @@ def test_a_wider_overlap_makes_smaller_seams():
         return jnp.full(x.shape, float(next(numbers) % 2))
 
     def seam(overlap: float) -> float:
-        made = codec.tiled(number, jnp.zeros((1, 1, 8, 64, 1)), 16, 1, overlap)
-        return float(jnp.abs(jnp.diff(made[0, 0, 0, :, 0])).max())
+        result = codec.tiled(number, jnp.zeros((1, 1, 8, 64, 1)), 16, 1, overlap)
+        return float(jnp.abs(jnp.diff(result[0, 0, 0, :, 0])).max())
 
     assert seam(1 / 2) < seam(1 / 4) < seam(0)
 
@@ -183,8 +183,8 @@ def test_a_stream_of_tiles_is_the_whole_video():
         return enlarge(y), past
 
     tiles = codec.tiled_step(step, 8, 2)
-    made = codec.chunked(tiles, x, 1, 2)
-    np.testing.assert_allclose(made, step(x, None)[0], rtol=1e-5, atol=1e-6)
+    result = codec.chunked(tiles, x, 1, 2)
+    np.testing.assert_allclose(result, step(x, None)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_tiles_that_do_not_fit_together_are_refused(tile, scale, overlap):
 # --------------------------------------------------------------------- many devices
 
 
-def neighbours(strength: Any, halo: Halo) -> codec.Step:
+def neighbours(strength: Any, halo: Halo) -> codec.CodecStep:
     """Each cell with those of its frame and the two before, above and below it."""
 
     def step(x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
@@ -223,7 +223,7 @@ def neighbours(strength: Any, halo: Halo) -> codec.Step:
 def test_many_devices_compute_what_one_computes(sizes):
     mesh, x = sharding.device_mesh(**sizes), video(2, 9, 8, 2, 1)
 
-    def run(step: codec.Step, x: jax.Array) -> jax.Array:
+    def run(step: codec.CodecStep, x: jax.Array) -> jax.Array:
         first, past = step(x[:, :1], None)
         return jnp.concatenate([first, step(x[:, 1:], past)[0]], axis=1)
 
@@ -235,8 +235,8 @@ def test_many_devices_compute_what_one_computes(sizes):
 
     results = []
     for f in (on_one, on_many):
-        made, pull = jax.vjp(jax.jit(f), jnp.float32(0.3), x)
-        results.append((made, pull(jnp.sin(made))))
+        result, pull = jax.vjp(jax.jit(f), jnp.float32(0.3), x)
+        results.append((result, pull(jnp.sin(result))))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *results)
 
 
@@ -244,15 +244,15 @@ def test_what_can_not_be_divided_is_on_all_devices():
     mesh, x = sharding.device_mesh(data=1, context=4, tensor=2), video(1, 3, 5, 2, 1)
     seen = []
 
-    def make(halo: Halo) -> codec.Step:
+    def make(halo: Halo) -> codec.CodecStep:
         seen.append(halo)
         return neighbours(0.5, halo)
 
     step = codec.sharded(make, mesh)
     _, past = step(x[:, :1], None)
-    made, _ = step(x[:, 1:], past)
+    result, _ = step(x[:, 1:], past)
     assert seen == [Halo(), Halo()]
-    np.testing.assert_allclose(made, neighbours(0.5, Halo())(x, None)[0][:, 1:], 1e-5)
+    np.testing.assert_allclose(result, neighbours(0.5, Halo())(x, None)[0][:, 1:], 1e-5)
 
 
 # ---------------------------------------------------------------------------- a codec
@@ -260,7 +260,7 @@ def test_what_can_not_be_divided_is_on_all_devices():
 LATENT = LatentConfig(2, 2, 2, 0.5, 2.0, -1.0, 0.25)
 
 
-def spatial(step: codec.Step, change: Any) -> codec.Step:
+def spatial(step: codec.CodecStep, change: Any) -> codec.CodecStep:
     """A step that also changes rows and columns."""
 
     def run(x: Any, past: Any) -> Any:
@@ -315,8 +315,8 @@ def test_noise_draws_latents_from_the_posterior():
 def test_a_stream_of_latents_is_the_decoded_video(pieces: Pieces):
     z = video(1, 4, 6, 6, 2)
     parts = CODEC.stream((z[:, :1], z[:, 1:3], z[:, 3:]), pieces)
-    made = jnp.concatenate(list(parts), axis=1)
-    np.testing.assert_allclose(made, CODEC.decode(z), 1e-5, 1e-5)
+    result = jnp.concatenate(list(parts), axis=1)
+    np.testing.assert_allclose(result, CODEC.decode(z), 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize(

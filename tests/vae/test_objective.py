@@ -2,6 +2,7 @@
 """The losses of autoencoder and discriminator, with functions for networks."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,6 @@ import numpy as np
 import pytest
 
 from pyramid_jax.vae.objective import (
-    Critics,
-    Decoded,
     ObjectiveConfig,
     Reconstructed,
     autoencoder_loss,
@@ -56,14 +55,19 @@ def evaluated(
     cfg: ObjectiveConfig, params: dict[str, jax.Array], step: int, **critics: object
 ) -> Reconstructed:
     """Our loss of the small networks."""
-    decoded = Decoded(
-        lambda kernel: reconstruction(params, kernel), params["last"], kl(params)
+    functions: dict[str, Any] = {
+        "perceptual": lambda x, y: perceptual(params["frozen"], x, y),
+        "judge": lambda video: judge(params["judge"], video),
+    }
+    return autoencoder_loss(
+        cfg,
+        VIDEO,
+        step,
+        reconstruct=lambda kernel: reconstruction(params, kernel),
+        kernel=params["last"],
+        kl=kl(params),
+        **(functions | critics),
     )
-    functions = Critics(
-        perceptual=lambda x, y: perceptual(params["frozen"], x, y),
-        judge=lambda video: judge(params["judge"], video),
-    )
-    return autoencoder_loss(cfg, VIDEO, decoded, functions._replace(**critics), step)
 
 
 def written_out(

@@ -29,7 +29,7 @@ from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.clips import Footage, VAEDataConfig
 from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig
-from pyramid_jax.vae.train import networks, statistics, taken, train_vae
+from pyramid_jax.vae.train import build_networks, first_batches, statistics, train_vae
 
 TINY = VAEConfig(
     latent=2,
@@ -55,7 +55,7 @@ KEY = jax.random.key(0)
 @pytest.fixture(scope="module")
 def params() -> Any:
     """Weights of both networks."""
-    init = jax.jit(partial(vae_task.initialise, NETWORKS))
+    init = jax.jit(partial(vae_task.initialise_networks, NETWORKS))
     return sharding.unbox(init(KEY))
 
 
@@ -67,7 +67,7 @@ def footage() -> Footage:
 
 @jax.jit
 def gradient(params: Any, batch: Footage, step: Any) -> Any:
-    differentiate = jax.value_and_grad(vae_task.loss, argnums=1, has_aux=True)
+    differentiate = jax.value_and_grad(vae_task.vae_loss, argnums=1, has_aux=True)
     return differentiate(NETWORKS, params, batch, KEY, step)
 
 
@@ -115,32 +115,34 @@ def test_devices_that_share_the_frames_compute_what_one_device_computes(params, 
     with jax.set_mesh(mesh):
         batch = jax.device_put(footage(), where)
         both = gradient(jax.device_put(params, where), batch, jnp.int32(5))
-    (shared, _), found = jax.device_get(both)
+    (shared, _), shared_slopes = jax.device_get(both)
     np.testing.assert_allclose(shared, loss, rtol=1e-5)
     for one, two in zip(
-        jax.tree.leaves(slopes["vae"]), jax.tree.leaves(found["vae"]), strict=True
+        jax.tree.leaves(slopes["vae"]),
+        jax.tree.leaves(shared_slopes["vae"]),
+        strict=True,
     ):
         np.testing.assert_allclose(one, two, atol=1e-4 * norm(slopes["vae"]))
 
 
 def test_a_discriminator_of_clips_does_not_judge_pictures():
-    made = replace(
+    networks = replace(
         NETWORKS,
         objective=replace(NETWORKS.objective, discriminator="3d"),
         discriminator=DiscriminatorConfig("3d", width=2, layers=1),
     )
-    shapes = jax.eval_shape(partial(vae_task.initialise, made), KEY)
+    shapes = jax.eval_shape(partial(vae_task.initialise_networks, networks), KEY)
     video = np.zeros((2, 7, 16, 16, 3), np.uint8)
     batch = Footage(video, footage().image)
-    loss = partial(vae_task.loss, made)
+    loss = partial(vae_task.vae_loss, networks)
     _, means = jax.eval_shape(loss, sharding.unbox(shapes), batch, KEY, jnp.int32(9))
     assert "loss_discriminator" in means.sums
     assert "image_loss_discriminator" not in means.sums
 
 
-def updated(made: VAENetworks, params: Any) -> Any:
+def updated(networks: VAENetworks, params: Any) -> Any:
     """How the weights change where all gradients are one."""
-    both = vae_task.optimizers(made, RATES, replace(RATES, learning_rate=1e-3))
+    both = vae_task.optimizers(networks, RATES, replace(RATES, learning_rate=1e-3))
     ones = jax.tree.map(jnp.ones_like, params)
     with jax.numpy_dtype_promotion("standard"):
         change, _ = jax.jit(both.update)(ones, both.init(params), params)
@@ -148,8 +150,8 @@ def updated(made: VAENetworks, params: Any) -> Any:
 
 
 def test_each_network_has_its_own_rate_and_lpips_never_changes(params):
-    made = replace(NETWORKS, objective=replace(NETWORKS.objective, perceptual=1.0))
-    change = updated(made, params | {"perceptual": {"kernel": jnp.ones((2, 2))}})
+    networks = replace(NETWORKS, objective=replace(NETWORKS.objective, perceptual=1.0))
+    change = updated(networks, params | {"perceptual": {"kernel": jnp.ones((2, 2))}})
     kernel = vae_task.last_kernel(change["vae"]["decoder"])
     np.testing.assert_allclose(kernel, -1e-2, rtol=1e-2)
     judge = change["discriminator"]["layer_0"]["kernel"]
@@ -210,14 +212,17 @@ def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_run_leaves_losses_quality_reconstructions_and_a_model(run: Path):
     first, *_, last = [line for line in metrics(run) if "loss" in line]
-    wanted = {"loss_pixel", "kl", "image_loss_pixel", "loss_discriminator"}
-    assert wanted <= set(last)
+    expected = {"loss_pixel", "kl", "image_loss_pixel", "loss_discriminator"}
+    assert expected <= set(last)
     assert first["adversarial_weight"] == 0 < last["adversarial_weight"]
     assert 5 < last["psnr"] < 60 and -1 < last["ssim"] < 1
     assert (run / "samples/0000003/contact_sheet.png").stat().st_size > 1000
     assert (run / "samples/0000003/0.mp4").stat().st_size > 0
-    made = autoencoder.load(run / "model")
-    assert made.cfg == TINY and made.latent.spatial == made.latent.temporal == 2
+    trained_vae = autoencoder.load(run / "model")
+    assert (
+        trained_vae.cfg == TINY
+        and trained_vae.latent.spatial == trained_vae.latent.temporal == 2
+    )
 
 
 @pytest.mark.slow
@@ -275,16 +280,16 @@ def test_statistics_make_the_latents_standard(manifest, tmp_path):
     data = VAEDataConfig(manifest, 16, 16, frames=5, fps=8, batch=8)
     key, noise = jax.random.split(KEY)
     mesh = sharding.device_mesh(devices=jax.devices()[:1])
-    params = sharding.unbox(jax.jit(partial(models.initialise, TINY))(key))
+    params = sharding.unbox(jax.jit(partial(models.initialise_vae, TINY))(key))
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(params, where)
     latent = statistics(TINY, params, data, tmp_path, clips=8)
 
-    (batch,) = taken(data, tmp_path, "training", 8)
+    (batch,) = first_batches(data, tmp_path, "training", 8)
     raw, _ = models.encode(TINY, params, to_model(jnp.asarray(batch.video)))
-    found = models.moments(raw)
-    draws = jax.random.normal(noise, (40, *found.mean.shape))
-    drawn = jax.vmap(found.sample)(draws)
+    posterior = models.moments(raw)
+    draws = jax.random.normal(noise, (40, *posterior.mean.shape))
+    drawn = jax.vmap(posterior.sample)(draws)
     z = latent.normalise(np.asarray(drawn)).reshape(-1, 3, 8, 8, 2)
     for frames in (z[:, :1], z[:, 1:]):
         np.testing.assert_allclose([frames.mean(), frames.std()], [0, 1], atol=0.03)
@@ -294,7 +299,7 @@ def test_statistics_make_the_latents_standard(manifest, tmp_path):
 
 
 def test_a_vae_is_read_back_as_it_was_saved(tmp_path):
-    params = sharding.unbox(jax.jit(partial(models.initialise, TINY))(KEY))
+    params = sharding.unbox(jax.jit(partial(models.initialise_vae, TINY))(KEY))
     data = LatentConfig(channels=2, image_shift=0.5)
     autoencoder.save(tmp_path, Autoencoder(TINY, data, jax.device_get(params)))
     back = autoencoder.load(tmp_path)
@@ -305,7 +310,9 @@ def test_a_vae_is_read_back_as_it_was_saved(tmp_path):
 
 
 def parameters(cfg: Any) -> int:
-    shapes = jax.eval_shape(partial(vae_task.initialise, networks(cfg)), KEY)
+    shapes = jax.eval_shape(
+        partial(vae_task.initialise_networks, build_networks(cfg)), KEY
+    )
     return sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes)["vae"]))
 
 
