@@ -77,7 +77,8 @@ class CLIPEncoder(nn.Module):
     def __call__(self, ids: Int[jax.Array, "b m"]) -> Encoding:
         c = self.cfg
         block = CLIPBlock(c, parent=None)
-        x = self.norm(scan(block, self.blocks, self.embed(ids), self.mask(ids)))
+        (x,) = scan(block, self.blocks, (self.embed(ids),), self.mask(ids))
+        x = self.norm(x)
         # parity: released config files name an end that their tokenizers don't use.
         end = ids.argmax(-1) if c.end is None else (ids == c.end).argmax(-1)
         pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]

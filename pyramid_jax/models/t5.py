@@ -76,7 +76,8 @@ class T5Encoder(nn.Module):
         """
         block = T5Block(self.cfg, parent=None)
         x, bias = self.embed(ids), self.bias(segment)
-        return self.norm(scan(block, self.blocks, x, bias))
+        (x,) = scan(block, self.blocks, (x,), bias)
+        return self.norm(x)
 
     def embed(self, ids: Int[jax.Array, "b m"]) -> Float[jax.Array, "b m d"]:
         """The stream before the first block."""
