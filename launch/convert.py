@@ -16,30 +16,34 @@ from pathlib import Path
 
 from absl import app, flags
 
-from pyramid_jax.convert import convert, hub
-from pyramid_jax.convert import source as original
+from pyramid_jax.convert.convert import convert_model, export_model
+from pyramid_jax.convert.source import (
+    ReleasedFolder,
+    open_released,
+    released_folder,
+)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    given = flags.FLAGS
-    come = str(given["from"].value)  # the word itself is Python's
-    if given.check == bool(given.to) or (given.check and given.export):
+    options = flags.FLAGS
+    source = str(options["from"].value)  # the word itself is Python's
+    if options.check == bool(options.to) or (options.check and options.export):
         raise app.UsageError("give either --check, or --to=FOLDER; see --help")
-    if given.export:
-        convert.export(come, given.to)
-        print(f"the model in the original's layout: {given.to}")
+    if options.export:
+        export_model(source, options.to)
+        print(f"the model in the original's layout: {options.to}")
         return
-    folder = hub.folder(come, given.variant)
-    dit, vae = (Path(x) if x else None for x in (given.dit, given.vae))
-    source = original.ReleasedFolder(folder, given.variant, dit, vae, given.text)
-    if given.check:
-        found = original.look(source)
-        print(found)
-        sys.exit(bool(found.problems))
-    print(convert.convert(source, given.to))
-    print(f"the model for pyramid_jax.load: {given.to}")
+    folder = released_folder(source, options.variant)
+    dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
+    release = ReleasedFolder(folder, options.variant, dit, vae, options.text)
+    if options.check:
+        model = open_released(release)
+        print(model)
+        sys.exit(bool(model.problems))
+    print(convert_model(release, options.to))
+    print(f"the model for pyramid_jax.load: {options.to}")
 
 
 if __name__ == "__main__":

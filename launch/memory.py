@@ -15,7 +15,7 @@ import jax
 from absl import app, flags
 
 from pyramid_jax import sharding
-from pyramid_jax.convert import networks as blueprints
+from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, SampleConfig
@@ -24,7 +24,7 @@ from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline.memory import GIB, ModelParts, Work
-from pyramid_jax.pipeline.prompts import Network, abstract
+from pyramid_jax.pipeline.prompts import Network
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -87,9 +87,9 @@ def released_networks(
     )
     return ModelParts(
         cfg,
-        {"dit": placed(blueprints.dit(dit).shapes)},
-        Autoencoder(coder, cfg.latent, placed(blueprints.vae(coder).shapes)),
-        tuple(Network(c, placed(abstract(c))) for c in readers),
+        {"dit": placed(abstract_weights(dit))},
+        Autoencoder(coder, cfg.latent, placed(abstract_weights(coder))),
+        tuple(Network(c, placed(abstract_weights(c))) for c in readers),
     )
 
 

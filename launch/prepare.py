@@ -77,7 +77,7 @@ def write_clips() -> None:
 def write_features(manifest: str, model: str) -> None:
     """Writes features of captions, as the flags say."""
     mesh = sharding.device_mesh(data=1, fsdp=len(jax.devices()))
-    encode = prompts.load(model, DTYPE.value, mesh)
+    encode = prompts.load_prompt_encoder(model, DTYPE.value, mesh)
     made = captions.write(manifest, TO.value, encode, BATCH.value or 16)
     logging.info("features of all captions: %s", made)
 
@@ -86,7 +86,7 @@ def write_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
     devices = len(jax.devices())
     mesh = sharding.device_mesh() if devices > 1 else None
-    vae = autoencoder.load(model)
+    vae = autoencoder.load_autoencoder(model)
     job = precompute.LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=Pixels(FRAMES.value, FPS.value),

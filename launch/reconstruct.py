@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     start.enable()
     given = flags.FLAGS
-    vae = autoencoder.load(given.model)
+    vae = autoencoder.load_autoencoder(given.model)
     frames = given.frames or None
     original, fps = read(Path(given.input), vae.latent, frames)
     pieces = Pieces(given.window * vae.latent.temporal, given.tile, given.overlap)
@@ -89,7 +89,7 @@ def reconstruct(
     vae: Autoencoder, original: UInt8[np.ndarray, "f h w 3"], pieces: Pieces
 ) -> Reconstruction:
     """What the VAE makes of a video, without noise."""
-    codec, pixels = autoencoder.codec(vae), to_model(original[None])
+    codec, pixels = autoencoder.autoencoder_codec(vae), to_model(original[None])
     decoded = np.asarray(codec.decode(codec.encode(pixels, None, pieces), pieces))
     made = to_uint8(decoded)[0]
     scores = (f(pixels[0], to_model(made)) for f in (quality.psnr, quality.ssim))

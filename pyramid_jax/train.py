@@ -55,7 +55,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     """
     workdir = Path(workdir)
     model = model_config(cfg.model.to_dict())
-    vae = autoencoder.load(cfg.autoencoder) if cfg.autoencoder else None
+    vae = autoencoder.load_autoencoder(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
@@ -76,7 +76,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         task = task._replace(prepare=partial(start_from, model, start))
     weights = sharding.to_host(run(cfg, workdir, task).ema)
     if jax.process_index() == 0:
-        saved.save(workdir / "model", model, defaults, weights, vae)
+        saved.save_model(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from pyramid_jax.checkpoint import rename, text_tables
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.pipeline.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract_encoder
 from pyramid_jax.sharding import unbox
 
 WORDS = ("a", "red", "blue", "circle", "moves", "left")
@@ -64,7 +64,7 @@ def _write_t5(folder: Path, end: str) -> Path:
         "relative_attention_max_distance": cfg.farthest,
         "feed_forward_proj": "gated-gelu",
     }
-    _write(folder / f"text_encoder{end}", given, cfg, text_tables.t5())
+    _write(folder / f"text_encoder{end}", given, cfg, text_tables.t5_table())
     return folder
 
 
@@ -93,7 +93,7 @@ def _write_clip(folder: Path, end: str, cfg: CLIPConfig) -> None:
         "projection_dim": cfg.projection,
         "eos_token_id": 2,
     }
-    _write(folder / f"text_encoder{end}", given, cfg, text_tables.clip(projects))
+    _write(folder / f"text_encoder{end}", given, cfg, text_tables.clip_table(projects))
 
 
 def _write(folder: Path, given: dict[str, Any], cfg: Any, table: Any) -> None:
@@ -102,6 +102,6 @@ def _write(folder: Path, given: dict[str, Any], cfg: Any, table: Any) -> None:
     rng = np.random.default_rng(cfg.width)
     params = jax.tree.map(
         lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32),
-        unbox(abstract(cfg)),
+        unbox(abstract_encoder(cfg)),
     )
-    save_file(rename.export(params, table), folder / "model.safetensors")
+    save_file(dict(rename.export_tensors(params, table)), folder / "model.safetensors")

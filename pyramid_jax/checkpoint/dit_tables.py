@@ -75,7 +75,7 @@ TRANSFORMS: Mapping[str, Transform] = {
 }
 
 
-def mmdit(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
+def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
     """The table of the SD3-style transformer with `blocks` double blocks.
 
     Args:
@@ -101,7 +101,7 @@ def mmdit(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
     return Table(tuple(rules), {"pos_embed.pos_embed": both})
 
 
-def flux() -> Table:
+def flux_table() -> Table:
     """The table of the miniFLUX transformer, of any depth."""
     video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
     text = _text_attention("norm_added_")

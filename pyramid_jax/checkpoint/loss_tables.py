@@ -23,7 +23,7 @@ HEADS = (
 )
 
 
-def lpips(shift: Colours, scale: Colours) -> Table:
+def lpips_table(shift: Colours, scale: Colours) -> Table:
     """The table of LPIPS, whose file also holds the `shift` and `scale` of colours."""
     rules = [
         rule
@@ -45,8 +45,8 @@ def lpips(shift: Colours, scale: Colours) -> Table:
     )
 
 
-def discriminator(convolutions: int, kind: str) -> Table:
-    """The table of a discriminator with so many convolutions, "2d" or "3d"."""
+def discriminator_table(convolutions: int, kind: str) -> Table:
+    """The table of a discriminator, whose convolutions are of a kind "2d" or "3d"."""
     # Between two convolutions of the original stand a norm and an activation.
     numbers = [0, *range(2, 3 * convolutions - 1, 3)]
     rules = [
@@ -75,11 +75,13 @@ def read_lpips(path: str | Path | None, table: Table, abstract: Any) -> Any:
             "that of a `vgg_lpips.pth` that holds both; or set the perceptual weight "
             "to 0 and train without them"
         )
-    return rename.convert(_one_layout(read_tensors(path), table), table, abstract)
+    return rename.convert_tensors(
+        _one_layout(read_tensors(path), table), table, abstract
+    )
 
 
 def _one_layout(tensors: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
-    """The tensors by the names of `vgg_lpips.pth`, also where those of VGG16 differ."""
+    """The tensors by the names of `vgg_lpips.pth`, renaming those of VGG16."""
     if not any(key.startswith("features.") for key in tensors):
         return tensors
     renamed: dict[str, Any] = {

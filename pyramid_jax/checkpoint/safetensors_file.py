@@ -2,9 +2,9 @@
 """Files in the safetensors format, read and written one tensor at a time.
 
 A file is the length of its header in 8 bytes, the header (a JSON object: type, shape
-and place of every tensor), and the values. So what a file holds is known without
-reading values, and who knows names, types and shapes can write the header first and the
-values in any order: neither needs more memory than one tensor.
+and place of every tensor), and the values. So the contents of a file are known without
+reading values, and a writer that knows names, types and shapes writes the header first
+and the values in any order: neither needs more memory than one tensor.
 """
 
 import json
@@ -63,7 +63,7 @@ class StoredTensor:
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
-def read(path: str | Path) -> dict[str, StoredTensor]:
+def open_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name, unread.
 
     Raises:
@@ -93,9 +93,9 @@ def _tensors(
 ) -> tuple[dict[str, StoredTensor], int]:
     """The tensors that a header describes, and where the last one ends."""
     tensors, end = {}, start
-    for name, about in header.items():
-        spec = Spec(DTYPES[about["dtype"]], tuple(about["shape"]))
-        first, last = about["data_offsets"]
+    for name, entry in header.items():
+        spec = Spec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        first, last = entry["data_offsets"]
         if last - first != spec.size:
             raise ValueError(f"{name} has {last - first} bytes, not {spec.size}")
         tensors[name] = StoredTensor(path, spec, start + first)
@@ -106,8 +106,8 @@ def _tensors(
 class Writer:
     """Writes a file whose tensors are known before their values are.
 
-    Used in a `with`; the file gets its name when every tensor is written, and nothing
-    is left of it if not. Equal tensors make equal files.
+    Use it in a `with`; the file gets its name once every tensor is written, otherwise
+    nothing is left of it. Equal tensors make equal files.
 
     Raises:
         ValueError: a type that the format does not have.

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import StoredTensor
+from pyramid_jax.checkpoint.safetensors_file import StoredTensor, open_safetensors
 
 PICKLED = (".bin", ".pth", ".pt")
 # Where a training run of the original keeps its weights, beside its other states.
@@ -41,13 +40,13 @@ class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
         self._tensor: dict[str, StoredTensor | PickledTensor] = {}
         for path in paths:
             pickled = path.suffix in PICKLED
-            found = _pickled(path) if pickled else safetensors_file.read(path)
-            if again := self._tensor.keys() & found.keys():
+            tensors = _pickled(path) if pickled else open_safetensors(path)
+            if again := self._tensor.keys() & tensors.keys():
                 raise ValueError(
                     f"{path} repeats {sorted(again)} of another file of its folder; "
                     "keep one of them"
                 )
-            self._tensor |= found
+            self._tensor |= tensors
 
     def __getitem__(self, key: str) -> StoredTensor | PickledTensor:
         return self._tensor[key]
@@ -91,13 +90,13 @@ def subset(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[Path]:
     for suffixes in ((".safetensors",), PICKLED):
-        found = {file.name for file in folder.iterdir() if file.suffix in suffixes}
+        names = {file.name for file in folder.iterdir() if file.suffix in suffixes}
         for index in folder.glob(f"*{suffixes[0]}.index.json"):
             listed = set(json.loads(index.read_text())["weight_map"].values())
-            if missing := sorted(listed - found):
+            if missing := sorted(listed - names):
                 raise ValueError(f"{folder} lacks {missing}; copy these files, too")
-        if found:
-            return [folder / name for name in sorted(found)]
+        if names:
+            return [folder / name for name in sorted(names)]
     return []
 
 

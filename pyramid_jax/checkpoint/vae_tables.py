@@ -8,7 +8,7 @@ from pyramid_jax.checkpoint.dit_tables import Rule, Table
 
 
 class Levels(Protocol):
-    """What the names of a VAE's tensors depend on, as in `models.vae.VAEConfig`."""
+    """The fields of `models.vae.VAEConfig` that decide the names of tensors."""
 
     @property
     def encoder_widths(self) -> tuple[int, ...]: ...
@@ -24,7 +24,7 @@ class Levels(Protocol):
     def temporal(self) -> tuple[bool, ...]: ...
 
 
-def vae(cfg: Levels) -> Table:
+def vae_table(cfg: Levels) -> Table:
     """The table of a causal video VAE."""
     rules = [
         *_convolution("encoder.conv_in.conv", "encoder/entry"),

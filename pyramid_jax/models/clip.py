@@ -25,7 +25,7 @@ class CLIPConfig:
     Args:
         positions: most tokens of a text.
         quick_gelu: x σ(1.702 x) in the MLP; False: the exact GELU.
-        end: id of the token where the vector is taken; None: the largest id in a row.
+        end: id of the token whose state is the vector; None: the largest id in a row.
         projection: width of the vector after a linear map; None: there is none.
         dtype: of matrix products; the stream between blocks is float32.
     """
@@ -41,6 +41,11 @@ class CLIPConfig:
     projection: int | None = None
     eps: float = 1e-5
     dtype: str = "float32"
+
+    @property
+    def vector_width(self) -> int:
+        """Width of the vector of a text."""
+        return self.width if self.projection is None else self.projection
 
 
 class Encoding(NamedTuple):

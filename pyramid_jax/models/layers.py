@@ -210,7 +210,7 @@ def scan(
     axes: Axes | None = None,
     remat: bool = False,
 ) -> State:
-    """The state after one block after another, each called as block(*state, *constants).
+    """The state after all blocks, each called as block(*state, *constants).
 
     perf: compiling takes the time of one block, whatever the depth.
 

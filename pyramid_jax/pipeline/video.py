@@ -23,7 +23,6 @@ from pyramid_jax.pipeline import folder as saved
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import Inputs, Stepper, Watch
-from pyramid_jax.pipeline.folder import Placing
 from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.shapes import Array, Text
@@ -293,7 +292,9 @@ class VideoPipeline:
         """Half of the VAE, on the devices as long as it is used."""
         assert self.vae is not None
         with sharding.present({part: self.vae.params[part]}) as params:
-            yield autoencoder.codec(self.vae._replace(params=params), self.mesh)
+            yield autoencoder.autoencoder_codec(
+                self.vae._replace(params=params), self.mesh
+            )
 
     def _work(self, order: "_Order", streamed: bool = False) -> Work:
         """What is to be made, with the pieces that there is room for."""
@@ -360,7 +361,7 @@ def load(
     text: bool = True,
     offload: bool = False,
 ) -> VideoPipeline:
-    """The model in a folder that `saved.save` or `launch.convert` wrote.
+    """The model in a folder that `folder.save_model` or `launch.convert` wrote.
 
     Weights are read one parameter at a time and go straight to where they belong.
 
@@ -375,7 +376,7 @@ def load(
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    found = saved.read(folder, Placing(mesh, dtype, offload), text)
+    found = saved.read_model(folder, mesh, dtype, text, offload)
     return VideoPipeline(mesh=mesh, **found._asdict())
 
 

@@ -42,7 +42,7 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     The folder gets checkpoints/, samples/ with reconstructions, metrics.jsonl with PSNR
     and SSIM of held-out clips, loss.png, skipped.jsonl if files were unusable, and in
     model/ the moving average, with the measured statistics of its latents, for
-    `autoencoder.load`.
+    `autoencoder.load_autoencoder`.
 
     Args:
         start: folder of a VAE whose weights a new run starts from.
@@ -69,7 +69,9 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     latent = statistics(made.vae, ema, data, workdir, cfg.statistics)
     weights = sharding.to_host(ema)
     if jax.process_index() == 0:
-        autoencoder.save(workdir / "model", Autoencoder(made.vae, latent, weights))
+        autoencoder.save_autoencoder(
+            workdir / "model", Autoencoder(made.vae, latent, weights)
+        )
     return workdir / "model"
 
 
@@ -98,12 +100,12 @@ def prepare(
         ValueError: there are no such weights, or they are of another config.
     """
     if made.perceived:
-        table = loss_tables.lpips(lpips.SHIFT, lpips.SCALE)
+        table = loss_tables.lpips_table(lpips.SHIFT, lpips.SCALE)
         shapes = lpips.shapes(made.lpips)
         read = loss_tables.read_lpips(path or None, table, shapes)
         new = with_weights(new, {"perceptual": read})
     if start is not None:
-        there = autoencoder.load(start)
+        there = autoencoder.load_autoencoder(start)
         if there.cfg != made.vae:
             raise ValueError(
                 f"the VAE in {start} is of another config than this run's; train with "

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import safetensors_file, trees
+from pyramid_jax.checkpoint import folders, safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 
 RNG = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def test_the_bytes_are_those_that_the_library_writes(tmp_path: Path):
 
 def test_what_the_library_writes_is_read_here(tmp_path: Path):
     save_file(TENSORS, tmp_path / "theirs.safetensors")
-    assert_same(safetensors_file.read(tmp_path / "theirs.safetensors"))
+    assert_same(safetensors_file.open_safetensors(tmp_path / "theirs.safetensors"))
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 300, -1])
@@ -57,14 +57,14 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, kept: int):
     path = write(tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"can't be read.*copy the file again"):
-        safetensors_file.read(path)
+        safetensors_file.open_safetensors(path)
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="can't be read"):
-        safetensors_file.read(path)
+        safetensors_file.open_safetensors(path)
 
 
 def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path):
@@ -94,10 +94,10 @@ def test_types_without_a_name_in_the_format_are_refused(tmp_path: Path):
 
 def test_a_tree_is_read_one_parameter_at_a_time(tmp_path: Path):
     tree = {"a": {"b": TENSORS["b/kernel"]}, "c": TENSORS["count"]}
-    trees.write_tree(tmp_path / "x.safetensors", tree)
+    folders.write_weights(tmp_path, tree)
     seen = []
-    found = trees.read_tree(
-        tmp_path / "x.safetensors", tree, lambda path, x: seen.append(path) or x.sum()
+    found = folders.read_weights(
+        tmp_path, tree, lambda path, x: seen.append(path) or x.sum()
     )
     assert sorted(seen) == ["a/b", "c"]
     assert found["c"] == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder, LayerNorm
-from pyramid_jax.pipeline.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract_encoder
 from pyramid_jax.sharding import unbox
 
 CONFIG = CLIPConfig(
@@ -58,7 +58,9 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
     ],
 )
 def test_released_encoders_have_their_numbers_of_parameters(cfg, count):
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(abstract(cfg))) == count
+    assert (
+        sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_encoder(cfg))) == count
+    )
 
 
 def test_what_follows_the_end_has_no_effect(encode):

@@ -10,7 +10,7 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.models.t5 import T5Config, T5Encoder, attend, buckets, distance_bias
-from pyramid_jax.pipeline.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract_encoder
 
 CONFIG = T5Config(
     vocabulary=20, width=16, heads=2, head_dim=4, mlp_width=24, blocks=2, farthest=16
@@ -39,14 +39,14 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
 
 
 def test_the_defaults_are_those_of_xxl():
-    sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract(T5Config()))]
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract_encoder(T5Config()))]
     assert sum(sizes) == 4_762_310_656
 
 
 def test_devices_hold_their_share_of_xxl_and_hardly_more():
     """4.8 B parameters on 8 devices: no device ever gathers the stacked weights."""
     mesh, cfg = sharding.device_mesh(data=1, fsdp=2, tensor=4), T5Config()
-    boxed = abstract(cfg)
+    boxed = abstract_encoder(cfg)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         sharding.unbox(boxed),

@@ -12,7 +12,7 @@ import pytest
 
 import pyramid_jax
 from pyramid_jax import sharding
-from pyramid_jax.convert import convert
+from pyramid_jax.convert.convert import convert_model
 from pyramid_jax.convert.source import ReleasedFolder
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
@@ -31,7 +31,7 @@ PROMPT = "a red circle moves left"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     theirs = original_files.write(tmp_path_factory.mktemp("theirs"), "mmdit")
     ours = tmp_path_factory.mktemp("ours")
-    convert.convert(ReleasedFolder(theirs), ours)
+    convert_model(ReleasedFolder(theirs), ours)
     return ours
 
 

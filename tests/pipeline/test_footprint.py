@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from pyramid_jax import sharding
-from pyramid_jax.convert import networks
+from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.model import MINIFLUX, MMDIT
 from pyramid_jax.models import vae
 from pyramid_jax.models.dit import DiT, DiTConfig
@@ -120,7 +120,7 @@ def test_a_transformer_holds_about_what_the_compiler_for_this_machine_says(
         shape(rows, words, dtype=jnp.int32),
         shape(rows, 1, 32),
     )
-    params = sharding.unbox(networks.dit(cfg).shapes)
+    params = sharding.unbox(abstract_weights(cfg))
 
     def step(params, tokens, time, text):
         return DiT(cfg).apply({"params": params}, tokens, time, text)

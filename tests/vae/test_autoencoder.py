@@ -54,7 +54,7 @@ def small() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def codec(small: Autoencoder) -> Codec:
-    return autoencoder.codec(small)
+    return autoencoder.autoencoder_codec(small)
 
 
 # perf: all tests use one size, because compiling is most of their time.
@@ -81,7 +81,9 @@ def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
 @pytest.mark.slow
 def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
     """Each has one of the four later latent frames, and three of six rows of cells."""
-    many = autoencoder.codec(small, sharding.device_mesh(data=1, context=4, tensor=2))
+    many = autoencoder.autoencoder_codec(
+        small, sharding.device_mesh(data=1, context=4, tensor=2)
+    )
     z = codec.encode(PIXELS)
     close(many.encode(PIXELS), z)
     close(many.decode(z), codec.decode(z))
@@ -90,7 +92,7 @@ def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
 def test_frames_that_devices_can_not_divide_are_filled_up(small: Autoencoder, codec):
     mesh = sharding.device_mesh(data=1, context=3, devices=jax.devices()[:3])
     z = codec.encode(PIXELS)
-    close(autoencoder.codec(small, mesh).decode(z), codec.decode(z))
+    close(autoencoder.autoencoder_codec(small, mesh).decode(z), codec.decode(z))
 
 
 def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):
@@ -106,13 +108,13 @@ def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):
 
 
 def test_a_saved_vae_is_read_back(small: Autoencoder, tmp_path: Path):
-    autoencoder.save(tmp_path / "model" / autoencoder.INSIDE, small)
+    autoencoder.save_autoencoder(tmp_path / "model" / autoencoder.INSIDE, small)
     for folder in (tmp_path / "model", tmp_path / "model" / autoencoder.INSIDE):
-        again = autoencoder.load(folder)
+        again = autoencoder.load_autoencoder(folder)
         assert (again.cfg, again.latent) == (small.cfg, small.latent)
         jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
     with pytest.raises(ValueError, match=r"no config\.json of a VAE"):
-        autoencoder.load(tmp_path)
+        autoencoder.load_autoencoder(tmp_path)
 
 
 # ---------------------------------------------------------------------- real files
