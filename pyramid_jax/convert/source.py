@@ -142,7 +142,7 @@ def open_released(source: ReleasedFolder) -> ReleasedModel:
     )
 
 
-# -------------------------------------------------------------- networks without weights
+# ------------------------------------------------------------- networks without weights
 
 
 @lru_cache
@@ -208,7 +208,7 @@ class _Reader:
         cfg = None
         if config is not None:
             cfg = self.attempt(name, _described, describe, config)
-        if cfg is None or tensors is None:
+        if config is None or cfg is None or tensors is None:
             return None
         network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
         unique = text_tables.without_copies(network.tensors)
@@ -237,7 +237,7 @@ def _described(
 ) -> NetworkConfig:
     try:
         cfg = describe(config)
-        tensor_table(cfg), abstract_weights(cfg)  # impossible sizes show here
+        _ = tensor_table(cfg), abstract_weights(cfg)  # impossible sizes show here
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{CONFIG} lacks or misstates {error}; copy it again"

@@ -277,7 +277,7 @@ class DiT(nn.Module):
         return jnp.concatenate([x, y], axis=-1)
 
     def _stack(self, name: str, block: nn.Module, count: int, streams: int) -> Any:
-        """The weights of `count` equal blocks over so many streams; None without any."""
+        """The weights of `count` equal blocks of so many streams; None without any."""
         c = self.cfg
 
         def init(key: jax.Array) -> Any:

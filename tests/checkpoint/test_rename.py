@@ -84,8 +84,8 @@ JSON = {
 
 def small(case: str) -> tuple[DiTConfig, StoredTensors]:
     """The config and the original's tensors of a small recorded transformer."""
-    given = json.loads((GOLDEN / case / "config.json").read_text())["constructor"]
-    cfg = DiTConfig(**configs.dit_config(given).dit)
+    config = json.loads((GOLDEN / case / "config.json").read_text())["constructor"]
+    cfg = DiTConfig(**configs.dit_config(config).dit)
     return cfg, read_tensors(GOLDEN / case / "weights.safetensors")
 
 
@@ -216,9 +216,9 @@ def test_parameters_that_no_rule_knows_cannot_be_exported():
     ],
 )
 def test_other_transformers_are_refused(change, message):
-    given = {k: v for k, v in (JSON["mmdit"] | change).items() if v is not None}
+    config = {k: v for k, v in (JSON["mmdit"] | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        configs.dit_config(given)
+        configs.dit_config(config)
 
 
 def test_a_folder_of_several_files_is_read_as_one(tmp_path):

@@ -29,10 +29,10 @@ def write(path: Path) -> Path:
     return path
 
 
-def assert_same(found) -> None:
-    assert set(found) == set(TENSORS)
+def assert_same(tensors) -> None:
+    assert set(tensors) == set(TENSORS)
     for name, values in TENSORS.items():
-        read = np.asarray(found[name])
+        read = np.asarray(tensors[name])
         assert read.dtype == values.dtype and read.shape == values.shape
         assert read.tobytes() == values.tobytes()
 
@@ -52,10 +52,10 @@ def test_what_the_library_writes_is_read_here(tmp_path: Path):
     assert_same(safetensors_file.open_safetensors(tmp_path / "theirs.safetensors"))
 
 
-@pytest.mark.parametrize("kept", [0, 3, 20, 300, -1])
-def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, kept: int):
+@pytest.mark.parametrize("length", [0, 3, 20, 300, -1])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, length: int):
     path = write(tmp_path / "x.safetensors")
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"can't be read.*copy the file again"):
         safetensors_file.open_safetensors(path)
 
@@ -96,8 +96,8 @@ def test_a_tree_is_read_one_parameter_at_a_time(tmp_path: Path):
     tree = {"a": {"b": TENSORS["b/kernel"]}, "c": TENSORS["count"]}
     folders.write_weights(tmp_path, tree)
     seen = []
-    found = folders.read_weights(
+    sums = folders.read_weights(
         tmp_path, tree, lambda path, x: seen.append(path) or x.sum()
     )
     assert sorted(seen) == ["a/b", "c"]
-    assert found["c"] == 3
+    assert sums["c"] == 3

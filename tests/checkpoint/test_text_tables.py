@@ -63,14 +63,14 @@ def recorded(name: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(start): np.asarray(tensors[key]) for key in own}
 
 
-def small(given: dict) -> dict:
+def small(config: dict) -> dict:
     """A config file for the recorded CLIP-L, or T5."""
-    if "d_model" in given:
+    if "d_model" in config:
         sizes = {"d_ff": 96, "d_kv": 12, "d_model": 48, "num_heads": 4, "num_layers": 2}
-        return given | sizes | {"vocab_size": 100}
+        return config | sizes | {"vocab_size": 100}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     sizes |= {"max_position_embeddings": 16, "num_hidden_layers": 3, "vocab_size": 64}
-    return given | sizes | {"projection_dim": 24}
+    return config | sizes | {"projection_dim": 24}
 
 
 def test_released_config_files_give_the_released_encoders():
@@ -106,17 +106,17 @@ def test_released_encoders_have_all_their_tensors_in_the_right_shapes():
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "table"),
+    ("name", "config", "table"),
     [
         ("text_encoder", CLIP_L | {"architectures": CLIP_G["architectures"]}, "clip"),
         ("text_encoder_3", T5, "t5"),
     ],
 )
-def test_converting_and_exporting_gives_back_every_bit(name, given, table):
+def test_converting_and_exporting_gives_back_every_bit(name, config, table):
     tensors = recorded(name)
-    made = network(small(given), tensors)
+    encoder = network(small(config), tensors)
     rules = text_tables.t5_table() if table == "t5" else text_tables.clip_table(True)
-    back = dict(rename.export_tensors(made.params, rules))
+    back = dict(rename.export_tensors(encoder.params, rules))
     assert back.keys() == text_tables.unique_tensors(tensors).keys()
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], err_msg=key)
@@ -126,11 +126,11 @@ def test_the_table_of_words_may_be_there_once_or_twice_under_either_name():
     tensors = recorded("text_encoder_3")
     again = tensors[text_tables.WORDS_AGAIN]
     for left in (text_tables.WORDS, text_tables.WORDS_AGAIN):
-        kept = text_tables.unique_tensors(
+        unique = text_tables.unique_tensors(
             {k: x for k, x in tensors.items() if k != left}
         )
-        assert kept.keys() == text_tables.unique_tensors(tensors).keys()
-        np.testing.assert_array_equal(kept[text_tables.WORDS], again)
+        assert unique.keys() == text_tables.unique_tensors(tensors).keys()
+        np.testing.assert_array_equal(unique[text_tables.WORDS], again)
     tensors[text_tables.WORDS_AGAIN] = again + 1
     with pytest.raises(ValueError, match="differ, but are one table"):
         network(small(T5), tensors)
@@ -142,16 +142,16 @@ def test_counted_positions_of_older_files_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("config", "message"),
     [
         (CLIP_L | {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         (T5 | {"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'"),
         ({"model_type": "bert"}, "neither a T5 nor a CLIP"),
     ],
 )
-def test_other_encoders_are_refused(given, message):
+def test_other_encoders_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        network(given, {})
+        network(config, {})
 
 
 def test_weights_of_another_size_are_refused():

@@ -99,8 +99,8 @@ def assert_same_tensors(one: Path, two: Path) -> None:
 
 
 def test_weights_keep_their_precision(ours: Path):
-    found = safetensors_file.open_safetensors(ours / "weights.safetensors")
-    assert {str(x.dtype) for x in found.values()} == {"bfloat16"}
+    tensors = safetensors_file.open_safetensors(ours / "weights.safetensors")
+    assert {str(x.dtype) for x in tensors.values()} == {"bfloat16"}
 
 
 def test_what_is_written_is_an_ordinary_model_folder(ours: Path):
@@ -113,10 +113,10 @@ def test_what_is_written_is_an_ordinary_model_folder(ours: Path):
 
 
 def test_miniflux_has_its_own_statistics_of_first_frames(miniflux: Path):
-    found = open_released(ReleasedFolder(miniflux, text=False))
-    assert found.model is not None
-    assert found.model.latent.image_shift == -0.04
-    assert found.model.latent.image_scale == 1 / 1.8726
+    model = open_released(ReleasedFolder(miniflux, text=False))
+    assert model.model is not None
+    assert model.model.latent.image_shift == -0.04
+    assert model.model.latent.image_scale == 1 / 1.8726
 
 
 def test_a_model_that_was_trained_here_gets_config_files(ours: Path, tmp_path: Path):
@@ -126,8 +126,8 @@ def test_a_model_that_was_trained_here_gets_config_files(ours: Path, tmp_path: P
     del sections["original"]
     (mine / "config.json").write_text(json.dumps(sections))
     export_model(mine, tmp_path / "theirs")
-    found = open_released(ReleasedFolder(tmp_path / "theirs", "diffusion_transformer"))
-    assert found.problems == []
+    model = open_released(ReleasedFolder(tmp_path / "theirs", "diffusion_transformer"))
+    assert model.problems == []
 
 
 def test_nothing_is_written_over(mmdit: Path, ours: Path):
@@ -218,9 +218,9 @@ def test_looking_reads_headers_only(mmdit: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("values were read")
 
     monkeypatch.setattr(StoredTensor, "__array__", refuse)
-    found = open_released(ReleasedFolder(mmdit))
-    assert found.problems == []
-    report = str(found)
+    model = open_released(ReleasedFolder(mmdit))
+    assert model.problems == []
+    report = str(model)
     assert report.endswith("all fits") and len(report.splitlines()) == 6
     assert "causal_video_vae" in report and "bfloat16" in report
 
@@ -239,8 +239,8 @@ def test_all_damage_is_in_one_error(mmdit: Path, tmp_path: Path):
     changed(mmdit, theirs, file, damage)
     clip = theirs / "text_encoder" / "model.safetensors"
     clip.write_bytes(clip.read_bytes()[:-2])
-    about = theirs / VAE / "config.json"
-    about.write_text(about.read_text().replace('"silu"', '"relu"', 1))
+    config = theirs / VAE / "config.json"
+    config.write_text(config.read_text().replace('"silu"', '"relu"', 1))
     (theirs / "text_encoder_2" / "config.json").unlink()
     (theirs / "tokenizer_3" / "tokenizer.json").unlink()
     problems = reported(ReleasedFolder(theirs), tmp_path / "ours")

@@ -76,10 +76,10 @@ def test_a_released_network_has_exactly_the_documented_tensors(name: str):
 )
 def test_the_documented_tensors_are_those_of_the_original(case: str, documented):
     """Its own files, of small models, prove the lists that are used here."""
-    about = json.loads((GOLDEN / case / "config.json").read_text())
+    config = json.loads((GOLDEN / case / "config.json").read_text())
     stored = safetensors_file.open_safetensors(GOLDEN / case / "weights.safetensors")
     shapes = {key: tensor.shape for key, tensor in stored.items()}
-    assert documented(about["constructor"]) == shapes
+    assert documented(config["constructor"]) == shapes
 
 
 @pytest.mark.parametrize("kind", ["mmdit", "miniflux"])

@@ -212,9 +212,11 @@ def test_recomputing_blocks_changes_no_gradient():
         return jnp.square(DiT(cfg).apply({"params": params}, *row())).sum()
 
     gradient = jit(jax.grad(loss), static_argnums=1)
-    kept, again = (gradient(weights("miniflux"), remat) for remat in (False, True))
+    stored, again = (gradient(weights("miniflux"), remat) for remat in (False, True))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), kept, again
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        stored,
+        again,
     )
 
 

@@ -95,12 +95,12 @@ def test_the_order_of_words_matters(encode):
 def test_attention_is_that_of_every_head_computed_alone():
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
     bias = np.random.default_rng(1).normal(size=(2, 3, 5, 5)).astype(np.float32)
-    found = jax.jit(attend)(q, k, v, bias)
+    attended = jax.jit(attend)(q, k, v, bias)
     for b in range(2):
         for h in range(3):
             weights = np.exp(q[b, :, h] @ k[b, :, h].T + bias[b, h])
             weights /= weights.sum(axis=-1, keepdims=True)
-            assert_close(found[b, :, h], weights @ v[b, :, h])
+            assert_close(attended[b, :, h], weights @ v[b, :, h])
 
 
 def test_far_classes_grow_by_the_square_root_of_two():
@@ -127,7 +127,7 @@ def test_a_bias_depends_on_the_head_and_on_the_distance_alone():
 def test_bfloat16_products_stay_near_float32(params, encode):
     half = T5Config(**{**vars(CONFIG), "dtype": "bfloat16"})
     weights = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    found = jax.jit(T5Encoder(half).apply)(weights, IDS, SEGMENT)
-    assert found.dtype == jnp.float32
-    error = np.abs(found - encode(IDS, SEGMENT))[:, :7]
+    features = jax.jit(T5Encoder(half).apply)(weights, IDS, SEGMENT)
+    assert features.dtype == jnp.float32
+    error = np.abs(features - encode(IDS, SEGMENT))[:, :7]
     assert 1e-4 < error.max() < 0.1  # of values around 1, at 8 bits

@@ -51,8 +51,8 @@ def test_a_converted_model_makes_videos(video: np.ndarray):
 
 
 def test_videos_can_begin_with_an_image(model: VideoPipeline, video: np.ndarray):
-    made = model.image_to_video(video[0, 3], PROMPT, 9, options=QUICK)
-    assert made.shape == video.shape
+    videos = model.image_to_video(video[0, 3], PROMPT, 9, options=QUICK)
+    assert videos.shape == video.shape
 
 
 @pytest.mark.slow

@@ -78,8 +78,8 @@ def test_a_prompt_is_encoded_alike_alone_and_among_others(
     encoder: PromptEncoder, text: Text
 ):
     alone = encoder(TEXTS[2:])
-    known = np.asarray(alone.segment[0]) >= 0
-    assert_close(text.features[2][known], alone.features[0][known])
+    words = np.asarray(alone.segment[0]) >= 0
+    assert_close(text.features[2][words], alone.features[0][words])
     assert_close(text.pooled[2], alone.pooled[0])
     assert np.abs(text.pooled[2] - text.pooled[0]).max() > 1e-3
 
@@ -99,8 +99,8 @@ def test_a_warning_shows_the_words_that_are_not_read(
 ):
     ids, lost = encoder.tokenizers[0](LONG)
     assert LONG.endswith(lost) and lost.endswith("red circle moves left")
-    kept = LONG.removesuffix(lost)
-    assert encoder.tokenizers[0](kept).ids[:-1] == ids[:-1]
+    read = LONG.removesuffix(lost)
+    assert encoder.tokenizers[0](read).ids[:-1] == ids[:-1]
     encoder.ids(["a", LONG])
     (said,) = [r for r in caplog.records if r.levelname == "WARNING"]
     assert said.getMessage() == (
@@ -170,11 +170,11 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, lost: str, messag
 
 
 @pytest.mark.parametrize(
-    ("kept", "message"),
+    ("ends", "message"),
     [((), "0 T5 and 0 CLIP"), (("_3",), "1 T5 and 0"), (("", "_2"), "0 T5 and 2")],
 )
-def test_a_folder_needs_one_t5_and_a_clip(folder, tmp_path, kept, message):
-    for end in kept:
+def test_a_folder_needs_one_t5_and_a_clip(folder, tmp_path, ends, message):
+    for end in ends:
         for name in ("text_encoder", "tokenizer"):
             shutil.copytree(folder / f"{name}{end}", tmp_path / f"{name}{end}")
     with pytest.raises(ValueError, match=message):

@@ -127,20 +127,20 @@ def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     write_video(tmp_path / "in.mp4", clip, 8)
     pixels, fps = reconstruct.read(tmp_path / "in.mp4", LATENT)
     assert pixels.shape == (7, 12, 16, 3) and fps == 8
-    found = reconstruct.reconstruct(small, pixels, PIECES)
-    assert len(found.psnr) == len(found.ssim) == 7
-    mean = ((found.original / 255.0 - found.made / 255.0) ** 2).mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
-    reconstruct.write(tmp_path / "out.mp4", found, fps)
+    result = reconstruct.reconstruct(small, pixels, PIECES)
+    assert len(result.psnr) == len(result.ssim) == 7
+    mean = ((result.original / 255.0 - result.made / 255.0) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(result.psnr, -10 * np.log10(mean), rtol=1e-3)
+    reconstruct.write(tmp_path / "out.mp4", result, fps)
     assert about(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
-    assert "mean" in reconstruct.table(found).splitlines()[-1]
-    assert json.dumps(found.psnr)
+    assert "mean" in reconstruct.table(result).splitlines()[-1]
+    assert json.dumps(result.psnr)
 
 
 def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
     one = np.full((1, 4, 6, 3), 100, np.uint8)
-    found = reconstruct.Reconstruction(one, one + 10, [28.1], [0.9])
-    reconstruct.write(tmp_path / "a" / "out.png", found, 1)
+    result = reconstruct.Reconstruction(one, one + 10, [28.1], [0.9])
+    reconstruct.write(tmp_path / "a" / "out.png", result, 1)
     picture = read_image(tmp_path / "a" / "out.png", (4, 18))
     np.testing.assert_array_equal(picture[0, ::6, 0], [100, 110, 40])
     original, _ = reconstruct.read(tmp_path / "a" / "out.png", LATENT)
@@ -149,8 +149,8 @@ def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
 
 def test_a_picture_smaller_than_a_latent_cell_is_refused(tmp_path: Path):
     one = np.full((1, 4, 2, 3), 100, np.uint8)
-    found = reconstruct.Reconstruction(one, one, [0.0], [0.0])
-    reconstruct.write(tmp_path / "out.png", found, 1)
+    result = reconstruct.Reconstruction(one, one, [0.0], [0.0])
+    reconstruct.write(tmp_path / "out.png", result, 1)
     wide = LatentConfig(2, 8, 2)
     with pytest.raises(ValueError, match="shows 4x6 pixels, expected at least 8x8"):
         reconstruct.read(tmp_path / "out.png", wide)
