@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table
+from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table, linear_rules
 from pyramid_jax.checkpoint.tensors import read_tensors
 
 # The convolutions of each slice of VGG16, by their numbers in the original's lists.
@@ -29,7 +29,7 @@ def lpips_table(shift: Colours, scale: Colours) -> Table:
         rule
         for i, numbers in enumerate(SLICES)
         for j, number in enumerate(numbers)
-        for rule in _convolution(
+        for rule in linear_rules(
             f"net.slice{i + 1}.{number}", f"slices_{i}_{j}", "conv2d"
         )
     ]
@@ -52,7 +52,7 @@ def discriminator_table(convolutions: int, kind: str) -> Table:
     rules = [
         rule
         for i, number in enumerate(numbers)
-        for rule in _convolution(f"main.{number}", f"layer_{i}", f"conv{kind}")
+        for rule in linear_rules(f"main.{number}", f"layer_{i}", f"conv{kind}")
     ]
     return Table(tuple(rules))
 
@@ -96,13 +96,6 @@ def _one_layout(tensors: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
         elif part != "classifier":
             renamed[key] = tensor
     return renamed
-
-
-def _convolution(theirs: str, ours: str, kernel: str) -> list[Rule]:
-    return [
-        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
-    ]
 
 
 def _colours(values: Colours) -> Constant:

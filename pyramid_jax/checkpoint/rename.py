@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters from the original's tensors and back, strictly, as a table of rules says.
+"""Turns the original's tensors into parameters and back, strictly, by a table of rules.
 
 Every tensor is used exactly once and every parameter made exactly once, with the shape
 that the model expects; otherwise one error lists everything that is wrong, before any

@@ -4,7 +4,7 @@
 import json
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,29 +33,7 @@ class PickledTensor:
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
-class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
-    """All tensors of the given files, by name, unread."""
-
-    def __init__(self, paths: list[Path]):
-        self._tensor: dict[str, StoredTensor | PickledTensor] = {}
-        for path in paths:
-            pickled = path.suffix in PICKLED
-            tensors = _pickled(path) if pickled else open_safetensors(path)
-            if again := self._tensor.keys() & tensors.keys():
-                raise ValueError(
-                    f"{path} repeats {sorted(again)} of another file of its folder; "
-                    "keep one of them"
-                )
-            self._tensor |= tensors
-
-    def __getitem__(self, key: str) -> StoredTensor | PickledTensor:
-        return self._tensor[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensor)
-
-    def __len__(self) -> int:
-        return len(self._tensor)
+StoredTensors = dict[str, StoredTensor | PickledTensor]  # by name, unread
 
 
 def read_tensors(path: str | Path) -> StoredTensors:
@@ -75,7 +53,17 @@ def read_tensors(path: str | Path) -> StoredTensors:
             f"{path} has no .safetensors file, nor one of PyTorch "
             f"({', '.join(PICKLED)}); give such a file or a folder of them"
         )
-    return StoredTensors(files)
+    stored: StoredTensors = {}
+    for file in files:
+        pickled = file.suffix in PICKLED
+        tensors = _pickled(file) if pickled else open_safetensors(file)
+        if repeated := stored.keys() & tensors.keys():
+            raise ValueError(
+                f"{file} repeats {sorted(repeated)} of another file of its folder; "
+                "keep one of them"
+            )
+        stored |= tensors
+    return stored
 
 
 def subset(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint.dit_tables import Rule, Table
+from pyramid_jax.checkpoint.dit_tables import Rule, Table, linear_rules, norm_rules
 
 WORDS, WORDS_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 COUNTED = "text_model.embeddings.position_ids"  # 0, 1, 2, ... in some older files
@@ -80,14 +80,14 @@ def clip_table(projects: bool) -> Table:
             ("positions",),
             "table",
         ),
-        *_norm("text_model.final_layer_norm", "norm"),
-        *_norm(f"{layer}.layer_norm1", "blocks/attention_norm"),
-        *_norm(f"{layer}.layer_norm2", "blocks/mlp_norm"),
+        *norm_rules("text_model.final_layer_norm", "norm"),
+        *norm_rules(f"{layer}.layer_norm1", "blocks/attention_norm"),
+        *norm_rules(f"{layer}.layer_norm2", "blocks/mlp_norm"),
         _qkv(f"{layer}.self_attn.{{part}}_proj.weight", "kernel", "qkv"),
         _qkv(f"{layer}.self_attn.{{part}}_proj.bias", "bias", "qkv_vector"),
-        *_linear(f"{layer}.self_attn.out_proj", "blocks/out", "from_heads"),
-        *_linear(f"{layer}.mlp.fc1", "blocks/mlp_in"),
-        *_linear(f"{layer}.mlp.fc2", "blocks/mlp_out"),
+        *linear_rules(f"{layer}.self_attn.out_proj", "blocks/out", "from_heads"),
+        *linear_rules(f"{layer}.mlp.fc1", "blocks/mlp_in"),
+        *linear_rules(f"{layer}.mlp.fc2", "blocks/mlp_out"),
     ]
     if projects:
         rules.append(Rule(("text_projection.weight",), ("project/kernel",), "linear"))
@@ -144,13 +144,6 @@ def without_copies(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return unique
 
 
-def _norm(theirs: str, ours: str) -> list[Rule]:
-    return [
-        Rule((f"{theirs}.{name}",), (f"{ours}/{name}",), "vector")
-        for name in ("weight", "bias")
-    ]
-
-
 def _rms(theirs: str, ours: str) -> Rule:
     return Rule((theirs,), (f"{ours}/weight",), "vector")
 
@@ -159,10 +152,3 @@ def _qkv(theirs: str, ours: str, transform: str) -> Rule:
     """`theirs` names the tensor with {part} for q, k and v."""
     parts = tuple(theirs.replace("{part}", part) for part in "qkv")
     return Rule(parts, (f"blocks/qkv/{ours}",), transform)
-
-
-def _linear(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
-    return [
-        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
-    ]

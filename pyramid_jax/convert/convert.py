@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Released models into folders that `pyramid_jax.load` reads, and back.
+"""Converts released models to folders that `pyramid_jax.load` reads, and back.
 
     config.json  weights.safetensors  vae/  text_encoder/  tokenizer/  ...  original/
 
@@ -90,7 +90,7 @@ def convert_model(release: ReleasedFolder, to: str | Path) -> ReleasedModel:
         shutil.copyfile(release.folder / network.name / CONFIG, original)
     sections = {
         "model": model_section(released.model),
-        "sample": dataclasses.asdict(recommended(dit.name)),
+        "sample": dataclasses.asdict(recommended_sampling(dit.name)),
         ORIGINAL: dit.name,
     }
     write_config(to, sections)
@@ -136,7 +136,7 @@ def export_model(folder: str | Path, to: str | Path) -> None:
             shutil.copytree(part, to / part.name)
 
 
-def recommended(variant: str) -> SampleConfig:
+def recommended_sampling(variant: str) -> SampleConfig:
     """What the original's models can make, and how it recommends to sample them."""
     sizes = SIZES.get(variant, ())
     images = bool(sizes) and all(frames == 1 for *_, frames in sizes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text encoders of CLIP: token ids to one vector per prompt.
+"""The text encoders of CLIP, which give one vector per prompt.
 
 Attention is causal, so nothing that follows the end of a text changes its vector.
 """
@@ -56,7 +56,7 @@ class Encoding(NamedTuple):
 
 
 class CLIPEncoder(nn.Module):
-    """One text per row: the state at its end, projected or not.
+    """Encodes the text in each row as the state at its end, projected or not.
 
     Source: `CLIPTextModel` and `CLIPTextModelWithProjection` of transformers.
     """

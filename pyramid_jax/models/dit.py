@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffusion transformer of all stages: tokens and conditions to velocities.
+"""The diffusion transformer, which gives every token a velocity, at all stages.
 
 Text and video tokens first attend to each other with weights of their own (double
 blocks), then, in the miniFLUX variant, as one sequence with shared weights (single
@@ -103,7 +103,7 @@ class Stream(nn.Module):
             self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
 
     def condition(self, cond: jax.Array, segment: jax.Array) -> tuple[Affine, Affine]:
-        """What the segment's time and prompt do around attention and around the MLP."""
+        """How a segment's time and prompt change what is around attention and MLP."""
         vectors = self.modulation(cond, segment)
         if self.attends_only:
             shift, scale = vectors
@@ -208,7 +208,7 @@ class SingleBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocities of all video tokens; those of history tokens have no meaning."""
+    """Computes the velocity of all video tokens; that of history means nothing."""
 
     cfg: DiTConfig
 

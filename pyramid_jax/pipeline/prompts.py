@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts to `Text`, with the text encoders and tokenizers of a released model.
+"""Encodes prompts with the text encoders and tokenizers of a released model.
 
 A released folder has `text_encoder`, `text_encoder_2`, ... and a tokenizer beside each.
 One of them is a T5, whose features are what the network reads; the vectors of the
-others, which are CLIP's, are put together to the pooled vector.
+others, which are CLIPs, joined side by side, are the pooled vector.
 """
 
 import logging
@@ -39,7 +39,7 @@ NEGATIVE = (
     "monochrome, horror"
 )
 LIMIT = 128  # tokens of T5 that the network reads
-FOLDERS = ("", "_2", "_3")  # what the names of encoders and tokenizers end with
+FOLDERS = ("", "_2", "_3")  # ends of the names of encoders and tokenizers
 
 EncoderConfig = T5Config | CLIPConfig
 
@@ -103,9 +103,8 @@ class PromptEncoder:
     def __call__(self, texts: Sequence[str]) -> Text:
         """Features and pooled vector of each text, in float32.
 
-        A text has a row of its own, padded on the left to T5's limit, which is also
-        what the network's compiled steps are for. Words behind the limit are not read;
-        a warning shows them.
+        A text has a row of its own, padded on the left to T5's limit, so that compiled
+        steps fit every text. Words beyond the limit are not read; a warning shows them.
 
         Raises:
             ValueError: there is no text.
