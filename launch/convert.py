@@ -16,33 +16,28 @@ from pathlib import Path
 
 from absl import app, flags
 
-from pyramid_jax.convert.convert import convert_model, export_model
-from pyramid_jax.convert.source import (
-    ReleasedFolder,
-    open_released,
-    released_folder,
-)
+from pyramid_jax.convert import convert, source
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     options = flags.FLAGS
-    source = str(options["from"].value)  # the word itself is Python's
+    origin = str(options["from"].value)  # the word itself is Python's
     if options.check == bool(options.to) or (options.check and options.export):
         raise app.UsageError("give either --check, or --to=FOLDER; see --help")
     if options.export:
-        export_model(source, options.to)
+        convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
         return
-    folder = released_folder(source, options.variant)
+    folder = source.released_folder(origin, options.variant)
     dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
-    release = ReleasedFolder(folder, options.variant, dit, vae, options.text)
+    release = source.ReleasedFolder(folder, options.variant, dit, vae, options.text)
     if options.check:
-        model = open_released(release)
+        model = source.open_released(release)
         print(model)
         sys.exit(bool(model.problems))
-    print(convert_model(release, options.to))
+    print(convert.convert_model(release, options.to))
     print(f"the model for pyramid_jax.load: {options.to}")
 
 

@@ -21,7 +21,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pyramid_jax.checkpoint.dit_tables import TRANSFORMS, Rule, Table, Transform
-from pyramid_jax.checkpoint.folders import Place
+from pyramid_jax.checkpoint.files import Place
 from pyramid_jax.checkpoint.safetensors_file import Spec
 from pyramid_jax.sharding import unbox
 

@@ -16,26 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.folders import (
-    CONFIG,
-    WEIGHTS,
-    open_weights,
-    read_config,
-    write_config,
-)
+from pyramid_jax.checkpoint import files, rename
 from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 from pyramid_jax.checkpoint.tensors import subset
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
-from pyramid_jax.convert.source import (
-    NetworkConfig,
-    ReleasedFolder,
-    ReleasedModel,
-    ReleasedNetwork,
-    abstract_weights,
-    tensor_table,
-)
+from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.model import SampleConfig, model_config, model_section
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.sampler import Guidance
@@ -53,7 +39,9 @@ SIZES = {
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
-def convert_model(release: ReleasedFolder, to: str | Path) -> ReleasedModel:
+def convert_model(
+    release: source.ReleasedFolder, to: str | Path
+) -> source.ReleasedModel:
     """Writes a released model as a folder of this package; returns what it was.
 
     Raises:
@@ -72,11 +60,11 @@ def convert_model(release: ReleasedFolder, to: str | Path) -> ReleasedModel:
         )
     assert released.model is not None
     dit, vae, *encoders = released.networks.values()
-    _write(dit, to / WEIGHTS, "dit/")
-    _write(vae, to / autoencoder.INSIDE / WEIGHTS)
+    _write(dit, to / files.WEIGHTS, "dit/")
+    _write(vae, to / autoencoder.INSIDE / files.WEIGHTS)
     assert isinstance(vae.cfg, VAEConfig)
     sections = autoencoder.vae_sections(vae.cfg, released.model.latent)
-    write_config(to / autoencoder.INSIDE, sections)
+    files.write_config(to / autoencoder.INSIDE, sections)
     for encoder in encoders:
         _copy(encoder.tensors, to / encoder.name / TRANSFORMERS)
         for file in (release.folder / encoder.name).glob("*.json"):
@@ -85,15 +73,15 @@ def convert_model(release: ReleasedFolder, to: str | Path) -> ReleasedModel:
         tokenizer = encoder.name.replace("text_encoder", "tokenizer")
         shutil.copytree(release.folder / tokenizer, to / tokenizer)
     for network in (dit, vae):
-        original = to / ORIGINAL / network.name / CONFIG
+        original = to / ORIGINAL / network.name / files.CONFIG
         original.parent.mkdir(parents=True)
-        shutil.copyfile(release.folder / network.name / CONFIG, original)
+        shutil.copyfile(release.folder / network.name / files.CONFIG, original)
     sections = {
         "model": model_section(released.model),
         "sample": dataclasses.asdict(recommended_sampling(dit.name)),
         ORIGINAL: dit.name,
     }
-    write_config(to, sections)
+    files.write_config(to, sections)
     return released
 
 
@@ -109,28 +97,28 @@ def export_model(folder: str | Path, to: str | Path) -> None:
     """
     folder, to = Path(folder), _empty(to)
     inside = folder / autoencoder.INSIDE
-    sections = read_config(folder, "a model", "model")
+    sections = files.read_config(folder, "a model", "model")
     model = model_config(sections["model"])
     if model.text is not None:
         raise ValueError(
             f"{folder} holds a model with a text encoder of its own, which the "
             "original does not have; export models that read features of T5 and CLIP"
         )
-    vae = build(VAEConfig, read_config(inside, "a VAE", "vae")["vae"])
+    vae = build(VAEConfig, files.read_config(inside, "a VAE", "vae")["vae"])
     fields = configs.dit_fields(vars(model.dit), vars(model.layout))
-    weights = open_weights(folder, {"dit": abstract_weights(model.dit)})
-    of_vae = open_weights(inside, abstract_weights(vae))
+    weights = files.open_weights(folder, {"dit": abstract_weights(model.dit)})
+    of_vae = files.open_weights(inside, abstract_weights(vae))
     dit_name = sections.get(ORIGINAL, source.DIT)
     for name, cfg, config, params in (
         (dit_name, model.dit, fields, subset(weights, "dit/")),
         (source.VAE, vae, configs.vae_fields(vars(vae)), of_vae),
     ):
         _export(cfg, params, to / name / DIFFUSERS)
-        original = folder / ORIGINAL / name / CONFIG
+        original = folder / ORIGINAL / name / files.CONFIG
         if original.is_file():
-            shutil.copyfile(original, to / name / CONFIG)
+            shutil.copyfile(original, to / name / files.CONFIG)
         else:
-            write_config(to / name, config)
+            files.write_config(to / name, config)
     for pattern in ("text_encoder*", "tokenizer*"):
         for part in folder.glob(f"{pattern}/"):
             shutil.copytree(part, to / part.name)
@@ -144,7 +132,7 @@ def recommended_sampling(variant: str) -> SampleConfig:
     return SampleConfig(guidance=guidance, image_guidance=4.0, sizes=sizes)
 
 
-def _write(network: ReleasedNetwork, path: Path, start: str = "") -> None:
+def _write(network: source.ReleasedNetwork, path: Path, start: str = "") -> None:
     """The parameters of a network, with the types of the tensors that they are from."""
     cfg, tensors = network.cfg, network.tensors
     specs = rename.parameter_specs(abstract_weights(cfg), tensor_table(cfg), tensors)
@@ -157,7 +145,7 @@ def _write(network: ReleasedNetwork, path: Path, start: str = "") -> None:
         )
 
 
-def _export(cfg: NetworkConfig, params: Mapping[str, Any], path: Path) -> None:
+def _export(cfg: source.NetworkConfig, params: Mapping[str, Any], path: Path) -> None:
     """The original's tensors of a network, with the types of our parameters."""
     table = tensor_table(cfg)
     with Writer(path, rename.tensor_specs(params, table)) as out:

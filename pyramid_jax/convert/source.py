@@ -19,9 +19,8 @@ import huggingface_hub
 import jax
 import numpy as np
 
-from pyramid_jax.checkpoint import dit_tables, rename, text_tables, vae_tables
+from pyramid_jax.checkpoint import dit_tables, files, rename, text_tables, vae_tables
 from pyramid_jax.checkpoint.dit_tables import Table
-from pyramid_jax.checkpoint.folders import CONFIG, read_config
 from pyramid_jax.checkpoint.tensors import read_tensors, subset
 from pyramid_jax.convert import configs
 from pyramid_jax.latents import LatentConfig
@@ -203,7 +202,7 @@ class _Reader:
         if not folder.is_dir():
             self.problems.append(f"{name}: this folder is missing")
             return None
-        config = self.attempt(name, read_config, folder, "a released network")
+        config = self.attempt(name, files.read_config, folder, "a released network")
         tensors = self.attempt(name, read_tensors, weights or folder)
         cfg = None
         if config is not None:
@@ -240,7 +239,7 @@ def _described(
         _ = tensor_table(cfg), abstract_weights(cfg)  # impossible sizes show here
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{CONFIG} lacks or misstates {error}; copy it again"
+            f"{files.CONFIG} lacks or misstates {error}; copy it again"
         ) from error
     return cfg
 

@@ -11,13 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.folders import (
-    placing,
-    read_config,
-    read_weights,
-    write_config,
-    write_weights,
-)
+from pyramid_jax.checkpoint import files
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.model import (
     ModelConfig,
@@ -28,12 +22,8 @@ from pyramid_jax.model import (
     sample_config,
 )
 from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
-from pyramid_jax.vae.autoencoder import (
-    INSIDE,
-    Autoencoder,
-    load_autoencoder,
-    save_autoencoder,
-)
+from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
 
 
 class SavedModel(NamedTuple):
@@ -63,12 +53,12 @@ def read_model(
         ValueError: a file is missing or does not fit the others.
     """
     folder = Path(folder)
-    sections = read_config(folder, "a model", "model", "sample")
+    sections = files.read_config(folder, "a model", "model", "sample")
     cfg = model_config(sections["model"])
     if dtype is not None:
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
     abstract = jax.eval_shape(partial(initialise, cfg), jax.random.key(0))
-    params = read_weights(folder, abstract, placing(abstract, mesh, dtype))
+    params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
     params = sharding.parked(params) if offload else params
     vae = _vae(folder, cfg, dtype, mesh)
     if vae is not None and offload:
@@ -107,10 +97,12 @@ def save_model(
         if not (copy.exists() and copy.samefile(cfg.tokenizer)):
             shutil.copyfile(cfg.tokenizer, copy)
         cfg = replace(cfg, tokenizer=copy.name)
-    write_config(folder, {"model": model_section(cfg), "sample": asdict(defaults)})
-    write_weights(folder, params)
+    files.write_config(
+        folder, {"model": model_section(cfg), "sample": asdict(defaults)}
+    )
+    files.write_weights(folder, params)
     if vae is not None:
-        save_autoencoder(folder / INSIDE, vae)
+        autoencoder.save_autoencoder(folder / INSIDE, vae)
 
 
 def _vae(
@@ -119,7 +111,7 @@ def _vae(
     inside = folder / INSIDE
     if not inside.is_dir():
         return None
-    vae = load_autoencoder(inside, dtype, mesh)
+    vae = autoencoder.load_autoencoder(inside, dtype, mesh)
     if vae.latent != cfg.latent:
         raise ValueError(
             f"{inside} has latents {vae.latent}, but the model was trained on "

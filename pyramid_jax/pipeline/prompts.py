@@ -21,9 +21,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint import rename, text_tables
+from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.checkpoint.dit_tables import Table
-from pyramid_jax.checkpoint.folders import placing, read_config
 from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder
 from pyramid_jax.models.t5 import T5Config, T5Encoder
@@ -185,7 +184,7 @@ def load_prompt_encoder(
     for end in FOLDERS:
         encoder = folder / f"text_encoder{end}"
         if encoder.is_dir():
-            config = read_config(encoder, "a text encoder")
+            config = files.read_config(encoder, "a text encoder")
             networks.append(network(config, read_tensors(encoder), dtype, mesh))
             cfg = networks[-1].cfg
             tokenizers.append(load_prompt_tokenizer(folder / f"tokenizer{end}", cfg))
@@ -218,7 +217,7 @@ def network(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)),
         sharding.unbox(abstract),
     )
-    unique, place = text_tables.unique_tensors(tensors), placing(abstract, mesh)
+    unique, place = text_tables.unique_tensors(tensors), files.placing(abstract, mesh)
     params = rename.convert_tensors(unique, encoder_table(cfg), plain, place)
     return Network(cfg, params)
 
@@ -263,10 +262,10 @@ def load_prompt_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
         ValueError: the folder lacks the files of a tokenizer.
     """
     if isinstance(cfg, T5Config):
-        files, limit = ("tokenizer.json",), LIMIT
+        needed, limit = ("tokenizer.json",), LIMIT
     else:
-        files, limit = ("vocab.json", "merges.txt"), cfg.positions
-    missing = [name for name in files if not (folder / name).is_file()]
+        needed, limit = ("vocab.json", "merges.txt"), cfg.positions
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} lacks {' and '.join(missing)}; copy the tokenizers of the "
@@ -275,7 +274,7 @@ def load_prompt_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
     if isinstance(cfg, T5Config):
         # parity: the file alone says how T5 splits text; the class of transformers
         # would replace a part of it.
-        file = str(folder / files[0])
+        file = str(folder / needed[0])
         return Tokenizer(
             transformers.PreTrainedTokenizerFast(tokenizer_file=file), limit
         )

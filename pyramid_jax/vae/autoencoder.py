@@ -17,13 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.folders import (
-    placing,
-    read_config,
-    read_weights,
-    write_config,
-    write_weights,
-)
+from pyramid_jax.checkpoint import files
 from pyramid_jax.config import build
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.kernels.halo import Halo
@@ -53,8 +47,8 @@ class Autoencoder(NamedTuple):
 def save_autoencoder(folder: str | Path, autoencoder: Autoencoder) -> None:
     """Writes config.json and weights.safetensors; the weights are host arrays."""
     folder = Path(folder)
-    write_config(folder, vae_sections(autoencoder.cfg, autoencoder.latent))
-    write_weights(folder, autoencoder.params)
+    files.write_config(folder, vae_sections(autoencoder.cfg, autoencoder.latent))
+    files.write_weights(folder, autoencoder.params)
 
 
 def vae_sections(cfg: VAEConfig, latent: LatentConfig) -> dict[str, Any]:
@@ -80,13 +74,13 @@ def load_autoencoder(
     kind = (
         f"a VAE, such as the `model` folder of launch.train_vae or {INSIDE}/ of a model"
     )
-    sections = read_config(folder, kind, "vae", "latent")
+    sections = files.read_config(folder, kind, "vae", "latent")
     cfg = build(VAEConfig, sections["vae"])
     cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=dtype)
     abstract = sharding.unbox(
         jax.eval_shape(partial(vae.initialise, cfg), jax.random.key(0))
     )
-    params = read_weights(folder, abstract, placing(abstract, mesh, dtype))
+    params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
 
 

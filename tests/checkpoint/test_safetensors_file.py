@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import folders, safetensors_file
+from pyramid_jax.checkpoint import files, safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 
 RNG = np.random.default_rng(0)
@@ -94,9 +94,9 @@ def test_types_without_a_name_in_the_format_are_refused(tmp_path: Path):
 
 def test_a_tree_is_read_one_parameter_at_a_time(tmp_path: Path):
     tree = {"a": {"b": TENSORS["b/kernel"]}, "c": TENSORS["count"]}
-    folders.write_weights(tmp_path, tree)
+    files.write_weights(tmp_path, tree)
     seen = []
-    sums = folders.read_weights(
+    sums = files.read_weights(
         tmp_path, tree, lambda path, x: seen.append(path) or x.sum()
     )
     assert sorted(seen) == ["a/b", "c"]

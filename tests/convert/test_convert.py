@@ -23,11 +23,7 @@ from safetensors.numpy import load_file, save_file
 from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import StoredTensor
 from pyramid_jax.convert.convert import convert_model, export_model
-from pyramid_jax.convert.source import (
-    ReleasedFolder,
-    open_released,
-    released_folder,
-)
+from pyramid_jax.convert.source import ReleasedFolder, open_released, released_folder
 from pyramid_jax.pipeline.video import TINY
 from tests import original_files
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks in folders: what they are in config.json, their weights in one file.
+"""The files of a network: config.json says what it is, and one file has the weights.
 
 Weights are named by their path in the tree of parameters, such as
 "dit/double/text/qkv/kernel".
