@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from pyramid_jax.sharding import Axes, constrain, named
 
 Features = int | tuple[int, ...]
-State = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
+Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
 
 
 def dense(
@@ -205,11 +205,11 @@ def stacked(key: jax.Array, block: nn.Module, count: int, *inputs: Any) -> Any:
 def scan(
     block: nn.Module,
     weights: Any,
-    state: State,
+    state: Streams,
     *constants: Any,
     axes: Axes | None = None,
     remat: bool = False,
-) -> State:
+) -> Streams:
     """The state after all blocks, each called as block(*state, *constants).
 
     perf: compiling takes the time of one block, whatever the depth.
@@ -220,7 +220,7 @@ def scan(
         remat: the backward pass recomputes each block instead of storing its inside.
     """
 
-    def step(state: State, layer: Any) -> tuple[State, None]:
+    def step(state: Streams, layer: Any) -> tuple[Streams, None]:
         if axes is not None:
             state = tuple(constrain(x, axes) for x in state)
         out: Any = block.apply({"params": layer}, *state, *constants)

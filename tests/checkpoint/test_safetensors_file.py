@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import files, safetensors_file
+from pyramid_jax.checkpoint import safetensors_file
 from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
 
 RNG = np.random.default_rng(0)
@@ -90,14 +90,3 @@ def test_forgotten_and_unknown_tensors_and_other_types_are_mistakes(tmp_path: Pa
 def test_types_without_a_name_in_the_format_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="complex64"):
         Writer(tmp_path / "x", {"a": Spec(np.dtype("c8"), (1,))}).__enter__()
-
-
-def test_a_tree_is_read_one_parameter_at_a_time(tmp_path: Path):
-    tree = {"a": {"b": TENSORS["b/kernel"]}, "c": TENSORS["count"]}
-    files.write_weights(tmp_path, tree)
-    seen = []
-    sums = files.read_weights(
-        tmp_path, tree, lambda path, x: seen.append(path) or x.sum()
-    )
-    assert sorted(seen) == ["a/b", "c"]
-    assert sums["c"] == 3
