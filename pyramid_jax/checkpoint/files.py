@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.safetensors_file import (
+from pyramid_jax.checkpoint.tensors import (
     Spec,
     StoredTensor,
     Writer,

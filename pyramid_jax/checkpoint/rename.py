@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pyramid_jax.checkpoint.dit_tables import TRANSFORMS, Rule, Table, Transform
 from pyramid_jax.checkpoint.files import Place
-from pyramid_jax.checkpoint.safetensors_file import Spec
+from pyramid_jax.checkpoint.tensors import Spec
 from pyramid_jax.sharding import unbox
 
 TOLERANCE = 1e-5  # between a computed constant and one stored in float32

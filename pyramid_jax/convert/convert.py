@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyramid_jax.checkpoint import files, rename
-from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
-from pyramid_jax.checkpoint.tensors import subset
+from pyramid_jax.checkpoint.tensors import Spec, Writer, subset
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table

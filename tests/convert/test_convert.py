@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import StoredTensor
+from pyramid_jax.checkpoint.tensors import StoredTensor, open_safetensors
 from pyramid_jax.convert.convert import convert_model, export_model
 from pyramid_jax.convert.source import ReleasedFolder, open_released, released_folder
 from pyramid_jax.pipeline.video import TINY
@@ -95,7 +94,7 @@ def assert_same_tensors(one: Path, two: Path) -> None:
 
 
 def test_weights_keep_their_precision(ours: Path):
-    tensors = safetensors_file.open_safetensors(ours / "weights.safetensors")
+    tensors = open_safetensors(ours / "weights.safetensors")
     assert {str(x.dtype) for x in tensors.values()} == {"bfloat16"}
 
 

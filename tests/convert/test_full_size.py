@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
+from pyramid_jax.checkpoint.tensors import Spec, Writer, open_safetensors
 from tests import original_files
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -20,8 +19,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.safetensors_file import Writer
-from pyramid_jax.checkpoint.tensors import read_tensors
+from pyramid_jax.checkpoint.tensors import Writer, read_tensors
 from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.model import VARIANTS
 
@@ -64,8 +62,8 @@ def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: 
 def _compare_some(theirs: Path, ours: Path) -> None:
     """Parameters here and there, by the documented meaning of their names."""
     one, two = (
-        safetensors_file.open_safetensors(theirs),
-        safetensors_file.open_safetensors(ours),
+        open_safetensors(theirs),
+        open_safetensors(ours),
     )
     query = np.asarray(one["transformer_blocks.5.attn.to_q.weight"])
     qkv = np.asarray(two["double/video/qkv/kernel"])

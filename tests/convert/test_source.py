@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import rename, safetensors_file
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint.tensors import open_safetensors
 from pyramid_jax.convert import configs
 from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.models.dit import DiTConfig
@@ -77,7 +78,7 @@ def test_a_released_network_has_exactly_the_documented_tensors(name: str):
 def test_the_documented_tensors_are_those_of_the_original(case: str, documented):
     """Its own files, of small models, prove the lists that are used here."""
     config = json.loads((GOLDEN / case / "config.json").read_text())
-    stored = safetensors_file.open_safetensors(GOLDEN / case / "weights.safetensors")
+    stored = open_safetensors(GOLDEN / case / "weights.safetensors")
     shapes = {key: tensor.shape for key, tensor in stored.items()}
     assert documented(config["constructor"]) == shapes
 

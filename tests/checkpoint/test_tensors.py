@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
+from pyramid_jax.checkpoint.tensors import Spec, Writer, open_safetensors
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -49,7 +48,7 @@ def test_the_bytes_are_those_that_the_library_writes(tmp_path: Path):
 
 def test_what_the_library_writes_is_read_here(tmp_path: Path):
     save_file(TENSORS, tmp_path / "theirs.safetensors")
-    assert_same(safetensors_file.open_safetensors(tmp_path / "theirs.safetensors"))
+    assert_same(open_safetensors(tmp_path / "theirs.safetensors"))
 
 
 @pytest.mark.parametrize("length", [0, 3, 20, 300, -1])
@@ -57,14 +56,14 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, length: int):
     path = write(tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"can't be read.*copy the file again"):
-        safetensors_file.open_safetensors(path)
+        open_safetensors(path)
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="can't be read"):
-        safetensors_file.open_safetensors(path)
+        open_safetensors(path)
 
 
 def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path):
