@@ -89,7 +89,7 @@ def reconstruct(
     vae: Autoencoder, original: UInt8[np.ndarray, "f h w 3"], pieces: Pieces
 ) -> Reconstruction:
     """What the VAE makes of a video, without noise."""
-    codec, pixels = autoencoder.autoencoder_codec(vae), to_model(original[None])
+    codec, pixels = autoencoder.vae_codec(vae), to_model(original[None])
     decoded = np.asarray(codec.decode(codec.encode(pixels, None, pieces), pieces))
     made = to_uint8(decoded)[0]
     scores = (f(pixels[0], to_model(made)) for f in (quality.psnr, quality.ssim))

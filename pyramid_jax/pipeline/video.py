@@ -292,9 +292,7 @@ class VideoPipeline:
         """Half of the VAE, on the devices as long as it is used."""
         assert self.vae is not None
         with sharding.present({part: self.vae.params[part]}) as params:
-            yield autoencoder.autoencoder_codec(
-                self.vae._replace(params=params), self.mesh
-            )
+            yield autoencoder.vae_codec(self.vae._replace(params=params), self.mesh)
 
     def _work(self, order: "_Order", streamed: bool = False) -> Work:
         """What is to be made, with the pieces that there is room for."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VAE in a folder: its config, the statistics of its latents, and its weights.
 
-`autoencoder_codec` makes functions of it: from pixels to normalised latents, and back.
+`vae_codec` makes functions of it: from pixels to normalised latents, and back.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def load_autoencoder(
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
 
 
-def autoencoder_codec(autoencoder: Autoencoder, mesh: Mesh | None = None) -> Codec:
+def vae_codec(autoencoder: Autoencoder, mesh: Mesh | None = None) -> Codec:
     """The VAE as compiled functions.
 
     Args:
@@ -110,7 +110,7 @@ def raw_encoder(
     raw = dataclasses.replace(
         autoencoder.latent, **dict(zip(statistics, (0.0, 1.0) * 2, strict=True))
     )
-    codec = autoencoder_codec(autoencoder._replace(latent=raw), mesh)
+    codec = vae_codec(autoencoder._replace(latent=raw), mesh)
     pieces, key = Pieces(frames=PIECE * raw.temporal), jax.random.key(seed)
 
     def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:

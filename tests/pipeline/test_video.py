@@ -129,7 +129,9 @@ def test_no_prompt_is_refused(model: VideoPipeline):
 
 
 def test_a_saved_model_is_read_back(model: VideoPipeline, tmp_path: Path):
-    folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    folder.save_model(
+        tmp_path, model.cfg, model.defaults, sharding.to_host(model.params)
+    )
     again = generate.load(tmp_path)
     assert again.defaults == model.defaults
     assert again.cfg.dit == model.cfg.dit
@@ -144,7 +146,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path)
         **weights["dit"],
         "head": {"kernel": head["kernel"][:-1], "extra": jnp.ones(1)},
     }
-    folder.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
+    folder.save_model(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
     with pytest.raises(ValueError) as error:
         generate.load(tmp_path)
     assert "dit/head/bias is missing" in str(error.value)
@@ -153,9 +155,13 @@ def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path)
 
 
 def test_a_missing_or_cut_off_model_is_refused(model: VideoPipeline, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
+    with pytest.raises(
+        ValueError, match=r"has no config.json of a model; copy this file"
+    ):
         generate.load(tmp_path)
-    folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    folder.save_model(
+        tmp_path, model.cfg, model.defaults, sharding.to_host(model.params)
+    )
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="can't be read"):

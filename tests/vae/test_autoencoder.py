@@ -54,7 +54,7 @@ def small() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def codec(small: Autoencoder) -> Codec:
-    return autoencoder.autoencoder_codec(small)
+    return autoencoder.vae_codec(small)
 
 
 # perf: all tests use one size, because compiling is most of their time.
@@ -81,7 +81,7 @@ def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
 @pytest.mark.slow
 def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
     """Each has one of the four later latent frames, and three of six rows of cells."""
-    many = autoencoder.autoencoder_codec(
+    many = autoencoder.vae_codec(
         small, sharding.device_mesh(data=1, context=4, tensor=2)
     )
     z = codec.encode(PIXELS)
@@ -92,7 +92,7 @@ def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
 def test_frames_that_devices_can_not_divide_are_filled_up(small: Autoencoder, codec):
     mesh = sharding.device_mesh(data=1, context=3, devices=jax.devices()[:3])
     z = codec.encode(PIXELS)
-    close(autoencoder.autoencoder_codec(small, mesh).decode(z), codec.decode(z))
+    close(autoencoder.vae_codec(small, mesh).decode(z), codec.decode(z))
 
 
 def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):
