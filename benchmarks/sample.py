@@ -184,7 +184,7 @@ def beside(
 def decoding(given: Case, model: VideoPipeline) -> Callable[[], Any]:
     """Runs the decoder, from latents to 8-bit frames on the host."""
     assert model.vae is not None
-    codec = autoencoder.codec(model.vae)
+    codec = autoencoder.vae_codec(model.vae)
     shape = (1, given.work.sampled, *given.work.cells, given.latent.channels)
     latents = jax.random.normal(jax.random.key(0), shape)
     pieces = Pieces(frames=2 * given.latent.temporal)

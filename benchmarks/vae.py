@@ -86,7 +86,7 @@ class Workload:
     @property
     def codec(self) -> Codec:
         """The VAE as functions."""
-        return autoencoder.codec(Autoencoder(self.cfg, LatentConfig(), self.params))
+        return autoencoder.vae_codec(Autoencoder(self.cfg, LatentConfig(), self.params))
 
     def pieces(self, how: str) -> Pieces:
         """How much is worked on at once in one of the `WAYS`."""

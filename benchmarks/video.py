@@ -97,7 +97,8 @@ class Case:
         return {
             "transformer": self.work.weights,
             "text encoders": tuple(
-                sharding.unbox(prompts.abstract(cfg)) for cfg in (self.t5, *self.clips)
+                sharding.unbox(prompts.abstract_encoder(cfg))
+                for cfg in (self.t5, *self.clips)
             ),
             "VAE": sharding.unbox(jax.eval_shape(init, jax.random.key(0))),
         }

@@ -17,27 +17,26 @@ from pathlib import Path
 from absl import app, flags
 
 from launch import start
-from pyramid_jax.convert import convert, hub
-from pyramid_jax.convert import source as original
+from pyramid_jax.convert import convert, source
 
 
-def main(given: flags.FlagValues) -> None:
-    come = str(given["from"].value)  # the word itself is Python's
-    if given.check == bool(given.to) or (given.check and given.export):
+def main(options: flags.FlagValues) -> None:
+    origin = str(options["from"].value)  # the word itself is Python's
+    if options.check == bool(options.to) or (options.check and options.export):
         raise app.UsageError("give either --check, or --to=FOLDER; see --help")
-    if given.export:
-        convert.export(come, given.to)
-        print(f"the model in the original's layout: {given.to}")
+    if options.export:
+        convert.export_model(origin, options.to)
+        print(f"the model in the original's layout: {options.to}")
         return
-    folder = hub.folder(come, given.variant)
-    dit, vae = (Path(x) if x else None for x in (given.dit, given.vae))
-    source = original.ReleasedFolder(folder, given.variant, dit, vae, given.text)
-    if given.check:
-        found = original.look(source)
-        print(found)
-        sys.exit(bool(found.problems))
-    print(convert.convert(source, given.to))
-    print(f"the model for pyramid_jax.load: {given.to}")
+    folder = source.released_folder(origin, options.variant)
+    dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
+    release = source.ReleasedFolder(folder, options.variant, dit, vae, options.text)
+    if options.check:
+        model = source.open_released(release)
+        print(model)
+        sys.exit(bool(model.problems))
+    print(convert.convert_model(release, options.to))
+    print(f"the model for pyramid_jax.load: {options.to}")
 
 
 if __name__ == "__main__":

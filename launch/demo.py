@@ -18,7 +18,8 @@ from launch import start
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.video_io import write_video
-from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
+from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.video import VideoPipeline, load
 
 PROMPTS = (
     "a red circle moves left",

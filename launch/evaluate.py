@@ -18,7 +18,8 @@ from absl import flags
 from launch import start
 from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.moving_shapes import judge, wilson
-from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
+from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.video import VideoPipeline, load
 
 ATTRIBUTES = ("shape", "colour", "direction")
 CHANCE = {

@@ -16,21 +16,16 @@ from absl import flags
 
 from launch import start
 from pyramid_jax import sharding
-from pyramid_jax.convert import networks
+from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, SampleConfig
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.pipeline.memory import (
-    GIB,
-    ModelParts,
-    Work,
-    decoding_pieces,
-    memory_plan,
-)
-from pyramid_jax.pipeline.prompts import Network, abstract
+from pyramid_jax.pipeline import memory
+from pyramid_jax.pipeline.memory import GIB, ModelParts, Work
+from pyramid_jax.pipeline.prompts import Network
 from pyramid_jax.sharding import unbox
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -55,8 +50,8 @@ def main(options: flags.FlagValues) -> None:
         image=options.image,
         streamed=options.streamed,
     )
-    pieces = decoding_pieces(parts, work, None, limit)
-    plan = memory_plan(parts, work._replace(pieces=pieces))
+    pieces = memory.decoding_pieces(parts, work, None, limit)
+    plan = memory.memory_plan(parts, work._replace(pieces=pieces))
     print(plan)
     try:
         plan.check(limit)
@@ -89,9 +84,9 @@ def released_parts(
 
     return ModelParts(
         cfg,
-        {"dit": placed(networks.dit(dit).shapes)},
-        Autoencoder(coder, cfg.latent, placed(networks.vae(coder).shapes)),
-        tuple(Network(encoder, placed(abstract(encoder))) for encoder in encoders),
+        {"dit": placed(abstract_weights(dit))},
+        Autoencoder(coder, cfg.latent, placed(abstract_weights(coder))),
+        tuple(Network(x, placed(abstract_weights(x))) for x in encoders),
     )
 
 

@@ -81,7 +81,7 @@ def prepare_embedded() -> None:
 def prepare_text(manifest: str, model: str) -> None:
     """Writes features of captions, as the flags say."""
     mesh = sharding.device_mesh(data=1, fsdp=len(jax.devices()))
-    encode = prompts.load(model, DTYPE.value, mesh)
+    encode = prompts.load_prompt_encoder(model, DTYPE.value, mesh)
     batch = BATCH.value or 16
     prepared = precompute.write_features(manifest, TO.value, encode, batch)
     logging.info("features of all captions: %s", prepared)
@@ -91,7 +91,7 @@ def prepare_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
     devices = len(jax.devices())
     mesh = sharding.device_mesh() if devices > 1 else None
-    vae = autoencoder.load(model)
+    vae = autoencoder.load_autoencoder(model)
     job = precompute.LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),

@@ -42,7 +42,7 @@ class Reconstruction(NamedTuple):
 
 
 def main(options: flags.FlagValues) -> None:
-    vae = autoencoder.load(options.model)
+    vae = autoencoder.load_autoencoder(options.model)
     original, fps = read(Path(options.input), vae.latent, options.frames or None)
     pieces = Pieces(options.window * vae.latent.temporal, options.tile, options.overlap)
     result = reconstruct(vae, original, pieces)
@@ -83,7 +83,7 @@ def reconstruct(
     vae: Autoencoder, original: UInt8[np.ndarray, "f h w 3"], pieces: Pieces
 ) -> Reconstruction:
     """A video after encoder and decoder, without noise."""
-    codec, pixels = autoencoder.codec(vae), to_model(original[None])
+    codec, pixels = autoencoder.vae_codec(vae), to_model(original[None])
     latents = codec.encode(pixels, None, pieces)
     decoded = to_uint8(np.asarray(codec.decode(latents, pieces)))[0]
     scores = (f(pixels[0], to_model(decoded)) for f in (quality.psnr, quality.ssim))

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyramid_jax.model import SampleConfig
+    from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
     from pyramid_jax.pipeline.presets import Size
-    from pyramid_jax.pipeline.video import TINY, TINY_LATENT, VideoPipeline, load
+    from pyramid_jax.pipeline.video import VideoPipeline, load
 
 __version__ = "0.1.0"
 
 __all__ = ["TINY", "TINY_LATENT", "SampleConfig", "Size", "VideoPipeline", "load"]
 
-_MODULES = {"SampleConfig": "model", "Size": "pipeline.presets"}
+_MODULES = {
+    "SampleConfig": "model",
+    "Size": "pipeline.presets",
+    "TINY": "pipeline.folder",
+    "TINY_LATENT": "pipeline.folder",
+}
 
 
 def __getattr__(name: str) -> Any:

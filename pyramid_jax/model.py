@@ -18,11 +18,11 @@ from pyramid_jax import objective, pyramid
 from pyramid_jax.config import build, fields
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
-from pyramid_jax.models.dit import DiT, DiTConfig
+from pyramid_jax.models.dit import DiT, DiTConfig, initialise_dit
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import Guidance, SamplerPlan
-from pyramid_jax.shapes import Rows, Text, Tokens, Velocity
+from pyramid_jax.shapes import Rows, Text, Velocity
 
 MMDIT = DiTConfig()
 MINIFLUX = DiTConfig(
@@ -177,19 +177,10 @@ def sample_config(section: Mapping[str, Any]) -> SampleConfig:
 
 def initialise(model: ModelConfig, key: jax.Array) -> Any:
     """Fresh weights {"dit": ..., "text": ...}, in boxes that name their axes."""
-    if model.text is None:
-        widths = model.dit.text_width, model.dit.pooled_width
-    else:
-        widths = model.text.width, model.text.width
-    none, order = jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32)
-    tokens = Tokens(
-        jnp.zeros((1, 1, model.dit.patch_values)), jnp.zeros((1, 1, 3)), order, order
-    )
-    text = Text(jnp.zeros((1, 1, widths[0])), order, jnp.zeros((1, 1, widths[1])))
     of_dit, of_text = jax.random.split(key)
-    params = {"dit": DiT(model.dit).init(of_dit, tokens, none, text)["params"]}
+    params = {"dit": initialise_dit(model.dit, of_dit)}
     if model.text is not None:
-        encoder = TextEncoder(model.text)
+        encoder, order = TextEncoder(model.text), jnp.zeros((1, 1), jnp.int32)
         params["text"] = encoder.init(of_text, order, order, 1)["params"]
     return params
 

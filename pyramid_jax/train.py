@@ -53,7 +53,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     """
     workdir = Path(workdir)
     model = model_config(cfg.model.to_dict())
-    vae = autoencoder.load(cfg.autoencoder) if cfg.autoencoder else None
+    vae = autoencoder.load_autoencoder(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
@@ -75,7 +75,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     )
     weights = sharding.to_host(state.ema)
     if jax.process_index() == 0:
-        folder.save(workdir / "model", model, defaults, weights, vae)
+        folder.save_model(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"
 
 

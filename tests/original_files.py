@@ -94,48 +94,48 @@ def mmdit(c: dict) -> Shapes:
     """The tensors of the SD3-style transformer."""
     d = c["num_attention_heads"] * c["attention_head_dim"]
     last, cells = c["num_layers"] - 1, c["pos_embed_max_size"] ** 2
-    found: Shapes = {
+    shapes: Shapes = {
         "pos_embed.pos_embed": (1, cells, d),
         "pos_embed.proj.weight": (d, c["in_channels"], 2, 2),
         "pos_embed.proj.bias": (d,),
     }
-    found |= _conditions(c, d) | _linear("proj_out", 4 * c["in_channels"], d)
+    shapes |= _conditions(c, d) | _linear("proj_out", 4 * c["in_channels"], d)
     for i in range(last + 1):
         block, full = f"transformer_blocks.{i}", i < last
-        found |= _linear(f"{block}.norm1.linear", 6 * d, d)
-        found |= _linear(f"{block}.norm1_context.linear", (6 if full else 2) * d, d)
-        found |= _attention(block, c, ("norm_add_q", "norm_add_k"))
-        found |= _linear(f"{block}.attn.to_out.0", d, d)
-        found |= _feed(f"{block}.ff", d)
+        shapes |= _linear(f"{block}.norm1.linear", 6 * d, d)
+        shapes |= _linear(f"{block}.norm1_context.linear", (6 if full else 2) * d, d)
+        shapes |= _attention(block, c, ("norm_add_q", "norm_add_k"))
+        shapes |= _linear(f"{block}.attn.to_out.0", d, d)
+        shapes |= _feed(f"{block}.ff", d)
         if full:
-            found |= _linear(f"{block}.attn.to_add_out", d, d)
-            found |= _feed(f"{block}.ff_context", d)
-    return found
+            shapes |= _linear(f"{block}.attn.to_add_out", d, d)
+            shapes |= _feed(f"{block}.ff_context", d)
+    return shapes
 
 
 def miniflux(c: dict) -> Shapes:
     """The tensors of the miniFLUX transformer."""
     d, values = c["num_attention_heads"] * c["attention_head_dim"], c["in_channels"]
-    found = _linear("x_embedder", d, values) | _linear("proj_out", values, d)
-    found |= _conditions(c, d)
+    shapes = _linear("x_embedder", d, values) | _linear("proj_out", values, d)
+    shapes |= _conditions(c, d)
     for i in range(c["num_layers"]):
         block = f"transformer_blocks.{i}"
         for norm in ("norm1", "norm1_context"):
-            found |= _linear(f"{block}.{norm}.linear", 6 * d, d)
-        found |= _attention(block, c, ("norm_added_q", "norm_added_k"))
+            shapes |= _linear(f"{block}.{norm}.linear", 6 * d, d)
+        shapes |= _attention(block, c, ("norm_added_q", "norm_added_k"))
         for out in ("to_out.0", "to_add_out"):
-            found |= _linear(f"{block}.attn.{out}", d, d)
-        found |= _feed(f"{block}.ff", d) | _feed(f"{block}.ff_context", d)
+            shapes |= _linear(f"{block}.attn.{out}", d, d)
+        shapes |= _feed(f"{block}.ff", d) | _feed(f"{block}.ff_context", d)
     for i in range(c["num_single_layers"]):
         block = f"single_transformer_blocks.{i}"
-        found |= _linear(f"{block}.norm.linear", 3 * d, d)
-        found |= _linear(f"{block}.proj_mlp", 4 * d, d)
-        found |= _linear(f"{block}.proj_out", d, 5 * d)
+        shapes |= _linear(f"{block}.norm.linear", 3 * d, d)
+        shapes |= _linear(f"{block}.proj_mlp", 4 * d, d)
+        shapes |= _linear(f"{block}.proj_out", d, 5 * d)
         for name in "qkv":
-            found |= _linear(f"{block}.attn.to_{name}", d, d)
+            shapes |= _linear(f"{block}.attn.to_{name}", d, d)
         for name in "qk":
-            found[f"{block}.attn.norm_{name}.weight"] = (c["attention_head_dim"],)
-    return found
+            shapes[f"{block}.attn.norm_{name}.weight"] = (c["attention_head_dim"],)
+    return shapes
 
 
 def vae(c: dict) -> Shapes:
@@ -143,98 +143,98 @@ def vae(c: dict) -> Shapes:
     latent, pixels = c["encoder_out_channels"], c["encoder_in_channels"]
     down = c["encoder_block_out_channels"]
     up = c["decoder_block_out_channels"][::-1]
-    found = _conv("encoder.conv_in.conv", down[0], pixels)
-    found |= _conv("encoder.conv_out.conv", 2 * latent, down[-1])
-    found |= _conv("quant_conv.conv", 2 * latent, 2 * latent, 1)
-    found |= _conv("post_quant_conv.conv", latent, latent, 1)
-    found |= _conv("decoder.conv_in.conv", up[0], latent)
-    found |= _conv("decoder.conv_out.conv", pixels, up[-1])
-    found |= _norm("encoder.conv_norm_out", down[-1])
-    found |= _norm("decoder.conv_norm_out", up[-1])
+    shapes = _conv("encoder.conv_in.conv", down[0], pixels)
+    shapes |= _conv("encoder.conv_out.conv", 2 * latent, down[-1])
+    shapes |= _conv("quant_conv.conv", 2 * latent, 2 * latent, 1)
+    shapes |= _conv("post_quant_conv.conv", latent, latent, 1)
+    shapes |= _conv("decoder.conv_in.conv", up[0], latent)
+    shapes |= _conv("decoder.conv_out.conv", pixels, up[-1])
+    shapes |= _norm("encoder.conv_norm_out", down[-1])
+    shapes |= _norm("decoder.conv_norm_out", up[-1])
     for part, d in (("encoder", down[-1]), ("decoder", up[0])):
         middle = f"{part}.mid_block"
         for j in range(2):
-            found |= _resnet(f"{middle}.resnets.{j}", d, d)
-        found |= _norm(f"{middle}.attentions.0.group_norm", d)
+            shapes |= _resnet(f"{middle}.resnets.{j}", d, d)
+        shapes |= _norm(f"{middle}.attentions.0.group_norm", d)
         for name in ("to_q", "to_k", "to_v", "to_out.0"):
-            found |= _linear(f"{middle}.attentions.0.{name}", d, d)
+            shapes |= _linear(f"{middle}.attentions.0.{name}", d, d)
     before = [down[0], *down]
     for i, (d, count) in enumerate(
         zip(down, c["encoder_layers_per_block"], strict=True)
     ):
         block = f"encoder.down_blocks.{i}"
         for j in range(count):
-            found |= _resnet(f"{block}.resnets.{j}", d, d if j else before[i])
+            shapes |= _resnet(f"{block}.resnets.{j}", d, d if j else before[i])
         if c["encoder_spatial_down_sample"][i]:
-            found |= _conv(f"{block}.downsamplers.0.conv.conv", d, d)
+            shapes |= _conv(f"{block}.downsamplers.0.conv.conv", d, d)
         if c["encoder_temporal_down_sample"][i]:
-            found |= _conv(f"{block}.temporal_downsamplers.0.conv.conv", d, d)
+            shapes |= _conv(f"{block}.temporal_downsamplers.0.conv.conv", d, d)
     before = [up[0], *up]
     for i, (d, count) in enumerate(zip(up, c["decoder_layers_per_block"], strict=True)):
         block = f"decoder.up_blocks.{i}"
         for j in range(count):
-            found |= _resnet(f"{block}.resnets.{j}", d, d if j else before[i])
+            shapes |= _resnet(f"{block}.resnets.{j}", d, d if j else before[i])
         if c["decoder_spatial_up_sample"][i]:
-            found |= _conv(f"{block}.upsamplers.0.conv.conv", 4 * d, d)
+            shapes |= _conv(f"{block}.upsamplers.0.conv.conv", 4 * d, d)
         if c["decoder_temporal_up_sample"][i]:
-            found |= _conv(f"{block}.temporal_upsamplers.0.conv.conv", 2 * d, d)
-    return found
+            shapes |= _conv(f"{block}.temporal_upsamplers.0.conv.conv", 2 * d, d)
+    return shapes
 
 
 def clip(layers: int, d: int, mlp: int, projects: bool = True) -> Shapes:
     """The tensors of a CLIP text encoder."""
-    found: Shapes = {
+    shapes: Shapes = {
         "text_model.embeddings.token_embedding.weight": (49408, d),
         "text_model.embeddings.position_embedding.weight": (77, d),
     }
     for i in range(layers):
         layer = f"text_model.encoder.layers.{i}"
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            found |= _linear(f"{layer}.self_attn.{name}", d, d)
-        found |= _norm(f"{layer}.layer_norm1", d) | _norm(f"{layer}.layer_norm2", d)
-        found |= _linear(f"{layer}.mlp.fc1", mlp, d)
-        found |= _linear(f"{layer}.mlp.fc2", d, mlp)
-    found |= _norm("text_model.final_layer_norm", d)
-    return found | ({"text_projection.weight": (d, d)} if projects else {})
+            shapes |= _linear(f"{layer}.self_attn.{name}", d, d)
+        shapes |= _norm(f"{layer}.layer_norm1", d) | _norm(f"{layer}.layer_norm2", d)
+        shapes |= _linear(f"{layer}.mlp.fc1", mlp, d)
+        shapes |= _linear(f"{layer}.mlp.fc2", d, mlp)
+    shapes |= _norm("text_model.final_layer_norm", d)
+    return shapes | ({"text_projection.weight": (d, d)} if projects else {})
 
 
 def t5() -> Shapes:
     """The tensors of the encoder of T5 v1.1 XXL."""
     d, mlp = 4096, 10240
-    found: Shapes = {
+    shapes: Shapes = {
         "shared.weight": (32128, d),
         "encoder.final_layer_norm.weight": (d,),
     }
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    found[first] = (32, 64)
+    shapes[first] = (32, 64)
     for i in range(24):
         layer = f"encoder.block.{i}.layer"
         for name in "qkvo":
-            found[f"{layer}.0.SelfAttention.{name}.weight"] = (d, d)
+            shapes[f"{layer}.0.SelfAttention.{name}.weight"] = (d, d)
         for name, shape in (("wi_0", (mlp, d)), ("wi_1", (mlp, d)), ("wo", (d, mlp))):
-            found[f"{layer}.1.DenseReluDense.{name}.weight"] = shape
+            shapes[f"{layer}.1.DenseReluDense.{name}.weight"] = shape
         for j in range(2):
-            found[f"{layer}.{j}.layer_norm.weight"] = (d,)
-    return found
+            shapes[f"{layer}.{j}.layer_norm.weight"] = (d,)
+    return shapes
 
 
 def _conditions(c: dict, d: int) -> Shapes:
-    embed, found = "time_text_embed", _linear("norm_out.linear", 2 * d, d)
+    embed, shapes = "time_text_embed", _linear("norm_out.linear", 2 * d, d)
     inputs = {"timestep": 256, "text": c["pooled_projection_dim"]}
     for name, width in inputs.items():
-        found |= _linear(f"{embed}.{name}_embedder.linear_1", d, width)
-        found |= _linear(f"{embed}.{name}_embedder.linear_2", d, d)
-    return found | _linear("context_embedder", d, c["joint_attention_dim"])
+        shapes |= _linear(f"{embed}.{name}_embedder.linear_1", d, width)
+        shapes |= _linear(f"{embed}.{name}_embedder.linear_2", d, d)
+    return shapes | _linear("context_embedder", d, c["joint_attention_dim"])
 
 
 def _attention(block: str, c: dict, text_norms: tuple[str, str]) -> Shapes:
-    found: Shapes = {}
+    shapes: Shapes = {}
     d = c["num_attention_heads"] * c["attention_head_dim"]
     for pattern, name in product(("to_{}", "add_{}_proj"), "qkv"):
-        found |= _linear(f"{block}.attn.{pattern.format(name)}", d, d)
+        shapes |= _linear(f"{block}.attn.{pattern.format(name)}", d, d)
     for name in ("norm_q", "norm_k", *text_norms):
-        found[f"{block}.attn.{name}.weight"] = (c["attention_head_dim"],)
-    return found
+        shapes[f"{block}.attn.{name}.weight"] = (c["attention_head_dim"],)
+    return shapes
 
 
 def _feed(name: str, d: int) -> Shapes:
@@ -242,11 +242,11 @@ def _feed(name: str, d: int) -> Shapes:
 
 
 def _resnet(name: str, out: int, into: int) -> Shapes:
-    found = _norm(f"{name}.norm1", into) | _conv(f"{name}.conv1.conv", out, into)
-    found |= _norm(f"{name}.norm2", out) | _conv(f"{name}.conv2.conv", out, out)
+    shapes = _norm(f"{name}.norm1", into) | _conv(f"{name}.conv1.conv", out, into)
+    shapes |= _norm(f"{name}.norm2", out) | _conv(f"{name}.conv2.conv", out, out)
     if out != into:
-        found |= _conv(f"{name}.conv_shortcut.conv", out, into, 1)
-    return found
+        shapes |= _conv(f"{name}.conv_shortcut.conv", out, into, 1)
+    return shapes
 
 
 def _conv(name: str, out: int, into: int, side: int = 3) -> Shapes:
@@ -277,15 +277,15 @@ def positions(c: dict) -> np.ndarray:
 
 def tensors(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random values for every tensor of a small network, in bfloat16."""
-    rng, given = np.random.default_rng(seed), SMALL[kind]
-    shapes = {"mmdit": mmdit, "miniflux": miniflux, "vae": vae}[kind](given)
+    rng, config = np.random.default_rng(seed), SMALL[kind]
+    shapes = {"mmdit": mmdit, "miniflux": miniflux, "vae": vae}[kind](config)
     values = {}
     for key, shape in shapes.items():
         draw = rng.normal(size=shape) / np.sqrt(max(1, np.prod(shape[1:])))
         draw += "norm" in key.split(".")[-2] and key.endswith("weight")
         values[key] = draw.astype(ml_dtypes.bfloat16)
     if kind == "mmdit":
-        table = positions(given)
+        table = positions(config)
         values["pos_embed.pos_embed"] = table.astype(ml_dtypes.bfloat16)
     return values
 

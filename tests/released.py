@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from pyramid_jax.checkpoint import rename, text_tables
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.pipeline.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract_encoder
 from pyramid_jax.sharding import unbox
 
 WORDS = ("a", "red", "blue", "circle", "moves", "left")
@@ -52,7 +52,7 @@ def _write_t5(folder: Path, end: str) -> Path:
     beside.mkdir(parents=True)
     tokenizer.save(str(beside / "tokenizer.json"))
     cfg = replace(T5, vocabulary=len(pieces))
-    given = {
+    config = {
         "architectures": ["T5EncoderModel"],
         "vocab_size": cfg.vocabulary,
         "d_model": cfg.width,
@@ -64,7 +64,7 @@ def _write_t5(folder: Path, end: str) -> Path:
         "relative_attention_max_distance": cfg.farthest,
         "feed_forward_proj": "gated-gelu",
     }
-    _write(folder / f"text_encoder{end}", given, cfg, text_tables.t5())
+    _write(folder / f"text_encoder{end}", config, cfg, text_tables.t5_table())
     return folder
 
 
@@ -78,10 +78,13 @@ def _write_clip(folder: Path, end: str, cfg: CLIPConfig) -> None:
     numbers = {piece: number for number, piece in enumerate(vocabulary)}
     (beside / "vocab.json").write_text(json.dumps(numbers))
     (beside / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
-    about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": cfg.positions}
-    (beside / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer_config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": cfg.positions,
+    }
+    (beside / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     projects = cfg.projection is not None
-    given = {
+    config = {
         "architectures": ["CLIPTextModel" + "WithProjection" * projects],
         "vocab_size": cfg.vocabulary,
         "hidden_size": cfg.width,
@@ -93,15 +96,15 @@ def _write_clip(folder: Path, end: str, cfg: CLIPConfig) -> None:
         "projection_dim": cfg.projection,
         "eos_token_id": 2,
     }
-    _write(folder / f"text_encoder{end}", given, cfg, text_tables.clip(projects))
+    _write(folder / f"text_encoder{end}", config, cfg, text_tables.clip_table(projects))
 
 
-def _write(folder: Path, given: dict[str, Any], cfg: Any, table: Any) -> None:
+def _write(folder: Path, config: dict[str, Any], cfg: Any, table: Any) -> None:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(given))
+    (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(cfg.width)
     params = jax.tree.map(
         lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32),
-        unbox(abstract(cfg)),
+        unbox(abstract_encoder(cfg)),
     )
-    save_file(rename.export(params, table), folder / "model.safetensors")
+    save_file(dict(rename.export_tensors(params, table)), folder / "model.safetensors")

@@ -210,7 +210,7 @@ def gradient_answers(
     model: Model, scenario: Scenario, gradients: Any
 ) -> Iterator[Answer]:
     """Gradients under the original's names, and their norms in the recorded order."""
-    named = rename.export(gradients, model.table)
+    named = dict(rename.export_tensors(gradients, model.table))
     order = scenario.settings["grad_param_order"]
     norms = [np.linalg.norm(named[key].astype(np.float64)) for key in order]
     yield Answer("out.grad_norms", norms, LOSS, relative=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from launch.parity.cases import QUICK, Case, Scenario
 from pyramid_jax.checkpoint import dit_tables, rename, tensors
 from pyramid_jax.convert import configs
-from pyramid_jax.convert.networks import dit_shapes, dit_table
+from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.shapes import Text, Tokens
@@ -42,8 +42,8 @@ def _load(given: str, weights: Path, units: int) -> Model:
     arguments = configs.dit_config(json.loads(given))
     cfg = DiTConfig(**arguments.dit)
     layout = Layout(**arguments.layout, frames_per_unit=units)
-    table = dit_table(cfg)
-    params = rename.convert(tensors.read_tensors(weights), table, dit_shapes(cfg))
+    table, theirs = tensor_table(cfg), tensors.read_tensors(weights)
+    params = rename.convert_tensors(theirs, table, abstract_weights(cfg))
     return Model(cfg, layout, jax.tree.map(jnp.asarray, params), table)
 
 

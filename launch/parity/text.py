@@ -17,7 +17,7 @@ from launch.parity.cases import QUICK, TEXT, Answer, Case, Scenario
 from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import CLIPBlock, CLIPConfig, CLIPEncoder, Encoding
 from pyramid_jax.models.t5 import T5Block, T5Config, T5Encoder
-from pyramid_jax.pipeline.prompts import Ids, Network, encode, network
+from pyramid_jax.pipeline.prompts import Ids, Network, encode_prompts, network
 
 
 def fits(scenario: Scenario) -> bool:
@@ -60,7 +60,7 @@ def _together(scenario: Scenario, tensors: Mapping[str, Any]) -> Iterator[Answer
         _segment(valid),
         tuple(scenario.tensors[name].astype(np.int32) for name in names),
     )
-    text = encode(t5, clips, ids)
+    text = encode_prompts(t5, clips, ids)
     where = valid[..., None] > 0
     yield Answer("out.prompt_embeds", text.features, TEXT, where=where)
     yield Answer("out.prompt_attention_mask", np.asarray(text.segment) >= 0, 0.0)

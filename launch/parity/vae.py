@@ -27,7 +27,7 @@ from launch.parity.cases import (
     latent_back,
 )
 from pyramid_jax.checkpoint import rename, tensors
-from pyramid_jax.checkpoint.vae_tables import vae as vae_table
+from pyramid_jax.checkpoint.vae_tables import vae_table
 from pyramid_jax.convert import configs
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
@@ -91,7 +91,8 @@ def load(weights: Path, constructor: dict[str, Any]) -> Autoencoder:
 def _load(weights: Path, constructor: str) -> Autoencoder:
     cfg = VAEConfig(**configs.vae_config(json.loads(constructor)))
     abstract = jax.eval_shape(partial(vae.initialise_vae, cfg), jax.random.key(0))
-    params = rename.convert(tensors.read_tensors(weights), vae_table(cfg), abstract)
+    theirs = tensors.read_tensors(weights)
+    params = rename.convert_tensors(theirs, vae_table(cfg), abstract)
     return Autoencoder(cfg, jax.tree.map(jnp.asarray, params))
 
 

@@ -16,7 +16,7 @@ from launch.parity.vae import Autoencoder, load
 from pyramid_jax.checkpoint import loss_tables, rename
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors
-from pyramid_jax.checkpoint.vae_tables import vae as vae_table
+from pyramid_jax.checkpoint.vae_tables import vae_table
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import (
     Discriminator,
@@ -119,9 +119,10 @@ def _drawn(recipe: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _lpips(cfg: LPIPSConfig, tensors: Mapping[str, Any]) -> Any:
-    table = loss_tables.lpips(lpips.SHIFT, lpips.SCALE)
+    table = loss_tables.lpips_table(lpips.SHIFT, lpips.SCALE)
     constants = {key: constant.value() for key, constant in table.constants.items()}
-    params = rename.convert({**constants, **tensors}, table, lpips.lpips_shapes(cfg))
+    theirs = {**constants, **tensors}
+    params = rename.convert_tensors(theirs, table, lpips.lpips_shapes(cfg))
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -157,7 +158,7 @@ def _networks(case: Case, settings: dict[str, Any]) -> VAENetworks:
         lambda key: initialise_discriminator(judge, key), jax.random.key(0)
     )
     own = _part(tensors, "discriminator.")
-    params = rename.convert(own, _judge_table(judge), abstract)
+    params = rename.convert_tensors(own, _judge_table(judge), abstract)
     weights = {
         "vae": model.params,
         "features": _lpips(features, _part(tensors, "perceptual_loss.")),
@@ -175,7 +176,7 @@ def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _judge_table(cfg: DiscriminatorConfig) -> Table:
-    return loss_tables.discriminator(len(cfg.strides), cfg.kind)
+    return loss_tables.discriminator_table(len(cfg.strides), cfg.kind)
 
 
 def _steps(scenario: Scenario) -> list[int]:
@@ -305,7 +306,7 @@ def _slopes(
         ("disc", _judge_table(networks.judge)),
     ):
         own = slopes["judge" if part == "disc" else part]
-        named = rename.export(jax.device_get(own), table)
+        named = dict(rename.export_tensors(jax.device_get(own), table))
         order = scenario.settings[f"{part}_param_order"]
         norms = [np.linalg.norm(named[key].astype(np.float64)) for key in order]
         yield Answer(f"{step}.{part}_grad_norms", norms, LOSS, relative=True)

@@ -31,8 +31,9 @@ from launch.sample.lists import Line, batches, file_name, read_lines, waiting
 from launch.sample.outputs import Job
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
+from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_preset, height_width
-from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline, load
 
 BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
 INTERRUPTED = 130  # the exit code of a program that SIGINT ended

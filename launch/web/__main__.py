@@ -19,7 +19,7 @@ from absl import flags
 
 from launch import start
 from launch.web.service import VideoService
-from pyramid_jax.pipeline import video
+from pyramid_jax.pipeline import folder, video
 
 try:
     import gradio as gr
@@ -49,7 +49,7 @@ def main(values: flags.FlagValues) -> None:
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         service = VideoService(pipeline, folder, Path(uploads))
-        ships = model.resolve().parent == video.ASSETS.resolve()
+        ships = model.resolve().parent == folder.ASSETS.resolve()
         demo = page(service, examples=ships)
         url = serve(demo, host, values.port)
         print(f"the page: {url}\nits results: {folder}", flush=True)
@@ -92,7 +92,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(video.TINY_LATENT), "folder of the model")
+    flags.DEFINE_string("model", str(folder.TINY_LATENT), "folder of the model")
     flags.DEFINE_string("to", "runs/web", "folder for results, which the page shows")
     flags.DEFINE_string("host", LOOPBACK[0], "address to listen on")
     flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=1, upper_bound=65535)

@@ -75,7 +75,7 @@ TRANSFORMS: Mapping[str, Transform] = {
 }
 
 
-def mmdit(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
+def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
     """The table of the SD3-style transformer with `blocks` double blocks.
 
     Args:
@@ -101,30 +101,39 @@ def mmdit(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
     return Table(tuple(rules), {"pos_embed.pos_embed": both})
 
 
-def flux() -> Table:
+def flux_table() -> Table:
     """The table of the miniFLUX transformer, of any depth."""
     video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
     text = _text_attention("norm_added_")
     single = "single_transformer_blocks.{i}"
     merged = ("single/out/kernel", "single/mlp_out/kernel")
     rules = [
-        *_linear("x_embedder", "video_in"),
+        *linear_rules("x_embedder", "video_in"),
         *_ends(),
         *_stream("transformer_blocks.{i}", "double/video", "", video),
         *_stream("transformer_blocks.{i}", "double/text", "_context", text),
         *_attention(single, "single", video),
-        *_linear(f"{single}.norm.linear", "single/modulation/linear"),
-        *_linear(f"{single}.proj_mlp", "single/mlp_in"),
+        *linear_rules(f"{single}.norm.linear", "single/modulation/linear"),
+        *linear_rules(f"{single}.proj_mlp", "single/mlp_in"),
         Rule((f"{single}.proj_out.weight",), merged, "from_heads_and_mlp"),
         Rule((f"{single}.proj_out.bias",), ("single/out/bias",), "vector"),
     ]
     return Table(tuple(rules))
 
 
-def _linear(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
+def linear_rules(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
+    """The rules of a linear map or convolution with a bias, whatever its `kernel`."""
     return [
         Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
         Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
+    ]
+
+
+def norm_rules(theirs: str, ours: str) -> list[Rule]:
+    """The rules of a norm with weight and bias."""
+    return [
+        Rule((f"{theirs}.{name}",), (f"{ours}/{name}",), "vector")
+        for name in ("weight", "bias")
     ]
 
 
@@ -144,13 +153,13 @@ def _ends() -> list[Rule]:
     """Everything outside the blocks that both transformers have."""
     embed = "time_text_embed"
     return [
-        *_linear("context_embedder", "text_in"),
-        *_linear(f"{embed}.timestep_embedder.linear_1", "time/hidden"),
-        *_linear(f"{embed}.timestep_embedder.linear_2", "time/out"),
-        *_linear(f"{embed}.text_embedder.linear_1", "pooled/hidden"),
-        *_linear(f"{embed}.text_embedder.linear_2", "pooled/out"),
+        *linear_rules("context_embedder", "text_in"),
+        *linear_rules(f"{embed}.timestep_embedder.linear_1", "time/hidden"),
+        *linear_rules(f"{embed}.timestep_embedder.linear_2", "time/out"),
+        *linear_rules(f"{embed}.text_embedder.linear_1", "pooled/hidden"),
+        *linear_rules(f"{embed}.text_embedder.linear_2", "pooled/out"),
         *_scale_shift("norm_out.linear", "head_modulation/linear"),
-        *_linear("proj_out", "head"),
+        *linear_rules("proj_out", "head"),
     ]
 
 
@@ -174,10 +183,10 @@ def _stream(
     feed = f"{theirs}.ff{suffix}.net"
     return [
         *_attention(theirs, ours, names),
-        *_linear(f"{theirs}.attn.{names['out']}", f"{ours}/out", "from_heads"),
-        *_linear(f"{theirs}.norm1{suffix}.linear", f"{ours}/modulation/linear"),
-        *_linear(f"{feed}.0.proj", f"{ours}/mlp_in"),
-        *_linear(f"{feed}.2", f"{ours}/mlp_out"),
+        *linear_rules(f"{theirs}.attn.{names['out']}", f"{ours}/out", "from_heads"),
+        *linear_rules(f"{theirs}.norm1{suffix}.linear", f"{ours}/modulation/linear"),
+        *linear_rules(f"{feed}.0.proj", f"{ours}/mlp_in"),
+        *linear_rules(f"{feed}.2", f"{ours}/mlp_out"),
     ]
 
 

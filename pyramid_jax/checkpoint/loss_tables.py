@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table
+from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table, linear_rules
 from pyramid_jax.checkpoint.tensors import read_tensors
 
 # The convolutions of each slice of VGG16, by their numbers in the original's lists.
@@ -23,13 +23,13 @@ HEADS = (
 )
 
 
-def lpips(shift: Colours, scale: Colours) -> Table:
+def lpips_table(shift: Colours, scale: Colours) -> Table:
     """The table of LPIPS, whose file also holds the `shift` and `scale` of colours."""
     rules = [
         rule
         for i, numbers in enumerate(SLICES)
         for j, number in enumerate(numbers)
-        for rule in _convolution(
+        for rule in linear_rules(
             f"net.slice{i + 1}.{number}", f"slices_{i}_{j}", "conv2d"
         )
     ]
@@ -45,14 +45,14 @@ def lpips(shift: Colours, scale: Colours) -> Table:
     )
 
 
-def discriminator(convolutions: int, kind: str) -> Table:
-    """The table of a discriminator with so many convolutions, "2d" or "3d"."""
+def discriminator_table(convolutions: int, kind: str) -> Table:
+    """The table of a discriminator, whose convolutions are of a kind "2d" or "3d"."""
     # Between two convolutions of the original stand a norm and an activation.
     numbers = [0, *range(2, 3 * convolutions - 1, 3)]
     rules = [
         rule
         for i, number in enumerate(numbers)
-        for rule in _convolution(f"main.{number}", f"layer_{i}", f"conv{kind}")
+        for rule in linear_rules(f"main.{number}", f"layer_{i}", f"conv{kind}")
     ]
     return Table(tuple(rules))
 
@@ -75,11 +75,13 @@ def read_lpips(path: str | Path | None, table: Table, abstract: Any) -> Any:
             "that of a `vgg_lpips.pth` that holds both; or set the perceptual weight "
             "to 0 and train without them"
         )
-    return rename.convert(_one_layout(read_tensors(path), table), table, abstract)
+    return rename.convert_tensors(
+        _one_layout(read_tensors(path), table), table, abstract
+    )
 
 
 def _one_layout(tensors: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
-    """The tensors by the names of `vgg_lpips.pth`, also where those of VGG16 differ."""
+    """The tensors by the names of `vgg_lpips.pth`, renaming those of VGG16."""
     if not any(key.startswith("features.") for key in tensors):
         return tensors
     renamed: dict[str, Any] = {
@@ -94,13 +96,6 @@ def _one_layout(tensors: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
         elif part != "classifier":
             renamed[key] = tensor
     return renamed
-
-
-def _convolution(theirs: str, ours: str, kernel: str) -> list[Rule]:
-    return [
-        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
-    ]
 
 
 def _colours(values: Colours) -> Constant:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters from the original's tensors and back, strictly, as a table of rules says.
+"""Turns the original's tensors into parameters and back, strictly, by a table of rules.
 
 Every tensor is used exactly once and every parameter made exactly once, with the shape
 that the model expects; otherwise one error lists everything that is wrong, before any
@@ -10,7 +10,7 @@ parameters to devices.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,25 +21,24 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pyramid_jax.checkpoint.dit_tables import TRANSFORMS, Rule, Table, Transform
-from pyramid_jax.checkpoint.safetensors_file import Spec
+from pyramid_jax.checkpoint.files import Place
+from pyramid_jax.checkpoint.tensors import Spec
 from pyramid_jax.sharding import unbox
 
 TOLERANCE = 1e-5  # between a computed constant and one stored in float32
 
-Shape = tuple[int, ...]
-Place = Callable[[str, np.ndarray], Any]  # (path, parameter) -> what the tree keeps
+TensorShape = tuple[int, ...]
 
 
-class Layer(NamedTuple):
+class LayerRule(NamedTuple):
     """A rule at one layer: tensors `theirs` are parameters of `shapes` at `index`."""
 
-    rule: Rule
     index: tuple[int, ...]  # (layer,), or () for a parameter that is not stacked
     theirs: tuple[str, ...]
-    shapes: tuple[Shape, ...]
+    shapes: tuple[TensorShape, ...]
 
 
-def convert(
+def convert_tensors(
     tensors: Mapping[str, Any], table: Table, abstract: Any, place: Place | None = None
 ) -> Any:
     """The parameters, shaped and typed like `abstract`, from the original's tensors.
@@ -53,11 +52,12 @@ def convert(
         ValueError: listing all tensors that are missing, left over or of another shape.
     """
     expected = _flatten(abstract)
-    problems = check({key: tensors[key].shape for key in tensors}, table, abstract)
-    problems += wrong_constants(tensors, table)
+    shapes = {key: tensors[key].shape for key in tensors}
+    problems = shape_problems(shapes, table, abstract)
+    problems += constant_problems(tensors, table)
     if problems:
         raise ValueError(_report(problems))
-    done: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for rule in table.rules:
         if not _applies(rule, expected):
             continue
@@ -68,25 +68,23 @@ def convert(
             for parameter, part in zip(whole, parts, strict=True):
                 parameter[layer.index] = part
         for path, parameter in zip(rule.ours, whole, strict=True):
-            done[path] = parameter if place is None else place(path, parameter)
-    return unflatten_dict(done, sep="/")
+            tree[path] = parameter if place is None else place(path, parameter)
+    return unflatten_dict(tree, sep="/")
 
 
-def export(params: Any, table: Table) -> dict[str, np.ndarray]:
-    """The original's tensors, constants included, from our parameters.
+def export_tensors(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
+    """The original's tensors, constants included, one after the other.
+
+    Args:
+        params: our parameters, lazily or not.
 
     Raises:
         ValueError: listing all parameters that the table does not know, or knows twice.
     """
-    return dict(exported(params, table))
-
-
-def exported(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
-    """`export`, one tensor after the other, from parameters that may be lazy, too."""
     flat = _flatten(params)
-    wanted = specs(params, table)
+    specs = tensor_specs(params, table)
     for key, constant in table.constants.items():
-        yield key, constant.value().astype(wanted[key].dtype)
+        yield key, constant.value().astype(specs[key].dtype)
     for rule in table.rules:
         whole = [np.asarray(flat[path]) for path in rule.ours if path in flat]
         for layer in _layers(rule, flat):
@@ -96,68 +94,90 @@ def exported(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
                 yield key, np.ascontiguousarray(tensor)
 
 
-def specs(params: Any, table: Table) -> dict[str, Spec]:
-    """The types and shapes of the tensors that `export` gives.
+def tensor_specs(params: Any, table: Table) -> dict[str, Spec]:
+    """The types and shapes of the tensors that `export_tensors` gives.
 
     Constants have the type that all weights have, or float32.
 
     Raises:
-        ValueError: as `export`.
+        ValueError: as `export_tensors`.
     """
     flat = _flatten(params)
-    if problems := list(_wrong_parameters(table, flat)):
+    if problems := list(_parameter_problems(table, flat)):
         raise ValueError(_report(problems))
-    found = {}
-    for rule in table.rules:
-        for layer in _layers(rule, flat):
-            shapes = _their_shapes(rule.transform, layer.shapes, len(layer.theirs))
-            dtype = np.dtype(flat[rule.ours[0]].dtype)
-            found |= {
-                k: Spec(dtype, s) for k, s in zip(layer.theirs, shapes, strict=True)
-            }
-    common = _common(spec.dtype for spec in found.values())
-    constants = {k: Spec(common, c.shape) for k, c in table.constants.items()}
-    return constants | found
+    dtypes = {
+        key: np.dtype(flat[rule.ours[0]].dtype)
+        for rule in table.rules
+        for layer in _layers(rule, flat)
+        for key in layer.theirs
+    }
+    common = _common(dtypes.values())
+    shapes = tensor_shapes(table, params)
+    return {key: Spec(dtypes.get(key, common), x) for key, x in shapes.items()}
 
 
-def typed(abstract: Any, table: Table, tensors: Mapping[str, Any]) -> dict[str, Spec]:
+def parameter_specs(
+    abstract: Any, table: Table, tensors: Mapping[str, Any]
+) -> dict[str, Spec]:
     """The parameters of `abstract` by path, with the types of the tensors they're from.
 
     A parameter whose tensors have several types is float32.
     """
-    flat, found = _flatten(abstract), {}
+    flat, specs = _flatten(abstract), {}
     for rule in table.rules:
         keys = [key for layer in _layers(rule, flat) for key in layer.theirs]
         for path in rule.ours if keys else ():
             dtype = _common(tensors[key].dtype for key in keys)
-            found[path] = Spec(dtype, tuple(flat[path].shape))
-    return found
+            specs[path] = Spec(dtype, tuple(flat[path].shape))
+    return specs
 
 
-def check(shapes: Mapping[str, Shape], table: Table, abstract: Any) -> list[str]:
+def tensor_shapes(table: Table, abstract: Any) -> dict[str, TensorShape]:
+    """Names and shapes of the original's tensors for parameters like `abstract`."""
+    return dict(_uses(table, _flatten(abstract)))
+
+
+def shape_problems(
+    shapes: Mapping[str, TensorShape], table: Table, abstract: Any
+) -> list[str]:
     """What keeps tensors of such names and shapes from being the parameters."""
-    expected = _flatten(abstract)
-    problems = list(_wrong_parameters(table, expected))
-    uses = list(_uses(table, expected))
-    counted = Counter(key for key, _ in uses)
-    problems += [f"{key} is used {n} times" for key, n in counted.items() if n > 1]
-    wanted = dict(uses)
-    problems += [f"{key} is missing" for key in wanted if key not in shapes]
-    problems += [f"{key} is left over" for key in shapes if key not in wanted]
+    flat = _flatten(abstract)
+    problems = list(_parameter_problems(table, flat))
+    uses = list(_uses(table, flat))
+    counts = Counter(key for key, _ in uses)
+    problems += [f"{key} is used {n} times" for key, n in counts.items() if n > 1]
+    expected = dict(uses)
+    problems += [f"{key} is missing" for key in expected if key not in shapes]
+    problems += [f"{key} is left over" for key in shapes if key not in expected]
     problems += [
         f"{key} has shape {tuple(shapes[key])}, expected {shape}"
-        for key, shape in wanted.items()
+        for key, shape in expected.items()
         if key in shapes and tuple(shapes[key]) != shape
     ]
     return problems
 
 
-def names(table: Table, abstract: Any) -> dict[str, Shape]:
-    """Names and shapes of the original's tensors for parameters like `abstract`."""
-    return dict(_uses(table, _flatten(abstract)))
+def constant_problems(tensors: Mapping[str, Any], table: Table) -> list[str]:
+    """Which of the tensors are not the constants that the model computes.
+
+    Constants are the only tensors whose values are looked at.
+    """
+    problems = []
+    for key, constant in table.constants.items():
+        if key not in tensors or tuple(tensors[key].shape) != constant.shape:
+            continue
+        stored = np.asarray(tensors[key])
+        tolerance = max(TOLERANCE, float(ml_dtypes.finfo(stored.dtype).eps))
+        difference = np.abs(stored.astype(np.float32) - constant.value()).max()
+        if not difference <= tolerance:
+            problems.append(
+                f"{key} differs by {difference:.2g} from what this model computes"
+            )
+    return problems
 
 
-def _uses(table: Table, flat: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+def _uses(table: Table, flat: Mapping[str, Any]) -> Iterator[tuple[str, TensorShape]]:
+    """Name and shape of every tensor that the table uses, as often as it does."""
     for key, constant in table.constants.items():
         yield key, constant.shape
     for rule in table.rules:
@@ -171,17 +191,17 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return flatten_dict(unbox(tree), sep="/")
 
 
-def _layers(rule: Rule, flat: Mapping[str, Any]) -> Iterator[Layer]:
+def _layers(rule: Rule, flat: Mapping[str, Any]) -> Iterator[LayerRule]:
     """The rule at every layer that the parameters have, which may be none."""
     if not _applies(rule, flat):
         return
     shapes = tuple(tuple(flat[path].shape) for path in rule.ours)
     if not _stacked(rule):
-        yield Layer(rule, (), rule.theirs, shapes)
+        yield LayerRule((), rule.theirs, shapes)
         return
     for i in range(shapes[0][0]):
         theirs = tuple(key.format(i=i) for key in rule.theirs)
-        yield Layer(rule, (i,), theirs, tuple(shape[1:] for shape in shapes))
+        yield LayerRule((i,), theirs, tuple(shape[1:] for shape in shapes))
 
 
 def _applies(rule: Rule, flat: Mapping[str, Any]) -> bool:
@@ -192,37 +212,18 @@ def _stacked(rule: Rule) -> bool:
     return "{i}" in rule.theirs[0]
 
 
-def _wrong_parameters(table: Table, flat: Mapping[str, Any]) -> Iterator[str]:
-    made = Counter(path for rule in table.rules for path in rule.ours)
-    yield from (f"parameter {p} is made {n} times" for p, n in made.items() if n > 1)
-    yield from (f"parameter {p} is in no rule" for p in flat if p not in made)
+def _parameter_problems(table: Table, flat: Mapping[str, Any]) -> Iterator[str]:
+    counts = Counter(path for rule in table.rules for path in rule.ours)
+    yield from (f"parameter {p} is made {n} times" for p, n in counts.items() if n > 1)
+    yield from (f"parameter {p} is in no rule" for p in flat if p not in counts)
     for rule in table.rules:
-        there = [path in flat for path in rule.ours]
-        if not all(there) and (any(there) or not _stacked(rule)):
+        exists = [path in flat for path in rule.ours]
+        if not all(exists) and (any(exists) or not _stacked(rule)):
             yield f"the model has no parameter {', '.join(rule.ours)}"
 
 
-def wrong_constants(tensors: Mapping[str, Any], table: Table) -> list[str]:
-    """Which of the tensors are not the constants that the model computes.
-
-    Constants are the only tensors whose values are looked at.
-    """
-    problems = []
-    for key, constant in table.constants.items():
-        if key not in tensors or tuple(tensors[key].shape) != constant.shape:
-            continue
-        stored = np.asarray(tensors[key])
-        tolerance = max(TOLERANCE, float(ml_dtypes.finfo(stored.dtype).eps))
-        wrong = np.abs(stored.astype(np.float32) - constant.value()).max()
-        if not wrong <= tolerance:
-            problems.append(
-                f"{key} differs by {wrong:.2g} from what this model computes"
-            )
-    return problems
-
-
 def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
-    """The type that all are, or else float32."""
+    """The one type if all are the same, else float32."""
     different = set(dtypes)
     return different.pop() if len(different) == 1 else np.dtype(np.float32)
 
@@ -238,7 +239,7 @@ def _report(problems: list[str]) -> str:
 
 
 def _to_ours(
-    theirs: list[np.ndarray], shapes: tuple[Shape, ...], transform: Transform
+    theirs: list[np.ndarray], shapes: tuple[TensorShape, ...], transform: Transform
 ) -> list[np.ndarray]:
     whole = np.stack(theirs) if len(theirs) > 1 else theirs[0]
     # Each piece has all rows of the whole.
@@ -272,15 +273,17 @@ def _flipped(x: Any, axes: str, transform: Transform) -> Any:
     return rearrange(x, f"{apart} -> {axes}")
 
 
-def _sizes(shape: Shape, right: str, transform: Transform) -> dict[str, int]:
-    """Given sizes, and those of axes that stand alone on the right of a pattern."""
+def _sizes(shape: TensorShape, right: str, transform: Transform) -> dict[str, int]:
+    """The transform's sizes, and those of axes that stand alone right of the arrow."""
     if "(" in right:
         return dict(transform.sizes)
     return dict(zip(right.split(), shape, strict=True)) | dict(transform.sizes)
 
 
 @lru_cache(maxsize=1024)
-def _their_shapes(name: str, shapes: tuple[Shape, ...], count: int) -> list[Shape]:
+def _their_shapes(
+    name: str, shapes: tuple[TensorShape, ...], count: int
+) -> list[TensorShape]:
     """The shapes of their `count` tensors for parameters of `shapes` of ours."""
     leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     transform = TRANSFORMS[name]

@@ -21,7 +21,7 @@ COUNTERS, DATA, CONFIG = "counters", "data", "config"
 
 
 class Resumable(Protocol):
-    """An iterator that can tell and take up its position (as grain's do), as JSON."""
+    """An iterator whose position can be read and set, as JSON (as grain's can)."""
 
     def get_state(self) -> dict[str, Any]: ...
 
@@ -32,7 +32,7 @@ class Store:
     """The newest `keep` checkpoints of one run, in `folder`.
 
     Args:
-        config: what a checkpoint must agree with to be continued, as JSON values.
+        config: JSON values that a checkpoint must have been made with to be continued.
     """
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], keep: int = 3):
@@ -101,8 +101,8 @@ class Store:
         self._manager.close()
 
     def _check_config(self, path: Path) -> None:
-        there = restore_config(self.folder, int(path.name))
-        differing = _differences(there, self.config)
+        stored = restore_config(self.folder, int(path.name))
+        differing = _differences(stored, self.config)
         if differing:
             raise ValueError(
                 f"checkpoint {path} is of another config: {'; '.join(differing)}. "
@@ -173,24 +173,24 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 def _checkpoint(folder: str | Path, step: int | None) -> Path:
     """The folder of one checkpoint among those in `folder`."""
     folder = Path(folder).absolute()
-    there = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-    if not there:
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    if not steps:
         raise ValueError(
             f"{folder} holds no checkpoint; train first, or give the folder that a "
             "training run wrote its checkpoints to"
         )
-    if step is not None and step not in there:
-        raise ValueError(f"{folder} holds no checkpoint of step {step}; it has {there}")
-    return folder / str(there[-1] if step is None else step)
+    if step is not None and step not in steps:
+        raise ValueError(f"{folder} holds no checkpoint of step {step}; it has {steps}")
+    return folder / str(steps[-1] if step is None else step)
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(config)))
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def _differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """Sentences like "model.width is 64 there, 128 here"."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = dict(_flat(stored)), dict(_flat(own))
     return [
         f"{key} is {old.get(key, 'missing')!r} there, {new.get(key, 'missing')!r} here"
         for key in sorted(old.keys() | new.keys())

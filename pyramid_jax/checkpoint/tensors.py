@@ -1,22 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of safetensors and PyTorch files, each read only when it is used."""
+"""Tensors in files: safetensors, read and written one at a time; PyTorch's, read.
+
+A safetensors file is the length of its header in 8 bytes, the header (a JSON object:
+type, shape and place of every tensor), and the values. So the contents of a file are
+known without reading values, and a writer that knows names, types and shapes writes the
+header first and the values in any order: neither needs more memory than one tensor.
+"""
 
 import json
+import math
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
 
+import ml_dtypes
 import numpy as np
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import StoredTensor
-
+DTYPES: Mapping[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ALIGN = 8  # bytes; the header is filled up with spaces
+LONGEST = 100 * 2**20  # bytes of a header, a limit of the format
+# Libraries that read the original's files ask for this entry.
+METADATA = {"__metadata__": {"format": "pt"}}
 PICKLED = (".bin", ".pth", ".pt")
 # Where a training run of the original keeps its weights, beside its other states.
-WEIGHTS = "model"
+TRAINED = "model"
+
+
+class Spec(NamedTuple):
+    """The type and shape of a tensor."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class StoredTensor:
+    """A tensor in a file: type and shape are known, numpy reads the values."""
+
+    def __init__(self, path: Path, spec: Spec, begin: int):
+        self._path, self._spec, self._begin = path, spec, begin
+        self.dtype, self.shape = spec
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raw = np.fromfile(
+            self._path, np.uint8, count=self._spec.size, offset=self._begin
+        )
+        values = raw.view(self.dtype).reshape(self.shape)
+        return values if dtype is None else values.astype(dtype, copy=False)
 
 
 class PickledTensor:
@@ -34,29 +84,7 @@ class PickledTensor:
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
-class StoredTensors(Mapping[str, StoredTensor | PickledTensor]):
-    """All tensors of the given files, by name, unread."""
-
-    def __init__(self, paths: list[Path]):
-        self._tensor: dict[str, StoredTensor | PickledTensor] = {}
-        for path in paths:
-            pickled = path.suffix in PICKLED
-            found = _pickled(path) if pickled else safetensors_file.read(path)
-            if again := self._tensor.keys() & found.keys():
-                raise ValueError(
-                    f"{path} repeats {sorted(again)} of another file of its folder; "
-                    "keep one of them"
-                )
-            self._tensor |= found
-
-    def __getitem__(self, key: str) -> StoredTensor | PickledTensor:
-        return self._tensor[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensor)
-
-    def __len__(self) -> int:
-        return len(self._tensor)
+StoredTensors = dict[str, StoredTensor | PickledTensor]  # by name, unread
 
 
 def read_tensors(path: str | Path) -> StoredTensors:
@@ -76,7 +104,17 @@ def read_tensors(path: str | Path) -> StoredTensors:
             f"{path} has no .safetensors file, nor one of PyTorch "
             f"({', '.join(PICKLED)}); give such a file or a folder of them"
         )
-    return StoredTensors(files)
+    stored: StoredTensors = {}
+    for file in files:
+        pickled = file.suffix in PICKLED
+        tensors = _pickled(file) if pickled else open_safetensors(file)
+        if repeated := stored.keys() & tensors.keys():
+            raise ValueError(
+                f"{file} repeats {sorted(repeated)} of another file of its folder; "
+                "keep one of them"
+            )
+        stored |= tensors
+    return stored
 
 
 def subset(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
@@ -91,13 +129,13 @@ def subset(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[Path]:
     for suffixes in ((".safetensors",), PICKLED):
-        found = {file.name for file in folder.iterdir() if file.suffix in suffixes}
+        names = {file.name for file in folder.iterdir() if file.suffix in suffixes}
         for index in folder.glob(f"*{suffixes[0]}.index.json"):
             listed = set(json.loads(index.read_text())["weight_map"].values())
-            if missing := sorted(listed - found):
+            if missing := sorted(listed - names):
                 raise ValueError(f"{folder} lacks {missing}; copy these files, too")
-        if found:
-            return [folder / name for name in sorted(found)]
+        if names:
+            return [folder / name for name in sorted(names)]
     return []
 
 
@@ -125,7 +163,7 @@ def _pickled(path: Path) -> dict[str, PickledTensor]:
             f"{path} can't be read by torch ({error}); copy the file again, or save it "
             "with a recent torch"
         ) from error
-    if isinstance(inner := tensors.get(WEIGHTS), Mapping) and inner:
+    if isinstance(inner := tensors.get(TRAINED), Mapping) and inner:
         tensors = inner
     others = [key for key, value in tensors.items() if not hasattr(value, "shape")]
     if others:
@@ -134,3 +172,124 @@ def _pickled(path: Path) -> dict[str, PickledTensor]:
             "saved from the part of this one that has them"
         )
     return {key: PickledTensor(tensor, torch) for key, tensor in tensors.items()}
+
+
+# -------------------------------------------------------------------------- safetensors
+
+
+def open_safetensors(path: str | Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, unread.
+
+    Raises:
+        ValueError: the file is missing, of another format, or was cut off.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, LONGEST)))
+        header.pop("__metadata__", None)
+        tensors, end = _tensors(path, header, 8 + length)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} can't be read as safetensors ({error}); copy the file again"
+        ) from error
+    if (size := path.stat().st_size) != end:
+        raise ValueError(
+            f"{path} can't be read: it has {size} bytes, its header says {end}; copy "
+            "the file again"
+        )
+    return tensors
+
+
+def _tensors(
+    path: Path, header: Mapping[str, Any], start: int
+) -> tuple[dict[str, StoredTensor], int]:
+    """The tensors that a header describes, and where the last one ends."""
+    tensors, end = {}, start
+    for name, entry in header.items():
+        spec = Spec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        first, last = entry["data_offsets"]
+        if last - first != spec.size:
+            raise ValueError(f"{name} has {last - first} bytes, not {spec.size}")
+        tensors[name] = StoredTensor(path, spec, start + first)
+        end = max(end, start + last)
+    return tensors, end
+
+
+class Writer:
+    """Writes a file whose tensors are known before their values are.
+
+    Use it in a `with`; the file gets its name once every tensor is written, otherwise
+    nothing is left of it. Equal tensors make equal files.
+
+    Raises:
+        ValueError: a type that the format does not have.
+        AssertionError: a tensor is unknown, of another type or shape, or was forgotten.
+    """
+
+    def __init__(self, path: str | Path, specs: Mapping[str, Spec]):
+        self._path = Path(path)
+        self._partial = self._path.with_name(f"{self._path.name}.partial")
+        # Wide types first, so that every tensor is aligned; then by name.
+        self._specs = dict(
+            sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        )
+        self._places: dict[str, int] = {}
+        self._left = set(specs)
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        head, end = _header(self._specs)
+        place = len(head)
+        for name, spec in self._specs.items():
+            self._places[name] = place
+            place += spec.size
+        assert place == end
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        self._file.write(head)
+        self._file.truncate(end)
+        return self
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Writes the values of one tensor, once."""
+        assert name in self._left, f"{name} is unknown, or written twice"
+        assert Spec(values.dtype, values.shape) == self._specs[name], name
+        self._left.remove(name)
+        self._file.seek(self._places[name])
+        np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(self._file)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if kind is None and not self._left:
+            self._partial.replace(self._path)
+            return
+        self._partial.unlink()
+        assert kind is not None, f"forgotten: {sorted(self._left)}"
+
+
+def _header(specs: Mapping[str, Spec]) -> tuple[bytes, int]:
+    """The beginning of a file, and the size of the whole."""
+    unknown = {str(spec.dtype) for spec in specs.values()} - set(map(str, NAMES))
+    if unknown:
+        raise ValueError(
+            f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
+        )
+    header, end = dict[str, Any](METADATA), 0
+    for name, spec in specs.items():
+        header[name] = {
+            "dtype": NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.size],
+        }
+        end += spec.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGN)
+    head = len(text).to_bytes(8, "little") + text
+    return head, len(head) + end

@@ -2,36 +2,23 @@
 """Which tensor of the original's VAE is which parameter here. Data only."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
-from pyramid_jax.checkpoint.dit_tables import Rule, Table
-
-
-class Levels(Protocol):
-    """What the names of a VAE's tensors depend on, as in `models.vae.VAEConfig`."""
-
-    @property
-    def encoder_widths(self) -> tuple[int, ...]: ...
-    @property
-    def decoder_widths(self) -> tuple[int, ...]: ...
-    @property
-    def encoder_layers(self) -> tuple[int, ...]: ...
-    @property
-    def decoder_layers(self) -> tuple[int, ...]: ...
-    @property
-    def spatial(self) -> tuple[bool, ...]: ...
-    @property
-    def temporal(self) -> tuple[bool, ...]: ...
+from pyramid_jax.checkpoint.dit_tables import Rule, Table, linear_rules, norm_rules
 
 
-def vae(cfg: Levels) -> Table:
-    """The table of a causal video VAE."""
+def vae_table(cfg: Any) -> Table:
+    """The table of a causal video VAE.
+
+    Args:
+        cfg: its `models.vae.VAEConfig`; nothing in this folder imports networks.
+    """
     rules = [
         *_convolution("encoder.conv_in.conv", "encoder/entry"),
         *_middle("encoder"),
         *_activated("encoder.conv_norm_out", "encoder.conv_out.conv", "encoder/head"),
-        *_pair("quant_conv.conv", "encoder/mix", "pointwise"),
-        *_pair("post_quant_conv.conv", "decoder/mix", "pointwise"),
+        *linear_rules("quant_conv.conv", "encoder/mix", "pointwise"),
+        *linear_rules("post_quant_conv.conv", "decoder/mix", "pointwise"),
         *_convolution("decoder.conv_in.conv", "decoder/entry"),
         *_middle("decoder"),
         *_activated("decoder.conv_norm_out", "decoder.conv_out.conv", "decoder/head"),
@@ -57,7 +44,7 @@ def _levels(
             yield from _residual(theirs, ours)
             if before != width:
                 shortcut = f"{theirs}.conv_shortcut.conv"
-                yield from _pair(shortcut, f"{ours}/shortcut", "pointwise")
+                yield from linear_rules(shortcut, f"{ours}/shortcut", "pointwise")
             before = width
 
 
@@ -79,11 +66,11 @@ def _middle(part: str) -> Iterator[Rule]:
     yield from _residual(f"{theirs}.resnets.0", f"{ours}/first")
     yield from _residual(f"{theirs}.resnets.1", f"{ours}/second")
     attention = f"{theirs}.attentions.0"
-    yield from _norm(f"{attention}.group_norm", f"{ours}/attention/norm")
+    yield from norm_rules(f"{attention}.group_norm", f"{ours}/attention/norm")
     for name in ("query", "key", "value"):
         to = f"{attention}.to_{name[0]}"
-        yield from _pair(to, f"{ours}/attention/{name}", "linear")
-    yield from _pair(f"{attention}.to_out.0", f"{ours}/attention/out", "linear")
+        yield from linear_rules(to, f"{ours}/attention/{name}", "linear")
+    yield from linear_rules(f"{attention}.to_out.0", f"{ours}/attention/out", "linear")
 
 
 def _residual(theirs: str, ours: str) -> Iterator[Rule]:
@@ -93,19 +80,9 @@ def _residual(theirs: str, ours: str) -> Iterator[Rule]:
 
 
 def _activated(norm: str, convolution: str, ours: str) -> Iterator[Rule]:
-    yield from _norm(norm, f"{ours}/norm")
+    yield from norm_rules(norm, f"{ours}/norm")
     yield from _convolution(convolution, f"{ours}/convolution")
 
 
-def _norm(theirs: str, ours: str) -> Iterator[Rule]:
-    yield Rule((f"{theirs}.weight",), (f"{ours}/weight",), "vector")
-    yield Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector")
-
-
 def _convolution(theirs: str, ours: str) -> Iterator[Rule]:
-    yield from _pair(theirs, ours, "conv3d")
-
-
-def _pair(theirs: str, ours: str, kernel: str) -> Iterator[Rule]:
-    yield Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel)
-    yield Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector")
+    yield from linear_rules(theirs, ours, "conv3d")

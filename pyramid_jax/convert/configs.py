@@ -20,8 +20,8 @@ ONLY = {
     "pos_embed_type": "sincos",
     "temp_pos_embed_type": "rope",
 }
-# The VAE's, by the names of their arguments here; the original gives the resolutions of
-# encoder and decoder apart, and ignores the fields that are not listed.
+# Fields of the VAE by the names of our arguments. The original lists those of encoder
+# and decoder apart, and ignores all others.
 VAE_FIELDS = {
     "pixels": ("encoder_in_channels", "decoder_out_channels"),
     "latent": ("encoder_out_channels", "decoder_in_channels"),
@@ -34,16 +34,16 @@ VAE_FIELDS = {
     "groups": ("encoder_norm_num_groups", "decoder_norm_num_groups"),
 }
 VAE_ONLY = {"encoder_act_fn": "silu", "decoder_act_fn": "silu", "interpolate": False}
-# miniFLUX normalises first frames otherwise than the SD3-style transformer.
+# miniFLUX normalises first frames differently from the SD3-style transformer.
 FLUX_LATENT = {"image_shift": -0.04, "image_scale": 1 / 1.8726}
-PATCH = 2  # of both; miniFLUX writes 1 into its file because its channels hold patches
+PATCH = 2  # in both; miniFLUX's file says 1 because its channels hold whole patches
 
 
 class DiTArguments(NamedTuple):
     """Arguments of `models.dit.DiTConfig`, `layout.Layout` and `latents.LatentConfig`.
 
-    Those of the latents are what the transformer was trained with; the others are the
-    VAE's.
+    Of the latents only the statistics that the transformer was trained with are here;
+    the others are the VAE's.
     """
 
     dit: Arguments
@@ -51,52 +51,52 @@ class DiTArguments(NamedTuple):
     latent: Arguments
 
 
-def dit_config(given: Mapping[str, Any]) -> DiTArguments:
+def dit_config(config: Mapping[str, Any]) -> DiTArguments:
     """The transformer that a config.json of the original describes.
 
     Fields that the released files leave to the original's loader (causality, positions
     of history) get the loader's values.
 
     Raises:
-        ValueError: neither of the two transformers, or a setting outside of them.
+        ValueError: neither of the two transformers, or a setting that neither has.
     """
-    variant = _variant(given)
+    variant = _variant(config)
     for name, value in ONLY.items():
-        if given.get(name, value) != value:
+        if config.get(name, value) != value:
             raise ValueError(
-                f"{name} is {given[name]!r} in the transformer's config.json; only "
+                f"{name} is {config[name]!r} in the transformer's config.json; only "
                 f"{value!r}, which all released models use, is supported"
             )
-    heads, head_dim = given["num_attention_heads"], given["attention_head_dim"]
+    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     dit = {
         "width": heads * head_dim,
         "heads": heads,
-        "double_blocks": given["num_layers"],
-        "text_width": given["joint_attention_dim"],
-        "pooled_width": given["pooled_projection_dim"],
-        "causal": given.get("use_temporal_causal", True),
+        "double_blocks": config["num_layers"],
+        "text_width": config["joint_attention_dim"],
+        "pooled_width": config["pooled_projection_dim"],
+        "causal": config.get("use_temporal_causal", True),
     }
     if variant == "PyramidFluxTransformer":
-        return _flux(given, dit)
-    return _mmdit(given, dit, head_dim)
+        return _flux(config, dit)
+    return _mmdit(config, dit, head_dim)
 
 
-def _variant(given: Mapping[str, Any]) -> str:
-    name = given.get("_class_name")
-    known = [c for c, field in CLASSES.items() if name == c or field in given]
-    if (name is not None and name not in CLASSES) or len(known) != 1:
+def _variant(config: Mapping[str, Any]) -> str:
+    name = config.get("_class_name")
+    classes = [c for c, field in CLASSES.items() if name == c or field in config]
+    if (name is not None and name not in CLASSES) or len(classes) != 1:
         raise ValueError(
-            f"config.json of class {name!r} with fields {sorted(given)} is none of "
+            f"config.json of class {name!r} with fields {sorted(config)} is none of "
             f"{sorted(CLASSES)}; give the config.json of a released transformer"
         )
-    return known[0]
+    return classes[0]
 
 
-def _flux(given: Mapping[str, Any], dit: Arguments) -> DiTArguments:
+def _flux(config: Mapping[str, Any], dit: Arguments) -> DiTArguments:
     dit |= {
-        "single_blocks": given["num_single_layers"],
-        "patch_values": given["in_channels"],
-        "rope_axes": tuple(given["axes_dims_rope"]),
+        "single_blocks": config["num_single_layers"],
+        "patch_values": config["in_channels"],
+        "rope_axes": tuple(config["axes_dims_rope"]),
         "position_table": None,
         "qk_eps": 1e-6,
         "text_ends_early": False,
@@ -106,50 +106,50 @@ def _flux(given: Mapping[str, Any], dit: Arguments) -> DiTArguments:
     )
 
 
-def _mmdit(given: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArguments:
-    width, patch = given["caption_projection_dim"], given["patch_size"]
+def _mmdit(config: Mapping[str, Any], dit: Arguments, head_dim: int) -> DiTArguments:
+    width, patch = config["caption_projection_dim"], config["patch_size"]
     if width != dit["width"] or patch != PATCH:
         raise ValueError(
             f"caption_projection_dim {width} and patch_size {patch} must be the width "
             f"{dit['width']} of all heads and {PATCH}"
         )
-    table = given["pos_embed_max_size"]
+    table = config["pos_embed_max_size"]
     dit |= {
         "single_blocks": 0,
-        "patch_values": given["in_channels"] * PATCH**2,
+        "patch_values": config["in_channels"] * PATCH**2,
         "rope_axes": (head_dim,),
         "position_table": table,
-        "position_table_base": given["sample_size"] // PATCH,
+        "position_table_base": config["sample_size"] // PATCH,
         "qk_eps": 1e-5,
         "text_ends_early": True,
     }
-    interpolate = given.get("interp_condition_pos", True)
+    interpolate = config.get("interp_condition_pos", True)
     layout = {"patch": PATCH, "position_table": table, "interpolate": interpolate}
     return DiTArguments(dit, layout, {})
 
 
-def vae_config(given: Mapping[str, Any]) -> Arguments:
+def vae_config(config: Mapping[str, Any]) -> Arguments:
     """Arguments of `models.vae.VAEConfig` from the VAE's config.json.
 
     Raises:
-        ValueError: a field is missing, encoder and decoder do not belong together, or a
-            setting that no released VAE uses.
+        ValueError: a field is missing, encoder and decoder do not belong together, or
+            a setting is one that no released VAE uses.
     """
     fields = [field for fields in VAE_FIELDS.values() for field in fields]
-    if missing := [field for field in fields if field not in given]:
+    if missing := [field for field in fields if field not in config]:
         raise ValueError(
             f"the VAE's config.json lacks {missing}; give the config.json of a "
             "released causal_video_vae folder"
         )
     for name, value in VAE_ONLY.items():
-        if given.get(name, value) != value:
+        if config.get(name, value) != value:
             raise ValueError(
-                f"{name} is {given[name]!r} in the VAE's config.json; only {value!r}, "
+                f"{name} is {config[name]!r} in the VAE's config.json; only {value!r}, "
                 "which the released VAE uses, is supported"
             )
     arguments = {}
     for name, fields in VAE_FIELDS.items():
-        values = [given[field] for field in fields]
+        values = [config[field] for field in fields]
         if values[0] != values[-1]:
             raise ValueError(
                 f"the VAE's config.json has {fields[0]} {values[0]} and {fields[1]} "
@@ -167,7 +167,7 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
         ValueError: the original has no such transformer.
     """
     head_dim = dit["width"] // dit["heads"]
-    given = {
+    config = {
         "num_attention_heads": dit["heads"],
         "attention_head_dim": head_dim,
         "num_layers": dit["double_blocks"],
@@ -176,7 +176,7 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
         "use_temporal_causal": dit["causal"],
     }
     if dit["position_table"] is None:
-        given |= {
+        config |= {
             "_class_name": "PyramidFluxTransformer",
             "num_single_layers": dit["single_blocks"],
             "patch_size": 1,
@@ -184,7 +184,7 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
             "axes_dims_rope": list(dit["rope_axes"]),
         }
     else:
-        given |= {
+        config |= {
             "_class_name": "PyramidDiffusionMMDiT",
             "caption_projection_dim": dit["width"],
             "patch_size": PATCH,
@@ -195,31 +195,31 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
             "add_temp_pos_embed": True,
             **ONLY,
         }
-    back = dit_config(given)
+    back = dit_config(config)
     _must_agree(back.dit, dit)
     _must_agree(back.layout, layout)
-    return given
+    return config
 
 
 def vae_fields(vae: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a VAE, from all fields of its config."""
-    given: dict[str, Any] = {"_class_name": "CausalVideoVAE", **VAE_ONLY}
+    config: dict[str, Any] = {"_class_name": "CausalVideoVAE", **VAE_ONLY}
     for name, fields in VAE_FIELDS.items():
         value = vae[name]
         listed = list(value) if isinstance(value, tuple | list) else value
-        given |= dict.fromkeys(fields, listed)
+        config |= dict.fromkeys(fields, listed)
     levels = len(vae["spatial"])
-    return given | {
+    return config | {
         "encoder_down_block_types": ["DownEncoderBlockCausal3D"] * levels,
         "decoder_up_block_types": ["UpDecoderBlockCausal3D"] * levels,
     }
 
 
-def _must_agree(back: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """What the original would make of the written fields is what was to be written."""
-    for name, value in back.items():
-        if given[name] != value:
+def _must_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the original reads from its file what we wrote."""
+    for name, value in theirs.items():
+        if ours[name] != value:
             raise ValueError(
-                f"{name} is {given[name]!r}, where the original has {value!r}; only "
+                f"{name} is {ours[name]!r}, where the original has {value!r}; only "
                 "models of its two transformers can be exported"
             )

@@ -5,34 +5,39 @@
 
 One folder per network, with a config.json and weights: safetensors, or files of
 PyTorch. The SD3-style model has three text encoders, miniFLUX two. Names, types and
-shapes come from the headers of files: looking at a folder reads no weights.
+shapes come from the headers of files: opening a folder reads no weights.
 """
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
+import jax
 import numpy as np
 
-from pyramid_jax.checkpoint import rename, text_tables
+from pyramid_jax.checkpoint import dit_tables, files, rename, text_tables, vae_tables
+from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors, subset
-from pyramid_jax.convert import configs, networks
-from pyramid_jax.convert.networks import Blueprint
+from pyramid_jax.convert import configs
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import ModelConfig
-from pyramid_jax.models.dit import DiTConfig
+from pyramid_jax.models import vae as vaes
+from pyramid_jax.models.dit import DiTConfig, initialise_dit
+from pyramid_jax.models.layers import position_table
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import EncoderConfig
 
 DIT, VAE = "diffusion_transformer", "causal_video_vae"
-CONFIG = "config.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 DTYPE = "bfloat16"  # in which the released models run
-Make = Callable[[Mapping[str, Any]], Blueprint]  # from a config.json
+NetworkConfig = DiTConfig | VAEConfig | EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ReleasedFolder:
         variant: the folder of the transformer; None: the only one there is.
         dit, vae: files or folders with other weights for these two, such as checkpoints
             of the original's training; None: those of the folder.
-        text: text encoders and tokenizers are wanted, too.
+        text: text encoders and tokenizers belong to the model, too.
     """
 
     folder: Path
@@ -53,12 +58,12 @@ class ReleasedFolder:
     text: bool = True
 
 
-class Part(NamedTuple):
+class ReleasedNetwork(NamedTuple):
     """One network: its folder's name, its config.json, what that means, its tensors."""
 
     name: str
-    given: Mapping[str, Any]
-    blueprint: Blueprint
+    config: Mapping[str, Any]
+    cfg: NetworkConfig
     tensors: Mapping[str, Any]
 
     def __str__(self) -> str:
@@ -68,160 +73,215 @@ class Part(NamedTuple):
         return f"{self.name:<28} {count:>5} tensors {values:>15,} values  {types}"
 
 
-class Opened(NamedTuple):
+class ReleasedModel(NamedTuple):
     """The networks of a folder by name, and all problems; without any, the model."""
 
-    parts: Mapping[str, Part]
+    networks: Mapping[str, ReleasedNetwork]
     problems: list[str]
     model: ModelConfig | None
 
     def __str__(self) -> str:
         verdict = f"{len(self.problems)} problems:" if self.problems else "all fits"
-        lines = [*map(str, self.parts.values()), verdict]
+        lines = [*map(str, self.networks.values()), verdict]
         return "\n".join(lines + [f"  {problem}" for problem in self.problems])
 
 
-def look(source: ReleasedFolder) -> Opened:
+def released_folder(name: str | Path, variant: str | None = None) -> Path:
+    """The folder itself, or the files of a model of the hub like "owner/model".
+
+    Args:
+        variant: the transformer to download; None: all of them.
+
+    Raises:
+        ValueError: there is no such folder, and no such model can be downloaded.
+    """
+    if (path := Path(name)).is_dir():
+        return path
+    parts = (variant or f"{DIT}_*", VAE, "text_encoder*", "tokenizer*")
+    patterns = [f"{part}/*" for part in parts]
+    if not HUB_NAME.fullmatch(str(name)):
+        raise ValueError(
+            f"{name} is no folder, and no name of a model of the hub (owner/model); "
+            "give the folder of a released model, or its name"
+        )
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(str(name), allow_patterns=patterns)
+        )
+    except OSError as error:  # of the network, or a refusal of the hub
+        raise ValueError(
+            f"{name} is no folder here, and can't be downloaded ({error}). Download "
+            f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
+            "a network, keep their folders, and give the folder that holds these"
+        ) from error
+
+
+def open_released(source: ReleasedFolder) -> ReleasedModel:
     """Everything that the folder of a released model should hold, checked."""
     reader = _Reader(source.folder)
     name = reader.attempt("", _variant, source)
     dit = None
     if name is not None:
-        dit = reader.part(name, _dit, source.dit, "dit.")
-    vae = reader.part(VAE, _vae, source.vae, "vae.")
+        dit = reader.network(name, _dit_config, source.dit, "dit.")
+    vae = reader.network(VAE, _vae_config, source.vae, "vae.")
     encoders = []
     for end in _ends(source.folder, dit) if source.text else ():
-        encoder = reader.part(f"text_encoder{end}", networks.text_encoder)
+        encoder = reader.network(f"text_encoder{end}", prompts.encoder_config)
         encoders.append(encoder)
         if encoder is not None:
-            cfg, place = encoder.blueprint.cfg, source.folder / f"tokenizer{end}"
-            reader.attempt(place.name, prompts.load_tokenizer, place, cfg)
+            cfg, folder = encoder.cfg, source.folder / f"tokenizer{end}"
+            reader.attempt(folder.name, prompts.load_prompt_tokenizer, folder, cfg)
     model = None
     if dit is not None and vae is not None:
         model = reader.attempt(dit.name, _model, dit, vae)
     if model is not None and encoders and all(encoders):
         reader.attempt("text encoders", _check_widths, model, encoders)
-    return Opened(reader.parts, reader.problems, None if reader.problems else model)
+    return ReleasedModel(
+        reader.networks, reader.problems, None if reader.problems else model
+    )
+
+
+# ------------------------------------------------------------- networks without weights
+
+
+@lru_cache
+def tensor_table(cfg: NetworkConfig) -> Table:
+    """The names that the original gives to the weights of a network like `cfg`."""
+    if isinstance(cfg, VAEConfig):
+        return vae_tables.vae_table(cfg)
+    if isinstance(cfg, EncoderConfig):
+        return prompts.encoder_table(cfg)
+    if cfg.position_table is None:
+        return dit_tables.flux_table()
+    axis = position_table(cfg.position_table, cfg.position_table_base, cfg.width)
+    return dit_tables.mmdit_table(cfg.double_blocks, axis)
+
+
+@lru_cache
+def abstract_weights(cfg: NetworkConfig) -> Any:
+    """The shapes of a network's weights here, in boxes that name their axes."""
+    if isinstance(cfg, EncoderConfig):
+        return prompts.abstract_encoder(cfg)
+    initialise = initialise_dit if isinstance(cfg, DiTConfig) else vaes.initialise_vae
+    return jax.eval_shape(partial(initialise, cfg), jax.random.key(0))
+
+
+# ------------------------------------------------------------------------------ opening
 
 
 class _Reader:
-    """Opens parts of a folder, and notes what is wrong."""
+    """Opens the networks of a folder, and notes what is wrong."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.parts: dict[str, Part] = {}
+        self.networks: dict[str, ReleasedNetwork] = {}
         self.problems: list[str] = []
 
     def attempt(self, name: str, f: Callable[..., Any], *args: Any) -> Any:
-        """What `f` returns; None, and one more problem, if it raises a ValueError."""
+        """The result of `f`; None, and one more problem, if it raises a ValueError."""
         try:
             return f(*args)
         except ValueError as error:
             self.problems.append(f"{name}: {error}".removeprefix(": "))
             return None
 
-    def part(
-        self, name: str, make: Make, weights: Path | None = None, start: str = ""
-    ) -> Part | None:
+    def network(
+        self,
+        name: str,
+        describe: Callable[[Mapping[str, Any]], NetworkConfig],
+        weights: Path | None = None,
+        start: str = "",
+    ) -> ReleasedNetwork | None:
         """The network in a folder, or None; its tensors may come from elsewhere.
 
         Args:
+            describe: makes the network's config from the contents of config.json.
             start: of the names of its tensors, see `subset`.
         """
-        if not (self.folder / name).is_dir():
+        folder = self.folder / name
+        if not folder.is_dir():
             self.problems.append(f"{name}: this folder is missing")
             return None
-        given = self.attempt(name, _fields, self.folder / name / CONFIG)
-        tensors = self.attempt(name, read_tensors, weights or self.folder / name)
-        blueprint = None if given is None else self.attempt(name, _make, make, given)
-        if given is None or blueprint is None or tensors is None:
+        config = self.attempt(name, files.read_config, folder, "a released network")
+        tensors = self.attempt(name, read_tensors, weights or folder)
+        cfg = None
+        if config is not None:
+            cfg = self.attempt(name, _described, describe, config)
+        if config is None or cfg is None or tensors is None:
             return None
-        part = Part(name, given, blueprint, subset(tensors, start))
-        shapes = text_tables.without_copies(
-            {k: x.shape for k, x in part.tensors.items()}
-        )
-        wrong = rename.check(shapes, blueprint.table, blueprint.shapes)
-        self.problems += [f"{name}: {problem}" for problem in wrong]
-        self.parts[name] = part
-        return part
+        network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
+        unique = text_tables.without_copies(network.tensors)
+        shapes = {key: x.shape for key, x in unique.items()}
+        table, abstract = tensor_table(cfg), abstract_weights(cfg)
+        problems = rename.shape_problems(shapes, table, abstract)
+        self.problems += [f"{name}: {problem}" for problem in problems]
+        self.networks[name] = network
+        return network
 
 
 def _variant(source: ReleasedFolder) -> str:
-    there = sorted(p.name for p in source.folder.glob(f"{DIT}*") if p.is_dir())
-    if source.variant is None and len(there) == 1:
-        return there[0]
-    if source.variant not in there:
+    names = sorted(p.name for p in source.folder.glob(f"{DIT}*") if p.is_dir())
+    if source.variant is None and len(names) == 1:
+        return names[0]
+    if source.variant not in names:
         raise ValueError(
-            f"{source.folder} has the transformers {there}, and {source.variant!r} was "
+            f"{source.folder} has the transformers {names}, and {source.variant!r} was "
             "asked for; choose one of them as the variant"
         )
     return source.variant
 
 
-def _fields(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; copy it, too")
+def _described(
+    describe: Callable[[Mapping[str, Any]], NetworkConfig], config: Mapping[str, Any]
+) -> NetworkConfig:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy it again") from error
-
-
-def _make(make: Make, given: Mapping[str, Any]) -> Blueprint:
-    try:
-        return make(given)
+        cfg = describe(config)
+        _ = tensor_table(cfg), abstract_weights(cfg)  # impossible sizes show here
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{CONFIG} lacks or misstates {error}; copy it again"
+            f"{files.CONFIG} lacks or misstates {error}; copy it again"
         ) from error
+    return cfg
 
 
-def _dit(given: Mapping[str, Any]) -> Blueprint:
-    return networks.dit(DiTConfig(**configs.dit_config(given).dit, dtype=DTYPE))
+def _dit_config(config: Mapping[str, Any]) -> DiTConfig:
+    return DiTConfig(**configs.dit_config(config).dit, dtype=DTYPE)
 
 
-def _vae(given: Mapping[str, Any]) -> Blueprint:
-    return networks.vae(VAEConfig(**configs.vae_config(given), dtype=DTYPE))
+def _vae_config(config: Mapping[str, Any]) -> VAEConfig:
+    return VAEConfig(**configs.vae_config(config), dtype=DTYPE)
 
 
-def _ends(folder: Path, dit: Part | None) -> list[str]:
-    """What the names of the text encoders end with that the transformer reads."""
-    if dit is not None and isinstance(dit.blueprint.cfg, DiTConfig):
-        count = 2 if dit.blueprint.cfg.position_table is None else 3
+def _ends(folder: Path, dit: ReleasedNetwork | None) -> list[str]:
+    """The ends of the names of the text encoders that the transformer reads."""
+    if dit is not None and isinstance(dit.cfg, DiTConfig):
+        count = 2 if dit.cfg.position_table is None else 3
         return list(prompts.FOLDERS[:count])
     return [end for end in prompts.FOLDERS if (folder / f"text_encoder{end}").is_dir()]
 
 
-def _model(dit: Part, vae: Part) -> ModelConfig:
-    """What transformer and VAE are together; ValueError if they don't fit."""
-    arguments, pixels = configs.dit_config(dit.given), vae.blueprint.cfg
-    assert isinstance(dit.blueprint.cfg, DiTConfig) and isinstance(pixels, VAEConfig)
+def _model(dit: ReleasedNetwork, vae: ReleasedNetwork) -> ModelConfig:
+    """The model of transformer and VAE; ValueError if they don't fit."""
+    arguments, pixels = configs.dit_config(dit.config), vae.cfg
+    assert isinstance(dit.cfg, DiTConfig) and isinstance(pixels, VAEConfig)
     latent = LatentConfig(
         channels=pixels.latent,
         spatial=pixels.spatial_factor,
         temporal=pixels.temporal_factor,
         **arguments.latent,
     )
-    return ModelConfig(dit.blueprint.cfg, Layout(**arguments.layout), latent)
+    return ModelConfig(dit.cfg, Layout(**arguments.layout), latent)
 
 
-def _check_widths(model: ModelConfig, encoders: list[Part]) -> None:
+def _check_widths(model: ModelConfig, encoders: list[ReleasedNetwork]) -> None:
     """Raises ValueError unless the encoders make what the transformer reads."""
-    cfgs: list[Any] = [encoder.blueprint.cfg for encoder in encoders]
+    cfgs: list[Any] = [encoder.cfg for encoder in encoders]
     words = [cfg.width for cfg in cfgs if isinstance(cfg, T5Config)]
-    pooled = [_pooled(cfg) for cfg in cfgs if not isinstance(cfg, T5Config)]
-    made, wanted = (
-        (words, sum(pooled)),
-        ([model.dit.text_width], model.dit.pooled_width),
-    )
-    if made != wanted:
+    pooled = [cfg.vector_width for cfg in cfgs if not isinstance(cfg, T5Config)]
+    dit = model.dit
+    if (words, sum(pooled)) != ([dit.text_width], dit.pooled_width):
         raise ValueError(
             f"T5 makes features of width {words}, CLIP vectors of {pooled}; the "
-            f"transformer reads features of {wanted[0]} and vectors of {wanted[1]}; "
-            "give the text encoders of the same model"
+            f"transformer reads features of {[dit.text_width]} and vectors of "
+            f"{dit.pooled_width}; give the text encoders of the same model"
         )
-
-
-def _pooled(cfg: EncoderConfig) -> int:
-    assert not isinstance(cfg, T5Config)
-    return cfg.width if cfg.projection is None else cfg.projection

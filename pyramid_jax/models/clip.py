@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text encoders of CLIP: token ids to one vector per prompt.
+"""The text encoders of CLIP, which give one vector per prompt.
 
 Attention is causal, so nothing that follows the end of a text changes its vector.
 """
@@ -25,7 +25,7 @@ class CLIPConfig:
     Args:
         positions: most tokens of a text.
         quick_gelu: x σ(1.702 x) in the MLP; False: the exact GELU.
-        end: id of the token where the vector is taken; None: the largest id in a row.
+        end: id of the token whose state is the vector; None: the largest id in a row.
         projection: width of the vector after a linear map; None: there is none.
         dtype: of matrix products; the stream between blocks is float32.
     """
@@ -42,6 +42,11 @@ class CLIPConfig:
     eps: float = 1e-5
     dtype: str = "float32"
 
+    @property
+    def vector_width(self) -> int:
+        """Width of the vector of a text."""
+        return self.width if self.projection is None else self.projection
+
 
 class Encoding(NamedTuple):
     """Normalised states of all tokens, and the vector of each text."""
@@ -51,7 +56,7 @@ class Encoding(NamedTuple):
 
 
 class CLIPEncoder(nn.Module):
-    """One text per row: the state at its end, projected or not.
+    """Encodes the text in each row as the state at its end, projected or not.
 
     Source: `CLIPTextModel` and `CLIPTextModelWithProjection` of transformers.
     """
@@ -77,7 +82,8 @@ class CLIPEncoder(nn.Module):
     def __call__(self, ids: Int[jax.Array, "b m"]) -> Encoding:
         c = self.cfg
         block = CLIPBlock(c, parent=None)
-        x = self.norm(scan(block, self.blocks, self.embed(ids), self.mask(ids)))
+        (x,) = scan(block, self.blocks, (self.embed(ids),), self.mask(ids))
+        x = self.norm(x)
         # parity: released config files name an end that their tokenizers don't use.
         end = ids.argmax(-1) if c.end is None else (ids == c.end).argmax(-1)
         pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]

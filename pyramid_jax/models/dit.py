@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffusion transformer of all stages: tokens and conditions to velocities.
+"""The diffusion transformer, which gives every token a velocity, at all stages.
 
 Text and video tokens first attend to each other with weights of their own (double
 blocks), then, in the miniFLUX variant, as one sequence with shared weights (single
@@ -7,8 +7,8 @@ blocks). A row may hold several segments, each with its own time and prompt. A v
 is a `DiTConfig`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,15 +28,13 @@ from pyramid_jax.models.layers import (
     interpolate_table,
     layer_norm,
     position_table,
+    scan,
     sinusoid,
+    stacked,
 )
 from pyramid_jax.models.rotary import angles, rotate
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import constrain, shares
-
-State = tuple[
-    jax.Array, ...
-]  # what flows between blocks: (text, video), or one sequence
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Stream(nn.Module):
             self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
 
     def condition(self, cond: jax.Array, segment: jax.Array) -> tuple[Affine, Affine]:
-        """What the segment's time and prompt do around attention and around the MLP."""
+        """How a segment's time and prompt change what is around attention and MLP."""
         vectors = self.modulation(cond, segment)
         if self.attends_only:
             shift, scale = vectors
@@ -210,7 +208,7 @@ class SingleBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocities of all video tokens; those of history tokens have no meaning."""
+    """Computes the velocity of all video tokens; that of history means nothing."""
 
     cfg: DiTConfig
 
@@ -223,9 +221,10 @@ class DiT(nn.Module):
         self.time, self.pooled = Embedder(c.width, c.dtype), Embedder(c.width, c.dtype)
 
         last = int(c.text_ends_early)
-        self.double = self._stack("double", DoubleBlock(c), c.double_blocks - last)
+        doubles, singles = DoubleBlock(c, parent=None), SingleBlock(c, parent=None)
+        self.double = self._stack("double", doubles, c.double_blocks - last, streams=2)
         self.last_double = DoubleBlock(c, text_attends_only=True) if last else None
-        self.single = self._stack("single", SingleBlock(c), c.single_blocks)
+        self.single = self._stack("single", singles, c.single_blocks, streams=1)
 
         self.head_modulation = Modulation(2, c.width, c.dtype)
         self.head = dense(c.patch_values, ("embed", None), c.dtype, init=zeros)
@@ -253,11 +252,16 @@ class DiT(nn.Module):
             video = video + self._table(tokens.position).astype(video.dtype)
         cond = self.time(sinusoid(time)) + self.pooled(text.pooled)
 
-        words, video = self.double((words, video), cond, angle, mask)
+        inputs = (cond, angle, mask)
+        run = partial(scan, axes=("batch", "tokens", None), remat=c.remat)
+        if self.double is not None:
+            block = DoubleBlock(c, parent=None)
+            words, video = run(block, self.double, (words, video), *inputs)
         if self.last_double is not None:
-            words, video = self.last_double(words, video, cond, angle, mask)
-        if c.single_blocks:
-            (x,) = self.single((jnp.concatenate([words, video], 1),), cond, angle, mask)
+            words, video = self.last_double(words, video, *inputs)
+        if self.single is not None:
+            block, x = SingleBlock(c, parent=None), jnp.concatenate([words, video], 1)
+            (x,) = run(block, self.single, (x,), *inputs)
             video = x[:, m:]
 
         shift, scale = self.head_modulation(cond, tokens.segment)
@@ -272,38 +276,26 @@ class DiT(nn.Module):
         y, x = (interpolate_table(table, position[..., axis]) for axis in (1, 2))
         return jnp.concatenate([x, y], axis=-1)
 
-    def _stack(self, name: str, block: nn.Module, count: int) -> Callable[..., State]:
-        """`count` equal blocks as one scan over their stacked weights.
+    def _stack(self, name: str, block: nn.Module, count: int, streams: int) -> Any:
+        """The weights of `count` equal blocks of so many streams; None without any."""
+        c = self.cfg
 
-        perf: compiling takes the time of one block, whatever the depth.
-        """
-        weights = (
-            self.param(name, lambda key: _stacked(key, block, count)) if count else None
-        )
+        def init(key: jax.Array) -> Any:
+            token = jnp.zeros((1, 1, c.width))
+            angle = jnp.zeros((1, streams, c.head_dim // 2))
+            order = jnp.zeros((1, streams), jnp.int32)
+            inputs = (*[token] * streams, token, angle, TokenMask(order, order))
+            return stacked(key, block, count, *inputs)
 
-        def run(state: State, *constants: Any) -> State:
-            def step(state: State, layer: Any) -> tuple[State, None]:
-                state = tuple(constrain(x, ("batch", "tokens", None)) for x in state)
-                out: Any = block.apply({"params": layer}, *state, *constants)
-                return (out if isinstance(out, tuple) else (out,)), None
-
-            step = jax.checkpoint(step) if self.cfg.remat else step
-            return jax.lax.scan(step, state, weights)[0] if count else state
-
-        return run
+        return self.param(name, init) if count else None
 
 
-def _stacked(key: jax.Array, block: nn.Module, count: int) -> Any:
-    """Fresh weights of `count` equal blocks, stacked along a leading axis."""
-    c = block.cfg
-    token = jnp.zeros((1, 1, c.width))
-    text_too = isinstance(block, DoubleBlock)
-    state = (token, token) if text_too else (token,)
-    order = jnp.zeros((1, len(state)), jnp.int32)
-    angle = jnp.zeros((1, len(state), c.head_dim // 2))
-
-    def one(key: jax.Array) -> Any:
-        return block.init(key, *state, token, angle, TokenMask(order, order))["params"]
-
-    weights = jax.vmap(one)(jax.random.split(key, count))
-    return nn.meta.add_axis(weights, 0, {nn.PARTITION_NAME: "layers"})
+def initialise_dit(cfg: DiTConfig, key: jax.Array) -> Any:
+    """Fresh weights, in boxes that name the axes of each."""
+    time, order = jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32)
+    patches, position = jnp.zeros((1, 1, cfg.patch_values)), jnp.zeros((1, 1, 3))
+    features = jnp.zeros((1, 1, cfg.text_width))
+    pooled = jnp.zeros((1, 1, cfg.pooled_width))
+    tokens = Tokens(patches, position, order, order)
+    text = Text(features, order, pooled)
+    return DiT(cfg).init(key, tokens, time, text)["params"]

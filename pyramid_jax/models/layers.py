@@ -10,10 +10,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from pyramid_jax.sharding import constrain, named
+from pyramid_jax.sharding import Axes, constrain, named
 
 Features = int | tuple[int, ...]
-Axes = tuple[str | None, ...]
+Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
 
 
 def dense(
@@ -203,15 +203,28 @@ def stacked(key: jax.Array, block: nn.Module, count: int, *inputs: Any) -> Any:
 
 
 def scan(
-    block: nn.Module, weights: Any, x: Float[jax.Array, "b m d"], *constants: Any
-) -> Float[jax.Array, "b m d"]:
-    """`x` after one block after another, each called as block(x, *constants).
+    block: nn.Module,
+    weights: Any,
+    state: Streams,
+    *constants: Any,
+    axes: Axes | None = None,
+    remat: bool = False,
+) -> Streams:
+    """The state after all blocks, each called as block(*state, *constants).
 
     perf: compiling takes the time of one block, whatever the depth.
+
+    Args:
+        weights: as `stacked` makes them.
+        axes: of every array of the state, whose layout is pinned before each block.
+        remat: the backward pass recomputes each block instead of storing its inside.
     """
 
-    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        out: Any = block.apply({"params": layer}, x, *constants)
-        return out, None
+    def step(state: Streams, layer: Any) -> tuple[Streams, None]:
+        if axes is not None:
+            state = tuple(constrain(x, axes) for x in state)
+        out: Any = block.apply({"params": layer}, *state, *constants)
+        return (out if isinstance(out, tuple) else (out,)), None
 
-    return jax.lax.scan(step, x, weights)[0]
+    step = jax.checkpoint(step) if remat else step
+    return jax.lax.scan(step, state, weights)[0]

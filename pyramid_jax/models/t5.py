@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder of T5 v1.1: token ids to the text features of the released models.
+"""The encoder of T5 v1.1, whose text features the released models read.
 
 The only positions it knows are distances between tokens, so the same words have the
 same features wherever they stand in a row.
@@ -25,7 +25,7 @@ class T5Config:
     """The defaults are T5 v1.1 XXL, 4.8 B parameters.
 
     Args:
-        buckets: classes of distances between tokens, half of them for each direction.
+        buckets: number of classes of distances between tokens, half per direction.
         farthest: tokens; all larger distances are one class.
         dtype: of matrix products; the stream between blocks is float32, because its
             values reach thousands.
@@ -44,7 +44,7 @@ class T5Config:
 
 
 class T5Encoder(nn.Module):
-    """Token ids to one feature vector per token.
+    """Turns token ids into one feature vector per token.
 
     Source: `T5EncoderModel` of transformers, as the original calls it.
     """
@@ -76,7 +76,8 @@ class T5Encoder(nn.Module):
         """
         block = T5Block(self.cfg, parent=None)
         x, bias = self.embed(ids), self.bias(segment)
-        return self.norm(scan(block, self.blocks, x, bias))
+        (x,) = scan(block, self.blocks, (x,), bias)
+        return self.norm(x)
 
     def embed(self, ids: Int[jax.Array, "b m"]) -> Float[jax.Array, "b m d"]:
         """The stream before the first block."""
@@ -141,7 +142,7 @@ def buckets(
 ) -> Int[np.ndarray, "*shape"]:
     """The class of each offset key - query, out of `count`.
 
-    The first half is for keys before the query or on it, the second for those behind.
+    The first half is for keys before the query or on it, the second for later keys.
     Of each half, one half has a class per distance, the other grows logarithmically up
     to `farthest`.
     """

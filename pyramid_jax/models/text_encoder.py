@@ -18,7 +18,12 @@ from pyramid_jax.sharding import named
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Args: `vocabulary` of the tokenizer, `width` of features and pooled vector."""
+    """The size of a small text encoder.
+
+    Args:
+        vocabulary: number of different token ids.
+        width: of the features and of the pooled vector.
+    """
 
     vocabulary: int = 384
     width: int = 128
@@ -28,7 +33,7 @@ class TextConfig:
 
 
 class TextEncoder(nn.Module):
-    """Token ids to `Text`: blocks without causality, a mean pools each segment."""
+    """Turns token ids into `Text`; the mean of a segment's features is its vector."""
 
     cfg: TextConfig
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model in a folder: config.json, weights.safetensors, tokenizer.json, vae/, ..."""
 
-import json
 import shutil
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
+from pyramid_jax.checkpoint import files
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.model import (
     ModelConfig,
@@ -22,27 +21,17 @@ from pyramid_jax.model import (
     model_section,
     sample_config,
 )
-from pyramid_jax.pipeline import prompts as released
-from pyramid_jax.pipeline.prompts import Network, PromptEncoder
-from pyramid_jax.sharding import unbox
+from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
 from pyramid_jax.vae import autoencoder
-from pyramid_jax.vae.autoencoder import Autoencoder
+from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
+
+# The models that ship with the package: pixels are latents, or a VAE makes them.
+ASSETS = Path(__file__).parents[1] / "assets"
+TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
 
 
-class Placing(NamedTuple):
-    """Where weights go; see `generate.load`."""
-
-    mesh: Mesh | None = None
-    dtype: str | None = None
-    offload: bool = False
-
-    def rest(self, params: Any) -> Any:
-        """The weights where they are while nobody uses them."""
-        return sharding.parked(params) if self.offload else params
-
-
-class Saved(NamedTuple):
-    """What a folder holds; see `generate.VideoPipeline`."""
+class SavedModel(NamedTuple):
+    """The contents of a folder; see `pipeline.video.VideoPipeline`."""
 
     cfg: ModelConfig
     params: Any
@@ -53,36 +42,48 @@ class Saved(NamedTuple):
     name: str
 
 
-def read(folder: str | Path, place: Placing, text: bool = True) -> Saved:
-    """The model in a folder; one part is on the devices at a time if it is offloaded.
+def read_model(
+    folder: str | Path,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    text: bool = True,
+    offload: bool = False,
+) -> SavedModel:
+    """The model in a folder; see `pipeline.video.load`.
+
+    Of an offloaded model one part is on the devices at a time.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
     folder = Path(folder)
-    about = folder / "config.json"
-    if not about.is_file():
-        raise ValueError(f"{folder} has no config.json; give a folder of a saved model")
-    sections = json.loads(about.read_text())
+    sections = files.read_config(folder, "a model", "model", "sample")
     cfg = model_config(sections["model"])
-    if place.dtype is not None:
-        cfg = replace(cfg, dit=replace(cfg.dit, dtype=place.dtype))
-    like = jax.eval_shape(partial(initialise, cfg), jax.random.key(0))
-    to = placing(like, place.mesh, place.dtype)
-    params = read_tree(folder / "weights.safetensors", unbox(like), to)
-    beside = folder / cfg.tokenizer
-    return Saved(
+    if dtype is not None:
+        cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
+    abstract = jax.eval_shape(partial(initialise, cfg), jax.random.key(0))
+    params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
+    params = sharding.parked(params) if offload else params
+    vae = _vae(folder, cfg, dtype, mesh)
+    if vae is not None and offload:
+        vae = vae._replace(params=sharding.parked(vae.params))
+    prompts = None
+    if text and cfg.text is None and any(folder.glob("text_encoder*")):
+        prompts = load_prompt_encoder(folder, dtype or cfg.dit.dtype, mesh)
+        prompts = prompts.parked() if offload else prompts
+    tokenizer = folder / cfg.tokenizer
+    return SavedModel(
         cfg,
-        place.rest(params),
-        load_tokenizer(beside if beside.is_file() else cfg.tokenizer),
+        params,
+        load_tokenizer(tokenizer if tokenizer.is_file() else cfg.tokenizer),
         sample_config(sections["sample"]),
-        _vae(folder, cfg, place),
-        _prompts(folder, cfg, place) if text else None,
+        vae,
+        prompts,
         folder.resolve().name,
     )
 
 
-def save(
+def save_model(
     folder: str | Path,
     cfg: ModelConfig,
     defaults: SampleConfig,
@@ -96,39 +97,28 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if Path(cfg.tokenizer).is_file():
-        kept = folder / "tokenizer.json"
-        if not (kept.exists() and kept.samefile(cfg.tokenizer)):
-            shutil.copyfile(cfg.tokenizer, kept)
-        cfg = replace(cfg, tokenizer=kept.name)
-    sections = {
-        "model": model_section(cfg),
-        "sample": asdict(defaults),
-    }
-    (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
-    write_tree(folder / "weights.safetensors", params)
+        copy = folder / "tokenizer.json"
+        if not (copy.exists() and copy.samefile(cfg.tokenizer)):
+            shutil.copyfile(cfg.tokenizer, copy)
+        cfg = replace(cfg, tokenizer=copy.name)
+    files.write_config(
+        folder, {"model": model_section(cfg), "sample": asdict(defaults)}
+    )
+    files.write_weights(folder, params)
     if vae is not None:
-        autoencoder.save(folder / autoencoder.INSIDE, vae)
+        autoencoder.save_autoencoder(folder / INSIDE, vae)
 
 
-def _vae(folder: Path, cfg: ModelConfig, place: Placing) -> Autoencoder | None:
-    inside = folder / autoencoder.INSIDE
+def _vae(
+    folder: Path, cfg: ModelConfig, dtype: str | None, mesh: Mesh | None
+) -> Autoencoder | None:
+    inside = folder / INSIDE
     if not inside.is_dir():
         return None
-    vae = autoencoder.load(inside, place.dtype, place.mesh)
+    vae = autoencoder.load_autoencoder(inside, dtype, mesh)
     if vae.latent != cfg.latent:
         raise ValueError(
             f"{inside} has latents {vae.latent}, but the model was trained on "
             f"{cfg.latent}; put the VAE there that made the latents of its training"
         )
-    return vae._replace(params=place.rest(vae.params))
-
-
-def _prompts(folder: Path, cfg: ModelConfig, place: Placing) -> PromptEncoder | None:
-    if cfg.text is not None or not any(folder.glob("text_encoder*")):
-        return None
-    found = released.load(folder, place.dtype or cfg.dit.dtype, place.mesh)
-
-    def rest(network: Network) -> Network:
-        return network._replace(params=place.rest(network.params))
-
-    return replace(found, t5=rest(found.t5), clips=tuple(map(rest, found.clips)))
+    return vae

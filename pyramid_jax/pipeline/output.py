@@ -4,12 +4,14 @@
 import base64
 import html
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.data.video_io import to_uint8
@@ -24,13 +26,15 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"output {kind!r} is unknown; use one of {', '.join(KINDS)}")
 
 
-def converted(
-    pixels: Float[np.ndarray, "b f h w 3"], kind: str
-) -> Float[np.ndarray, "b f h w 3"] | UInt8[np.ndarray, "b f h w 3"]:
-    """Pixels in [-1, 1] as float32 in [0, 1], or in 8 bits for all other kinds."""
+def frames_of(pieces: Iterable[Float[np.ndarray, "b _ h w 3"]], kind: str) -> Any:
+    """Pixels in [-1, 1], piece after piece in time, as the frames of `VideoOutput`."""
     if kind == "float32":
-        return (np.clip(pixels, -1, 1).astype(np.float32) + 1) / 2
-    return to_uint8(pixels)
+        pixels = np.concatenate([np.clip(x, -1, 1) for x in pieces], axis=1)
+        return (pixels.astype(np.float32) + 1) / 2
+    frames = np.concatenate([to_uint8(x) for x in pieces], axis=1)
+    if kind == "uint8":
+        return frames
+    return [[Image.fromarray(frame) for frame in video] for video in frames]
 
 
 @dataclass(frozen=True)

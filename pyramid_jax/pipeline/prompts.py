@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts to `Text`, with the text encoders and tokenizers of a released model.
+"""Encodes prompts with the text encoders and tokenizers of a released model.
 
 A released folder has `text_encoder`, `text_encoder_2`, ... and a tokenizer beside each.
 One of them is a T5, whose features are what the network reads; the vectors of the
-others, which are CLIP's, are put together to the pooled vector.
+others, which are CLIPs, joined side by side, are the pooled vector.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Int
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint import rename, text_tables
+from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder
@@ -32,7 +30,7 @@ from pyramid_jax.shapes import Array, Text
 
 logger = logging.getLogger(__name__)
 
-# What the released models were shown: added to every prompt, and led away from.
+# The released models expect this at the end of a prompt, and as the negative prompt.
 SUFFIX = ", hyper quality, Ultra HD, 8K"
 NEGATIVE = (
     "cartoon style, worst quality, low quality, blurry, absolute black, absolute white,"
@@ -40,7 +38,7 @@ NEGATIVE = (
     "monochrome, horror"
 )
 LIMIT = 128  # tokens of T5 that the network reads
-FOLDERS = ("", "_2", "_3")  # what the names of encoders and tokenizers end with
+FOLDERS = ("", "_2", "_3")  # ends of the names of encoders and tokenizers
 
 EncoderConfig = T5Config | CLIPConfig
 
@@ -60,8 +58,8 @@ class Ids(NamedTuple):
     clips: tuple[Array, ...]
 
 
-class Cut(NamedTuple):
-    """Token ids of a text, and the part of it that they don't hold."""
+class TokenizedText(NamedTuple):
+    """Token ids of a text, and the part of the text that was cut off."""
 
     ids: list[int]
     lost: str
@@ -78,22 +76,23 @@ class Tokenizer:
     tokenizer: Any
     limit: int
 
-    def __call__(self, text: str) -> Cut:
+    def __call__(self, text: str) -> TokenizedText:
         """The tokens of one text."""
         ids = self.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) <= self.limit:
-            return Cut(ids, "")
+            return TokenizedText(ids, "")
         last = self.limit - 1
-        return Cut([*ids[:last], ids[-1]], self.tokenizer.decode(ids[last:-1]).strip())
+        lost = self.tokenizer.decode(ids[last:-1]).strip()
+        return TokenizedText([*ids[:last], ids[-1]], lost)
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """The text encoders of a released model. Make one with `load`.
+    """The text encoders of a released model. Make one with `load_prompt_encoder`.
 
     Attributes:
-        tokenizers: of T5, then of each CLIP.
-        clips: whose vectors are the pooled vector, in their order.
+        clips: their vectors, in this order, are the pooled vector.
+        tokenizers: that of T5, then those of the CLIPs.
     """
 
     t5: Network
@@ -103,25 +102,24 @@ class PromptEncoder:
     def __call__(self, texts: Sequence[str]) -> Text:
         """Features and pooled vector of each text, in float32.
 
-        A text has a row of its own, padded on the left to T5's limit, which is also
-        what the network's compiled steps are for. Words behind the limit are not read;
-        a warning shows them.
+        A text has a row of its own, padded on the left to T5's limit, so that compiled
+        steps fit every text. Words beyond the limit are not read; a warning shows them.
 
         Raises:
             ValueError: there is no text.
         """
         if not texts:
             raise ValueError('there is no text to encode; give at least one, e.g. ""')
-        return encode(self.t5, self.clips, self.ids(texts))
+        return encode_prompts(self.t5, self.clips, self.ids(texts))
 
     def ids(self, texts: Sequence[str]) -> Ids:
         """The tokens of texts, cut and padded to the limits of their readers."""
         of_t5, *of_clips = self.tokenizers
         words = np.zeros((len(texts), of_t5.limit), np.int32)
         segment = np.full_like(words, -1)
-        for row, known, text in zip(words, segment, texts, strict=True):
+        for i, text in enumerate(texts):
             ids, lost = of_t5(text)
-            row[-len(ids) :], known[-len(ids) :] = ids, 0
+            words[i, -len(ids) :], segment[i, -len(ids) :] = ids, 0
             if lost:
                 logger.warning(
                     "%d tokens of a prompt are read, this part is not: %r",
@@ -130,13 +128,21 @@ class PromptEncoder:
                 )
         return Ids(words, segment, tuple(_clip_ids(t, texts) for t in of_clips))
 
+    def parked(self) -> "PromptEncoder":
+        """The same encoders, whose weights wait in the host's memory."""
+        t5, *clips = (
+            network._replace(params=sharding.parked(network.params))
+            for network in (self.t5, *self.clips)
+        )
+        return replace(self, t5=t5, clips=tuple(clips))
+
 
 def finished(prompts: Sequence[str]) -> list[str]:
-    """Prompts as the released models expect them, with `SUFFIX`."""
+    """The prompts with `SUFFIX`, as the released models expect them."""
     return [prompt + SUFFIX for prompt in prompts]
 
 
-def encode(t5: Network, clips: Sequence[Network], ids: Ids) -> Text:
+def encode_prompts(t5: Network, clips: Sequence[Network], ids: Ids) -> Text:
     """Features from T5, and the vectors of all CLIPs side by side; float32."""
     cfgs = (t5.cfg, *(clip.cfg for clip in clips))
     weights = (t5.params, *(clip.params for clip in clips))
@@ -150,8 +156,8 @@ def _encode(cfgs: tuple[Any, ...], params: tuple[Any, ...], ids: Ids) -> Text:
     features: Any = T5Encoder(cfgs[0]).apply(of_t5, ids.words, ids.segment)
     vectors = []
     for cfg, weights, words in zip(cfgs[1:], params[1:], ids.clips, strict=True):
-        found: Any = CLIPEncoder(cfg).apply({"params": weights}, words)
-        vectors.append(found.pooled)
+        encoding: Any = CLIPEncoder(cfg).apply({"params": weights}, words)
+        vectors.append(encoding.pooled)
     pooled = jnp.concatenate(vectors, axis=-1)[:, None]
     return Text(features, jnp.asarray(ids.segment), pooled)
 
@@ -159,7 +165,7 @@ def _encode(cfgs: tuple[Any, ...], params: tuple[Any, ...], ids: Ids) -> Text:
 # ---------------------------------------------------------------------------- loading
 
 
-def load(
+def load_prompt_encoder(
     folder: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None
 ) -> PromptEncoder:
     """The text encoders and tokenizers in a released model's folder.
@@ -178,10 +184,10 @@ def load(
     for end in FOLDERS:
         encoder = folder / f"text_encoder{end}"
         if encoder.is_dir():
-            given = _config(encoder)
-            networks.append(network(given, read_tensors(encoder), dtype, mesh))
+            config = files.read_config(encoder, "a text encoder")
+            networks.append(network(config, read_tensors(encoder), dtype, mesh))
             cfg = networks[-1].cfg
-            tokenizers.append(load_tokenizer(folder / f"tokenizer{end}", cfg))
+            tokenizers.append(load_prompt_tokenizer(folder / f"tokenizer{end}", cfg))
     is_t5 = [isinstance(n.cfg, T5Config) for n in networks]
     if is_t5.count(True) != 1 or all(is_t5):
         raise ValueError(
@@ -189,13 +195,13 @@ def load(
             "encoders in text_encoder, text_encoder_2 and text_encoder_3, expected one "
             "T5 and at least one CLIP; give the folder of a released model"
         )
-    place = is_t5.index(True)
-    t5, of_t5 = networks.pop(place), tokenizers.pop(place)
+    index = is_t5.index(True)
+    t5, of_t5 = networks.pop(index), tokenizers.pop(index)
     return PromptEncoder(t5, tuple(networks), (of_t5, *tokenizers))
 
 
 def network(
-    given: Mapping[str, Any],
+    config: Mapping[str, Any],
     tensors: Mapping[str, Any],
     dtype: str = "float32",
     mesh: Mesh | None = None,
@@ -205,35 +211,41 @@ def network(
     Raises:
         ValueError: another kind of encoder, or tensors that don't fit it.
     """
-    cfg, table = described(given, dtype)
-    like = abstract(cfg)
+    cfg = encoder_config(config, dtype)
+    abstract = abstract_encoder(cfg)
     plain = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), sharding.unbox(like)
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)),
+        sharding.unbox(abstract),
     )
-    once = text_tables.once(tensors)
-    return Network(cfg, rename.convert(once, table, plain, _place(like, mesh)))
+    unique, place = text_tables.unique_tensors(tensors), files.placing(abstract, mesh)
+    params = rename.convert_tensors(unique, encoder_table(cfg), plain, place)
+    return Network(cfg, params)
 
 
-def described(
-    given: Mapping[str, Any], dtype: str = "float32"
-) -> tuple[EncoderConfig, Table]:
-    """The config of the encoder that a config.json describes, and its tensors' table.
+def encoder_config(config: Mapping[str, Any], dtype: str = "float32") -> EncoderConfig:
+    """The encoder that a config.json of the original describes.
 
     Raises:
         ValueError: another kind of encoder, or one that no released model has.
     """
-    if "d_model" in given:
-        return T5Config(**text_tables.t5_config(given), dtype=dtype), text_tables.t5()
-    if "intermediate_size" in given:
-        cfg = CLIPConfig(**text_tables.clip_config(given), dtype=dtype)
-        return cfg, text_tables.clip(cfg.projection is not None)
+    if "d_model" in config:
+        return T5Config(**text_tables.t5_config(config), dtype=dtype)
+    if "intermediate_size" in config:
+        return CLIPConfig(**text_tables.clip_config(config), dtype=dtype)
     raise ValueError(
-        f"a config.json with {sorted(given)} describes neither a T5 nor a CLIP text "
+        f"a config.json with {sorted(config)} describes neither a T5 nor a CLIP text "
         "encoder; give that of a released model"
     )
 
 
-def abstract(cfg: EncoderConfig) -> Any:
+def encoder_table(cfg: EncoderConfig) -> Table:
+    """The names that the original gives to the weights of an encoder like `cfg`."""
+    if isinstance(cfg, T5Config):
+        return text_tables.t5_table()
+    return text_tables.clip_table(cfg.projection is not None)
+
+
+def abstract_encoder(cfg: EncoderConfig) -> Any:
     """The shapes of an encoder's weights, in boxes that name their axes."""
     ids = jnp.zeros((1, 1), jnp.int32)
     if isinstance(cfg, T5Config):
@@ -243,8 +255,8 @@ def abstract(cfg: EncoderConfig) -> Any:
     return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
-def load_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
-    """The tokenizer in a folder, with the limit of the encoder that reads its tokens.
+def load_prompt_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
+    """The tokenizer in a folder, limited to the tokens that its encoder reads.
 
     Raises:
         ValueError: the folder lacks the files of a tokenizer.
@@ -266,27 +278,8 @@ def load_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
         return Tokenizer(
             transformers.PreTrainedTokenizerFast(tokenizer_file=file), limit
         )
-    found = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    return Tokenizer(found, limit)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; copy the encoder again")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _place(like: Any, mesh: Mesh | None) -> Callable[[str, np.ndarray], jax.Array]:
-    """Moves a parameter to its devices; each process copies its own parts only."""
-    if mesh is None:
-        return lambda path, x: jnp.asarray(x)
-    where: dict[str, Any] = flatten_dict(sharding.shardings(like, mesh), sep="/")
-
-    def place(path: str, x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, where[path], x.__getitem__)
-
-    return place
+    clip = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return Tokenizer(clip, limit)
 
 
 def _clip_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[np.ndarray, "b m"]:

@@ -14,25 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 
 from pyramid_jax import layout, sharding
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
-from pyramid_jax.data.video_io import to_model
+from pyramid_jax.data.video_io import to_model, to_uint8
 from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
-from pyramid_jax.pipeline import folder as folders
+from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import StepCallback, denoise
-from pyramid_jax.pipeline.folder import Placing
-from pyramid_jax.pipeline.memory import (
-    MemoryPlan,
-    ModelParts,
-    Work,
-    decoding_pieces,
-    device_memory,
-    memory_plan,
-)
-from pyramid_jax.pipeline.output import VideoOutput, check_kind, converted
+from pyramid_jax.pipeline.folder import read_model
+from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
+from pyramid_jax.pipeline.output import VideoOutput, check_kind, frames_of
 from pyramid_jax.pipeline.presets import Preset, latent_shape, made_for
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.request import Picture, Steps, VideoRequest, resolve
@@ -44,10 +36,6 @@ from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Codec, Pieces
 
 logger = logging.getLogger(__name__)
-
-# The models that ship with the package: pixels are latents, or a VAE makes them.
-ASSETS = Path(__file__).parents[1] / "assets"
-TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
 
 
 @dataclass(frozen=True)
@@ -216,12 +204,7 @@ class VideoPipeline:
         pieces = self._fitting_pieces(request)
         units = self._units(request, self._first_frame(request), callback_on_step_end)
         latents = to_host(jnp.concatenate(list(units), axis=1))
-        videos = [
-            converted(pixels, output) for pixels in self._decoded(latents, pieces)
-        ]
-        frames: Any = np.concatenate(videos, axis=1)
-        if output == "pil":
-            frames = [[Image.fromarray(frame) for frame in video] for video in frames]
+        frames = frames_of(self._decoded(latents, pieces), output)
         return VideoOutput(frames, request.prompts, request.seed, self.defaults.fps)
 
     @property
@@ -231,7 +214,7 @@ class VideoPipeline:
 
     def memory_plan(self, request: VideoRequest, streamed: bool = False) -> MemoryPlan:
         """The memory that a request takes on every device, phase by phase; print it."""
-        return memory_plan(self._parts, self._work(request, streamed), self.mesh)
+        return memory.memory_plan(self._parts, self._work(request, streamed), self.mesh)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -317,18 +300,18 @@ class VideoPipeline:
         if pieces is None:
             for number, unit in enumerate(units):
                 raw = self.cfg.latent.denormalise(unit, begins=number == 0)
-                yield converted(to_host(raw), "uint8")
+                yield to_uint8(to_host(raw))
             return
         with self._codec("decoder") as codec:
             for pixels in codec.stream(units, replace(pieces, frames=None)):
-                yield converted(to_host(pixels), "uint8")
+                yield to_uint8(to_host(pixels))
 
     @contextmanager
     def _codec(self, part: str) -> Iterator[Codec]:
         """Half of the VAE, on the devices as long as it is used."""
         assert self.vae is not None
         with sharding.present({part: self.vae.params[part]}) as params:
-            yield autoencoder.codec(self.vae._replace(params=params), self.mesh)
+            yield autoencoder.vae_codec(self.vae._replace(params=params), self.mesh)
 
     # -------------------------------------------------------------------------- memory
 
@@ -344,9 +327,9 @@ class VideoPipeline:
 
     @property
     def _limit(self) -> float | None:
-        """Bytes of a device, if they are known."""
-        limit = self.memory_limit
-        return device_memory(self.mesh) if limit is None else limit
+        if self.memory_limit is None:
+            return memory.device_memory(self.mesh)
+        return self.memory_limit
 
     def _work(self, request: VideoRequest, streamed: bool = False) -> Work:
         """What is to be made, with the pieces that there is room for."""
@@ -361,7 +344,7 @@ class VideoPipeline:
         )
         if not latent or self.pieces is not None or self.vae is None:
             return work
-        pieces = decoding_pieces(self._parts, work, self.mesh, self._limit)
+        pieces = memory.decoding_pieces(self._parts, work, self.mesh, self._limit)
         return work._replace(pieces=pieces)
 
     def _fitting_pieces(
@@ -378,7 +361,7 @@ class VideoPipeline:
         return work.pieces
 
     def _check_memory(self, work: Work) -> None:
-        plan = memory_plan(self._parts, work, self.mesh)
+        plan = memory.memory_plan(self._parts, work, self.mesh)
         logger.info("memory:\n%s", plan)
         plan.check(self._limit)
 
@@ -405,7 +388,7 @@ def load(
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    model = folders.read(folder, Placing(mesh, dtype, offload), text)
+    model = read_model(folder, mesh, dtype, text, offload)
     return VideoPipeline(mesh=mesh, **model._asdict())
 
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VAE in a folder: its config, the statistics of its latents, and its weights.
 
-`codec` makes functions of it: from pixels to normalised latents, and back.
+`vae_codec` makes functions of it: from pixels to normalised latents, and back.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.trees import placing, read_tree, write_tree
+from pyramid_jax.checkpoint import files
 from pyramid_jax.config import build
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.kernels.halo import Halo
@@ -45,22 +44,22 @@ class Autoencoder(NamedTuple):
     params: Any
 
 
-def save(folder: str | Path, made: Autoencoder) -> None:
+def save_autoencoder(folder: str | Path, autoencoder: Autoencoder) -> None:
     """Writes config.json and weights.safetensors; the weights are host arrays."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sections = {
-        "vae": dataclasses.asdict(made.cfg),
-        "latent": dataclasses.asdict(made.latent),
-    }
-    (folder / "config.json").write_text(json.dumps(sections, indent=1) + "\n")
-    write_tree(folder / "weights.safetensors", made.params)
+    files.write_config(folder, vae_sections(autoencoder.cfg, autoencoder.latent))
+    files.write_weights(folder, autoencoder.params)
 
 
-def load(
+def vae_sections(cfg: VAEConfig, latent: LatentConfig) -> dict[str, Any]:
+    """The contents of a VAE's config.json."""
+    return {"vae": dataclasses.asdict(cfg), "latent": dataclasses.asdict(latent)}
+
+
+def load_autoencoder(
     folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> Autoencoder:
-    """The VAE in a folder that `save` wrote, or in the folder of a model that has one.
+    """The VAE in a folder, which is its own or that of a model with a VAE.
 
     Args:
         dtype: of weights and convolutions; None: as they are stored, and as its
@@ -72,58 +71,54 @@ def load(
     """
     folder = Path(folder)
     folder = folder / INSIDE if (folder / INSIDE).is_dir() else folder
-    about = folder / "config.json"
-    sections = json.loads(about.read_text()) if about.is_file() else {}
-    if not {"vae", "latent"} <= sections.keys():
-        raise ValueError(
-            f"{folder} holds no config.json of a VAE; give the `model` folder of a run "
-            f"of launch.train_vae, or a model with a folder {INSIDE!r}"
-        )
+    kind = (
+        f"a VAE, such as the `model` folder of launch.train_vae or {INSIDE}/ of a model"
+    )
+    sections = files.read_config(folder, kind, "vae", "latent")
     cfg = build(VAEConfig, sections["vae"])
     cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=dtype)
-    like = sharding.unbox(
+    abstract = sharding.unbox(
         jax.eval_shape(partial(vae.initialise_vae, cfg), jax.random.key(0))
     )
-    place = placing(like, mesh, dtype)
-    params = read_tree(folder / "weights.safetensors", like, place)
+    params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
     return Autoencoder(cfg, build(LatentConfig, sections["latent"]), params)
 
 
-def codec(made: Autoencoder, mesh: Mesh | None = None) -> Codec:
+def vae_codec(autoencoder: Autoencoder, mesh: Mesh | None = None) -> Codec:
     """The VAE as compiled functions.
 
     Args:
         mesh: devices that share every video, see `codec.sharded`; None: one device.
     """
-    cfg = made.cfg
-    steps = [
-        partial(_step, f, cfg, mesh, made.params) for f in (vae.encode, vae.decode)
-    ]
+    encode, decode = (
+        partial(_step, f, autoencoder.cfg, mesh, autoencoder.params)
+        for f in (vae.encode, vae.decode)
+    )
     ranks = 1 if mesh is None else sharding.parts("frames", mesh)
-    return Codec(made.latent, steps[0], _posterior, steps[1], ranks)
+    return Codec(autoencoder.latent, encode, _posterior, decode, ranks)
 
 
 def raw_encoder(
-    made: Autoencoder, seed: int = 0, mesh: Mesh | None = None
+    autoencoder: Autoencoder, seed: int = 0, mesh: Mesh | None = None
 ) -> RawEncoder:
-    """A function (8-bit pixels `b f h w 3`, numbers) to raw latents `b t h w c`.
+    """A function from 8-bit pixels `b f h w 3` and numbers to raw latents `b t h w c`.
 
-    They are drawn from the posterior, with noise that the seed and the number of a
-    video decide.
+    Latents are drawn from the posterior, with noise that depends on the seed and the
+    number of a video.
     """
     statistics = ("image_shift", "image_scale", "video_shift", "video_scale")
     raw = dataclasses.replace(
-        made.latent, **dict(zip(statistics, (0.0, 1.0) * 2, strict=True))
+        autoencoder.latent, **dict(zip(statistics, (0.0, 1.0) * 2, strict=True))
     )
-    functions, key = codec(made._replace(latent=raw), mesh), jax.random.key(seed)
-    pieces = Pieces(frames=PIECE * raw.temporal)
+    codec = vae_codec(autoencoder._replace(latent=raw), mesh)
+    pieces, key = Pieces(frames=PIECE * raw.temporal), jax.random.key(seed)
 
     def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         _, frames, height, width, _ = pixels.shape
         side = raw.spatial
         shape = (raw.frames(frames), height // side, width // side, raw.channels)
         noise = _noise(key, jnp.asarray(numbers), shape)
-        return sharding.to_host(functions.encode(to_model(pixels), noise, pieces))
+        return sharding.to_host(codec.encode(to_model(pixels), noise, pieces))
 
     return encode
 
@@ -155,5 +150,5 @@ def _step(
 def _posterior(
     raw: Float[jax.Array, "b t h w _"], noise: Float[jax.Array, "b t h w c"] | None
 ) -> Float[jax.Array, "b t h w c"]:
-    found = vae.moments(raw)
-    return found.mode() if noise is None else found.sample(noise)
+    moments = vae.moments(raw)
+    return moments.mode() if noise is None else moments.sample(noise)

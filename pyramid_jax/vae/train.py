@@ -46,7 +46,7 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     The folder gets checkpoints/, samples/ with reconstructions, metrics.jsonl with PSNR
     and SSIM of held-out clips, loss.png, skipped.jsonl if files were unusable, and in
     model/ the moving average, with the measured statistics of its latents, for
-    `autoencoder.load`.
+    `autoencoder.load_autoencoder`.
 
     Args:
         start: folder of a VAE whose weights a new run starts from.
@@ -75,7 +75,9 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     latent = statistics(networks.vae, ema, data, workdir, cfg.statistics)
     weights = sharding.to_host(ema)
     if jax.process_index() == 0:
-        autoencoder.save(workdir / "model", Autoencoder(networks.vae, latent, weights))
+        autoencoder.save_autoencoder(
+            workdir / "model", Autoencoder(networks.vae, latent, weights)
+        )
     return workdir / "model"
 
 
@@ -105,11 +107,11 @@ def pretrained_weights(
     """
     weights = {}
     if networks.perceived:
-        table = loss_tables.lpips(lpips.SHIFT, lpips.SCALE)
+        table = loss_tables.lpips_table(lpips.SHIFT, lpips.SCALE)
         shapes = lpips.lpips_shapes(networks.lpips)
         weights["perceptual"] = loss_tables.read_lpips(path or None, table, shapes)
     if start is not None:
-        pretrained = autoencoder.load(start)
+        pretrained = autoencoder.load_autoencoder(start)
         if pretrained.cfg != networks.vae:
             raise ValueError(
                 f"the VAE in {start} is of another config than this run's; train with "

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from pyramid_jax.checkpoint import dit_tables, rename
 from pyramid_jax.checkpoint.tensors import StoredTensors, read_tensors
 from pyramid_jax.convert import configs
-from pyramid_jax.convert.networks import dit_shapes, dit_table
+from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import MINIFLUX, MMDIT
 from pyramid_jax.models.dit import DiTConfig
@@ -84,22 +84,22 @@ JSON = {
 
 def small(case: str) -> tuple[DiTConfig, StoredTensors]:
     """The config and the original's tensors of a small recorded transformer."""
-    given = json.loads((GOLDEN / case / "config.json").read_text())["constructor"]
-    cfg = DiTConfig(**configs.dit_config(given).dit)
+    config = json.loads((GOLDEN / case / "config.json").read_text())["constructor"]
+    cfg = DiTConfig(**configs.dit_config(config).dit)
     return cfg, read_tensors(GOLDEN / case / "weights.safetensors")
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_transformer_has_all_its_tensors_in_the_right_shapes(name):
     cfg, count, parameters, some = RELEASED[name]
-    table = dit_table(cfg)
-    shapes = rename.names(table, dit_shapes(cfg))
+    table = tensor_table(cfg)
+    shapes = rename.tensor_shapes(table, abstract_weights(cfg))
     sizes = [
         np.prod(shape) for key, shape in shapes.items() if key not in table.constants
     ]
     assert (len(shapes), sum(map(int, sizes))) == (count, parameters)
     assert {key: shapes[key] for key in some} == some
-    assert rename.check(shapes, table, dit_shapes(cfg)) == []
+    assert rename.shape_problems(shapes, table, abstract_weights(cfg)) == []
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -115,9 +115,9 @@ def test_a_released_config_file_gives_the_config_of_the_variant(name):
 @pytest.mark.parametrize("case", SMALL)
 def test_converting_and_exporting_gives_back_every_bit(case):
     cfg, tensors = small(case)
-    table = dit_table(cfg)
-    params = rename.convert(tensors, table, dit_shapes(cfg))
-    back = rename.export(params, table)
+    table = tensor_table(cfg)
+    params = rename.convert_tensors(tensors, table, abstract_weights(cfg))
+    back = dict(rename.export_tensors(params, table))
     assert back.keys() == tensors.keys()
     for key, value in back.items():
         np.testing.assert_array_equal(value, np.asarray(tensors[key]), err_msg=key)
@@ -125,8 +125,8 @@ def test_converting_and_exporting_gives_back_every_bit(case):
 
 def test_converted_parameters_have_the_structure_of_the_model():
     cfg, tensors = small("flux_dit")
-    expected = dit_shapes(cfg)
-    params = rename.convert(tensors, dit_table(cfg), expected)
+    expected = abstract_weights(cfg)
+    params = rename.convert_tensors(tensors, tensor_table(cfg), expected)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype.name), params)
     plain = rename.unbox(expected)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype.name), plain)
@@ -136,20 +136,25 @@ def test_weights_of_lower_precision_are_widened_exactly(tmp_path):
     cfg, tensors = small("flux_dit_headdim64")
     half = {key: np.asarray(x).astype(jax.numpy.bfloat16) for key, x in tensors.items()}
     save_file(half, tmp_path / "weights.safetensors")
-    table = dit_table(cfg)
-    params = rename.convert(read_tensors(tmp_path), table, dit_shapes(cfg))
-    for key, value in rename.export(params, table).items():
+    table = tensor_table(cfg)
+    params = rename.convert_tensors(
+        read_tensors(tmp_path), table, abstract_weights(cfg)
+    )
+    for key, value in dict(rename.export_tensors(params, table)).items():
         np.testing.assert_array_equal(value, half[key].astype(np.float32))
 
 
 def test_every_parameter_is_placed_once_as_soon_as_it_is_made():
     cfg, tensors = small("sd3_dit")
     placed = []
-    params = rename.convert(
-        tensors, dit_table(cfg), dit_shapes(cfg), lambda path, x: placed.append(path)
+    params = rename.convert_tensors(
+        tensors,
+        tensor_table(cfg),
+        abstract_weights(cfg),
+        lambda path, x: placed.append(path),
     )
     assert sorted(placed) == sorted(set(placed))
-    assert len(placed) == len(jax.tree.leaves(dit_shapes(cfg)))
+    assert len(placed) == len(jax.tree.leaves(abstract_weights(cfg)))
     assert jax.tree.leaves(params) == []
 
 
@@ -161,7 +166,7 @@ def test_all_damage_is_reported_together():
     tensors["context_embedder.weight"] = tensors["context_embedder.weight"].T
     tensors["pos_embed.pos_embed"] = tensors["pos_embed.pos_embed"] + 1e-3
     with pytest.raises(ValueError) as raised:
-        rename.convert(tensors, dit_table(cfg), dit_shapes(cfg))
+        rename.convert_tensors(tensors, tensor_table(cfg), abstract_weights(cfg))
     _, *problems = str(raised.value).splitlines()
     assert [problem.strip() for problem in problems] == [
         "proj_out.bias is missing",
@@ -173,20 +178,20 @@ def test_all_damage_is_reported_together():
 
 def test_weights_of_another_depth_do_not_fit():
     cfg, tensors = small("flux_dit")
-    deeper = dit_shapes(
+    deeper = abstract_weights(
         DiTConfig(**{**vars(cfg), "single_blocks": cfg.single_blocks + 1})
     )
     with pytest.raises(ValueError, match=r"single_transformer_blocks\.3.* is missing"):
-        rename.convert(tensors, dit_table(cfg), deeper)
+        rename.convert_tensors(tensors, tensor_table(cfg), deeper)
 
 
 def test_a_table_that_uses_or_makes_something_twice_is_refused():
     cfg, tensors = small("flux_dit")
-    table = dit_table(cfg)
+    table = tensor_table(cfg)
     head = next(rule for rule in table.rules if rule.ours == ("head/bias",))
     twice = table._replace(rules=(*table.rules, head))
     with pytest.raises(ValueError) as raised:
-        rename.convert(tensors, twice, dit_shapes(cfg))
+        rename.convert_tensors(tensors, twice, abstract_weights(cfg))
     assert "parameter head/bias is made 2 times" in str(raised.value)
     assert "proj_out.bias is used 2 times" in str(raised.value)
 
@@ -195,7 +200,7 @@ def test_parameters_that_no_rule_knows_cannot_be_exported():
     table = dit_tables.Table((dit_tables.Rule(("a.weight",), ("a/kernel",), "linear"),))
     params = {"b": {"kernel": np.ones((2, 3), np.float32)}}
     with pytest.raises(ValueError) as raised:
-        rename.export(params, table)
+        dict(rename.export_tensors(params, table))
     assert "parameter b/kernel is in no rule" in str(raised.value)
     assert "the model has no parameter a/kernel" in str(raised.value)
 
@@ -211,9 +216,9 @@ def test_parameters_that_no_rule_knows_cannot_be_exported():
     ],
 )
 def test_other_transformers_are_refused(change, message):
-    given = {k: v for k, v in (JSON["mmdit"] | change).items() if v is not None}
+    config = {k: v for k, v in (JSON["mmdit"] | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        configs.dit_config(given)
+        configs.dit_config(config)
 
 
 def test_a_folder_of_several_files_is_read_as_one(tmp_path):

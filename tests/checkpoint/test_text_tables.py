@@ -10,7 +10,7 @@ from pyramid_jax.checkpoint import rename, text_tables
 from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.pipeline.prompts import abstract, network
+from pyramid_jax.pipeline.prompts import abstract_encoder, network
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "text_encoder_sd3"
 CLIP_G = {
@@ -63,14 +63,14 @@ def recorded(name: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(start): np.asarray(tensors[key]) for key in own}
 
 
-def small(given: dict) -> dict:
+def small(config: dict) -> dict:
     """A config file for the recorded CLIP-L, or T5."""
-    if "d_model" in given:
+    if "d_model" in config:
         sizes = {"d_ff": 96, "d_kv": 12, "d_model": 48, "num_heads": 4, "num_layers": 2}
-        return given | sizes | {"vocab_size": 100}
+        return config | sizes | {"vocab_size": 100}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     sizes |= {"max_position_embeddings": 16, "num_hidden_layers": 3, "vocab_size": 64}
-    return given | sizes | {"projection_dim": 24}
+    return config | sizes | {"projection_dim": 24}
 
 
 def test_released_config_files_give_the_released_encoders():
@@ -92,7 +92,7 @@ def test_only_the_end_two_stands_for_the_largest_id():
 
 
 def test_released_encoders_have_all_their_tensors_in_the_right_shapes():
-    shapes = rename.names(text_tables.t5(), abstract(T5Config()))
+    shapes = rename.tensor_shapes(text_tables.t5_table(), abstract_encoder(T5Config()))
     assert len(shapes) == 24 * 9 + 3
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     assert shapes[first] == (32, 64)
@@ -100,24 +100,24 @@ def test_released_encoders_have_all_their_tensors_in_the_right_shapes():
     assert shapes[f"{mlp}.wi_1.weight"] == (10240, 4096)
     assert shapes[f"{mlp}.wo.weight"] == (4096, 10240)
     cfg = CLIPConfig(**text_tables.clip_config(CLIP_G))
-    shapes = rename.names(text_tables.clip(True), abstract(cfg))
+    shapes = rename.tensor_shapes(text_tables.clip_table(True), abstract_encoder(cfg))
     assert len(shapes) == 32 * 16 + 5
     assert shapes["text_model.encoder.layers.31.mlp.fc2.weight"] == (1280, 5120)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "table"),
+    ("name", "config", "table"),
     [
         ("text_encoder", CLIP_L | {"architectures": CLIP_G["architectures"]}, "clip"),
         ("text_encoder_3", T5, "t5"),
     ],
 )
-def test_converting_and_exporting_gives_back_every_bit(name, given, table):
+def test_converting_and_exporting_gives_back_every_bit(name, config, table):
     tensors = recorded(name)
-    made = network(small(given), tensors)
-    rules = text_tables.t5() if table == "t5" else text_tables.clip(True)
-    back = rename.export(made.params, rules)
-    assert back.keys() == text_tables.once(tensors).keys()
+    encoder = network(small(config), tensors)
+    rules = text_tables.t5_table() if table == "t5" else text_tables.clip_table(True)
+    back = dict(rename.export_tensors(encoder.params, rules))
+    assert back.keys() == text_tables.unique_tensors(tensors).keys()
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], err_msg=key)
 
@@ -126,9 +126,11 @@ def test_the_table_of_words_may_be_there_once_or_twice_under_either_name():
     tensors = recorded("text_encoder_3")
     again = tensors[text_tables.WORDS_AGAIN]
     for left in (text_tables.WORDS, text_tables.WORDS_AGAIN):
-        kept = text_tables.once({k: x for k, x in tensors.items() if k != left})
-        assert kept.keys() == text_tables.once(tensors).keys()
-        np.testing.assert_array_equal(kept[text_tables.WORDS], again)
+        unique = text_tables.unique_tensors(
+            {k: x for k, x in tensors.items() if k != left}
+        )
+        assert unique.keys() == text_tables.unique_tensors(tensors).keys()
+        np.testing.assert_array_equal(unique[text_tables.WORDS], again)
     tensors[text_tables.WORDS_AGAIN] = again + 1
     with pytest.raises(ValueError, match="differ, but are one table"):
         network(small(T5), tensors)
@@ -136,20 +138,20 @@ def test_the_table_of_words_may_be_there_once_or_twice_under_either_name():
 
 def test_counted_positions_of_older_files_are_left_out():
     counted = {text_tables.COUNTED: np.arange(77)[None]}
-    assert text_tables.once(counted) == {}
+    assert text_tables.unique_tensors(counted) == {}
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("config", "message"),
     [
         (CLIP_L | {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         (T5 | {"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'"),
         ({"model_type": "bert"}, "neither a T5 nor a CLIP"),
     ],
 )
-def test_other_encoders_are_refused(given, message):
+def test_other_encoders_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        network(given, {})
+        network(config, {})
 
 
 def test_weights_of_another_size_are_refused():

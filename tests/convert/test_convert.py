@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import StoredTensor
-from pyramid_jax.convert import convert, hub, networks
-from pyramid_jax.convert import source as original
-from pyramid_jax.convert.source import ReleasedFolder
+from pyramid_jax.checkpoint.tensors import StoredTensor, open_safetensors
+from pyramid_jax.convert.convert import convert_model, export_model
+from pyramid_jax.convert.source import ReleasedFolder, open_released, released_folder
+from pyramid_jax.pipeline.folder import TINY
 from tests import original_files
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+ROOT = Path(__file__).resolve().parents[2]
 VARIANT, VAE = "diffusion_transformer_384p", "causal_video_vae"
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -45,7 +44,7 @@ def miniflux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ours(mmdit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ours")
-    convert.convert(ReleasedFolder(mmdit), folder)
+    convert_model(ReleasedFolder(mmdit), folder)
     return folder
 
 
@@ -63,7 +62,7 @@ def changed(
 def reported(source: ReleasedFolder, to: Path) -> list[str]:
     """The problems in the one error of a conversion, which must not write anything."""
     with pytest.raises(ValueError, match="can't be converted") as raised:
-        convert.convert(source, to)
+        convert_model(source, to)
     assert not to.exists()
     return [line.strip() for line in str(raised.value).splitlines()[1:]]
 
@@ -74,8 +73,8 @@ def reported(source: ReleasedFolder, to: Path) -> list[str]:
 @pytest.mark.parametrize("kind", ["mmdit", "miniflux"])
 def test_a_model_comes_back_with_equal_bytes(kind: str, tmp_path: Path, request):
     theirs = request.getfixturevalue(kind)
-    convert.convert(ReleasedFolder(theirs), tmp_path / "ours")
-    convert.export(tmp_path / "ours", tmp_path / "back")
+    convert_model(ReleasedFolder(theirs), tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "back")
     names = sorted(x.relative_to(theirs) for x in theirs.rglob("*") if x.is_file())
     back = tmp_path / "back"
     assert names == sorted(x.relative_to(back) for x in back.rglob("*") if x.is_file())
@@ -95,8 +94,8 @@ def assert_same_tensors(one: Path, two: Path) -> None:
 
 
 def test_weights_keep_their_precision(ours: Path):
-    found = safetensors_file.read(ours / "weights.safetensors")
-    assert {str(x.dtype) for x in found.values()} == {"bfloat16"}
+    tensors = open_safetensors(ours / "weights.safetensors")
+    assert {str(x.dtype) for x in tensors.values()} == {"bfloat16"}
 
 
 def test_what_is_written_is_an_ordinary_model_folder(ours: Path):
@@ -109,10 +108,10 @@ def test_what_is_written_is_an_ordinary_model_folder(ours: Path):
 
 
 def test_miniflux_has_its_own_statistics_of_first_frames(miniflux: Path):
-    found = original.look(ReleasedFolder(miniflux, text=False))
-    assert found.model is not None
-    assert found.model.latent.image_shift == -0.04
-    assert found.model.latent.image_scale == 1 / 1.8726
+    model = open_released(ReleasedFolder(miniflux, text=False))
+    assert model.model is not None
+    assert model.model.latent.image_shift == -0.04
+    assert model.model.latent.image_scale == 1 / 1.8726
 
 
 def test_a_model_that_was_trained_here_gets_config_files(ours: Path, tmp_path: Path):
@@ -121,14 +120,14 @@ def test_a_model_that_was_trained_here_gets_config_files(ours: Path, tmp_path: P
     sections = json.loads((mine / "config.json").read_text())
     del sections["original"]
     (mine / "config.json").write_text(json.dumps(sections))
-    convert.export(mine, tmp_path / "theirs")
-    found = original.look(ReleasedFolder(tmp_path / "theirs", "diffusion_transformer"))
-    assert found.problems == []
+    export_model(mine, tmp_path / "theirs")
+    model = open_released(ReleasedFolder(tmp_path / "theirs", "diffusion_transformer"))
+    assert model.problems == []
 
 
 def test_nothing_is_written_over(mmdit: Path, ours: Path):
     with pytest.raises(ValueError, match="holds something already"):
-        convert.convert(ReleasedFolder(mmdit), ours)
+        convert_model(ReleasedFolder(mmdit), ours)
 
 
 # ------------------------------------------------------------------------ other files
@@ -171,7 +170,7 @@ def test_files_of_torch_and_checkpoints_of_training_are_read(
     dit_state = {f"dit.{key}": x for key, x in original_files.tensors("mmdit").items()}
     torch = torch_that_loads({pickled: dit_state, trained: state})
     monkeypatch.setitem(sys.modules, "torch", torch)
-    convert.convert(ReleasedFolder(theirs, vae=trained), tmp_path / "ours")
+    convert_model(ReleasedFolder(theirs, vae=trained), tmp_path / "ours")
     for name in ("weights.safetensors", "vae/weights.safetensors"):
         assert (tmp_path / "ours" / name).read_bytes() == (ours / name).read_bytes()
 
@@ -187,9 +186,9 @@ def test_several_files_with_an_index_are_one(mmdit: Path, tmp_path: Path):
         save_file(own, theirs / VARIANT / name)
     index = theirs / VARIANT / f"{FILE}.index.json"
     index.write_text(json.dumps({"weight_map": map_of}))
-    assert original.look(ReleasedFolder(theirs, text=False)).problems == []
+    assert open_released(ReleasedFolder(theirs, text=False)).problems == []
     (theirs / VARIANT / names[1]).unlink()
-    (problem,) = original.look(ReleasedFolder(theirs, text=False)).problems
+    (problem,) = open_released(ReleasedFolder(theirs, text=False)).problems
     assert "lacks ['model-2.safetensors']" in problem
 
 
@@ -199,11 +198,11 @@ def test_a_model_that_is_not_here_and_cannot_be_downloaded_says_what_is_needed(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="can't be downloaded") as raised:
-        hub.folder("rain1011/pyramid-flow-sd3", VARIANT)
+        released_folder("rain1011/pyramid-flow-sd3", VARIANT)
     for needed in (VARIANT, VAE, "text_encoder*", "tokenizer*"):
         assert f"{needed}/*" in str(raised.value)
     with pytest.raises(ValueError, match="is no folder, and no name"):
-        hub.folder("/nowhere")
+        released_folder("/nowhere")
 
 
 # ----------------------------------------------------------------------------- damage
@@ -214,9 +213,9 @@ def test_looking_reads_headers_only(mmdit: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("values were read")
 
     monkeypatch.setattr(StoredTensor, "__array__", refuse)
-    found = original.look(ReleasedFolder(mmdit))
-    assert found.problems == []
-    report = str(found)
+    model = open_released(ReleasedFolder(mmdit))
+    assert model.problems == []
+    report = str(model)
     assert report.endswith("all fits") and len(report.splitlines()) == 6
     assert "causal_video_vae" in report and "bfloat16" in report
 
@@ -235,8 +234,8 @@ def test_all_damage_is_in_one_error(mmdit: Path, tmp_path: Path):
     changed(mmdit, theirs, file, damage)
     clip = theirs / "text_encoder" / "model.safetensors"
     clip.write_bytes(clip.read_bytes()[:-2])
-    about = theirs / VAE / "config.json"
-    about.write_text(about.read_text().replace('"silu"', '"relu"', 1))
+    config = theirs / VAE / "config.json"
+    config.write_text(config.read_text().replace('"silu"', '"relu"', 1))
     (theirs / "text_encoder_2" / "config.json").unlink()
     (theirs / "tokenizer_3" / "tokenizer.json").unlink()
     problems = reported(ReleasedFolder(theirs), tmp_path / "ours")
@@ -266,9 +265,9 @@ def test_unknown_variants_and_missing_folders_are_named(mmdit: Path, tmp_path: P
 
 def test_the_only_variant_needs_no_name_but_two_do(mmdit: Path, tmp_path: Path):
     theirs = Path(shutil.copytree(mmdit, tmp_path / "theirs"))
-    assert original.look(ReleasedFolder(theirs, text=False)).problems == []
+    assert open_released(ReleasedFolder(theirs, text=False)).problems == []
     shutil.copytree(theirs / VARIANT, theirs / "diffusion_transformer_768p")
-    (problem,) = original.look(ReleasedFolder(theirs, text=False)).problems
+    (problem,) = open_released(ReleasedFolder(theirs, text=False)).problems
     assert "choose one of them" in problem
 
 
@@ -293,7 +292,7 @@ def test_a_wrong_config_file_is_reported(mmdit, tmp_path, file, change, message)
     fields = json.loads(path.read_text()) | change
     fields = {key: value for key, value in fields.items() if value is not None}
     path.write_text(json.dumps(fields))
-    problems = original.look(ReleasedFolder(theirs, text=False)).problems
+    problems = open_released(ReleasedFolder(theirs, text=False)).problems
     assert any(message in problem for problem in problems), problems
 
 
@@ -302,7 +301,7 @@ def test_text_encoders_of_another_model_are_refused(mmdit, miniflux, tmp_path):
     for name in ("text_encoder_2", "tokenizer_2"):
         shutil.rmtree(theirs / name)
         shutil.copytree(theirs / name.replace("_2", ""), theirs / name)
-    (problem,) = original.look(ReleasedFolder(theirs)).problems
+    (problem,) = open_released(ReleasedFolder(theirs)).problems
     assert "CLIP vectors of [6, 6]" in problem and "vectors of 16" in problem
 
 
@@ -310,7 +309,7 @@ def test_the_command_reports_damage_and_fails(mmdit: Path, tmp_path: Path):
     changed(mmdit, tmp_path / "theirs", f"{VAE}/{FILE}", lambda x: x.popitem())
     command = [sys.executable, "-m", "launch.convert", "--check"]
     command += [f"--from={tmp_path / 'theirs'}", "--notext"]
-    root = Path(convert.__file__).parents[1]
+    root = ROOT
     run = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert run.returncode == 1, run.stderr
     assert "1 problems:" in run.stdout and "is missing" in run.stdout
@@ -318,9 +317,7 @@ def test_the_command_reports_damage_and_fails(mmdit: Path, tmp_path: Path):
 
 def test_models_that_the_original_does_not_have_are_not_exported(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no config\.json"):
-        convert.export(tmp_path, tmp_path / "to")
-    shutil.copytree(
-        networks.__file__.replace("convert/networks.py", "assets/tiny"), tmp_path / "t"
-    )
+        export_model(tmp_path, tmp_path / "to")
+    shutil.copytree(TINY, tmp_path / "t")
     with pytest.raises(ValueError, match="text encoder of its own"):
-        convert.export(tmp_path / "t", tmp_path / "to")
+        export_model(tmp_path / "t", tmp_path / "to")

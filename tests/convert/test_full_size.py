@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import safetensors_file
-from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
+from pyramid_jax.checkpoint.tensors import Spec, Writer, open_safetensors
 from tests import original_files
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -20,20 +19,19 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.safetensors_file import Writer
-from pyramid_jax.checkpoint.tensors import read_tensors
-from pyramid_jax.convert import networks
+from pyramid_jax.checkpoint.tensors import Writer, read_tensors
+from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.model import VARIANTS
 
 theirs, ours, back = map(Path, sys.argv[1:])
-blueprint = networks.dit(VARIANTS["mmdit"])
-table, tensors = blueprint.table, read_tensors(theirs)
-specs = rename.typed(blueprint.shapes, table, tensors)
+cfg = VARIANTS["mmdit"]
+table, tensors = tensor_table(cfg), read_tensors(theirs)
+specs = rename.parameter_specs(abstract_weights(cfg), table, tensors)
 with Writer(ours, specs) as out:
-    rename.convert(tensors, table, specs, lambda path, x: out.write(path, x))
+    rename.convert_tensors(tensors, table, specs, lambda path, x: out.write(path, x))
 params = dict(read_tensors(ours))
-with Writer(back, rename.specs(params, table)) as out:
-    for key, values in rename.exported(params, table):
+with Writer(back, rename.tensor_specs(params, table)) as out:
+    for key, values in rename.export_tensors(params, table):
         out.write(key, values)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB
 """
@@ -63,7 +61,10 @@ def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: 
 
 def _compare_some(theirs: Path, ours: Path) -> None:
     """Parameters here and there, by the documented meaning of their names."""
-    one, two = safetensors_file.read(theirs), safetensors_file.read(ours)
+    one, two = (
+        open_safetensors(theirs),
+        open_safetensors(ours),
+    )
     query = np.asarray(one["transformer_blocks.5.attn.to_q.weight"])
     qkv = np.asarray(two["double/video/qkv/kernel"])
     assert qkv.dtype == BFLOAT16 and qkv.shape == (23, 1536, 3, 24, 64)

@@ -105,7 +105,7 @@ def test_the_command_stores_what_the_text_encoders_of_a_model_say(
     with flagsaver.flagsaver(**given, manifest=str(manifest), batch=4):
         prepare.main(flags.FLAGS)
     mesh = sharding.device_mesh(data=1, fsdp=8)
-    text = prompts.load(model, "float32", mesh)(CAPTIONS)
+    text = prompts.load_prompt_encoder(model, "float32", mesh)(CAPTIONS)
     for i, record in enumerate(read_manifest(to / "manifest.jsonl")):
         tokens, pooled = precompute.read_features(record.features)
         known = np.asarray(text.segment[i]) >= 0

@@ -8,7 +8,7 @@ import pytest
 
 from pyramid_jax.data.moving_shapes import captions
 from pyramid_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from pyramid_jax.pipeline.video import TINY
+from pyramid_jax.pipeline.folder import TINY
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from launch.sample import lists, outputs
 from launch.sample.lists import Line
 from launch.sample.outputs import Job
 from pyramid_jax.data import pictures, video_io
+from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.request import VideoRequest
-from pyramid_jax.pipeline.video import TINY, VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline, load
 
 SIZE = Size(32, 32, 3)
 DEFAULTS = load(TINY).defaults

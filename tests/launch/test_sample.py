@@ -19,9 +19,10 @@ from tqdm import tqdm
 from launch.sample import __main__, outputs
 from pyramid_jax.data import moving_shapes, pictures, video_io
 from pyramid_jax.pipeline import denoise
+from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.presets import Size
-from pyramid_jax.pipeline.video import TINY_LATENT, VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline, load
 
 ROOT = Path(__main__.__file__).resolve().parents[1]
 CAPTION = "a red circle moves left"

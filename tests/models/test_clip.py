@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder, LayerNorm
-from pyramid_jax.pipeline.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract_encoder
 from pyramid_jax.sharding import unbox
 
 CONFIG = CLIPConfig(
@@ -58,7 +58,9 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
     ],
 )
 def test_released_encoders_have_their_numbers_of_parameters(cfg, count):
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(abstract(cfg))) == count
+    assert (
+        sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_encoder(cfg))) == count
+    )
 
 
 def test_what_follows_the_end_has_no_effect(encode):
@@ -84,8 +86,8 @@ def test_the_vector_is_taken_at_the_first_end(encode):
     """The end is the largest id or a given one."""
     ids = np.array([[17, 3, 5, END, END, 5, 0, 0]], np.int32)
     for end, place in ((None, 3), (END, 3), (5, 2)):
-        found = encode(ids, end=end, projection=None)
-        np.testing.assert_array_equal(found.pooled, found.features[:, place])
+        encoding = encode(ids, end=end, projection=None)
+        np.testing.assert_array_equal(encoding.pooled, encoding.features[:, place])
 
 
 def test_the_projection_is_a_linear_map_of_the_state(encode, params):
@@ -103,5 +105,5 @@ def test_the_two_activations_differ_as_their_formulas_do(encode):
 def test_a_norm_has_weight_and_bias():
     x = jnp.asarray([[[1.0, 3.0]]])
     weights = {"weight": jnp.asarray([2.0, 4.0]), "bias": jnp.asarray([1.0, 0.0])}
-    found = LayerNorm(0.0).apply({"params": weights}, x)
-    assert_close(found, [[[-1.0, 4.0]]])
+    normed = LayerNorm(0.0).apply({"params": weights}, x)
+    assert_close(normed, [[[-1.0, 4.0]]])

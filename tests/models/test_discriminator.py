@@ -77,8 +77,8 @@ def test_the_full_discriminator_has_the_originals_tensors(kind, parameters, some
     abstract = jax.eval_shape(
         lambda key: initialise_discriminator(cfg, key), jax.random.key(0)
     )
-    table = loss_tables.discriminator(len(cfg.strides), kind)
-    shapes = rename.names(table, abstract)
+    table = loss_tables.discriminator_table(len(cfg.strides), kind)
+    shapes = rename.tensor_shapes(table, abstract)
     assert sum(map(np.prod, shapes.values())) == parameters
     numbers = [int(key.split(".")[1]) for key in shapes if key.endswith("weight")]
     assert numbers == [0, 2, 5, 8, 11, 14]
@@ -88,9 +88,11 @@ def test_the_full_discriminator_has_the_originals_tensors(kind, parameters, some
 @pytest.mark.parametrize("kind", SMALL)
 def test_converting_and_exporting_gives_back_every_bit(tmp_path, kind):
     params = weights(SMALL[kind])
-    table = loss_tables.discriminator(len(SMALL[kind].strides), kind)
-    save_file(rename.export(params, table), tmp_path / "weights.safetensors")
-    back = rename.convert(tensors.read_tensors(tmp_path), table, params)
+    table = loss_tables.discriminator_table(len(SMALL[kind].strides), kind)
+    save_file(
+        dict(rename.export_tensors(params, table)), tmp_path / "weights.safetensors"
+    )
+    back = rename.convert_tensors(tensors.read_tensors(tmp_path), table, params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

@@ -86,9 +86,9 @@ def test_every_token_gets_the_vector_of_its_segment(segments):
     """One vector, a chain of selections, a product: three ways, one meaning."""
     vectors = normal(2, segments, 6)
     segment = np.random.default_rng(1).integers(segments, size=(2, 9))
-    given = layers.per_token(jnp.asarray(vectors), jnp.asarray(segment))
+    tokens = layers.per_token(jnp.asarray(vectors), jnp.asarray(segment))
     expected = np.take_along_axis(vectors, segment[..., None], axis=1)
-    np.testing.assert_array_equal(np.broadcast_to(given, (2, 9, 6)), expected)
+    np.testing.assert_array_equal(np.broadcast_to(tokens, (2, 9, 6)), expected)
 
 
 def test_the_vector_of_padding_is_finite():

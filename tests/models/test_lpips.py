@@ -21,7 +21,7 @@ from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
 from pyramid_jax.sharding import unbox
 
 CFG = LPIPSConfig(widths=(4, 6, 8, 8, 8))
-TABLE = loss_tables.lpips(lpips.SHIFT, lpips.SCALE)
+TABLE = loss_tables.lpips_table(lpips.SHIFT, lpips.SCALE)
 KEYS = jax.random.split(jax.random.key(0), 3)
 X, Y = (jax.random.uniform(k, (2, 16, 20, 3), minval=-1) for k in KEYS[:2])
 
@@ -37,7 +37,7 @@ def params() -> Any:
 @pytest.fixture(scope="module")
 def theirs(params: Any) -> dict[str, np.ndarray]:
     """The same weights by the names of `vgg_lpips.pth`."""
-    return rename.export(params, TABLE)
+    return dict(rename.export_tensors(params, TABLE))
 
 
 @jax.jit
@@ -88,7 +88,7 @@ def test_the_distance_is_the_sum_over_slices_of_weighted_differences(params):
 
 
 def test_vgg16_has_its_public_tensors():
-    shapes = rename.names(TABLE, lpips.lpips_shapes(LPIPSConfig()))
+    shapes = rename.tensor_shapes(TABLE, lpips.lpips_shapes(LPIPSConfig()))
     weights = {k: s for k, s in shapes.items() if "scaling" not in k}
     assert (len(shapes), sum(map(np.prod, weights.values()))) == (33, 14_716_160)
     assert shapes["net.slice3.10.weight"] == (256, 128, 3, 3)

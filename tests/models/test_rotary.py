@@ -34,8 +34,8 @@ def test_products_do_depend_on_every_axis():
     q, k = normal(0, 1, 2, 1, 64), normal(1, 1, 2, 1, 64)
     here = products(q, k, jnp.zeros((1, 2, 3)))
     for axis in range(3):
-        there = products(q, k, jnp.zeros((1, 2, 3)).at[0, 1, axis].set(1.0))
-        assert jnp.abs(there - here)[0, 0, 0, 1] > 0.1
+        moved = products(q, k, jnp.zeros((1, 2, 3)).at[0, 1, axis].set(1.0))
+        assert jnp.abs(moved - here)[0, 0, 0, 1] > 0.1
 
 
 def test_turning_keeps_the_norm_of_every_pair():

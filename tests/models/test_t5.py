@@ -10,7 +10,7 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.models.t5 import T5Config, T5Encoder, attend, buckets, distance_bias
-from pyramid_jax.pipeline.prompts import abstract
+from pyramid_jax.pipeline.prompts import abstract_encoder
 
 CONFIG = T5Config(
     vocabulary=20, width=16, heads=2, head_dim=4, mlp_width=24, blocks=2, farthest=16
@@ -39,14 +39,14 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
 
 
 def test_the_defaults_are_those_of_xxl():
-    sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract(T5Config()))]
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract_encoder(T5Config()))]
     assert sum(sizes) == 4_762_310_656
 
 
 def test_devices_hold_their_share_of_xxl_and_hardly_more():
     """4.8 B parameters on 8 devices: no device ever gathers the stacked weights."""
     mesh, cfg = sharding.device_mesh(data=1, fsdp=2, tensor=4), T5Config()
-    boxed = abstract(cfg)
+    boxed = abstract_encoder(cfg)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         sharding.unbox(boxed),
@@ -95,12 +95,12 @@ def test_the_order_of_words_matters(encode):
 def test_attention_is_that_of_every_head_computed_alone():
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
     bias = np.random.default_rng(1).normal(size=(2, 3, 5, 5)).astype(np.float32)
-    found = jax.jit(attend)(q, k, v, bias)
+    attended = jax.jit(attend)(q, k, v, bias)
     for b in range(2):
         for h in range(3):
             weights = np.exp(q[b, :, h] @ k[b, :, h].T + bias[b, h])
             weights /= weights.sum(axis=-1, keepdims=True)
-            assert_close(found[b, :, h], weights @ v[b, :, h])
+            assert_close(attended[b, :, h], weights @ v[b, :, h])
 
 
 def test_far_classes_grow_by_the_square_root_of_two():
@@ -127,7 +127,7 @@ def test_a_bias_depends_on_the_head_and_on_the_distance_alone():
 def test_bfloat16_products_stay_near_float32(params, encode):
     half = T5Config(**{**vars(CONFIG), "dtype": "bfloat16"})
     weights = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    found = jax.jit(T5Encoder(half).apply)(weights, IDS, SEGMENT)
-    assert found.dtype == jnp.float32
-    error = np.abs(found - encode(IDS, SEGMENT))[:, :7]
+    features = jax.jit(T5Encoder(half).apply)(weights, IDS, SEGMENT)
+    assert features.dtype == jnp.float32
+    error = np.abs(features - encode(IDS, SEGMENT))[:, :7]
     assert 1e-4 < error.max() < 0.1  # of values around 1, at 8 bits

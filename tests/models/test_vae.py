@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_jax.checkpoint import rename
 from pyramid_jax.checkpoint.tensors import StoredTensors, read_tensors
-from pyramid_jax.checkpoint.vae_tables import vae as vae_table
+from pyramid_jax.checkpoint.vae_tables import vae_table
 from pyramid_jax.convert import configs
 from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.models import vae, vae_layers
@@ -220,10 +220,10 @@ def test_the_divergence_is_the_integral_that_defines_it():
 
 def test_the_released_vae_has_all_its_tensors_in_the_right_shapes():
     cfg = VAEConfig()
-    shapes = rename.names(vae_table(cfg), abstract(cfg))
+    shapes = rename.tensor_shapes(vae_table(cfg), abstract(cfg))
     assert len(shapes) == 260
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 335_402_067
-    assert rename.check(shapes, vae_table(cfg), abstract(cfg)) == []
+    assert rename.shape_problems(shapes, vae_table(cfg), abstract(cfg)) == []
     some = {
         "encoder.conv_in.conv.weight": (128, 3, 3, 3, 3),
         "encoder.down_blocks.1.resnets.0.conv_shortcut.conv.weight": (
@@ -268,8 +268,8 @@ def recorded() -> tuple[VAEConfig, StoredTensors]:
 
 def test_converting_and_exporting_the_vae_gives_back_every_bit():
     cfg, tensors = recorded()
-    params = rename.convert(tensors, vae_table(cfg), abstract(cfg))
-    back = rename.export(params, vae_table(cfg))
+    params = rename.convert_tensors(tensors, vae_table(cfg), abstract(cfg))
+    back = dict(rename.export_tensors(params, vae_table(cfg)))
     assert back.keys() == tensors.keys()
     for key, value in back.items():
         np.testing.assert_array_equal(value, np.asarray(tensors[key]), err_msg=key)
@@ -282,7 +282,7 @@ def test_all_damage_to_a_vae_is_reported_together():
     tensors["encoder.conv_in.conv.weight"] = np.zeros((4, 3, 3, 3), np.float32)
     tensors["loss.logvar"] = np.zeros(1, np.float32)
     with pytest.raises(ValueError) as raised:
-        rename.convert(tensors, vae_table(cfg), abstract(cfg))
+        rename.convert_tensors(tensors, vae_table(cfg), abstract(cfg))
     _, *problems = str(raised.value).splitlines()
     assert [problem.strip() for problem in problems] == [
         "quant_conv.conv.bias is missing",

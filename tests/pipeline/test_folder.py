@@ -12,7 +12,7 @@ import pytest
 
 import pyramid_jax
 from pyramid_jax import sharding
-from pyramid_jax.convert import convert
+from pyramid_jax.convert.convert import convert_model
 from pyramid_jax.convert.source import ReleasedFolder
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
@@ -31,7 +31,7 @@ PROMPT = "a red circle moves left"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     theirs = original_files.write(tmp_path_factory.mktemp("theirs"), "mmdit")
     ours = tmp_path_factory.mktemp("ours")
-    convert.convert(ReleasedFolder(theirs), ours)
+    convert_model(ReleasedFolder(theirs), ours)
     return ours
 
 
@@ -51,8 +51,8 @@ def test_a_converted_model_makes_videos(video: np.ndarray):
 
 
 def test_videos_can_begin_with_an_image(model: VideoPipeline, video: np.ndarray):
-    made = model.image_to_video(video[0, 3], PROMPT, 9, options=QUICK)
-    assert made.shape == video.shape
+    videos = model.image_to_video(video[0, 3], PROMPT, 9, options=QUICK)
+    assert videos.shape == video.shape
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from pyramid_jax.pipeline.memory import (
     ModelParts,
     Work,
 )
-from pyramid_jax.pipeline.prompts import Network, abstract
+from pyramid_jax.pipeline.prompts import Network, abstract_encoder
 from pyramid_jax.sampler import Guidance
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.vae.autoencoder import Autoencoder
@@ -113,7 +113,7 @@ def test_weights_of_a_phase_and_those_that_wait_are_all_there_are():
 
 def test_text_encoders_read_instead_of_the_models_own():
     cfg = T5Config(vocabulary=100, width=64, heads=2, head_dim=8, mlp_width=32)
-    reader = Network(cfg, sharding.unbox(abstract(cfg)))
+    reader = Network(cfg, sharding.unbox(abstract_encoder(cfg)))
     plan = memory.memory_plan(NETWORKS._replace(encoders=(reader,)), WORK)
     assert plan.phases[0].name == TEXT
     assert plan.phases[0].weights == size(reader.params)

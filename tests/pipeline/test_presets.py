@@ -28,7 +28,7 @@ from pyramid_jax.train import data_config, made_for
 def released(variant: str) -> VideoPipeline:
     """A released model without its weights, which presets do not read."""
     cfg = ModelConfig(MMDIT, Layout(), LatentConfig())
-    defaults = convert.recommended(variant)
+    defaults = convert.recommended_sampling(variant)
     tokenize = load_tokenizer(cfg.tokenizer)
     return VideoPipeline(cfg, None, tokenize, defaults, name=variant)
 

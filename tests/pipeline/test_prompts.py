@@ -11,7 +11,7 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.pipeline import prompts
-from pyramid_jax.pipeline.prompts import LIMIT, PromptEncoder, load
+from pyramid_jax.pipeline.prompts import LIMIT, PromptEncoder, load_prompt_encoder
 from pyramid_jax.shapes import Text
 from tests.released import write_miniflux, write_mmdit
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> PromptEncoder:
-    return load(folder, dtype="float32")
+    return load_prompt_encoder(folder, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_text_has_a_row_and_the_vectors_of_all_clips(text: Text):
 
 
 def test_a_model_with_one_clip_pools_its_state(tmp_path: Path):
-    encoder = load(write_miniflux(tmp_path), dtype="float32")
+    encoder = load_prompt_encoder(write_miniflux(tmp_path), dtype="float32")
     assert len(encoder.clips) == 1 and encoder(["a"]).pooled.shape == (1, 1, 8)
 
 
@@ -78,8 +78,8 @@ def test_a_prompt_is_encoded_alike_alone_and_among_others(
     encoder: PromptEncoder, text: Text
 ):
     alone = encoder(TEXTS[2:])
-    known = np.asarray(alone.segment[0]) >= 0
-    assert_close(text.features[2][known], alone.features[0][known])
+    words = np.asarray(alone.segment[0]) >= 0
+    assert_close(text.features[2][words], alone.features[0][words])
     assert_close(text.pooled[2], alone.pooled[0])
     assert np.abs(text.pooled[2] - text.pooled[0]).max() > 1e-3
 
@@ -99,8 +99,8 @@ def test_a_warning_shows_the_words_that_are_not_read(
 ):
     ids, lost = encoder.tokenizers[0](LONG)
     assert LONG.endswith(lost) and lost.endswith("red circle moves left")
-    kept = LONG.removesuffix(lost)
-    assert encoder.tokenizers[0](kept).ids[:-1] == ids[:-1]
+    read = LONG.removesuffix(lost)
+    assert encoder.tokenizers[0](read).ids[:-1] == ids[:-1]
     encoder.ids(["a", LONG])
     (said,) = [r for r in caplog.records if r.levelname == "WARNING"]
     assert said.getMessage() == (
@@ -129,7 +129,7 @@ def test_prompts_are_finished_as_the_released_models_expect():
 def test_weights_are_stored_in_the_precision_that_is_asked_for(
     folder: Path, text: Text
 ):
-    encoder = load(folder)
+    encoder = load_prompt_encoder(folder)
     leaves = jax.tree.leaves((encoder.t5.params, [c.params for c in encoder.clips]))
     assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
     half = encoder(TEXTS)
@@ -139,7 +139,7 @@ def test_weights_are_stored_in_the_precision_that_is_asked_for(
 
 def test_devices_share_the_weights_and_agree_with_one(folder: Path, text: Text):
     mesh = sharding.device_mesh(data=1, fsdp=2, tensor=4)
-    encoder = load(folder, dtype="float32", mesh=mesh)
+    encoder = load_prompt_encoder(folder, dtype="float32", mesh=mesh)
     qkv = encoder.t5.params["blocks"]["qkv"]["kernel"]
     assert qkv.shape == (2, 16, 3, 4, 4)  # layers, width, three, heads, dim
     assert qkv.addressable_shards[0].data.shape == (2, 8, 3, 1, 4)
@@ -166,23 +166,23 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, lost: str, messag
     copy = damaged(folder, tmp_path)
     (copy / lost).unlink()
     with pytest.raises(ValueError, match=message):
-        load(copy)
+        load_prompt_encoder(copy)
 
 
 @pytest.mark.parametrize(
-    ("kept", "message"),
+    ("ends", "message"),
     [((), "0 T5 and 0 CLIP"), (("_3",), "1 T5 and 0"), (("", "_2"), "0 T5 and 2")],
 )
-def test_a_folder_needs_one_t5_and_a_clip(folder, tmp_path, kept, message):
-    for end in kept:
+def test_a_folder_needs_one_t5_and_a_clip(folder, tmp_path, ends, message):
+    for end in ends:
         for name in ("text_encoder", "tokenizer"):
             shutil.copytree(folder / f"{name}{end}", tmp_path / f"{name}{end}")
     with pytest.raises(ValueError, match=message):
-        load(tmp_path)
+        load_prompt_encoder(tmp_path)
 
 
 def test_an_encoder_of_another_kind_is_refused(folder: Path, tmp_path: Path):
     copy = damaged(folder, tmp_path)
     (copy / "text_encoder" / "config.json").write_text(json.dumps({"dim": 3}))
     with pytest.raises(ValueError, match="neither a T5 nor a CLIP"):
-        load(copy)
+        load_prompt_encoder(copy)

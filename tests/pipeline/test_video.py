@@ -22,8 +22,9 @@ from pyramid_jax.data.video_io import read_video
 from pyramid_jax.model import initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder
 from pyramid_jax.pipeline.denoise import Progress
+from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
 from pyramid_jax.pipeline.presets import Size
-from pyramid_jax.pipeline.video import TINY, TINY_LATENT, VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.sampler import Guidance
 
 
@@ -138,7 +139,9 @@ def test_no_prompt_is_refused(model: VideoPipeline):
 
 
 def test_a_saved_model_is_read_back(model: VideoPipeline, tmp_path: Path):
-    folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    folder.save_model(
+        tmp_path, model.cfg, model.defaults, sharding.to_host(model.params)
+    )
     again = load(tmp_path)
     assert again.defaults == model.defaults
     assert again.cfg.dit == model.cfg.dit
@@ -153,7 +156,7 @@ def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path)
         **weights["dit"],
         "head": {"kernel": head["kernel"][:-1], "extra": jnp.ones(1)},
     }
-    folder.save(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
+    folder.save_model(tmp_path, model.cfg, model.defaults, {**weights, "dit": broken})
     with pytest.raises(ValueError) as error:
         load(tmp_path)
     assert "dit/head/bias is missing" in str(error.value)
@@ -162,9 +165,13 @@ def test_damage_to_a_saved_model_is_listed(model: VideoPipeline, tmp_path: Path)
 
 
 def test_a_missing_or_cut_off_model_is_refused(model: VideoPipeline, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"has no config.json; give a folder"):
+    with pytest.raises(
+        ValueError, match=r"has no config.json of a model; copy this file"
+    ):
         load(tmp_path)
-    folder.save(tmp_path, model.cfg, model.defaults, sharding.to_host(model.params))
+    folder.save_model(
+        tmp_path, model.cfg, model.defaults, sharding.to_host(model.params)
+    )
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="can't be read"):

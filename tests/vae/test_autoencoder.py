@@ -54,7 +54,7 @@ def small() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def codec(small: Autoencoder) -> Codec:
-    return autoencoder.codec(small)
+    return autoencoder.vae_codec(small)
 
 
 # perf: all tests use one size, because compiling is most of their time.
@@ -81,7 +81,9 @@ def test_a_stream_of_latents_is_the_decoded_video(codec: Codec):
 @pytest.mark.slow
 def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
     """Each has one of the four later latent frames, and three of six rows of cells."""
-    many = autoencoder.codec(small, sharding.device_mesh(data=1, context=4, tensor=2))
+    many = autoencoder.vae_codec(
+        small, sharding.device_mesh(data=1, context=4, tensor=2)
+    )
     z = codec.encode(PIXELS)
     close(many.encode(PIXELS), z)
     close(many.decode(z), codec.decode(z))
@@ -90,7 +92,7 @@ def test_many_devices_code_like_one(small: Autoencoder, codec: Codec):
 def test_frames_that_devices_can_not_divide_are_filled_up(small: Autoencoder, codec):
     mesh = sharding.device_mesh(data=1, context=3, devices=jax.devices()[:3])
     z = codec.encode(PIXELS)
-    close(autoencoder.codec(small, mesh).decode(z), codec.decode(z))
+    close(autoencoder.vae_codec(small, mesh).decode(z), codec.decode(z))
 
 
 def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):
@@ -106,13 +108,13 @@ def test_raw_latents_are_drawn_as_seed_and_number_of_a_video_say(small, codec):
 
 
 def test_a_saved_vae_is_read_back(small: Autoencoder, tmp_path: Path):
-    autoencoder.save(tmp_path / "model" / autoencoder.INSIDE, small)
+    autoencoder.save_autoencoder(tmp_path / "model" / autoencoder.INSIDE, small)
     for folder in (tmp_path / "model", tmp_path / "model" / autoencoder.INSIDE):
-        again = autoencoder.load(folder)
+        again = autoencoder.load_autoencoder(folder)
         assert (again.cfg, again.latent) == (small.cfg, small.latent)
         jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
     with pytest.raises(ValueError, match=r"no config\.json of a VAE"):
-        autoencoder.load(tmp_path)
+        autoencoder.load_autoencoder(tmp_path)
 
 
 # ---------------------------------------------------------------------- real files
@@ -125,20 +127,20 @@ def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     write_video(tmp_path / "in.mp4", clip, 8)
     pixels, fps = reconstruct.read(tmp_path / "in.mp4", LATENT)
     assert pixels.shape == (7, 12, 16, 3) and fps == 8
-    found = reconstruct.reconstruct(small, pixels, PIECES)
-    assert len(found.psnr) == len(found.ssim) == 7
-    mean = ((found.original / 255.0 - found.decoded / 255.0) ** 2).mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(found.psnr, -10 * np.log10(mean), rtol=1e-3)
-    reconstruct.write(tmp_path / "out.mp4", found, fps)
+    result = reconstruct.reconstruct(small, pixels, PIECES)
+    assert len(result.psnr) == len(result.ssim) == 7
+    mean = ((result.original / 255.0 - result.decoded / 255.0) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(result.psnr, -10 * np.log10(mean), rtol=1e-3)
+    reconstruct.write(tmp_path / "out.mp4", result, fps)
     assert video_info(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
-    assert "mean" in reconstruct.table(found).splitlines()[-1]
-    assert json.dumps(found.psnr)
+    assert "mean" in reconstruct.table(result).splitlines()[-1]
+    assert json.dumps(result.psnr)
 
 
 def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
     one = np.full((1, 4, 6, 3), 100, np.uint8)
-    found = reconstruct.Reconstruction(one, one + 10, [28.1], [0.9])
-    reconstruct.write(tmp_path / "a" / "out.png", found, 1)
+    result = reconstruct.Reconstruction(one, one + 10, [28.1], [0.9])
+    reconstruct.write(tmp_path / "a" / "out.png", result, 1)
     picture = read_image(tmp_path / "a" / "out.png", (4, 18))
     np.testing.assert_array_equal(picture[0, ::6, 0], [100, 110, 40])
     original, _ = reconstruct.read(tmp_path / "a" / "out.png", LATENT)
@@ -147,8 +149,8 @@ def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
 
 def test_a_picture_smaller_than_a_latent_cell_is_refused(tmp_path: Path):
     one = np.full((1, 4, 2, 3), 100, np.uint8)
-    found = reconstruct.Reconstruction(one, one, [0.0], [0.0])
-    reconstruct.write(tmp_path / "out.png", found, 1)
+    result = reconstruct.Reconstruction(one, one, [0.0], [0.0])
+    reconstruct.write(tmp_path / "out.png", result, 1)
     wide = LatentConfig(2, 8, 2)
     with pytest.raises(ValueError, match="shows 4x6 pixels, expected at least 8x8"):
         reconstruct.read(tmp_path / "out.png", wide)

@@ -218,7 +218,7 @@ def test_a_run_leaves_losses_quality_reconstructions_and_a_model(run: Path):
     assert 5 < last["psnr"] < 60 and -1 < last["ssim"] < 1
     assert (run / "samples/0000003/contact_sheet.png").stat().st_size > 1000
     assert (run / "samples/0000003/0.mp4").stat().st_size > 0
-    trained_vae = autoencoder.load(run / "model")
+    trained_vae = autoencoder.load_autoencoder(run / "model")
     assert (
         trained_vae.cfg == TINY
         and trained_vae.latent.spatial == trained_vae.latent.temporal == 2
@@ -231,7 +231,9 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(
 ):
     for steps in (1, 3):
         train_vae(config(manifest, steps=steps, sample_every=0), tmp_path)
-    one, two = (autoencoder.load(folder / "model") for folder in (run, tmp_path))
+    one, two = (
+        autoencoder.load_autoencoder(folder / "model") for folder in (run, tmp_path)
+    )
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
     assert one.latent == two.latent
 
@@ -243,8 +245,8 @@ def test_a_run_can_start_from_a_vae_and_train_its_decoder_alone(
     cfg = config(manifest, steps=1, sample_every=0)
     cfg.freeze_encoder = True
     start = run / "model"
-    after = autoencoder.load(train_vae(cfg, tmp_path, start)).params
-    before = autoencoder.load(start).params
+    after = autoencoder.load_autoencoder(train_vae(cfg, tmp_path, start)).params
+    before = autoencoder.load_autoencoder(start).params
     jax.tree.map(np.testing.assert_array_equal, after["encoder"], before["encoder"])
     kernel, old = (vae_task.last_kernel(x["decoder"]) for x in (after, before))
     assert np.abs(kernel - old).max() > 1e-4
@@ -301,12 +303,14 @@ def test_statistics_make_the_latents_standard(manifest, tmp_path):
 def test_a_vae_is_read_back_as_it_was_saved(tmp_path):
     params = sharding.unbox(jax.jit(partial(models.initialise_vae, TINY))(KEY))
     data = LatentConfig(channels=2, image_shift=0.5)
-    autoencoder.save(tmp_path, Autoencoder(TINY, data, jax.device_get(params)))
-    back = autoencoder.load(tmp_path)
+    autoencoder.save_autoencoder(
+        tmp_path, Autoencoder(TINY, data, jax.device_get(params))
+    )
+    back = autoencoder.load_autoencoder(tmp_path)
     assert (back.cfg, back.latent) == (TINY, data)
     jax.tree.map(np.testing.assert_array_equal, back.params, params)
     with pytest.raises(ValueError, match=r"holds no config.json of a VAE"):
-        autoencoder.load(tmp_path / "nowhere")
+        autoencoder.load_autoencoder(tmp_path / "nowhere")
 
 
 def parameters(cfg: Any) -> int:

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import rename, safetensors_file
-from pyramid_jax.convert import configs, networks
+from pyramid_jax.checkpoint import rename
+from pyramid_jax.checkpoint.tensors import open_safetensors
+from pyramid_jax.convert import configs
+from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.models.dit import DiTConfig
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.pipeline.prompts import encoder_config
 from pyramid_jax.sharding import unbox
 from tests import original_files
 
@@ -27,12 +30,12 @@ T5 |= dict(num_heads=64, relative_attention_num_buckets=32)
 T5["feed_forward_proj"] = "gated-gelu"
 
 
-def dit(given: dict) -> networks.Blueprint:
-    return networks.dit(DiTConfig(**configs.dit_config(given).dit))
+def dit(config: dict) -> DiTConfig:
+    return DiTConfig(**configs.dit_config(config).dit)
 
 
-def vae(given: dict) -> networks.Blueprint:
-    return networks.vae(VAEConfig(**configs.vae_config(given)))
+def vae(config: dict) -> VAEConfig:
+    return VAEConfig(**configs.vae_config(config))
 
 
 # What is released: how it is described, its documented tensors, how many, parameters.
@@ -44,15 +47,15 @@ RELEASED = {
     ),
     "vae": (vae, original_files.VAE, original_files.vae, 260, 335_402_067),
     "clip_l": (
-        *(networks.text_encoder, CLIP_L),
+        *(encoder_config, CLIP_L),
         *(lambda _: original_files.clip(12, 768, 3072), 197, 123_650_304),
     ),
     "clip_g": (
-        *(networks.text_encoder, CLIP_G),
+        *(encoder_config, CLIP_G),
         *(lambda _: original_files.clip(32, 1280, 5120), 517, 694_659_840),
     ),
     "t5": (
-        *(networks.text_encoder, T5),
+        *(encoder_config, T5),
         *(lambda _: original_files.t5(), 219, 4_762_310_656),
     ),
 }
@@ -60,10 +63,11 @@ RELEASED = {
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_network_has_exactly_the_documented_tensors(name: str):
-    describe, given, documented, tensors, parameters = RELEASED[name]
-    blueprint, expected = describe(given), documented(given)
-    assert rename.names(blueprint.table, unbox(blueprint.shapes)) == expected
-    sizes = [np.prod(x.shape) for x in jax.tree.leaves(unbox(blueprint.shapes))]
+    describe, config, documented, tensors, parameters = RELEASED[name]
+    cfg, expected = describe(config), documented(config)
+    abstract = unbox(abstract_weights(cfg))
+    assert rename.tensor_shapes(tensor_table(cfg), abstract) == expected
+    sizes = [np.prod(x.shape) for x in jax.tree.leaves(abstract)]
     assert (len(expected), int(sum(map(int, sizes)))) == (tensors, parameters)
 
 
@@ -73,10 +77,10 @@ def test_a_released_network_has_exactly_the_documented_tensors(name: str):
 )
 def test_the_documented_tensors_are_those_of_the_original(case: str, documented):
     """Its own files, of small models, prove the lists that are used here."""
-    about = json.loads((GOLDEN / case / "config.json").read_text())
-    stored = safetensors_file.read(GOLDEN / case / "weights.safetensors")
+    config = json.loads((GOLDEN / case / "config.json").read_text())
+    stored = open_safetensors(GOLDEN / case / "weights.safetensors")
     shapes = {key: tensor.shape for key, tensor in stored.items()}
-    assert documented(about["constructor"]) == shapes
+    assert documented(config["constructor"]) == shapes
 
 
 @pytest.mark.parametrize("kind", ["mmdit", "miniflux"])

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint import safetensors_file, trees
-from pyramid_jax.checkpoint.safetensors_file import Spec, Writer
+from pyramid_jax.checkpoint.tensors import Spec, Writer, open_safetensors
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -29,10 +28,10 @@ def write(path: Path) -> Path:
     return path
 
 
-def assert_same(found) -> None:
-    assert set(found) == set(TENSORS)
+def assert_same(tensors) -> None:
+    assert set(tensors) == set(TENSORS)
     for name, values in TENSORS.items():
-        read = np.asarray(found[name])
+        read = np.asarray(tensors[name])
         assert read.dtype == values.dtype and read.shape == values.shape
         assert read.tobytes() == values.tobytes()
 
@@ -49,22 +48,22 @@ def test_the_bytes_are_those_that_the_library_writes(tmp_path: Path):
 
 def test_what_the_library_writes_is_read_here(tmp_path: Path):
     save_file(TENSORS, tmp_path / "theirs.safetensors")
-    assert_same(safetensors_file.read(tmp_path / "theirs.safetensors"))
+    assert_same(open_safetensors(tmp_path / "theirs.safetensors"))
 
 
-@pytest.mark.parametrize("kept", [0, 3, 20, 300, -1])
-def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, kept: int):
+@pytest.mark.parametrize("length", [0, 3, 20, 300, -1])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, length: int):
     path = write(tmp_path / "x.safetensors")
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"can't be read.*copy the file again"):
-        safetensors_file.read(path)
+        open_safetensors(path)
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="can't be read"):
-        safetensors_file.read(path)
+        open_safetensors(path)
 
 
 def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path):
@@ -90,14 +89,3 @@ def test_forgotten_and_unknown_tensors_and_other_types_are_mistakes(tmp_path: Pa
 def test_types_without_a_name_in_the_format_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="complex64"):
         Writer(tmp_path / "x", {"a": Spec(np.dtype("c8"), (1,))}).__enter__()
-
-
-def test_a_tree_is_read_one_parameter_at_a_time(tmp_path: Path):
-    tree = {"a": {"b": TENSORS["b/kernel"]}, "c": TENSORS["count"]}
-    trees.write_tree(tmp_path / "x.safetensors", tree)
-    seen = []
-    found = trees.read_tree(
-        tmp_path / "x.safetensors", tree, lambda path, x: seen.append(path) or x.sum()
-    )
-    assert sorted(seen) == ["a/b", "c"]
-    assert found["c"] == 3

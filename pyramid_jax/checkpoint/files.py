@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a network: config.json says what it is, and one file has the weights.
+
+Weights are named by their path in the tree of parameters, such as
+"dit/double/text/qkv/kernel".
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from pyramid_jax import sharding
+from pyramid_jax.checkpoint.tensors import (
+    Spec,
+    StoredTensor,
+    Writer,
+    open_safetensors,
+)
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+Place = Callable[[str, np.ndarray], Any]  # (path, values) -> what the tree keeps
+
+
+def read_config(folder: Path, kind: str, *sections: str) -> dict[str, Any]:
+    """The contents of a folder's config.json.
+
+    Args:
+        kind: what the folder should hold, for messages, e.g. "a model".
+        sections: entries that the file must have.
+
+    Raises:
+        ValueError: the file is missing, is no JSON, or lacks a section.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {CONFIG} of {kind}; copy this file, too, or give a "
+            "folder that has it"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy it again") from error
+    if missing := [name for name in sections if name not in config]:
+        raise ValueError(
+            f"{path} is no {CONFIG} of {kind}, it lacks {missing}; give a folder that "
+            f"holds {kind}"
+        )
+    return config
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Writes a folder's config.json; makes the folder if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config, indent=1) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def write_weights(folder: Path, params: Any) -> None:
+    """Writes a nested dict of host arrays as the weights of a folder."""
+    flat = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
+    specs = {name: Spec(x.dtype, x.shape) for name, x in flat.items()}
+    with Writer(folder / WEIGHTS, specs) as file:
+        for name, values in flat.items():
+            file.write(name, values)
+
+
+def read_weights(folder: Path, abstract: Any, place: Place) -> Any:
+    """The weights in a folder, whose names and shapes must be those of `abstract`.
+
+    Args:
+        place: what to do with each parameter, read one at a time, e.g. `placing`.
+
+    Raises:
+        ValueError: the file is missing or damaged, or lists all names that are missing,
+            unknown or of another shape.
+    """
+    tensors = open_weights(folder, abstract)
+    params = {name: place(name, np.asarray(x)) for name, x in tensors.items()}
+    return unflatten_dict(params, sep="/")
+
+
+def open_weights(folder: Path, abstract: Any) -> dict[str, StoredTensor]:
+    """The weights in a folder by path, unread; otherwise like `read_weights`."""
+    tensors = open_safetensors(folder / WEIGHTS)
+    flat: dict[str, Any] = flatten_dict(sharding.unbox(abstract), sep="/")
+    shapes = {name: tuple(x.shape) for name, x in flat.items()}
+    problems = [f"  {name} is missing" for name in shapes.keys() - tensors.keys()]
+    problems += [f"  {name} is unknown" for name in tensors.keys() - shapes.keys()]
+    problems += [
+        f"  {name} has shape {tensors[name].shape}, expected {shapes[name]}"
+        for name in shapes.keys() & tensors.keys()
+        if tensors[name].shape != shapes[name]
+    ]
+    if problems:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not hold the model of its {CONFIG}:\n"
+            + "\n".join(sorted(problems))
+        )
+    return tensors
+
+
+def placing(abstract: Any, mesh: Mesh | None, dtype: str | None = None) -> Place:
+    """A function that moves each parameter to the devices that share it.
+
+    Processes copy their own parts only.
+
+    Args:
+        abstract: the tree of parameters, in boxes that name their axes.
+        mesh: the devices; None: all parameters whole on the first one.
+        dtype: that the parameters get; None: they keep theirs.
+    """
+    shardings: dict[str, Any] | None = None
+    if mesh is not None:
+        shardings = flatten_dict(sharding.shardings(abstract, mesh), sep="/")
+
+    def place(path: str, x: np.ndarray) -> jax.Array:
+        x = x if dtype is None else x.astype(jnp.dtype(dtype), copy=False)
+        if shardings is None:
+            return jnp.asarray(x)
+        return jax.make_array_from_callback(x.shape, shardings[path], x.__getitem__)
+
+    return place

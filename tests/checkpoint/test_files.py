@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a network: config.json with its messages, weights piece by piece."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyramid_jax.checkpoint import files
+
+
+def test_a_tree_is_read_one_parameter_at_a_time(tmp_path: Path):
+    tree = {"a": {"b": np.ones((3, 4), np.float32)}, "c": np.arange(3)}
+    files.write_weights(tmp_path, tree)
+    seen = []
+    sums = files.read_weights(
+        tmp_path, tree, lambda path, x: seen.append(path) or x.sum()
+    )
+    assert sorted(seen) == ["a/b", "c"]
+    assert sums["c"] == 3
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path: Path):
+    files.write_weights(tmp_path, {"a": np.ones(3), "b": np.ones(2)})
+    with pytest.raises(ValueError) as raised:
+        files.open_weights(tmp_path, {"a": np.ones(4), "c": np.ones(2)})
+    _, *problems = str(raised.value).splitlines()
+    assert [problem.strip() for problem in problems] == [
+        "a has shape (3,), expected (4,)",
+        "b is unknown",
+        "c is missing",
+    ]
+
+
+def test_a_config_is_read_as_it_was_written(tmp_path: Path):
+    config = {"model": {"width": 8}, "sample": {}}
+    files.write_config(tmp_path / "new", config)
+    assert files.read_config(tmp_path / "new", "a model", "model") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"has no config\.json of a model; copy this file, too"),
+        ("{", r"config\.json is no JSON"),
+        ('{"sample": 1}', r"is no config\.json of a model, it lacks \['model'\]"),
+    ],
+)
+def test_a_config_that_is_missing_or_another_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        files.read_config(tmp_path, "a model", "model")
