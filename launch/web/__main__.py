@@ -19,7 +19,8 @@ from absl import flags
 
 from launch import start
 from launch.web.service import VideoService
-from pyramid_jax.pipeline import folder, video
+from pyramid_jax.pipeline.folder import ASSETS, TINY_LATENT
+from pyramid_jax.pipeline.video import load
 
 try:
     import gradio as gr
@@ -45,11 +46,11 @@ def main(values: flags.FlagValues) -> None:
         logging.warning(reach, host, folder)
     folder.mkdir(parents=True, exist_ok=True)
     mesh = start.parse_mesh(values.mesh)
-    pipeline = video.load(model, mesh, values.dtype, offload=values.offload)
+    pipeline = load(model, mesh, values.dtype, offload=values.offload)
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         service = VideoService(pipeline, folder, Path(uploads))
-        ships = model.resolve().parent == folder.ASSETS.resolve()
+        ships = model.resolve().parent == ASSETS.resolve()
         demo = page(service, examples=ships)
         url = serve(demo, host, values.port)
         print(f"the page: {url}\nits results: {folder}", flush=True)
@@ -92,7 +93,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(folder.TINY_LATENT), "folder of the model")
+    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
     flags.DEFINE_string("to", "runs/web", "folder for results, which the page shows")
     flags.DEFINE_string("host", LOOPBACK[0], "address to listen on")
     flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=1, upper_bound=65535)
