@@ -13,7 +13,7 @@ from benchmarks.flops import Product
 from benchmarks.workload import Workload
 from pyramid_jax import sampler, sharding
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.model import initialise, network, training_loss
+from pyramid_jax.model import initialise, training_loss, velocity_network
 from pyramid_jax.pipeline.denoise import denoise
 from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
 from pyramid_jax.shapes import Text
@@ -81,7 +81,10 @@ def sampling(work: Workload, scans: int = 1) -> Run:
 
     @jax.jit
     def compute(params: Any, text: Text, noise: KeyedNoise) -> jax.Array:
-        velocity, options = network(work.model, params), {"scales": inputs.scales}
+        velocity, options = (
+            velocity_network(work.model, params),
+            {"scales": inputs.scales},
+        )
         return sampler.sample(
             velocity, text, inputs.shape, noise, inputs.plan, **options
         )

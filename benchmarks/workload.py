@@ -158,7 +158,7 @@ class Workload:
     @property
     def pairs(self) -> int:
         """Query-key pairs that the training row's mask lets through."""
-        return int(mask.dense(self.mask).sum())
+        return int(mask.dense_mask(self.mask).sum())
 
     def products(self) -> Counter[flops.Product]:
         """How often each matrix product with weights occurs in a forward pass."""

@@ -190,7 +190,7 @@ plt.show()
 #
 # > a token sees the keys of its own segment that are not later than itself.
 #
-# `mask.dense` writes the matrix out, which is how we look at it. First one segment,
+# `mask.dense_mask` writes the matrix out, which is how we look at it. First one segment,
 # unit 3 at stage 2 of a video of 16 x 16 pixels, small enough to count squares.
 
 # %%
@@ -200,7 +200,7 @@ one = layout.segment(tiny, clips(2, UNIT), cut)
 sees = mask.joint(
     np.zeros((1, TEXT), np.int32), np.zeros_like(one.frame)[None], one.frame[None]
 )
-matrix = np.asarray(mask.dense(sees)[0])
+matrix = np.asarray(mask.dense_mask(sees)[0])
 
 frame_of = np.concatenate([np.full(TEXT, -1), one.frame])
 borders = np.flatnonzero(np.diff(frame_of)) + 1
@@ -271,7 +271,7 @@ print(f"{(row.segment < 0).sum()} of {len(row.segment)} places are padding")
 
 # %%
 packed = mask.joint(row.text_segment[None], row.segment[None], row.frame[None])
-segment, matrix = packed.segment[0], np.asarray(mask.dense(packed)[0])
+segment, matrix = packed.segment[0], np.asarray(mask.dense_mask(packed)[0])
 hidden = len(members)
 painted = np.where(matrix, np.asarray(segment)[:, None], hidden)
 palette = [*plt.get_cmap("tab10").colors[:hidden], (0.96, 0.96, 0.96)]
@@ -301,7 +301,7 @@ plt.show()
 # %%
 def visible(which):
     """The fraction of all pairs that the mask lets through."""
-    return float(mask.dense(which).mean())
+    return float(mask.dense_mask(which).mean())
 
 
 def single(stage, unit, grids, words):

@@ -206,7 +206,7 @@ def tokens(
     )
 
 
-def history(
+def history_tokens(
     levels: Sequence[Float[Array, "b t _ _ c"]],
     past: Sequence[Clip],
     stage: int,

@@ -39,13 +39,13 @@ def joint(
     )
 
 
-def dense(mask: TokenMask) -> Bool[Array, "b l l"]:
+def dense_mask(mask: TokenMask) -> Bool[Array, "b l l"]:
     """The definition: `[b, query, key]` is true where the query sees the key."""
     return visible(mask, mask)
 
 
 def visible(query: TokenMask, key: TokenMask) -> Bool[Array, "b _ _"]:
-    """`dense` between queries and keys from different parts of the same rows."""
+    """`dense_mask` between queries and keys from different parts of the same rows."""
     query = TokenMask(*(part[:, :, None] for part in query))
     key = TokenMask(*(part[:, None, :] for part in key))
     same = (query.segment == key.segment) & (query.segment >= 0)

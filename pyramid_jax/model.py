@@ -198,7 +198,7 @@ def encode_text(
     return text
 
 
-def network(model: ModelConfig, params: Any) -> Velocity:
+def velocity_network(model: ModelConfig, params: Any) -> Velocity:
     """The network as a function (tokens, time, text) -> velocity of every token."""
     apply: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
     return apply
@@ -217,7 +217,7 @@ def training_loss(
 ) -> tuple[Float[jax.Array, ""], objective.Losses]:
     """The training loss of a batch, and its sums per stage; the same at every step."""
     losses = objective.loss(
-        network(model, params),
+        velocity_network(model, params),
         rows,
         row_text(model, params, rows),
         objective.draw(key, rows),

@@ -209,7 +209,7 @@ def history(
     """What a unit sees of the video so far at stage `k` of so many stages."""
     *past, current = unit.clips(k, cut.frames_per_unit)
     levels = pyramid.levels(video, stages)
-    return History(layout.history(levels, past, k, cut), current.frame)
+    return History(layout.history_tokens(levels, past, k, cut), current.frame)
 
 
 def euler_step(

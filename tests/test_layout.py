@@ -227,7 +227,9 @@ def test_a_training_segment_is_what_the_sampler_sees(stage, per_unit):
         *past, current = layout.clips(stage, unit, slots, per_unit)
         target = layout.grid(levels[stage], cut.patch)
         now = jnp.asarray(levels[stage])[:, current.frame.clip(0)]
-        parts = layout.history([jnp.asarray(x) for x in levels], past, stage, cut)
+        parts = layout.history_tokens(
+            [jnp.asarray(x) for x in levels], past, stage, cut
+        )
         return layout.join([*parts, layout.tokens(now, current.frame, target, cut)])
 
     for unit in range(slots):

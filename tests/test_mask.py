@@ -17,7 +17,7 @@ def seen(text: list[int], segment: list[int], frame: list[int], causal: bool = T
     parts = (
         jnp.array([part], jnp.int32).reshape(1, -1) for part in (text, segment, frame)
     )
-    (matrix,) = mask.dense(mask.joint(*parts, causal=causal))
+    (matrix,) = mask.dense_mask(mask.joint(*parts, causal=causal))
     return matrix
 
 
@@ -82,4 +82,4 @@ def test_without_causality_a_segment_sees_all_of_itself():
 def test_rows_of_a_batch_have_masks_of_their_own():
     both = mask.TokenMask(jnp.array([[0, 0], [0, 1]]), jnp.array([[0, 1], [0, 0]]))
     expected = [[[1, 0], [1, 1]], [[1, 0], [0, 1]]]
-    np.testing.assert_array_equal(mask.dense(both), np.array(expected, bool))
+    np.testing.assert_array_equal(mask.dense_mask(both), np.array(expected, bool))

@@ -99,7 +99,7 @@ def _before_blocks(
 ) -> Iterator[Answer]:
     """Mask and rotary angles. Padding sees padding in the original and nothing here."""
     joint = mask.joint(words.segment, row.segment, row.frame, model.cfg.causal)
-    visible = np.asarray(mask.dense(joint))
+    visible = np.asarray(mask.dense_mask(joint))
     m = words.segment.shape[1] // len(parts)
     first = words.segment.shape[1]
     for k, part in enumerate(parts):

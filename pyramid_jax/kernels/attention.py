@@ -17,7 +17,7 @@ from pyramid_jax.kernels.exchange import AttentionFn, over_mesh
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles
 from pyramid_jax.kernels.trial import failure
-from pyramid_jax.mask import TokenMask, dense
+from pyramid_jax.mask import TokenMask, dense_mask
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: TokenMask) -> jax.Array
     # perf: batched matrix products over (b heads); on CPU the einsum over a separate
     # heads axis is three times slower (benchmarks/cpu_vs_reference.py).
     q, k, v = (rearrange(x, "b l heads dim -> (b heads) l dim") for x in (q, k, v))
-    visible = jnp.repeat(dense(mask), heads, axis=0)
+    visible = jnp.repeat(dense_mask(mask), heads, axis=0)
     logits = jnp.matmul(q * dim**-0.5, k.mT, preferred_element_type=jnp.float32)
     logits = jnp.where(visible, logits, FLOOR)
     peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))

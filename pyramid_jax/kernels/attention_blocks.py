@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.visits import fill
-from pyramid_jax.mask import TokenMask, dense, visible
+from pyramid_jax.mask import TokenMask, dense_mask, visible
 
 BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
 
@@ -131,7 +131,7 @@ _row.defvjp(_forward, _backward)
 def _pairs(mask: TokenMask) -> VisiblePairs:
     """The pairs of blocks in which any query sees any key."""
     size = mask.segment.shape[1]
-    seen = dense(TokenMask(*(x.reshape(1, -1) for x in mask)))[0]
+    seen = dense_mask(TokenMask(*(x.reshape(1, -1) for x in mask)))[0]
     meet = rearrange(seen, "(i q) (j k) -> i j q k", q=size, k=size).any((2, 3))
     order = jnp.argsort(~meet.ravel(), stable=True)
     return VisiblePairs(order // len(meet), order % len(meet), meet.sum())

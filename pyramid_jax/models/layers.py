@@ -111,11 +111,12 @@ class Modulation(nn.Module):
         # perf: whole vectors are small; parts of them would divide the tokens' width.
         vectors = constrain(vectors, ("batch", None, None))
         return [
-            per_token(v, segment) for v in jnp.split(vectors, self.outputs, axis=-1)
+            segment_vectors(v, segment)
+            for v in jnp.split(vectors, self.outputs, axis=-1)
         ]
 
 
-def per_token(
+def segment_vectors(
     x: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
 ) -> Float[jax.Array, "b _ d"]:
     """The vector of each token's segment; a single one if a row has one segment."""

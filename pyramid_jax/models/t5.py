@@ -85,7 +85,7 @@ class T5Encoder(nn.Module):
 
     def bias(self, segment: Int[jax.Array, "b m"]) -> Float[jax.Array, "b heads m m"]:
         """What all blocks add to their logits: distances, and who sees whom."""
-        visible = mask.dense(TokenMask(segment, jnp.zeros_like(segment)))[:, None]
+        visible = mask.dense_mask(TokenMask(segment, jnp.zeros_like(segment)))[:, None]
         bias = distance_bias(self.distances, segment.shape[1], self.cfg.farthest)
         return jnp.where(visible, bias[None], FLOOR)
 

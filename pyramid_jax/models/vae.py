@@ -19,8 +19,8 @@ from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models.vae_layers import (
     Activated,
+    Activations,
     Convolution,
-    Frames,
     Level,
     Middle,
     Past,
@@ -217,7 +217,7 @@ class Encoder(nn.Module):
         self.head = Activated(s, 2 * c.latent)
         self.mix = linear(2 * c.latent, s).copy(bias_init=named(_narrow, (None,)))
 
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         layers = (self.entry, *self.levels, self.middle, self.head)
         x, past = chain(layers, x, past)
         return self.mix(x).astype(jnp.float32), past
@@ -240,7 +240,7 @@ class Decoder(nn.Module):
         self.levels = [Level(s, True, *level) for level in levels]
         self.head = Activated(s, c.pixels)
 
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         layers = (self.entry, self.middle, *self.levels, self.head)
         x, past = chain(layers, self.mix(x), past)
         return x.astype(jnp.float32), past

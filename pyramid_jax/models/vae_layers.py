@@ -29,7 +29,7 @@ LOGITS = 2**26
 INIT = nn.initializers.lecun_normal()
 
 Past = Any  # nested tuples of `b _ h w c`, one entry per layer; None at the start
-Frames = Float[jax.Array, "b _ _ _ _"]
+Activations = Float[jax.Array, "b _ _ _ _"]
 CausalLayer = Callable[..., tuple[Any, Past]]  # (x, past) -> (y, past)
 
 
@@ -69,7 +69,7 @@ class Convolution(nn.Module):
     space: int = 1
 
     @nn.compact
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         shape = (KERNEL, KERNEL, KERNEL, x.shape[-1], self.width)
         init = named(INIT, (None, None, None, "embed", None))
         kernel = self.param("kernel", init, shape, jnp.float32)
@@ -90,7 +90,7 @@ class Norm(nn.Module):
     setting: Setting
 
     @nn.compact
-    def __call__(self, x: Frames) -> Frames:
+    def __call__(self, x: Activations) -> Activations:
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         width = x.shape[-1:]
         weight = self.param("weight", named(ones, (None,)), width, jnp.float32)
@@ -116,7 +116,7 @@ class Activated(nn.Module):
         self.norm = Norm(self.setting)
         self.convolution = Convolution(self.setting, self.width)
 
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         return self.convolution(nn.silu(self.norm(x)), past)
 
 
@@ -127,7 +127,7 @@ class Residual(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         layers = [
             Activated(self.setting, self.width, name=name)
             for name in ("first", "second")
@@ -144,7 +144,7 @@ class Attention(nn.Module):
     setting: Setting
 
     @nn.compact
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         width = x.shape[-1]
         y = Norm(self.setting, name="norm")(x)
         y = rearrange(y, "b t h w c -> b t (h w) c")
@@ -168,7 +168,7 @@ class Upsampling(nn.Module):
     time: bool
 
     @nn.compact
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         begins, parts = past is None, 2 if self.time else 4
         layer = Convolution(self.setting, parts * self.width, name="convolution")
         y, past = layer(x, past)
@@ -209,7 +209,7 @@ class Level(nn.Module):
         strides = (2, 1) if time else (1, 2)
         return Convolution(self.setting, self.width, *strides)
 
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         return chain([*self.residuals, *self.resampled.values()], x, past)
 
 
@@ -224,7 +224,7 @@ class Middle(nn.Module):
         self.attention = Attention(self.setting)
         self.second = Residual(self.setting, self.width)
 
-    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+    def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
         return chain((self.first, self.attention, self.second), x, past)
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
 from pyramid_jax import sampler
-from pyramid_jax.model import ModelConfig, network
+from pyramid_jax.model import ModelConfig, velocity_network
 from pyramid_jax.sampler import History, SamplerPlan, Unit, UnitNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
@@ -104,12 +104,12 @@ def denoise(
         scale = None if scales is None else np.float32(scales[unit.index])
         x = video
         for k in range(stages):
-            x, past = _start_stage(model, mesh, k, unit.slots, x, video, noise, index)
+            program = _Program(model, mesh, k, unit.slots)
+            x, past = _start_stage(program, x, video, noise, index)
             sigmas = plan.sigmas(k, unit)
             for i, pair in enumerate(sigmas):
-                x, finite = _euler_step(
-                    model, mesh, k, params, text, x, past, pair, scale
-                )
+                state = (x, past, pair, scale)
+                x, finite = _euler_step(program, params, text, *state)
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
                 place = (int(index), count, k, stages, i, len(sigmas))
@@ -139,30 +139,41 @@ def _shares(units: list[Unit], plan: SamplerPlan) -> Iterator[float]:
     return iter((np.cumsum(work) / max(sum(work), 1)).tolist())
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+class _Program(NamedTuple):
+    """What a step is compiled for: stage `stage` of units with so many slots."""
+
+    model: ModelConfig
+    mesh: Mesh | None
+    stage: int
+    slots: int
+
+    def rows(self, tree: Any) -> Any:
+        """Arrays whose rows the devices divide, if there is a mesh."""
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, batch_shardings(tree, self.mesh))
+
+
+@partial(jax.jit, static_argnums=0)
 def _start_stage(
-    model: ModelConfig,
-    mesh: Mesh | None,
-    k: int,
-    slots: int,
+    program: _Program,
     x: Float[jax.Array, "b _ _ _ c"],
     video: Float[jax.Array, "b t h w c"],
     noise: UnitNoise,
     index: Int[Array, ""],
 ) -> tuple[jax.Array, History]:
-    """Where stage k of a unit starts, and what it sees."""
+    """Where the stage of a unit starts, and what it sees."""
+    model, _, k, slots = program
     unit, cut = Unit(index, slots), model.layout
     drawn = noise(index, 1 if slots == 1 else cut.frames_per_unit)
     x = sampler.start_stage(x, drawn, k, model.stages, model.gamma)
     past = sampler.history(video, unit, k, len(model.stages), cut)
-    return _rows(x, mesh), past._replace(tokens=_rows(past.tokens, mesh))
+    return program.rows(x), past._replace(tokens=program.rows(past.tokens))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=0)
 def _euler_step(
-    model: ModelConfig,
-    mesh: Mesh | None,
-    k: int,
+    program: _Program,
     params: Any,
     text: Text,
     x: Float[jax.Array, "_ t h w c"],
@@ -170,20 +181,15 @@ def _euler_step(
     sigmas: Float[Array, "2"],
     scale: Float[Array, ""] | None,
 ) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""]]:
-    """One Euler step of stage k, and whether all of it is finite."""
-    step = partial(sampler.euler_step, network(model, params), text, x, past, sigmas)
-    x = _rows(step(stage=model.stages[k], scale=scale, cut=model.layout), mesh)
+    """One Euler step, and whether all of it is finite."""
+    model, stage = program.model, program.model.stages[program.stage]
+    velocity = velocity_network(model, params)
+    step = partial(sampler.euler_step, velocity, text, x, past, sigmas)
+    x = program.rows(step(stage=stage, scale=scale, cut=model.layout))
     return x, jnp.isfinite(x).all()
 
 
 _write_unit = jax.jit(sampler.write_unit)
-
-
-def _rows(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays whose rows the devices divide, if there is a mesh."""
-    if mesh is None:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, batch_shardings(tree, mesh))
 
 
 def _mesh_of(params: Any) -> Mesh | None:

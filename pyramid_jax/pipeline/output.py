@@ -26,7 +26,7 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"output {kind!r} is unknown; use one of {', '.join(KINDS)}")
 
 
-def frames_of(pieces: Iterable[Float[np.ndarray, "b _ h w 3"]], kind: str) -> Any:
+def collect_frames(pieces: Iterable[Float[np.ndarray, "b _ h w 3"]], kind: str) -> Any:
     """Pixels in [-1, 1], piece after piece in time, as the frames of `VideoOutput`."""
     if kind == "float32":
         pixels = np.concatenate([np.clip(x, -1, 1) for x in pieces], axis=1)

@@ -49,12 +49,12 @@ class Preset(NamedTuple):
         return f"{self.name} up to {self.frames} frames ({seconds:.2g} s)"
 
 
-def made_for(defaults: SampleConfig) -> tuple[Preset, ...]:
+def presets_of(defaults: SampleConfig) -> tuple[Preset, ...]:
     """The sizes that a model was made for, its favourite first, or ()."""
     return tuple(Preset(*size, fps=defaults.fps) for size in defaults.sizes)
 
 
-def frames_of(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> int:
+def nearest_frames(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> int:
     """The number of frames that a model can make nearest to so many seconds.
 
     Raises:
@@ -91,7 +91,7 @@ def default_size(
     Raises:
         ValueError: height or width alone, or neither although no size is known.
     """
-    sizes = made_for(defaults)
+    sizes = presets_of(defaults)
     if (height is None) != (width is None):
         raise ValueError(
             f"height {height} and width {width} were given; give both, or neither for "
@@ -106,7 +106,7 @@ def default_size(
         height, width = sizes[0].height, sizes[0].width
     if frames is None:
         fitting = [preset for preset in sizes if preset[:2] == (height, width)]
-        usual = frames_of(USUAL_SECONDS, cfg, defaults)
+        usual = nearest_frames(USUAL_SECONDS, cfg, defaults)
         frames = min([*(preset.frames for preset in fitting or sizes), usual])
     return Size(height, width, frames)
 
@@ -117,7 +117,7 @@ def check_preset(defaults: SampleConfig, size: Size, name: str) -> None:
     Raises:
         ValueError: with the sizes and lengths that are allowed.
     """
-    sizes = made_for(defaults)
+    sizes = presets_of(defaults)
     fits = any(
         (size.height, size.width) == preset[:2] and size.frames <= preset.frames
         for preset in sizes

@@ -76,7 +76,7 @@ def resolve(
     if seconds is not None:
         if num_frames is not None:
             raise ValueError("give the number of frames or seconds, not both")
-        num_frames = presets.frames_of(seconds, cfg, defaults)
+        num_frames = presets.nearest_frames(seconds, cfg, defaults)
     size = presets.default_size(cfg, defaults, height, width, num_frames)
     presets.latent_shape(cfg, size)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -24,8 +24,8 @@ from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import StepCallback, denoise
 from pyramid_jax.pipeline.folder import read_model
 from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
-from pyramid_jax.pipeline.output import VideoOutput, check_kind, frames_of
-from pyramid_jax.pipeline.presets import Preset, latent_shape, made_for
+from pyramid_jax.pipeline.output import VideoOutput, check_kind, collect_frames
+from pyramid_jax.pipeline.presets import Preset, latent_shape, presets_of
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.request import Picture, Steps, VideoRequest, resolve
 from pyramid_jax.sampler import KeyedNoise
@@ -204,13 +204,13 @@ class VideoPipeline:
         pieces = self._fitting_pieces(request)
         units = self._units(request, self._first_frame(request), callback_on_step_end)
         latents = to_host(jnp.concatenate(list(units), axis=1))
-        frames = frames_of(self._decoded(latents, pieces), output)
+        frames = collect_frames(self._decoded(latents, pieces), output)
         return VideoOutput(frames, request.prompts, request.seed, self.defaults.fps)
 
     @property
     def presets(self) -> tuple[Preset, ...]:
         """The sizes that the model was made for, its favourite first, or ()."""
-        return made_for(self.defaults)
+        return presets_of(self.defaults)
 
     def memory_plan(self, request: VideoRequest, streamed: bool = False) -> MemoryPlan:
         """The memory that a request takes on every device, phase by phase; print it."""

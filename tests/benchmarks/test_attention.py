@@ -14,7 +14,7 @@ from benchmarks import attention_rivals as rivals
 from benchmarks import tune_attention as tune
 from pyramid_jax.kernels.cases import batch, case
 from pyramid_jax.kernels.tiles import Tile, Tiles
-from pyramid_jax.mask import TokenMask, dense
+from pyramid_jax.mask import TokenMask, dense_mask
 
 SMALL = "384p stage 2 unit 8"
 
@@ -62,7 +62,7 @@ def test_a_pattern_without_a_case_is_refused(capsys):
 @pytest.mark.parametrize("name", [SMALL, "packed 8192", "scattered"])
 def test_visible_pairs_are_those_of_the_dense_mask(name):
     mask = case(name, 1 / 16)
-    assert benchmark.visible_pairs(mask) == dense(mask).sum()
+    assert benchmark.visible_pairs(mask) == dense_mask(mask).sum()
 
 
 def test_a_packed_row_has_about_as_many_tokens_as_its_name_says():

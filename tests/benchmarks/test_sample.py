@@ -69,7 +69,7 @@ def test_frames_and_pairs_are_those_of_the_rows_that_sampling_makes(stage):
     counts = flops.frames(model, cells, stage, unit)
     np.testing.assert_array_equal(counts, np.bincount(row.frame))
     zeros = np.zeros((1, 6), np.int32), np.zeros_like(row.frame)[None]
-    seen = mask.dense(mask.joint(*zeros, row.frame[None]))
+    seen = mask.dense_mask(mask.joint(*zeros, row.frame[None]))
     assert flops.pairs(6, counts) == seen.sum()
 
 

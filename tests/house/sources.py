@@ -64,7 +64,7 @@ class Source:
         return self.in_package and self.part == "kernels"
 
     def imports(self) -> Iterator[str]:
-        """Every imported name with its full path, e.g. `pyramid_jax.mask.dense`."""
+        """Every imported name with its full path, e.g. `pyramid_jax.mask.joint`."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from (name.name for name in node.names)

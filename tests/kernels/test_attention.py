@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax.kernels.attention import BACKENDS, attention
-from pyramid_jax.mask import TokenMask, dense
+from pyramid_jax.mask import TokenMask, dense_mask
 
 # Two packed segments with padding at the end, and a whole row of one segment.
 MASK = TokenMask(
@@ -28,7 +28,7 @@ def by_the_formula(q, k, v, mask: TokenMask) -> np.ndarray:
     """softmax(q kᵀ / sqrt(dim)) v in float64, query by query over its visible keys."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(v)
-    sees = np.asarray(dense(mask))
+    sees = np.asarray(dense_mask(mask))
     for b, query in np.ndindex(*sees.shape[:2]):
         visible = sees[b, query]
         if not visible.any():

@@ -19,7 +19,7 @@ from pyramid_jax.kernels.attention import BACKENDS, attention, default
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.cases import batch, case_names
 from pyramid_jax.kernels.tiles import Tiles
-from pyramid_jax.mask import TokenMask, dense
+from pyramid_jax.mask import TokenMask, dense_mask
 
 SCALE, LENGTH, HEADS, DIM = 1 / 16, 90, 2, 16
 EVEN = Tiles.of(((16, 16),))
@@ -76,7 +76,7 @@ def by_the_formula(q, k, v, back, mask: TokenMask) -> list[np.ndarray]:
     """Output and gradients of softmax(q kᵀ / sqrt(dim)) v in float64 numpy."""
     q, k, v, back = (np.asarray(x, np.float64) for x in (q, k, v, back))
     scale = q.shape[-1] ** -0.5
-    seen = np.asarray(dense(mask))[:, None]
+    seen = np.asarray(dense_mask(mask))[:, None]
     logits = np.where(seen, np.einsum("bqhd,bkhd->bhqk", q, k) * scale, -1e9)
     weights = np.exp(logits - logits.max(-1, keepdims=True)) * seen
     weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)

@@ -11,7 +11,7 @@ from pyramid_jax import layout
 from pyramid_jax.kernels import visits as module
 from pyramid_jax.kernels.cases import GRIDS, STAGES, batch, case, case_names
 from pyramid_jax.kernels.visits import ALL, NONE, SOME
-from pyramid_jax.mask import TokenMask, dense
+from pyramid_jax.mask import TokenMask, dense_mask
 
 SCALE, LENGTH = 1 / 16, 90
 SIZES = [(16, 16), (8, 32)]
@@ -22,7 +22,7 @@ pairs, visits = jax.jit(module.pairs), jax.jit(module.visits)
 
 def in_blocks(mask: TokenMask, query_size: int, key_size: int) -> np.ndarray:
     """The dense mask with padding to whole blocks: `b i j query key`."""
-    seen = np.asarray(dense(TokenMask(*map(jnp.asarray, mask))))
+    seen = np.asarray(dense_mask(TokenMask(*map(jnp.asarray, mask))))
     more = [(0, 0), *((0, -seen.shape[1] % size) for size in (query_size, key_size))]
     pattern = "b (i query) (j key) -> b i j query key"
     return rearrange(np.pad(seen, more), pattern, query=query_size, key=key_size)

@@ -86,7 +86,7 @@ def test_every_token_gets_the_vector_of_its_segment(segments):
     """One vector, a chain of selections, a product: three ways, one meaning."""
     vectors = normal(2, segments, 6)
     segment = np.random.default_rng(1).integers(segments, size=(2, 9))
-    tokens = layers.per_token(jnp.asarray(vectors), jnp.asarray(segment))
+    tokens = layers.segment_vectors(jnp.asarray(vectors), jnp.asarray(segment))
     expected = np.take_along_axis(vectors, segment[..., None], axis=1)
     np.testing.assert_array_equal(np.broadcast_to(tokens, (2, 9, 6)), expected)
 
@@ -94,7 +94,7 @@ def test_every_token_gets_the_vector_of_its_segment(segments):
 def test_the_vector_of_padding_is_finite():
     vectors, segment = jnp.asarray(normal(1, 7, 6)), jnp.array([[-1, 0]])
     for count in (1, 3, 7):
-        assert jnp.isfinite(layers.per_token(vectors[:, :count], segment)).all()
+        assert jnp.isfinite(layers.segment_vectors(vectors[:, :count], segment)).all()
 
 
 def test_fresh_modulation_does_nothing():

@@ -18,7 +18,7 @@ from pyramid_jax.model import (
     SampleConfig,
     initialise,
     model_config,
-    network,
+    velocity_network,
 )
 from pyramid_jax.pipeline import denoise as module
 from pyramid_jax.pipeline.denoise import Progress, denoise
@@ -70,7 +70,7 @@ def inputs(guided: bool = True, first: np.ndarray | None = None) -> Inputs:
 
 
 def in_one_program(params: dict, given: Inputs, how: SamplerPlan) -> jax.Array:
-    velocity = network(CFG, params)
+    velocity = velocity_network(CFG, params)
     options = {"scales": given.scales, "first_frame": given.first_frame}
     return jax.jit(
         lambda: sampler.sample(velocity, given.text, SHAPE, given.noise, how, **options)

@@ -51,7 +51,7 @@ def size_of(
 
 
 def nearest_frames(model: VideoPipeline, seconds: float) -> int:
-    return presets.frames_of(seconds, model.cfg, model.defaults)
+    return presets.nearest_frames(seconds, model.cfg, model.defaults)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import tiny
 from launch import demo
@@ -176,93 +175,6 @@ def test_a_missing_or_cut_off_model_is_refused(model: VideoPipeline, tmp_path: P
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="can't be read"):
         load(tmp_path)
-
-
-# ----------------------------------------------------------------- words and results
-
-
-def test_what_is_not_given_is_what_the_model_was_made_for():
-    request = load(TINY).request("a ring")
-    assert request.size == Size(32, 32, 8)
-    assert request.options == load(TINY).defaults
-    assert load(TINY).request("a ring", seconds=0.5).size.frames == 4
-
-
-def test_steps_and_guidance_change_the_options_and_nothing_else(model: VideoPipeline):
-    request = model.request(
-        PROMPTS[0],
-        **SIZE,
-        num_inference_steps=4,
-        video_num_inference_steps=(2, 3, 4),
-        guidance_scale=6.0,
-        video_guidance_scale=2.5,
-    )
-    guidance = replace(model.defaults.guidance, first=6.0, video=2.5)
-    assert request.options == replace(
-        model.defaults,
-        first_steps=(4, 4, 4),
-        video_steps=(2, 3, 4),
-        guidance=guidance,
-    )
-
-
-def test_videos_of_one_prompt_count_their_seeds_up(
-    model: VideoPipeline, videos: np.ndarray
-):
-    request = model.request(PROMPTS[:2], **SIZE, seed=5, num_videos_per_prompt=2)
-    assert request.prompts == (PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1])
-    two = model(PROMPTS[3], **SIZE, seed=7, num_videos_per_prompt=2).frames
-    assert np.abs(two[1].astype(int) - videos[3].astype(int)).max() <= 1  # rounding
-
-
-def test_a_drawn_seed_is_said_and_makes_the_same_video_again(model: VideoPipeline):
-    size = {"height": 32, "width": 32, "num_frames": 1}
-    drawn = model(PROMPTS[0], **size)
-    again = model(PROMPTS[0], **size, seed=drawn.seed)
-    np.testing.assert_array_equal(drawn.frames, again.frames)
-    assert f"seed {drawn.seed}" in repr(drawn)
-
-
-def test_images_may_be_paths_pictures_or_pixels(model: VideoPipeline, tmp_path: Path):
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.save(tmp_path / "first.png")
-    kinds = pixels, picture, tmp_path / "first.png", str(tmp_path / "first.png")
-    one, *others = (model.request("a", image=x, **SIZE).image for x in kinds)
-    assert one is not None and one.shape == (32, 32, 3)
-    for other in others:
-        np.testing.assert_array_equal(one, other)
-
-
-def test_frames_come_as_bytes_floats_or_pictures(model: VideoPipeline):
-    size = {"height": 32, "width": 32, "num_frames": 1, "seed": 0}
-    whole = model(PROMPTS[0], **size).frames
-    floats = model(PROMPTS[0], **size, output="float32").frames
-    assert floats.dtype == np.float32 and 0 <= floats.min() <= floats.max() <= 1
-    np.testing.assert_array_equal(np.rint(floats * 255).astype(np.uint8), whole)
-    ((picture,),) = model(PROMPTS[0], **size, output="pil").frames
-    np.testing.assert_array_equal(np.asarray(picture), whole[0, 0])
-    with pytest.raises(ValueError, match="output 'latent' is unknown; use one of"):
-        model(PROMPTS[0], **size, output="latent")
-
-
-def test_a_model_is_described_in_a_line(model: VideoPipeline):
-    assert len(repr(model)) < 200
-    assert "tiny: 2.0 M float32 weights, 32x32 up to 8 frames" in repr(load(TINY))
-
-
-@pytest.mark.parametrize(
-    ("choices", "message"),
-    [
-        ({"num_frames": 3, "seconds": 1.0}, "not both"),
-        ({"height": 32}, "give both, or neither"),
-        ({"num_videos_per_prompt": 0}, "give at least one"),
-        ({"num_inference_steps": (1, 2)}, "one entry for each of the 3 stages"),
-    ],
-)
-def test_choices_that_make_no_sense_are_refused(choices: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        load(TINY).request("a ring", **choices)
 
 
 @pytest.mark.slow

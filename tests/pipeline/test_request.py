@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of a call: what is not given, what changes what, and what comes back."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pyramid_jax.data import video_io
+from pyramid_jax.pipeline.folder import TINY
+from pyramid_jax.pipeline.output import VideoOutput
+from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.video import VideoPipeline, load
+
+PROMPTS = ("a red circle", "a green star moves up")
+SIZE: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 1}
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoPipeline:
+    """The embedded model with as few steps as there can be."""
+    pipeline = load(TINY)
+    two = (2,) * len(pipeline.cfg.stages)
+    options = replace(pipeline.defaults, first_steps=two, video_steps=two)
+    return replace(pipeline, defaults=options)
+
+
+def test_what_is_not_given_is_what_the_model_was_made_for():
+    request = load(TINY).request("a ring")
+    assert request.size == Size(32, 32, 8)
+    assert request.options == load(TINY).defaults
+    assert load(TINY).request("a ring", seconds=0.5).size.frames == 4
+
+
+def test_steps_and_guidance_change_the_options_and_nothing_else(model: VideoPipeline):
+    request = model.request(
+        PROMPTS[0],
+        **SIZE,
+        num_inference_steps=4,
+        video_num_inference_steps=(2, 3, 4),
+        guidance_scale=6.0,
+        video_guidance_scale=2.5,
+    )
+    guidance = replace(model.defaults.guidance, first=6.0, video=2.5)
+    assert request.options == replace(
+        model.defaults,
+        first_steps=(4, 4, 4),
+        video_steps=(2, 3, 4),
+        guidance=guidance,
+    )
+
+
+def test_videos_of_one_prompt_count_their_seeds_up(model: VideoPipeline):
+    request = model.request(PROMPTS, **SIZE, seed=5, num_videos_per_prompt=2)
+    assert request.prompts == (PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1])
+    two = model(PROMPTS[0], **SIZE, seed=7, num_videos_per_prompt=2).frames
+    one = model(PROMPTS[0], **SIZE, seed=8).frames
+    assert np.abs(two[1].astype(int) - one[0].astype(int)).max() <= 1  # rounding
+
+
+def test_a_drawn_seed_is_said_and_makes_the_same_video_again(model: VideoPipeline):
+    drawn = model(PROMPTS[0], **SIZE)
+    again = model(PROMPTS[0], **SIZE, seed=drawn.seed)
+    np.testing.assert_array_equal(drawn.frames, again.frames)
+    assert f"seed {drawn.seed}" in repr(drawn)
+
+
+def test_images_may_be_paths_pictures_or_pixels(model: VideoPipeline, tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "first.png")
+    kinds = pixels, picture, tmp_path / "first.png", str(tmp_path / "first.png")
+    one, *others = (model.request("a", image=x, **SIZE).image for x in kinds)
+    assert one is not None and one.shape == (32, 32, 3)
+    for other in others:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_frames_come_as_bytes_floats_or_pictures(model: VideoPipeline):
+    size = SIZE | {"seed": 0}
+    whole = model(PROMPTS[0], **size).frames
+    floats = model(PROMPTS[0], **size, output="float32").frames
+    assert floats.dtype == np.float32 and 0 <= floats.min() <= floats.max() <= 1
+    np.testing.assert_array_equal(np.rint(floats * 255).astype(np.uint8), whole)
+    ((picture,),) = model(PROMPTS[0], **size, output="pil").frames
+    np.testing.assert_array_equal(np.asarray(picture), whole[0, 0])
+    with pytest.raises(ValueError, match="output 'latent' is unknown; use one of"):
+        model(PROMPTS[0], **size, output="latent")
+
+
+def test_a_model_is_described_in_a_line(model: VideoPipeline):
+    assert len(repr(model)) < 200
+    assert "tiny: 2.0 M float32 weights, 32x32 up to 8 frames" in repr(load(TINY))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"num_frames": 3, "seconds": 1.0}, "not both"),
+        ({"height": 32}, "give both, or neither"),
+        ({"num_videos_per_prompt": 0}, "give at least one"),
+        ({"num_inference_steps": (1, 2)}, "one entry for each of the 3 stages"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(choices: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        load(TINY).request("a ring", **choices)
+
+
+def test_videos_are_saved_by_their_suffix(tmp_path: Path):
+    frames = np.zeros((2, 3, 32, 32, 3), np.uint8)
+    output = VideoOutput(frames, PROMPTS, seed=0, fps=8.0)
+    files = output.save(tmp_path / "new" / "a.mp4")
+    assert [file.name for file in files] == ["a_0.mp4", "a_1.mp4"]
+    assert video_io.video_info(files[0]) == (32, 32, 3, 8.0)
+    (gif,) = replace(output, frames=frames[:1], prompts=PROMPTS[:1]).save(
+        tmp_path / "b.gif"
+    )
+    assert Image.open(gif).n_frames == 3
+    with pytest.raises(ValueError, match="a png file holds one frame, each video has"):
+        output.save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="none of the suffixes mp4, gif and png"):
+        output.save(tmp_path / "a.avi")
+
+
+@pytest.mark.parametrize(("count", "kind"), [(3, "video/mp4"), (1, "image/png")])
+def test_a_notebook_shows_every_video_with_its_prompt(count: int, kind: str):
+    frames = np.zeros((2, count, 32, 32, 3), np.uint8)
+    view = VideoOutput(frames, ("a <ring>", "a star"), 0, 8.0)._repr_html_()
+    assert view.count(f"data:{kind};base64,") == 2
+    assert "a &lt;ring&gt;" in view and "a star" in view
