@@ -4,9 +4,9 @@
     python -m launch.evaluate --captions=200
     python -m launch.evaluate --captions=200 --model=pyramid_jax/assets/tiny
 
-Samples captions, lets the judge of `launch.moving_shapes` look at the videos, and prints
-how often shape, colour and direction are right, with 95 % intervals, next to real clips
-and to chance.
+Samples captions, lets the judge of `launch.moving_shapes` look at the videos, and
+prints how often shape, colour and direction are right, with 95 % intervals, next to
+real clips and to chance.
 """
 
 import json

@@ -20,7 +20,7 @@ from pyramid_jax.pipeline.presets import Size
 
 logger = logging.getLogger(__name__)
 
-Picture = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]
+Picture = str | Path | Image.Image | UInt8[np.ndarray, "_ _ 3"]
 Steps = int | Sequence[int]  # Euler steps of every stage, the same number or one each
 SEEDS = 2**31
 

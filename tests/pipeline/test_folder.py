@@ -4,6 +4,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ from pyramid_jax.convert.source import ReleasedFolder
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import PromptEncoder
-from pyramid_jax.pipeline.video import Size, VideoPipeline
+from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.sampler import Guidance
 from tests import original_files
 
-SIZE = Size(64, 64, 9)
+SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 9, "seed": 0}
 ONE = (1, 1, 1)
 QUICK = SampleConfig(first_steps=ONE, video_steps=ONE)
 PROMPT = "a red circle moves left"
@@ -42,7 +43,7 @@ def model(folder: Path) -> VideoPipeline:
 
 @pytest.fixture(scope="module")
 def video(model: VideoPipeline) -> np.ndarray:
-    return model.text_to_video(PROMPT, SIZE, options=QUICK)
+    return model.text_to_video(PROMPT, **SIZE, options=QUICK).frames
 
 
 def test_a_converted_model_makes_videos(video: np.ndarray):
@@ -51,8 +52,8 @@ def test_a_converted_model_makes_videos(video: np.ndarray):
 
 
 def test_videos_can_begin_with_an_image(model: VideoPipeline, video: np.ndarray):
-    videos = model.image_to_video(video[0, 3], PROMPT, 9, options=QUICK)
-    assert videos.shape == video.shape
+    videos = model.image_to_video(video[0, 3], PROMPT, **SIZE, options=QUICK)
+    assert videos.frames.shape == video.shape
 
 
 @pytest.mark.slow
@@ -60,8 +61,9 @@ def test_every_video_of_a_batch_draws_its_own_first_frame(
     model: VideoPipeline, video: np.ndarray
 ):
     image = video[0, 3]
-    both = model.image_to_video(image, [PROMPT, PROMPT], 9, options=QUICK, seed=3)
-    alone = model.image_to_video(image, PROMPT, 9, options=QUICK, seed=4)
+    choices = SIZE | {"image": image, "options": QUICK}
+    both = model([PROMPT, PROMPT], **choices | {"seed": 3}).frames
+    alone = model(PROMPT, **choices | {"seed": 4}).frames
     assert np.abs(both[1].astype(int) - alone[0]).max() <= 1
     assert (both[0, 0] != both[1, 0]).any()
 
@@ -83,14 +85,14 @@ def test_prompts_are_finished_and_led_away_from_what_the_original_avoids(
     assert model.prompts is not None
     listening = replace(model, prompts=Listener(**vars(model.prompts)))
 
-    def heard(prompts: str | list[str], **how: object) -> list[str]:
+    def heard(prompts: str | list[str], **how: Any) -> list[str]:
         with pytest.raises(Heard) as told:
-            listening.text_to_image(prompts, 64, 64, **how)
+            listening.text_to_image(prompts, height=64, width=64, **how)
         return told.value.args[0]
 
     ending = ", hyper quality, Ultra HD, 8K"
     assert heard(PROMPT) == [prompts.NEGATIVE, PROMPT + ending]
-    assert heard(PROMPT, negative="x") == ["x", PROMPT + ending]
+    assert heard(PROMPT, negative_prompt="x") == ["x", PROMPT + ending]
     unguided = replace(QUICK, guidance=Guidance(first=0.0))
     both = heard([PROMPT, "a"], options=unguided)
     assert both == [PROMPT + ending, f"a{ending}"]
@@ -122,7 +124,7 @@ def test_models_without_text_encoders_say_what_is_missing(folder: Path):
     model = pyramid_jax.load(folder, dtype="float32", text=False)
     assert model.prompts is None
     with pytest.raises(ValueError, match="features of T5 and CLIP, which are not load"):
-        model.text_to_video(PROMPT, SIZE)
+        model.text_to_video(PROMPT, **SIZE)
 
 
 def test_models_without_a_vae_make_latents_and_say_what_is_missing(
@@ -132,9 +134,10 @@ def test_models_without_a_vae_make_latents_and_say_what_is_missing(
     shutil.rmtree(bare / "vae")
     assert pyramid_jax.load(bare, text=False).vae is None
     bare_model = replace(model, vae=None)
-    assert bare_model.latents(PROMPT, SIZE, options=QUICK).shape == (1, 2, 8, 8, 16)
+    latents = bare_model.latents(PROMPT, **SIZE, options=QUICK)
+    assert latents.shape == (1, 2, 8, 8, 16)
     with pytest.raises(ValueError, match="no VAE to decode with"):
-        bare_model.text_to_video(PROMPT, SIZE, options=QUICK)
+        bare_model.text_to_video(PROMPT, **SIZE, options=QUICK)
 
 
 def test_the_package_has_only_what_it_says():

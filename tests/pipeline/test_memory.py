@@ -12,7 +12,7 @@ import pytest
 
 from configs import tiny_latent
 from pyramid_jax import sharding
-from pyramid_jax.convert import networks
+from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.model import (
     MINIFLUX,
     MMDIT,
@@ -278,7 +278,7 @@ def compiled(f: Any, *arguments: Any) -> int:
 
 
 def small_vae() -> Any:
-    fresh = partial(vae.initialise, SMALL_VAE)
+    fresh = partial(vae.initialise_vae, SMALL_VAE)
     return sharding.unbox(jax.eval_shape(fresh, jax.random.key(0)))
 
 
@@ -342,7 +342,7 @@ def test_a_transformer_holds_about_what_the_compiler_for_this_machine_says(
         array(rows, words, dtype=jnp.int32),
         array(rows, 1, 32),
     )
-    params = sharding.unbox(networks.dit(cfg).shapes)
+    params = sharding.unbox(abstract_weights(cfg))
 
     def step(params, tokens, time, text):
         return DiT(cfg).apply({"params": params}, tokens, time, text)

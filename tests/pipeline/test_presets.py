@@ -19,9 +19,10 @@ from pyramid_jax.model import (
     model_config,
     sample_config,
 )
-from pyramid_jax.pipeline import presets, video
+from pyramid_jax.pipeline import presets
+from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
 from pyramid_jax.pipeline.presets import Size
-from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.train import data_config, made_for
 
 
@@ -154,8 +155,8 @@ def test_a_trained_model_was_made_for_the_sizes_of_its_data():
     assert made.sizes == ((32, 32, 7), (32, 64, 7)) and made.fps == 8.0
 
 
-@pytest.mark.parametrize("folder", [video.TINY, video.TINY_LATENT])
+@pytest.mark.parametrize("folder", [TINY, TINY_LATENT])
 def test_the_embedded_models_say_what_they_make(folder: Any):
-    model = video.load(folder)
+    model = load(folder)
     assert model.name == folder.name
     assert size_of(model).height == 32 and model.defaults.fps == 8.0

@@ -309,7 +309,7 @@ def test_a_vae_is_read_back_as_it_was_saved(tmp_path):
     back = autoencoder.load_autoencoder(tmp_path)
     assert (back.cfg, back.latent) == (TINY, data)
     jax.tree.map(np.testing.assert_array_equal, back.params, params)
-    with pytest.raises(ValueError, match=r"holds no config.json of a VAE"):
+    with pytest.raises(ValueError, match=r"has no config.json of a VAE"):
         autoencoder.load_autoencoder(tmp_path / "nowhere")
 
 
