@@ -108,8 +108,7 @@ def denoise(
             x, past = _start_stage(program, x, video, noise, index)
             sigmas = plan.sigmas(k, unit)
             for i, pair in enumerate(sigmas):
-                state = (x, past, pair, scale)
-                x, finite = _euler_step(program, params, text, *state)
+                x, finite = _euler_step(program, (params, text, scale), x, past, pair)
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
                 place = (int(index), count, k, stages, i, len(sigmas))
@@ -174,15 +173,14 @@ def _start_stage(
 @partial(jax.jit, static_argnums=0)
 def _euler_step(
     program: _Program,
-    params: Any,
-    text: Text,
+    conditions: tuple[Any, Text, Float[Array, ""] | None],
     x: Float[jax.Array, "_ t h w c"],
     past: History,
     sigmas: Float[Array, "2"],
-    scale: Float[Array, ""] | None,
 ) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""]]:
     """One Euler step, and whether all of it is finite."""
     model, stage = program.model, program.model.stages[program.stage]
+    params, text, scale = conditions
     velocity = velocity_network(model, params)
     step = partial(sampler.euler_step, velocity, text, x, past, sigmas)
     x = program.rows(step(stage=stage, scale=scale, cut=model.layout))

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampler": {"shapes", "pyramid", "layout"},
     # Networks.
     "kernels": {"shapes", "sharding", "mask"},
-    "models": {"shapes", "sharding", "mask", "kernels"},
+    "models": {"shapes", "sharding", "mask", "latents", "kernels"},
     # Services: none knows a network.
     "data": {"shapes", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
@@ -45,9 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
                  "data", "checkpoint", "model", "vae"},
     "train": {"shapes", "sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
-    "convert": {"shapes", "sharding", "config", "latents", "layout", "sampler",
-                "models", "checkpoint", "model", "vae", "pipeline"},
-    "__init__": {"pipeline"},
+    "convert": {"config", "latents", "layout", "sampler", "models", "checkpoint",
+                "model", "vae", "pipeline"},
+    "__init__": {"model", "pipeline"},
 }
 # fmt: on
 
