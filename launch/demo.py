@@ -43,10 +43,10 @@ def main(given: flags.FlagValues) -> None:
 
 def make(model: VideoPipeline, folder: Path, seed: int) -> Path:
     """Writes the videos into a folder; returns the path of their contact sheet."""
-    made = [*text_to_video(model, seed), *image_to_video(model, seed)]
-    for i, (caption, video) in enumerate(made):
+    captioned = [*text_to_video(model, seed), *image_to_video(model, seed)]
+    for i, (caption, video) in enumerate(captioned):
         write_video(folder / f"{i}_{_name(caption)}.mp4", video, FPS, scale=SCALE)
-    captions, videos = zip(*made, strict=True)
+    captions, videos = zip(*captioned, strict=True)
     return write_contact_sheet(folder / "contact_sheet.png", videos, captions)
 
 

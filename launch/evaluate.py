@@ -31,21 +31,25 @@ CHANCE = {
 CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
 
 
-def main(given: flags.FlagValues) -> None:
+def main(options: flags.FlagValues) -> None:
     captions = moving_shapes.captions()
-    order = np.random.default_rng(given.seed).permutation(len(captions))
-    chosen = [captions[order[i % len(order)]] for i in range(given.captions)]
+    order = np.random.default_rng(options.seed).permutation(len(captions))
+    selection = [captions[order[i % len(order)]] for i in range(options.captions)]
 
-    model = load(given.model)
+    model, seed = load(options.model), options.seed
     rows = {
-        "model": score(chosen, sampled(model, chosen, given.batch, given.seed)),
-        "real clips": score(chosen, drawn(chosen, given.seed)),
+        "model": score(
+            selection, sampled(model, selection, options.batch, options.seed)
+        ),
+        "real clips": score(selection, drawn(selection, seed)),
     }
-    print(table(rows, len(chosen)))
-    if given.to:
+    print(table(rows, len(selection)))
+    if options.to:
         device = jax.devices()[0].device_kind
-        about = {"captions": len(chosen), "seed": given.seed, "device": device}
-        Path(given.to).write_text(json.dumps(about | {"right": rows}, indent=1) + "\n")
+        header = {"captions": len(selection), "seed": options.seed, "device": device}
+        Path(options.to).write_text(
+            json.dumps(header | {"right": rows}, indent=1) + "\n"
+        )
 
 
 def sampled(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the sections of a config to frozen dataclasses.
+"""The sections of a config become frozen dataclasses.
 
 Nothing beyond the functions that train sees a ConfigDict.
 """
@@ -20,10 +20,10 @@ def fields(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: entries that `cls` does not have.
     """
-    known = [f.name for f in dataclasses.fields(cls)]
-    unknown = sorted(set(section) - set(known))
+    names = [f.name for f in dataclasses.fields(cls)]
+    unknown = sorted(set(section) - set(names))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no {unknown}; it has {known}")
+        raise ValueError(f"{cls.__name__} has no {unknown}; it has {names}")
     return {key: _frozen(value) for key, value in dict(section).items()}
 
 

@@ -97,10 +97,10 @@ def clips(
 
 def compact(all_clips: Sequence[Clip]) -> tuple[Clip, ...]:
     """The clips without their empty slots (unit known, on the host)."""
-    kept = [
+    full = [
         Clip(c.stage, np.asarray(c.frame)[np.asarray(c.frame) >= 0]) for c in all_clips
     ]
-    return tuple(c for c in kept if len(c.frame))
+    return tuple(c for c in full if len(c.frame))
 
 
 def balanced_units(turn: int, count: int, available: int) -> tuple[int, int]:

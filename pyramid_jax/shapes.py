@@ -50,11 +50,11 @@ class Tokens(NamedTuple):
 
     def filled(self, size: int) -> "Tokens":
         """With padding at the end, up to a multiple of `size` tokens."""
-        more = -self.segment.shape[1] % size
+        padding = -self.segment.shape[1] % size
 
         def fill(x: Array, value: int = 0) -> Array:
             rest = [(0, 0)] * (x.ndim - 2)
-            return jnp.pad(x, ((0, 0), (0, more), *rest), constant_values=value)
+            return jnp.pad(x, ((0, 0), (0, padding), *rest), constant_values=value)
 
         segment = fill(self.segment, -1)
         return Tokens(fill(self.values), fill(self.position), segment, fill(self.frame))

@@ -73,12 +73,12 @@ def device_mesh(
         raise ValueError(
             f"mesh sizes {sizes}: give positive sizes, and -1 at most once"
         )
-    known = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    product = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // product if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        given = dict(zip(MESH_AXES, sizes, strict=True))
+        axes = dict(zip(MESH_AXES, sizes, strict=True))
         raise ValueError(
-            f"mesh {given} needs {math.prod(sizes)} devices, there are {len(devices)}; "
+            f"mesh {axes} needs {math.prod(sizes)} devices, there are {len(devices)}; "
             "set one size to -1 to use the rest"
         )
     grid = np.asarray(devices).reshape(sizes)
@@ -186,12 +186,12 @@ def present(tree: Any) -> Iterator[Any]:
 
     Those that were parked are moved once, and leave the devices at the end.
     """
-    there = jax.tree.map(lambda x: _moved(x, DEVICE) if is_parked(x) else x, tree)
+    moved = jax.tree.map(lambda x: _moved(x, DEVICE) if is_parked(x) else x, tree)
     try:
-        yield there
+        yield moved
     finally:
-        moved = zip(jax.tree.leaves(there), jax.tree.leaves(tree), strict=True)
-        for x, original in moved:
+        pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(tree), strict=True)
+        for x, original in pairs:
             if is_parked(original):
                 x.delete()
 

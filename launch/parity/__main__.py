@@ -26,14 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="*", help="pattern of case names, e.g. 'sd3*'"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
 
     from launch.parity.cases import find
     from launch.parity.run import replay
 
     began, verdicts = time.monotonic(), Counter[str]()
-    for case in find(given.cases, given.only):
+    for case in find(options.cases, options.only):
         for line in replay(case):
             print(line, flush=True)
             verdicts[line.verdict] += 1

@@ -45,8 +45,8 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     time = rearrange(ratio, "(b s) -> b s", s=len(lists)).astype(np.float32)
 
     out = compiled_velocity(model.cfg, model.params, row, time, words)
-    for k, found in enumerate(_split(out, parts)):
-        yield Answer(f"out.{k}", _current(found, lists[k], model), DIT)
+    for k, answer in enumerate(_split(out, parts)):
+        yield Answer(f"out.{k}", _current(answer, lists[k], model), DIT)
     yield from _before_blocks(model, parts, row, words)
     states = blocks.states(model.cfg, model.params, row, time, words)
     yield from _states(states, parts, words)
@@ -108,9 +108,9 @@ def _before_blocks(
         first += n
         seen = visible[:, own][:, :, own]
         valid = np.asarray(joint.segment)[:, own] >= 0
-        found = rearrange(seen, "b q k -> b 1 q k")
+        answer = rearrange(seen, "b q k -> b 1 q k")
         where = rearrange(valid, "b q -> b 1 q 1")
-        yield Answer(f"mid.attention_mask.{k}", found, 0.0, where=where)
+        yield Answer(f"mid.attention_mask.{k}", answer, 0.0, where=where)
 
         angle = np.asarray(rotary.angles(part.position[:1], model.cfg.rope_axes))
         angle = np.pad(angle, ((0, 0), (m, 0), (0, 0)))
@@ -124,10 +124,10 @@ def _states(
 ) -> Iterator[Answer]:
     """The states between blocks; those of padded text mean nothing."""
     s, m = len(parts), words.segment.shape[1]
-    known = words.segment[..., None] >= 0
+    valid = words.segment[..., None] >= 0
     of_text, real = (
         "b (s m) d -> (b s) m d",
-        rearrange(known, "b (s m) d -> (b s) m d", s=s),
+        rearrange(valid, "b (s m) d -> (b s) m d", s=s),
     )
     for name, state in states.items():
         state, name = np.asarray(state), f"mid.{name}"
@@ -140,7 +140,7 @@ def _states(
                 (*parts[0].frame.shape[:1], sum(p.frame.shape[1] for p in parts), 1),
                 bool,
             )
-            where = _interleaved(known, video, parts)
+            where = _interleaved(valid, video, parts)
             yield Answer(name, state, DIT, where=where)
         elif name == "mid.context":
             yield Answer(name, rearrange(state, of_text, s=s), DIT)
@@ -180,8 +180,8 @@ def _gradients(
 
     def loss(params: Any) -> jax.Array:
         flow = jnp.concatenate(target, axis=1)
-        found = velocity(model.cfg, params, *inputs)
-        return objective.squared_error(found, flow, rows, len(parts)).loss
+        answer = velocity(model.cfg, params, *inputs)
+        return objective.squared_error(answer, flow, rows, len(parts)).loss
 
     run = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
     value, gradients = run(model.params)

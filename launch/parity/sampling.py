@@ -267,9 +267,9 @@ def _clips(
     values: np.ndarray, shapes: list[tuple[int, ...]], patch: int
 ) -> list[np.ndarray]:
     """The last clips of a row of tokens, of the recorded shapes, oldest first."""
-    found = []
+    clips = []
     for _, _, t, h, w in reversed(shapes):
         grid = (h // patch, w // patch)
         values, part = np.split(values, [-t * grid[0] * grid[1]], axis=1)
-        found.append(latent_back(layout.unpatchify(part, grid, patch)))
-    return found[::-1]
+        clips.append(latent_back(layout.unpatchify(part, grid, patch)))
+    return clips[::-1]

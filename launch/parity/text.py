@@ -32,11 +32,11 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
         yield from _together(scenario, tensors)
         return
     name = scenario.settings["model_class"].split(".")[-1]
-    given = scenario.settings["config"] | {"architectures": [name]}
-    one = network(given, tensors)
+    config = scenario.settings["config"] | {"architectures": [name]}
+    one = network(config, tensors)
     ids = jnp.asarray(scenario.tensors["in.input_ids"], jnp.int32)
     valid = scenario.tensors["in.attention_mask"]
-    if "d_model" in given:
+    if "d_model" in config:
         yield from _t5(one, ids, valid)
     else:
         yield from _clip(one, ids, valid)
@@ -44,14 +44,14 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
 
 def _together(scenario: Scenario, tensors: Mapping[str, Any]) -> Iterator[Answer]:
     networks = []
-    for name, given in scenario.settings["configs"].items():
+    for name, config in scenario.settings["configs"].items():
         start = f"{name}."
         own = {
             k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)
         }
         projects = "text_projection.weight" in own
         kind = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
-        networks.append(network(given | {"architectures": [kind]}, own))
+        networks.append(network(config | {"architectures": [kind]}, own))
     *clips, t5 = networks
     valid = scenario.tensors["in.t5_attention_mask"]
     names = ("in.clip_input_ids", "in.clip2_input_ids")[: len(clips)]

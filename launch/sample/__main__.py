@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     start.enable_compile_cache()
-    # Which attention is used is told at every compilation, in the middle of the bar.
+    # The choice of attention is logged at every compilation, in the middle of the bar.
     logging.getLogger("pyramid_jax.kernels").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -171,8 +171,9 @@ def save(path: Path, video: UInt8[np.ndarray, "f h w 3"], recipe: Recipe) -> Ren
         "pyramid_jax": pyramid_jax.__version__,
         "jax": jax.__version__,
     }
-    about = {"recipe": asdict(recipe), "made": made}
-    text = json.dumps(about, indent=1, ensure_ascii=False)
+    text = json.dumps(
+        {"recipe": asdict(recipe), "made": made}, indent=1, ensure_ascii=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with _whole(path) as part:
         _write(part, video, recipe, text)
@@ -198,9 +199,9 @@ def read(path: str | Path) -> Render:
             text = beside(path).read_text(encoding="utf-8")
         else:
             text = _inside(path)
-        about = json.loads(text)
-        made_from = build(Recipe, about["recipe"])
-        return Render(path, made_from, about["made"])
+        record = json.loads(text)
+        made_from = build(Recipe, record["recipe"])
+        return Render(path, made_from, record["made"])
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(
             f"{path} does not say what it was made from; only files that launch.sample "
