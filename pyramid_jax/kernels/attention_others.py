@@ -146,9 +146,9 @@ def _matrix(
 
     Those that see none, and the added ones, are shown the first key.
     """
-    rows = (jnp.asarray(x)[:, :, None] for x in query)
-    columns = (jnp.asarray(x)[:, None] for x in key)
-    sees = jax.vmap(seen)(*rows, *columns)
+    rows = [jnp.asarray(x)[:, :, None] for x in query]
+    columns = [jnp.asarray(x)[:, None] for x in key]
+    sees = jax.vmap(seen)(rows, columns)
     blind = ~sees.any(axis=2)
     sees = fill(sees, {1: size, 2: key_size or size})
     first = jnp.arange(sees.shape[2])[None, None] == 0
