@@ -33,7 +33,7 @@ from jaxtyping import Int
 from benchmarks.attention_rivals import NAMES, Problem, Rival, Values, rival
 from benchmarks.flops import peak
 from benchmarks.timing import Spread, environment, interleaved, plain, spread
-from pyramid_jax.kernels.cases import GRIDS, STAGES, case
+from launch.compile.cases import GRIDS, STAGES, case
 from pyramid_jax.mask import TokenMask
 
 PACKAGES = ("jax", "jaxlib", "torch", "tokamax")
@@ -59,7 +59,7 @@ class Workload:
     """What is measured.
 
     Args:
-        cases: names that `kernels.cases.case` knows.
+        cases: names that `launch.compile.cases.case` knows.
         rows: rows of the batch, all alike; sampling with guidance has two.
         scale: of the sides of frames.
     """

@@ -13,8 +13,10 @@ the longest case serves all longer rows, too. This needs an accelerator.
 import argparse
 import functools
 import itertools
+import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +26,10 @@ import numpy as np
 
 from benchmarks.attention import turn
 from benchmarks.timing import environment, interleaved, spread
+from launch.compile.cases import case
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.attention_triton import attention_triton
-from pyramid_jax.kernels.cases import case
-from pyramid_jax.kernels.tiles import TABLE, Entry, Tile, Tiles, tiles_for, write_tiles
+from pyramid_jax.kernels.tiles import TABLE, Entry, Tile, Tiles, read_tiles, tiles_for
 from pyramid_jax.mask import TokenMask
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,22 @@ def entry(setting: Setting, choice: Choice, name: str, length: int | None) -> En
         f"measured {system['date']}, jax {system['jax']}, {name}, {setting.heads} "
         f"heads: {choice.before:.3f} ms before, {choice.after:.3f} ms after",
     )
+
+
+def use(entry: Entry) -> tuple[Any, ...]:
+    """What an entry is for; no two entries of a table share it."""
+    return entry.backend, entry.device, entry.dtype, entry.dim, entry.length
+
+
+def write_tiles(path: Path, entries: Sequence[Entry]) -> None:
+    """Puts entries into a table; they replace those for the same use."""
+    old = read_tiles(path) if path.exists() else ()
+    by_use = {use(entry): entry for entry in (*old, *entries)}
+    order = sorted(by_use.values(), key=lambda entry: (entry.backend, entry.narrowness))
+    lines = ",\n".join(json.dumps(asdict(entry)) for entry in order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    read_tiles.cache_clear()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -93,12 +93,8 @@ def splash(
 
     def one(row: tuple[Array, Array, Array, Array]) -> Array:
         *arrays, sees = row
-        kernel = library.make_splash_mha(
-            sees[None],
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
+        kernel = library.make_splash_mha_single_device(
+            sees[None], block_sizes=sizes, interpret=interpret
         )
         # JAX has turned a flag into an array, which it can't read under jit.
         kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
@@ -146,9 +142,9 @@ def _matrix(
 
     Those that see none, and the added ones, are shown the first key.
     """
-    rows = (jnp.asarray(x)[:, :, None] for x in query)
-    columns = (jnp.asarray(x)[:, None] for x in key)
-    sees = jax.vmap(seen)(*rows, *columns)
+    rows = [jnp.asarray(x)[:, :, None] for x in query]
+    columns = [jnp.asarray(x)[:, None] for x in key]
+    sees = jax.vmap(seen)(rows, columns)
     blind = ~sees.any(axis=2)
     sees = fill(sees, {1: size, 2: key_size or size})
     first = jnp.arange(sees.shape[2])[None, None] == 0

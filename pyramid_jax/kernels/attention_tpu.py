@@ -27,21 +27,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from pyramid_jax.kernels import flash
-from pyramid_jax.kernels.flash import Ref
+from pyramid_jax.kernels import flash, visits
+from pyramid_jax.kernels.flash import Ref, Refs
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
-from pyramid_jax.kernels.visits import (
-    ALL,
-    SOME,
-    BlockPairs,
-    Mask,
-    fill,
-    fill_mask,
-    kinds,
-    pairs,
-)
+from pyramid_jax.kernels.visits import BlockPairs, Mask, fill
 
 LANES = 128
 SUBLANES = 16  # of a tile of bfloat16; float32 has 8
@@ -86,12 +77,12 @@ def attention_tpu(
     rows, length, _, dim = q.shape
     tiles = tiles or tiles_for("pallas_tpu", dim, q.dtype, k.shape[1])
     tile = _fitted(tiles, length, k.shape[1])
-    kind = kinds(query, key, tile.query, tile.key)
+    kind = visits.kinds(query, key, tile.query, tile.key)
     grid = Grid(
         _identities(query, tile.query),
         _identities(key, tile.key),
-        pairs(kind),
-        pairs(kind.mT),
+        visits.pairs(kind),
+        visits.pairs(kind.mT),
     )
     out: Any = _attend(
         TPUCall(tile, flash.slope_of_logits(dim), interpret),
@@ -121,8 +112,8 @@ def _lanes(x: Float[Array, "b _ heads dim"], size: int) -> Lanes:
 
 def _identities(mask: Mask, size: int) -> Int[Array, "rows _"]:
     """Segment and frame of every token, as two rows of one tile."""
-    both = jnp.stack([x.ravel() for x in fill_mask(mask, size)])
-    return jnp.pad(both, ((0, MASK_ROWS - 2), (0, 0)))
+    both = jnp.stack([x.ravel() for x in visits.fill_mask(mask, size)])
+    return fill(both, {0: MASK_ROWS})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,20 +124,9 @@ def _attend(call: TPUCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid) -> Lanes:
 def _forward(
     call: TPUCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid
 ) -> tuple[Lanes, tuple]:
-    per_query = (q.shape[0], 1, q.shape[2])
-    size, other = call.tile.query, call.tile.key
-    out, norm = _walk(
-        call,
-        _forward_kernel,
-        grid.by_query,
-        own=(size, [q, grid.query]),
-        other=(other, [k, v, grid.key]),
-        out=[
-            jax.ShapeDtypeStruct(q.shape, v.dtype),
-            jax.ShapeDtypeStruct(per_query, jnp.float32),
-        ],
-        scratch=[(q.shape[1], size), (1, size), (1, size)],
-    )
+    heads, dim, tokens = q.shape
+    both = [(q.shape, v.dtype), ((heads, 1, tokens), jnp.float32)]
+    out, norm = _walk(call, _forward_kernel, grid, [q], [k, v], both, [dim, 1, 1])
     return out, (q, k, v, grid, out, norm)
 
 
@@ -155,26 +135,10 @@ def _backward(
 ) -> tuple[Lanes, Lanes, Lanes, None]:
     q, k, v, grid, out, norm = saved
     along = (back.astype(jnp.float32) * out.astype(jnp.float32)).sum(1, keepdims=True)
-    queries = (call.tile.query, [q, back, norm, along, grid.query])
-    keys = (call.tile.key, [k, v, grid.key])
-    (dq,) = _walk(
-        call,
-        _query_kernel,
-        grid.by_query,
-        own=queries,
-        other=keys,
-        out=[jax.ShapeDtypeStruct(q.shape, q.dtype)],
-        scratch=[(q.shape[1], call.tile.query)],
-    )
-    dk, dv = _walk(
-        call,
-        _key_kernel,
-        grid.by_key,
-        own=keys,
-        other=queries,
-        out=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
-        scratch=[(k.shape[1], call.tile.key)] * 2,
-    )
+    queries, keys, dim = [q, back, norm, along], [k, v], q.shape[1]
+    one, both = [(q.shape, q.dtype)], [(x.shape, x.dtype) for x in keys]
+    (dq,) = _walk(call, _query_kernel, grid, queries, keys, one, [dim])
+    dk, dv = _walk(call, _key_kernel, grid, queries, keys, both, [dim, dim])
     return dq, dk, dv, None
 
 
@@ -184,67 +148,71 @@ _attend.defvjp(_forward, _backward)
 def _walk(
     call: TPUCall,
     kernel: Callable[..., None],
-    walk: BlockPairs,
-    own: tuple[int, list[Array]],
-    other: tuple[int, list[Array]],
-    out: Sequence[jax.ShapeDtypeStruct],
-    scratch: Sequence[tuple[int, int]],
+    grid: Grid,
+    queries: Sequence[Array],
+    keys: Sequence[Array],
+    out: Sequence[tuple[tuple[int, ...], Any]],
+    scratch: Sequence[int],
 ) -> Sequence[Array]:
-    """Runs `kernel` on every pair of the walk, for every head.
+    """Runs `kernel` on every pair of blocks that meets, for every head.
+
+    It gets the slope, the lists of the pairs, and what is in memory of the own side, of
+    the other side, of the results, and of what stays in VMEM from pair to pair.
 
     Args:
-        own, other: block size and arrays of the side that `walk` is ordered by, and of
-            the other side; cut along the last axis.
-        out: shapes of the results, which are cut into blocks of the own side.
-        scratch: shapes of what stays in VMEM from pair to pair.
+        out: shapes and types of the results, which are cut into blocks of the own side.
+        scratch: rows of what stays, of a block's tokens each.
     """
+    keys_own = kernel is _key_kernel
+    walk = grid.by_key if keys_own else grid.by_query
+    sides = [
+        ([*queries, grid.query], call.tile.query),
+        ([*keys, grid.key], call.tile.key),
+    ]
+    (own, size), (other, other_size) = sides[::-1] if keys_own else sides
+    shapes = [jax.ShapeDtypeStruct(*each) for each in out]
 
-    def blocks(x: Any, size: int, side: int) -> pl.BlockSpec:
+    def block(x: Any, tokens: int, side: int) -> pl.BlockSpec:
         if x.ndim == 2:  # the mask: the same for all heads
             return pl.BlockSpec(
-                (x.shape[0], size), lambda head, at, *lists: (0, lists[side][at])
+                (x.shape[0], tokens), lambda head, at, lists: (0, lists[side][at])
             )
         return pl.BlockSpec(
-            (None, x.shape[1], size),
-            lambda head, at, *lists: (head, 0, lists[side][at]),
+            (None, x.shape[1], tokens),
+            lambda head, at, lists: (head, 0, lists[side][at]),
         )
 
-    inputs = [(x, own[0], 0) for x in own[1]] + [(x, other[0], 1) for x in other[1]]
     spec = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=3,
-        grid=(out[0].shape[0], walk.count),
-        in_specs=[blocks(*each) for each in inputs],
-        out_specs=[blocks(x, own[0], 0) for x in out],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        num_scalar_prefetch=1,
+        grid=(shapes[0].shape[0], walk.count),
+        in_specs=[
+            [block(x, size, 0) for x in own],
+            [block(x, other_size, 1) for x in other],
+        ],
+        out_specs=[[block(x, size, 0) for x in shapes]],
+        scratch_shapes=[[pltpu.VMEM((rows, size), jnp.float32) for rows in scratch]],
     )
-    return pl.pallas_call(
+    [results] = pl.pallas_call(
         functools.partial(kernel, call.slope),
-        out_shape=list(out),
+        out_shape=[shapes],
         grid_spec=spec,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary")
         ),
         interpret=call.interpret,
         name=kernel.__name__.strip("_"),
-    )(walk.own, walk.other, walk.kind, *(x for x, _, _ in inputs))
+    )((walk.own, walk.other, walk.kind), own, other)
+    return results
 
 
 def _forward_kernel(
-    slope: float,
-    own: Ref,
-    other: Ref,
-    kind: Ref,
-    q: Ref,
-    query: Ref,
-    k: Ref,
-    v: Ref,
-    key: Ref,
-    out: Ref,
-    norm: Ref,
-    sums: Ref,
-    peak: Ref,
-    total: Ref,
+    slope: float, walk: Refs, own: Refs, other: Refs, results: Refs, scratch: Refs
 ) -> None:
+    q, query = own
+    k, v, key = other
+    out, norm = results
+    sums, peak, total = scratch
+
     def start() -> None:
         sums[...] = jnp.zeros(sums.shape, sums.dtype)
         peak[...] = jnp.full(peak.shape, flash.FLOOR, peak.dtype)
@@ -264,25 +232,16 @@ def _forward_kernel(
         mean, norm[...] = flash.finish(sums[...], peak[...], total[...])
         out[...] = mean.astype(out.dtype)
 
-    _steps(own, kind, start, visit, stop)
+    _steps(walk, start, visit, stop)
 
 
 def _query_kernel(
-    slope: float,
-    own: Ref,
-    other: Ref,
-    kind: Ref,
-    q: Ref,
-    back: Ref,
-    norm: Ref,
-    along: Ref,
-    query: Ref,
-    k: Ref,
-    v: Ref,
-    key: Ref,
-    dq: Ref,
-    sums: Ref,
+    slope: float, walk: Refs, own: Refs, other: Refs, results: Refs, scratch: Refs
 ) -> None:
+    q, back, norm, along, query = own
+    k, v, key = other
+    (dq,), (sums,) = results, scratch
+
     def start() -> None:
         sums[...] = jnp.zeros(sums.shape, sums.dtype)
 
@@ -294,27 +253,17 @@ def _query_kernel(
     def stop() -> None:
         dq[...] = (sums[...] * (slope * math.log(2))).astype(dq.dtype)
 
-    _steps(own, kind, start, visit, stop)
+    _steps(walk, start, visit, stop)
 
 
 def _key_kernel(
-    slope: float,
-    own: Ref,
-    other: Ref,
-    kind: Ref,
-    k: Ref,
-    v: Ref,
-    key: Ref,
-    q: Ref,
-    back: Ref,
-    norm: Ref,
-    along: Ref,
-    query: Ref,
-    dk: Ref,
-    dv: Ref,
-    k_sums: Ref,
-    v_sums: Ref,
+    slope: float, walk: Refs, own: Refs, other: Refs, results: Refs, scratch: Refs
 ) -> None:
+    k, v, key = own
+    q, back, norm, along, query = other
+    dk, dv = results
+    k_sums, v_sums = scratch
+
     def start() -> None:
         k_sums[...] = jnp.zeros(k_sums.shape, k_sums.dtype)
         v_sums[...] = jnp.zeros(v_sums.shape, v_sums.dtype)
@@ -329,21 +278,21 @@ def _key_kernel(
         dk[...] = (k_sums[...] * (slope * math.log(2))).astype(dk.dtype)
         dv[...] = v_sums[...].astype(dv.dtype)
 
-    _steps(own, kind, start, visit, stop)
+    _steps(walk, start, visit, stop)
 
 
 def _steps(
-    own: Ref,
-    kind: Ref,
+    walk: Refs,
     start: Callable[[], None],
     visit: Callable[[bool], None],
     stop: Callable[[], None],
 ) -> None:
     """Starts at the first pair of an own block, visits each, stops after the last."""
+    own, _, kind = walk
     at = pl.program_id(1)
     pl.when((at == 0) | (own[jnp.maximum(at - 1, 0)] != own[at]))(start)
-    pl.when(kind[at] == ALL)(lambda: visit(False))
-    pl.when(kind[at] == SOME)(lambda: visit(True))
+    pl.when(kind[at] == visits.ALL)(lambda: visit(False))
+    pl.when(kind[at] == visits.SOME)(lambda: visit(True))
     pl.when(own[at + 1] != own[at])(stop)
 
 
@@ -353,11 +302,7 @@ def _logits(
     logits = flash.product(k[...], q[...], 0, 0)
     if not partly:
         return logits
-    return jnp.where(_seen(query[...], key[...]), logits, flash.HIDDEN)
-
-
-def _seen(
-    query: Int[Array, "rows queries"], key: Int[Array, "rows keys"]
-) -> Bool[Array, "keys queries"]:
-    key = key.T  # keys are the rows of the logits
-    return flash.seen(query[0:1], query[1:2], key[:, 0:1], key[:, 1:2])
+    queries, keys = query[...], key[...].T  # keys are the rows of the logits
+    return flash.hide(
+        logits, (queries[0:1], queries[1:2]), (keys[:, 0:1], keys[:, 1:2])
+    )

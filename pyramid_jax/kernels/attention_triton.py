@@ -30,7 +30,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pyramid_jax.kernels import flash
-from pyramid_jax.kernels.flash import Ref
+from pyramid_jax.kernels.flash import Ref, Refs
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import Mask, fill, fill_mask, kinds, visits
 
@@ -49,58 +49,51 @@ class TritonCall:
     interpret: bool
 
 
-class Own(NamedTuple):
-    """The blocks that programs own: their size, and the order in which they start."""
+class Program(NamedTuple):
+    """What is fixed while the programs of one kernel are traced.
 
+    Each owns a block of `size` tokens, one of `count` in a row of `length`, and walks
+    blocks of `other_size` tokens. `last_first` is the order in which they start.
+    """
+
+    call: TritonCall
     size: int
+    other_size: int
     count: int
+    length: int
     last_first: bool
 
     def place(self, at: Any) -> Any:
         """The block of the program number `at`."""
         return self.count - 1 - at if self.last_first else at
 
-    def tokens(self, x: Any) -> pl.BlockSpec:
-        """A block of `b l heads dim`."""
-        return pl.BlockSpec(
-            (None, self.size, None, x.shape[3]),
-            lambda i, head, b: (b, self.place(i), head, 0),
-        )
-
-    def column(self, x: Any) -> pl.BlockSpec:
-        """A block of `b heads l 1`, or of `b 1 l 1`, the same for all heads."""
+    def block(self, x: Any) -> pl.BlockSpec:
+        """The own block of `b l heads dim`, of `b heads l 1`, or of `b 1 l 1`, which is
+        the same for all heads."""
+        if x.shape[3] > 1:
+            return pl.BlockSpec(
+                (None, self.size, None, x.shape[3]),
+                lambda i, head, b: (b, self.place(i), head, 0),
+            )
         return pl.BlockSpec(
             (None, None, self.size, 1),
             lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, self.place(i), 0),
         )
 
     def visited(self, x: Any) -> pl.BlockSpec:
-        """The list, or the number, of a block: `b blocks _`."""
+        """The list, or the number, of the own block: `b blocks _`."""
         return pl.BlockSpec(
             (None, None, x.shape[2]), lambda i, head, b: (b, self.place(i), 0)
         )
 
-
-class Program(NamedTuple):
-    """What is fixed while the programs of one kernel are traced.
-
-    `size` is that of the blocks they walk, `length` that of a row on the own side.
-    """
-
-    slope: float
-    interpret: bool
-    size: int
-    own: Own
-    length: int
-
     def valid(self, shape: tuple[int, int]) -> Array:
         """Which tokens of an own block lie inside its row."""
-        first = self.own.place(pl.program_id(0)) * self.own.size
+        first = self.place(pl.program_id(0)) * self.size
         return first + jax.lax.broadcasted_iota(jnp.int32, shape, 0) < self.length
 
     def walked(self, walk: Ref, at: Array) -> Any:
         """The tokens of the block at position `at` of the list."""
-        return pl.ds(walk.block[at] * self.size, self.size)
+        return pl.ds(walk.block[at] * self.other_size, self.other_size)
 
     def weigh(self, logits: Array, slope: float, less: Array) -> Array:
         """`flash.weigh` in two instructions.
@@ -108,7 +101,7 @@ class Program(NamedTuple):
         perf: exp2 takes three more for results below the normal numbers, and the
         compiler does not join the product and the difference (docs/kernels.md).
         """
-        if self.interpret:
+        if self.call.interpret:
             return flash.weigh(logits, slope, less)
         (weights,) = plgpu.elementwise_inline_asm(
             POWER.format(np.float32(slope).view(np.uint32)),
@@ -151,14 +144,9 @@ def _forward(
 ) -> tuple[Heads, tuple]:
     tile = call.tiles.forward
     filled = q.shape[1] + -q.shape[1] % tile.query
-    out, norm = _run(
-        call,
-        _forward_kernel,
-        tile,
-        Side([q], query, tile.query),
-        Side([k, v], key, tile.key),
-        [(q.shape, v.dtype), ((*q.shape[::2], filled, 1), jnp.float32)],
-    )
+    queries, keys = Side([q], query), Side([k, v], key)
+    both = [(q.shape, v.dtype), ((*q.shape[::2], filled, 1), jnp.float32)]
+    out, norm = _run(call, _forward_kernel, tile, queries, keys, both)
     norm = norm[:, :, : q.shape[1], 0]
     return out, (q, k, v, query, key, out, norm)
 
@@ -170,14 +158,10 @@ def _backward(
     along = jnp.einsum(
         "blhd,blhd->bhl", back.astype(jnp.float32), out.astype(jnp.float32)
     )
-    tile = call.tiles.query
-    queries = Side([q, back], query, tile.query, [norm, along])
-    keys = Side([k, v], key, tile.key)
-    (dq,) = _run(call, _query_kernel, tile, queries, keys, [(q.shape, q.dtype)])
-    tile = call.tiles.key
-    queries, keys = queries._replace(size=tile.query), keys._replace(size=tile.key)
-    both = [(x.shape, x.dtype) for x in (k, v)]
-    dk, dv = _run(call, _key_kernel, tile, keys, queries, both)
+    queries, keys = Side([q, back], query, [norm, along]), Side([k, v], key)
+    one, both = [(q.shape, q.dtype)], [(x.shape, x.dtype) for x in (k, v)]
+    (dq,) = _run(call, _query_kernel, call.tiles.query, queries, keys, one)
+    dk, dv = _run(call, _key_kernel, call.tiles.key, queries, keys, both)
     return dq, dk, dv, None, None
 
 
@@ -185,43 +169,46 @@ _attend.defvjp(_forward, _backward)
 
 
 class Side(NamedTuple):
-    """Queries or keys: arrays of tokens, `b l heads dim`, their mask, the size of a
-    block, and numbers for each token and head, `b heads l`."""
+    """Queries or keys: arrays of tokens, `b l heads dim`, their mask, and numbers for
+    each token and head, `b heads l`."""
 
     tokens: Sequence[Array]
     mask: Mask
-    size: int
     numbers: Sequence[Array] = ()
 
-    def rows(self) -> list[Array | Mask]:
+    def rows(self, size: int) -> list[Array | Mask]:
         """Numbers as `b heads 1 l`, mask as `b 1 1 l`, filled to whole blocks."""
         segment, frame = (jnp.asarray(x, jnp.int32)[:, None, None] for x in self.mask)
-        numbers = [fill(x, {2: self.size})[:, :, None] for x in self.numbers]
-        return [*numbers, fill_mask((segment, frame), self.size)]
+        numbers = [fill(x, {2: size})[:, :, None] for x in self.numbers]
+        return [*numbers, fill_mask((segment, frame), size)]
 
-    def columns(self) -> list[Array | Mask]:
+    def columns(self, size: int) -> list[Array | Mask]:
         """The same with tokens along the third axis."""
-        return jax.tree.map(lambda x: x.mT, self.rows())
+        return jax.tree.map(lambda x: x.mT, self.rows(size))
 
 
 def _run(
     call: TritonCall,
     kernel: Callable[..., None],
     tile: Tile,
-    mine: Side,
-    others: Side,
+    queries: Side,
+    keys: Side,
     out: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Sequence[Array]:
-    """Runs `kernel` for every block of `mine` in every head and row of the batch.
+    """Runs `kernel` for every block of the own side, in every head and row.
 
-    It walks blocks of `others`. `out` has the shapes and types of the results.
+    It gets the program, the lists, and what is in memory of the own side, of the other
+    side, and of the results, whose shapes and types are `out`.
     """
     keys_own = kernel is _key_kernel
-    query, key = (others, mine) if keys_own else (mine, others)
-    kind = kinds(query.mask, key.mask, tile.query, tile.key)
+    sides = [(queries, tile.query), (keys, tile.key)]
+    (own, size), (other, other_size) = sides[::-1] if keys_own else sides
+    kind = kinds(queries.mask, keys.mask, tile.query, tile.key)
     walk = visits(kind.mT if keys_own else kind)
     lists = walk._replace(whole=walk.whole[..., None], count=walk.count[..., None])
-    own = Own(mine.size, walk.block.shape[1], last_first=not keys_own)
+    rows, length, heads = own.tokens[0].shape[:3]
+    count = walk.block.shape[1]
+    program = Program(call, size, other_size, count, length, last_first=not keys_own)
 
     def all_tokens(x: Array) -> pl.BlockSpec:
         return pl.BlockSpec(
@@ -234,43 +221,34 @@ def _run(
             lambda i, head, b: (b, min(1, x.shape[1] - 1) * head, 0, 0),
         )
 
-    inputs = [
-        (lists, own.visited),
-        *((x, own.tokens) for x in mine.tokens),
-        *((x, own.column) for x in mine.columns()),
-        *((x, all_tokens) for x in others.tokens),
-        *((x, all_of_row) for x in others.rows()),
-    ]
-    rows, length, heads = mine.tokens[0].shape[:3]
-    program = Program(call.slope, call.interpret, others.size, own, length)
-    results = [jax.ShapeDtypeStruct(*each) for each in out]
-    return pl.pallas_call(
+    owned = [*own.tokens, *own.columns(size)]
+    numbers = other.rows(other_size)
+    shapes = [jax.ShapeDtypeStruct(*each) for each in out]
+    [results] = pl.pallas_call(
         functools.partial(kernel, program),
-        out_shape=results,
-        grid=(own.count, heads, rows),
-        in_specs=[jax.tree.map(cut, x) for x, cut in inputs],
-        out_specs=[
-            own.column(x) if x.shape[3] == 1 else own.tokens(x) for x in results
+        out_shape=[shapes],
+        grid=(count, heads, rows),
+        in_specs=[
+            jax.tree.map(program.visited, lists),
+            jax.tree.map(program.block, owned),
+            [*map(all_tokens, other.tokens), *jax.tree.map(all_of_row, numbers)],
         ],
+        out_specs=[[program.block(x) for x in shapes]],
         compiler_params=plgpu.CompilerParams(
             num_warps=tile.warps, num_stages=tile.stages
         ),
         interpret=call.interpret,
         name=kernel.__name__.strip("_"),
-    )(*(x for x, _ in inputs))
+    )(lists, owned, [*other.tokens, *numbers])
+    return results
 
 
 def _forward_kernel(
-    program: Program,
-    walk: Ref,
-    q: Ref,
-    query: tuple[Ref, Ref],
-    k: Ref,
-    v: Ref,
-    key: tuple[Ref, Ref],
-    out: Ref,
-    norm: Ref,
+    program: Program, walk: Ref, own: Refs, other: Refs, results: Refs
 ) -> None:
+    q, query = own
+    k, v, key = other
+    out, norm = results
     valid = program.valid(q.shape)
     queries = plgpu.load(q, mask=valid, other=0.0)
     who = [x[...] for x in query]
@@ -281,9 +259,9 @@ def _forward_kernel(
         keys, values = (_block(x, here, partly) for x in (k, v))
         logits = flash.product(queries, keys, 1, 1)
         if partly:
-            logits = _hide(logits, who, [x[:, here] for x in key])
+            logits = flash.hide(logits, who, [x[:, here] for x in key])
         weights, faded, peak, total = flash.advance(
-            logits, program.slope, peak, total, axis=1, weigh=program.weigh
+            logits, program.call.slope, peak, total, axis=1, weigh=program.weigh
         )
         sums = sums * faded + flash.product(weights.astype(values.dtype), values, 1, 0)
         return sums, peak, total
@@ -298,18 +276,11 @@ def _forward_kernel(
 
 
 def _query_kernel(
-    program: Program,
-    walk: Ref,
-    q: Ref,
-    back: Ref,
-    norm: Ref,
-    along: Ref,
-    query: tuple[Ref, Ref],
-    k: Ref,
-    v: Ref,
-    key: tuple[Ref, Ref],
-    dq: Ref,
+    program: Program, walk: Ref, own: Refs, other: Refs, results: Refs
 ) -> None:
+    q, back, norm, along, query = own
+    k, v, key = other
+    (dq,) = results
     valid = program.valid(q.shape)
     queries = plgpu.load(q, mask=valid, other=0.0)
     backs = plgpu.load(back, mask=valid, other=0.0)
@@ -321,29 +292,22 @@ def _query_kernel(
         keys, values = (_block(x, here, partly) for x in (k, v))
         logits = flash.product(queries, keys, 1, 1)
         if partly:
-            logits = _hide(logits, who, [x[:, here] for x in key])
-        weights = program.weigh(logits, program.slope, norms)
+            logits = flash.hide(logits, who, [x[:, here] for x in key])
+        weights = program.weigh(logits, program.call.slope, norms)
         change = weights * (flash.product(backs, values, 1, 1) - alongs)
         return sums + flash.product(change.astype(keys.dtype), keys, 1, 0)
 
     sums = _walked(visit, walk, jnp.zeros(q.shape, jnp.float32))
-    plgpu.store(dq, (sums * (program.slope * math.log(2))).astype(dq.dtype), mask=valid)
+    sums = sums * (program.call.slope * math.log(2))
+    plgpu.store(dq, sums.astype(dq.dtype), mask=valid)
 
 
 def _key_kernel(
-    program: Program,
-    walk: Ref,
-    k: Ref,
-    v: Ref,
-    key: tuple[Ref, Ref],
-    q: Ref,
-    back: Ref,
-    norm: Ref,
-    along: Ref,
-    query: tuple[Ref, Ref],
-    dk: Ref,
-    dv: Ref,
+    program: Program, walk: Ref, own: Refs, other: Refs, results: Refs
 ) -> None:
+    k, v, key = own
+    q, back, norm, along, query = other
+    dk, dv = results
     valid = program.valid(k.shape)
     keys = plgpu.load(k, mask=valid, other=0.0)
     values = plgpu.load(v, mask=valid, other=0.0)
@@ -355,8 +319,8 @@ def _key_kernel(
         queries, backs = (_block(x, here, partly) for x in (q, back))
         logits = flash.product(keys, queries, 1, 1)
         if partly:
-            logits = _hide(logits, [x[:, here] for x in query], who)
-        weights = program.weigh(logits, program.slope, norm[:, here])
+            logits = flash.hide(logits, [x[:, here] for x in query], who)
+        weights = program.weigh(logits, program.call.slope, norm[:, here])
         v_sums += flash.product(weights.astype(backs.dtype), backs, 1, 0)
         change = weights * (flash.product(values, backs, 1, 1) - along[:, here])
         k_sums += flash.product(change.astype(queries.dtype), queries, 1, 0)
@@ -364,7 +328,7 @@ def _key_kernel(
 
     nothing = jnp.zeros(k.shape, jnp.float32)
     k_sums, v_sums = _walked(visit, walk, (nothing, nothing))
-    k_sums = k_sums * (program.slope * math.log(2))
+    k_sums = k_sums * (program.call.slope * math.log(2))
     plgpu.store(dk, k_sums.astype(dk.dtype), mask=valid)
     plgpu.store(dv, v_sums.astype(dv.dtype), mask=valid)
 
@@ -374,11 +338,6 @@ def _walked(visit: Callable[[bool, Array, Any], Any], walk: Ref, state: Any) -> 
     whole, count = walk.whole[0], walk.count[0]
     state = jax.lax.fori_loop(0, whole, functools.partial(visit, False), state)
     return jax.lax.fori_loop(whole, count, functools.partial(visit, True), state)
-
-
-def _hide(logits: Array, query: Sequence[Array], key: Sequence[Array]) -> Array:
-    """The logits, HIDDEN where the query does not see the key."""
-    return jnp.where(flash.seen(*query, *key), logits, flash.HIDDEN)
 
 
 def _block(x: Ref, here: Any, may_end: bool) -> Array:

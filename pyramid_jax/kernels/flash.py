@@ -9,7 +9,7 @@ exactly zero, so nothing is infinite and nothing has to be hidden twice.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Ref = Any  # an array in a kernel's memory, which Pallas gives no public type
+Refs = Sequence[Ref]  # of one side, of results, or of scratch memory
+Numbers = Sequence[Int[Array, "_ _"]]  # segments and frames of a block
 Weigh = Callable[[Array, float, Array], Array]  # `weigh`, as a device does it best
 
 FLOOR = -1e30
@@ -40,15 +42,18 @@ def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "_ _"]
     )
 
 
-def seen(
-    query_segment: Int[Array, "_ _"],
-    query_frame: Int[Array, "_ _"],
-    key_segment: Int[Array, "_ _"],
-    key_frame: Int[Array, "_ _"],
-) -> Bool[Array, "_ _"]:
+def seen(query: Numbers, key: Numbers) -> Bool[Array, "_ _"]:
     """`mask.visible` for one pair of blocks, queries along either axis."""
-    same = (query_segment == key_segment) & (query_segment >= 0)
-    return same & (key_frame <= query_frame)
+    (segment, frame), (key_segment, key_frame) = query, key
+    same = (segment == key_segment) & (segment >= 0)
+    return same & (key_frame <= frame)
+
+
+def hide(
+    logits: Float[Array, "_ _"], query: Numbers, key: Numbers
+) -> Float[Array, "_ _"]:
+    """The logits, HIDDEN where the query does not see the key."""
+    return jnp.where(seen(query, key), logits, HIDDEN)
 
 
 def weigh(

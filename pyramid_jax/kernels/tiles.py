@@ -9,7 +9,7 @@ registers and spills that the compilers report (docs/kernels.md), or measured ti
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the table.
+    """An entry of the table; no two are for the same calls.
 
     Args:
         backend: one of `TILED`.
@@ -91,11 +91,6 @@ class Entry:
     length: int | None
     tiles: Tiles
     source: str
-
-    @property
-    def use(self) -> tuple[Any, ...]:
-        """What the entry is for; no two entries share it."""
-        return self.backend, self.device, self.dtype, self.dim, self.length
 
     @property
     def narrowness(self) -> tuple[float, ...]:
@@ -138,14 +133,3 @@ def read_tiles(path: Path) -> tuple[Entry, ...]:
     """The entries of a table."""
     lines = json.loads(path.read_text(encoding="utf-8"))
     return tuple(Entry(**line | {"tiles": Tiles.of(line["tiles"])}) for line in lines)
-
-
-def write_tiles(path: Path, entries: Sequence[Entry]) -> None:
-    """Puts entries into a table; they replace those for the same use."""
-    old = read_tiles(path) if path.exists() else ()
-    by_use = {entry.use: entry for entry in (*old, *entries)}
-    order = sorted(by_use.values(), key=lambda entry: (entry.backend, entry.narrowness))
-    lines = ",\n".join(json.dumps(asdict(entry)) for entry in order)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    read_tiles.cache_clear()

@@ -29,13 +29,6 @@ NONE, SOME, ALL = 0, 1, 2  # kinds of pairs of blocks
 BUCKETS = 32
 
 
-class MaskBlocks(NamedTuple):
-    """A mask cut into blocks."""
-
-    segment: Int[Array, "b blocks size"]
-    frame: Int[Array, "b blocks size"]
-
-
 class Visits(NamedTuple):
     """For every block, the blocks that it meets; those wholly visible come first.
 
@@ -66,16 +59,17 @@ def kinds(
     query: Mask, key: Mask, query_size: int, key_size: int
 ) -> Int[Array, "b _ _"]:
     """The kind (NONE, SOME or ALL) of each pair of a query block and a key block."""
-    q, k = _blocks(query, query_size), _blocks(key, key_size)
-    latest = _latest(q)[:, :, None]
-    earliest = -_latest(k._replace(frame=-k.frame))[:, None]
+    q, q_frame = _blocks(query, query_size)
+    k, k_frame = _blocks(key, key_size)
+    latest = _latest(q, q_frame)[:, :, None]
+    earliest = -_latest(k, -k_frame)[:, None]
     some = (latest >= earliest).any(axis=-1)
-    q_low, q_high = q.segment.min(axis=-1), q.segment.max(axis=-1)
-    k_low, k_high = k.segment.min(axis=-1), k.segment.max(axis=-1)
+    q_low, q_high = q.min(axis=-1), q.max(axis=-1)
+    k_low, k_high = k.min(axis=-1), k.max(axis=-1)
     q_one = jnp.where(q_low == q_high, q_low, -1)  # the block's only segment
     k_one = jnp.where(k_low == k_high, k_low, -1)
     same = (q_one[:, :, None] == k_one[:, None]) & (q_one >= 0)[:, :, None]
-    before = k.frame.max(axis=-1)[:, None] <= q.frame.min(axis=-1)[:, :, None]
+    before = k_frame.max(axis=-1)[:, None] <= q_frame.min(axis=-1)[:, :, None]
     return jnp.where(same & before, ALL, jnp.where(some, SOME, NONE)).astype(jnp.int32)
 
 
@@ -120,18 +114,18 @@ def fill_mask(mask: Mask, size: int) -> Mask:
     return fill(segment, {-1: size}, -1), fill(frame, {-1: size})
 
 
-def _blocks(mask: Mask, size: int) -> MaskBlocks:
-    """The mask in blocks, with padding at the end."""
+def _blocks(mask: Mask, size: int) -> list[Int[Array, "b blocks {size}"]]:
+    """The segments and the frames in blocks, with padding at the end."""
     pattern = "b (blocks size) -> b blocks size"
-    return MaskBlocks(
-        *(rearrange(x, pattern, size=size) for x in fill_mask(mask, size))
-    )
+    return [rearrange(x, pattern, size=size) for x in fill_mask(mask, size)]
 
 
-def _latest(mask: MaskBlocks) -> Int[Array, "b blocks _"]:
+def _latest(
+    segment: Int[Array, "b blocks size"], frame: Int[Array, "b blocks size"]
+) -> Int[Array, "b blocks _"]:
     """The latest frame of each segment in each block."""
-    bucket = jnp.where(mask.segment < 0, -1, mask.segment % BUCKETS)
+    bucket = jnp.where(segment < 0, -1, segment % BUCKETS)
     member = bucket[..., None] == jnp.arange(BUCKETS)[None, None, None]
     # One off the limit, so that its negative exists and absence never meets absence.
     never = jnp.iinfo(jnp.int32).min + 2
-    return jnp.where(member, mask.frame[..., None], never).max(axis=2)
+    return jnp.where(member, frame[..., None], never).max(axis=2)

@@ -12,8 +12,9 @@ import pytest
 from benchmarks import attention as benchmark
 from benchmarks import attention_rivals as rivals
 from benchmarks import tune_attention as tune
-from pyramid_jax.kernels.cases import batch, case
-from pyramid_jax.kernels.tiles import Tile, Tiles
+from launch.compile.cases import batch, case
+from pyramid_jax.kernels import tiles
+from pyramid_jax.kernels.tiles import Entry, Tile, Tiles, tiles_for
 from pyramid_jax.mask import TokenMask, dense_mask
 
 SMALL = "384p stage 2 unit 8"
@@ -127,6 +128,30 @@ def test_tiles_that_fail_or_compute_something_else_are_left_out(monkeypatch):
     assert all(t > 0 for t in tune.milliseconds(setting, several[:1], False).values())
     with pytest.raises(ValueError, match=r"present tiles.* fail: out of shared"):
         tune.agreeing(setting, several[2:], True)
+
+
+def line(size: int, device: str = "") -> Entry:
+    """An entry that is recognised by its size."""
+    square = Tiles.of([(size, size)])
+    return Entry("pallas_triton", device, "bfloat16", 64, None, square, "a test")
+
+
+def test_writing_replaces_the_entry_for_the_same_use_and_keeps_the_others(
+    tmp_path, monkeypatch
+):
+    def query(device: str) -> int:
+        return tiles_for("pallas_triton", 64, "bfloat16", 9, device).forward.query
+
+    table = tmp_path / "new" / "table.json"
+    monkeypatch.setattr(tiles, "TABLE", table)
+    tune.write_tiles(table, [line(512, "NVIDIA H200"), line(32), line(64, "NVIDIA")])
+    before = tiles.read_tiles(table)
+    tune.write_tiles(table, [line(256, "NVIDIA"), line(2048, "NVIDIA B200")])
+    assert query("NVIDIA A100-SXM4-80GB") == 256
+    assert query("NVIDIA B200") == 2048
+    after = tiles.read_tiles(table)
+    assert len(after) == len(before) + 1
+    assert set(map(tune.use, before)) < set(map(tune.use, after))
 
 
 def test_a_cpu_is_refused(capsys):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from launch.compile.cases import batch, case_names
 from pyramid_jax import sharding
 from pyramid_jax.kernels import attention_tpu, attention_triton
 from pyramid_jax.kernels.attention import BACKENDS, attention, default
 from pyramid_jax.kernels.attention_blocks import blocks
-from pyramid_jax.kernels.cases import batch, case_names
 from pyramid_jax.kernels.tiles import Tiles
 from pyramid_jax.mask import TokenMask, dense_mask
 

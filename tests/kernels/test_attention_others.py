@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.compile.cases import batch
 from pyramid_jax import sharding
 from pyramid_jax.kernels import attention_others
 from pyramid_jax.kernels.attention import OTHERS, attention
-from pyramid_jax.kernels.cases import batch
 from pyramid_jax.mask import TokenMask
 
 LENGTH, HEADS, DIM = 141, 2, 16  # two blocks of 128 tokens, the last one not full

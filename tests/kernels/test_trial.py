@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.compile.cases import case
 from pyramid_jax import sharding
 from pyramid_jax.kernels import attention as module
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.kernels.trial import failure
+from pyramid_jax.kernels.trial import failure, trial_mask
 from pyramid_jax.mask import TokenMask
 
 LENGTH, DIM = 512, 16
@@ -45,6 +46,12 @@ def untried():
 def on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Says to `attention` that this is such a device; compilers know better."""
     monkeypatch.setattr(module.jax, "default_backend", lambda: device)
+
+
+def test_the_row_of_the_trial_is_a_packed_one():
+    for ours, expected in zip(trial_mask(), case("packed", 1 / 4), strict=True):
+        assert ours.dtype == expected.dtype
+        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("backend", ["pallas_triton", "pallas_tpu"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from einops import rearrange
 
+from launch.compile.cases import GRIDS, STAGES, batch, case, case_names
 from pyramid_jax import layout
 from pyramid_jax.kernels import visits as module
-from pyramid_jax.kernels.cases import GRIDS, STAGES, batch, case, case_names
 from pyramid_jax.kernels.visits import ALL, NONE, SOME
 from pyramid_jax.mask import TokenMask, dense_mask
 
