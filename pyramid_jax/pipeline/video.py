@@ -176,12 +176,13 @@ class VideoPipeline:
         Args:
             first_frame: normalised latents in place of an image.
         """
+        if first_frame is not None:
+            choices.setdefault("options", self.defaults.with_image())
         request = self.request(prompt, **choices)
+        work = Work(self._shape(request), len(request.prompts), request.options)
+        self._check_memory(work)
         if first_frame is None:
             first_frame = self._first_frame(request)
-        self._check_memory(
-            Work(self._shape(request), len(request.prompts), request.options)
-        )
         units = self._units(request, first_frame, callback_on_step_end)
         return jnp.concatenate(list(units), axis=1)
 
