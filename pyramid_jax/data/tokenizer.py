@@ -1,51 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizers that turn captions into token ids and need no download."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
-END = "</s>"
 # Prompts are padded to a multiple of it, so that few lengths compile.
 MULTIPLE = 16
 
 Tokenize = Callable[[str], list[int]]  # token ids of a text
-
-
-def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:
-    """Trains a byte-level BPE tokenizer on captions and writes its tokenizer.json.
-
-    Bytes are its base, so it encodes any text; words that the captions repeat become
-    one token. Each text ends with the token `</s>`, so the empty prompt has one.
-
-    Raises:
-        ValueError: the vocabulary has no room for every byte.
-    """
-    if vocabulary < 257:
-        raise ValueError(
-            f"vocabulary {vocabulary} must hold 256 bytes and {END}; use 257 or more"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
-    return Path(path)
 
 
 @dataclass(frozen=True)
