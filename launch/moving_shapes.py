@@ -170,8 +170,7 @@ def write_dataset(
         path = folder / "clips" / f"{i:05}.mp4"
         write_video(path, video, settings.fps, crf=settings.crf)
         records.append(Record(path, "video", caption.text))
-    write_manifest(manifest, records)
-    return manifest
+    return write_manifest(manifest, records)
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:

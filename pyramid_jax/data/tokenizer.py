@@ -2,9 +2,8 @@
 """Tokenizers that turn captions into token ids and need no download."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -16,28 +15,10 @@ MULTIPLE = 16
 Tokenize = Callable[[str], list[int]]  # token ids of a text
 
 
-@dataclass(frozen=True)
-class _Ids:
-    """Maps a text to its token ids; picklable, for the data workers."""
-
-    tokenizer: Tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
-
-
-@dataclass(frozen=True)
-class _Bytes:
-    """Maps a text to the token ids of ByT5: one per byte of UTF-8, and the end."""
-
-    tokenizer: Any  # transformers.ByT5Tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"]
-
-
 def load_tokenizer(name: str | Path) -> Tokenize:
-    """The tokenizer in a tokenizer.json, or ByT5's bytes for the name "byt5".
+    """The tokenizer in a tokenizer.json, or ByT5's for the name "byt5"; picklable.
+
+    ByT5 has a token for every byte of UTF-8, and one for the end.
 
     Raises:
         ValueError: the name is neither of the two.
@@ -45,15 +26,13 @@ def load_tokenizer(name: str | Path) -> Tokenize:
     if str(name) == "byt5":
         from transformers import ByT5Tokenizer  # slow, and complains without PyTorch
 
-        return _Bytes(ByT5Tokenizer())
-    if not Path(name).is_file():
-        raise ValueError(
-            f'tokenizer {name} is not a file; give a tokenizer.json or "byt5"'
-        )
+        return ByT5Tokenizer().encode
     try:
-        return _Ids(Tokenizer.from_file(str(name)))
+        return partial(_ids, Tokenizer.from_file(str(name)))
     except Exception as error:  # tokenizers raises no narrower class
-        raise ValueError(f"{name} is no tokenizer.json ({error})") from error
+        raise ValueError(
+            f'{name} is no tokenizer.json ({error}); give one, or "byt5"'
+        ) from error
 
 
 def text_batch(
@@ -68,3 +47,7 @@ def text_batch(
         row[length - len(text) :] = text
         row_segment[length - len(text) :] = 0
     return ids, segment
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text).ids
