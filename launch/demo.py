@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from launch import start
-from pyramid_jax.data import moving_shapes
+from launch import moving_shapes, start
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.pipeline.folder import TINY_LATENT

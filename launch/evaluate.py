@@ -4,7 +4,7 @@
     python -m launch.evaluate --captions=200
     python -m launch.evaluate --captions=200 --model=pyramid_jax/assets/tiny
 
-Samples captions, lets the judge of `launch.moving_shapes` look at the videos, and
+Samples captions, lets the judge of launch/moving_shapes.py look at the videos, and
 prints how often shape, colour and direction are right, with 95 % intervals, next to
 real clips and to chance.
 """
@@ -16,9 +16,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import start
-from pyramid_jax.data import moving_shapes
-from pyramid_jax.data.moving_shapes import judge, wilson
+from launch import moving_shapes, start
+from launch.moving_shapes import judge, wilson
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.video import VideoPipeline, load
 

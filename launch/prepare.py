@@ -24,11 +24,10 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from launch import start
+from launch import moving_shapes, start
 from pyramid_jax import sharding
-from pyramid_jax.data import moving_shapes, precompute
+from pyramid_jax.data import precompute
 from pyramid_jax.data.source import read_pixels
-from pyramid_jax.data.tokenizer import train_tokenizer
 from pyramid_jax.pipeline import presets, prompts
 from pyramid_jax.vae import autoencoder
 
@@ -74,7 +73,8 @@ def prepare_embedded() -> None:
     """Writes the embedded data set, as the flags say."""
     manifest = moving_shapes.write_dataset(TO.value, CLIPS.value, SEED.value)
     texts = [caption.text for caption in moving_shapes.captions()]
-    train_tokenizer(texts, VOCABULARY.value, Path(TO.value) / "tokenizer.json")
+    tokenizer = Path(TO.value) / "tokenizer.json"
+    moving_shapes.train_tokenizer(texts, VOCABULARY.value, tokenizer)
     logging.info("%d clips: %s", CLIPS.value, manifest)
 
 

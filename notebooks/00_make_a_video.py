@@ -35,7 +35,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import pyramid_jax
-from pyramid_jax.data import moving_shapes
+from launch import moving_shapes
 
 # With models as small as these, compiling takes longer than running.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -34,7 +34,7 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax import layout, pyramid, sampler
-from pyramid_jax.data import moving_shapes
+from launch import moving_shapes
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.layout import Clip, Layout
 from pyramid_jax.shapes import Text

@@ -37,7 +37,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 
 from pyramid_jax import layout, mask, pyramid
-from pyramid_jax.data import moving_shapes
+from launch import moving_shapes
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.loader import batches
 from pyramid_jax.data.video_io import to_model

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from configs import base
+from launch.moving_shapes import Settings, write_dataset
 from pyramid_jax import objective, sharding
 from pyramid_jax.data.examples import latent_loader
 from pyramid_jax.data.loader import batches, longest
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.moving_shapes import Settings, write_dataset
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import initialise, model_config, model_section, training_loss
 from pyramid_jax.train import data_config

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from pyramid_jax.data.moving_shapes import write_dataset
+from launch.moving_shapes import write_dataset
 from pyramid_jax.model import model_config
 from pyramid_jax.pipeline import video as generate
 from pyramid_jax.train import start_weights, train

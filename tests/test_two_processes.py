@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pyramid_jax.data.moving_shapes import write_dataset
+from launch.moving_shapes import write_dataset
 from pyramid_jax.pipeline import video
 
 PROCESS = """

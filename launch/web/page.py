@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from gradio.events import Dependency
 
+from launch import moving_shapes
 from launch.sample.outputs import Render
 from launch.web import service as web
 from launch.web.service import VideoService, WebForm
-from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.presets import default_size

@@ -5,10 +5,9 @@ The number of an example alone decides its stage, its unit and whether it has a 
 so a run can be repeated, divided among hosts and workers, and resumed.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +17,7 @@ from pyramid_jax import layout as layouts
 from pyramid_jax import pyramid
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.precompute import read_latent, stored_features
-from pyramid_jax.data.source import (
-    ArrayCache,
-    SourceConfig,
-    check_entries,
-    read_pixels,
-)
+from pyramid_jax.data.source import ArrayCache, SourceConfig, check_entries, read_pixels
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.data.video_io import HeightWidth, nearest_size, to_model
 from pyramid_jax.latents import LatentConfig
@@ -246,7 +240,7 @@ def stored_latent(
     return cfg.normalise(raw[:frames])
 
 
-@functools.lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def _places(
     grids: tuple[tuple[int, int], ...],
     frames: int,

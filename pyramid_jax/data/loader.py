@@ -10,6 +10,7 @@ and the place in the last one and in the rows packed from it.
 """
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,15 +85,9 @@ def longest(cfg: DataConfig) -> Longest:
             units.
     """
     every_unit = [None] if cfg.units is None else range(cfg.units)
-    return max(
-        (
-            Longest(_length(cfg, size, stage, unit), size, stage, unit)
-            for size in cfg.all_sizes
-            for stage in sorted(set(cfg.pattern))
-            for unit in every_unit
-        ),
-        key=lambda segment: segment.tokens,
-    )
+    segments = product(cfg.all_sizes, sorted(set(cfg.pattern)), every_unit)
+    lengths = (Longest(_length(cfg, *segment), *segment) for segment in segments)
+    return max(lengths, key=lambda longest: longest.tokens)
 
 
 def _check_budget(cfg: DataConfig) -> None:

@@ -10,7 +10,6 @@ latent. Other keys are ignored.
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +48,13 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
         ValueError: no such file, or no line, or a list of the bad lines.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"manifest {path} is not a file; correct the path")
     records, problems = [], []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"manifest {path} is not text in UTF-8 ({error.reason}); convert it"
+            f"manifest {path} can't be read as text in UTF-8 ({error}); correct the "
+            "path, or convert the file"
         ) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -80,10 +78,10 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
     return tuple(records)
 
 
-def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
+def write_manifest(path: str | Path, records: Iterable[Record]) -> Path:
     """Writes records as a manifest, their paths relative to its folder where possible.
 
-    The file appears complete or not at all.
+    The file appears complete or not at all. Returns its path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +95,7 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(lines), encoding="utf-8")
-    os.replace(partial, path)
+    return partial.replace(path)
 
 
 def _record(line: str, folder: Path) -> Record:

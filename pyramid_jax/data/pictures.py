@@ -123,12 +123,10 @@ def write_contact_sheet(
     figure = Figure(figsize=(1.25 * count, tall * len(videos)), dpi=120)
     axes = figure.subplots(len(videos), count, squeeze=False)
     for row, video, caption in zip(axes, videos, captions, strict=True):
-        shown = (
-            np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
-        )
+        places = np.linspace(0, len(video) - 1, min(count, len(video))).round()
         for axis in row:
             axis.axis("off")
-        for axis, frame in zip(row, video[shown], strict=False):
+        for axis, frame in zip(row, video[places.astype(int)], strict=False):
             axis.imshow(frame, interpolation="nearest")
         row[0].text(
             0, 1.04, caption, transform=row[0].transAxes, fontsize=9, va="bottom"

@@ -8,13 +8,11 @@ with its raw `latent` in float16: drawn from the VAE's posterior, not normalised
 has a manifest.jsonl, the given one with the names of these files.
 """
 
-import dataclasses
 import functools
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +31,6 @@ from pyramid_jax.shapes import Text
 EMPTY = "empty.safetensors"
 
 EncodeText = Callable[[Sequence[str]], Text]  # texts, one per row
-# Pixels `b f h w 3` and the numbers of their records, which decide the noise, to raw
-# latents `b t h w c`.
-EncodePixels = Callable[[np.ndarray, np.ndarray], np.ndarray]
-# 8-bit pixels "f h w 3" of a record at a size.
-LoadPixels = Callable[[Record, HeightWidth], np.ndarray]
 
 
 # ----------------------------------------------------------------------- captions
@@ -75,12 +68,8 @@ def write_features(
         filled = some + [""] * (batch - len(some))
         for text, features in zip(some, _unpadded(encode(filled)), strict=False):
             _save(features_path(folder, text), features._asdict())
-    named = [
-        dataclasses.replace(record, features=features_path(folder, record.text))
-        for record in records
-    ]
-    write_manifest(folder / "manifest.jsonl", named)
-    return folder / "manifest.jsonl"
+    named = [replace(r, features=features_path(folder, r.text)) for r in records]
+    return write_manifest(folder / "manifest.jsonl", named)
 
 
 def features_path(folder: Path, text: str) -> Path:
@@ -94,18 +83,12 @@ def read_features(path: Path) -> CaptionFeatures:
     Raises:
         ValueError: the file is missing or holds something else.
     """
-    try:
-        return CaptionFeatures(**load_file(path))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise ValueError(
-            f"{path} can't be read as text features ({error}); prepare them again"
-        ) from error
+    return CaptionFeatures(*_load(path, *CaptionFeatures._fields))
 
 
 def stored_features(record: Record, dropped: bool) -> CaptionFeatures:
     """The stored features of a record's caption, or of the empty one."""
-    if record.features is None:
-        raise ValueError(f"{record.path} names no features of its text")
+    assert record.features is not None  # as `check_features` says
     if dropped:
         return _empty_features(record.features.parent)
     return read_features(record.features)
@@ -152,7 +135,8 @@ class LatentJob:
     """How latents are made.
 
     Args:
-        encode: raw latents of a batch.
+        encode: pixels `b f h w 3` and the numbers of their records, which decide the
+            noise, to raw latents `b t h w c`.
         load: 8-bit pixels of a record at a size, e.g. by `source.read_pixels`.
         sizes: heights and widths; a file gets the nearest aspect ratio.
         batch: videos of one shape that are encoded together.
@@ -160,8 +144,8 @@ class LatentJob:
         workers: threads that decode files.
     """
 
-    encode: EncodePixels
-    load: LoadPixels
+    encode: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    load: Callable[[Record, HeightWidth], np.ndarray]
     sizes: tuple[HeightWidth, ...]
     batch: int = 1
     max_bad: float = 0.01
@@ -192,13 +176,10 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
         )
     folder.mkdir(parents=True, exist_ok=True)
     records = read_manifest(manifest)
-    named = [
-        dataclasses.replace(record, latent=latent_path(folder, record.path))
-        for record in records
-    ]
-    first = {record.path: i for i, record in reversed([*enumerate(records)])}
+    paths = [latent_path(folder, record.path) for record in records]
+    first = {path: i for i, path in reversed([*enumerate(paths)])}
     bad_files = BadFiles(folder / "skipped.jsonl", job.max_bad, len(first))
-    missing = [i for i in sorted(first.values()) if not _has_latent(named[i])]
+    missing = [i for i in sorted(first.values()) if not paths[i].is_file()]
     waiting: dict[tuple[int, ...], list[LoadedPixels]] = defaultdict(list)
     for loaded in _load_pixels(records, missing, job):
         if isinstance(loaded, Failure):
@@ -207,12 +188,13 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
         group = waiting[loaded.pixels.shape]
         group.append(loaded)
         if len(group) == job.batch:
-            _store(group, named, job)
+            _store(group, paths, job)
             group.clear()
     for group in filter(None, waiting.values()):
-        _store(group, named, job)
-    write_manifest(folder / "manifest.jsonl", filter(_has_latent, named))
-    return folder / "manifest.jsonl"
+        _store(group, paths, job)
+    pairs = zip(records, paths, strict=True)
+    named = [replace(record, latent=path) for record, path in pairs if path.is_file()]
+    return write_manifest(folder / "manifest.jsonl", named)
 
 
 def latent_path(folder: Path, path: Path) -> Path:
@@ -226,12 +208,8 @@ def read_latent(path: Path) -> Float[np.ndarray, "t h w c"]:
     Raises:
         ValueError: the file is missing or holds something else.
     """
-    try:
-        return load_file(path)["latent"].astype(np.float32)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{path} can't be read as a latent ({error}); prepare it again"
-        ) from error
+    (latent,) = _load(path, "latent")
+    return latent.astype(np.float32)
 
 
 def _load_pixels(
@@ -253,19 +231,13 @@ def _load_pixels(
     return iter(pixels.to_iter_dataset(threads))
 
 
-def _store(group: list[LoadedPixels], named: Sequence[Record], job: LatentJob) -> None:
+def _store(group: list[LoadedPixels], paths: Sequence[Path], job: LatentJob) -> None:
     # perf: batches of one size, so that every shape is compiled once.
     filled = group + [group[-1]] * (job.batch - len(group))
     pixels = np.stack([each.pixels for each in filled])
     latents = job.encode(pixels, np.array([each.number for each in filled]))
     for each, latent in zip(group, latents, strict=False):
-        path = named[each.number].latent
-        assert path is not None  # `named` are the records that name theirs
-        _save(path, {"latent": latent.astype(np.float16)})
-
-
-def _has_latent(record: Record) -> bool:
-    return record.latent is not None and record.latent.is_file()
+        _save(paths[each.number], {"latent": latent.astype(np.float16)})
 
 
 # -------------------------------------------------------------------------- files
@@ -279,4 +251,14 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a file that appears complete or not at all."""
     partial = path.with_suffix(".partial")
     save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, partial)
-    os.replace(partial, path)
+    partial.replace(path)
+
+
+def _load(path: Path, *names: str) -> list[np.ndarray]:
+    try:
+        arrays = load_file(path)
+        return [arrays[name] for name in names]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"can't read {' and '.join(names)} of {path} ({error}); prepare it again"
+        ) from error

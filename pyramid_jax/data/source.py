@@ -115,11 +115,8 @@ def read_examples(
 
 def in_advance(batches: grain.IterDataset) -> grain.DatasetIterator:
     """An iterator that makes some batches in advance, in a thread."""
-    return iter(
-        grain.experimental.ThreadPrefetchIterDataset(
-            batches, prefetch_buffer_size=_READY
-        )
-    )
+    prefetch = grain.experimental.ThreadPrefetchIterDataset
+    return iter(prefetch(batches, prefetch_buffer_size=_READY))
 
 
 def let_grain_read_flags() -> None:
@@ -285,11 +282,10 @@ class BadFiles(grain.experimental.FlatMapTransform):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(failure._asdict(), ensure_ascii=False) + "\n")
-        if len(self._bad) > self._max_bad * self._files or (
-            len(self._bad) == self._files
-        ):
+        count = len(self._bad)
+        if count > self._max_bad * self._files or count == self._files:
             raise ValueError(
-                f"{len(self._bad)} of {self._files} files can not be used, the last is "
+                f"{count} of {self._files} files can not be used, the last is "
                 f"{failure.path} ({failure.reason}); {self._path} lists them: repair "
                 "or remove them, or raise max_bad"
             )

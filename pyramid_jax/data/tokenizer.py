@@ -1,75 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizers that turn captions into token ids and need no download."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
-END = "</s>"
 # Prompts are padded to a multiple of it, so that few lengths compile.
 MULTIPLE = 16
 
 Tokenize = Callable[[str], list[int]]  # token ids of a text
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:
-    """Trains a byte-level BPE tokenizer on captions and writes its tokenizer.json.
-
-    Bytes are its base, so it encodes any text; words that the captions repeat become
-    one token. Each text ends with the token `</s>`, so the empty prompt has one.
-
-    Raises:
-        ValueError: the vocabulary has no room for every byte.
-    """
-    if vocabulary < 257:
-        raise ValueError(
-            f"vocabulary {vocabulary} must hold 256 bytes and {END}; use 257 or more"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
-    return Path(path)
-
-
-@dataclass(frozen=True)
-class _Ids:
-    """Maps a text to its token ids; picklable, for the data workers."""
-
-    tokenizer: Tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
-
-
-@dataclass(frozen=True)
-class _Bytes:
-    """Maps a text to the token ids of ByT5: one per byte of UTF-8, and the end."""
-
-    tokenizer: Any  # transformers.ByT5Tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"]
-
-
 def load_tokenizer(name: str | Path) -> Tokenize:
-    """The tokenizer in a tokenizer.json, or ByT5's bytes for the name "byt5".
+    """The tokenizer in a tokenizer.json, or ByT5's for the name "byt5"; picklable.
+
+    ByT5 has a token for every byte of UTF-8, and one for the end.
 
     Raises:
         ValueError: the name is neither of the two.
@@ -77,15 +26,13 @@ def load_tokenizer(name: str | Path) -> Tokenize:
     if str(name) == "byt5":
         from transformers import ByT5Tokenizer  # slow, and complains without PyTorch
 
-        return _Bytes(ByT5Tokenizer())
-    if not Path(name).is_file():
-        raise ValueError(
-            f'tokenizer {name} is not a file; give a tokenizer.json or "byt5"'
-        )
+        return ByT5Tokenizer().encode
     try:
-        return _Ids(Tokenizer.from_file(str(name)))
+        return partial(_ids, Tokenizer.from_file(str(name)))
     except Exception as error:  # tokenizers raises no narrower class
-        raise ValueError(f"{name} is no tokenizer.json ({error})") from error
+        raise ValueError(
+            f'{name} is no tokenizer.json ({error}); give one, or "byt5"'
+        ) from error
 
 
 def text_batch(
@@ -100,3 +47,7 @@ def text_batch(
         row[length - len(text) :] = text
         row_segment[length - len(text) :] = 0
     return ids, segment
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text).ids

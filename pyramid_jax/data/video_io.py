@@ -18,12 +18,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import (
-    ColorRange,
-    Colorspace,
-    Interpolation,
-    VideoReformatter,
-)
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from einops import repeat
 from jaxtyping import Float, UInt8
 
@@ -65,10 +60,8 @@ def video_info(path: str | Path) -> VideoInfo:
         fps = float(stream.average_rate or 1)
         frames = stream.frames or _length(container, fps) or 1
         for frame in container.decode(video=0):
-            upright = round(frame.rotation / 90) % 2 == 0
-            sides = (frame.height, frame.width)
-            height, width = sides if upright else sides[::-1]
-            return VideoInfo(height, width, frames, fps)
+            size = _upright((frame.height, frame.width), frame)
+            return VideoInfo(*size, frames, fps)
     raise ValueError(f"{path} holds no picture; replace the file or leave it out")
 
 
@@ -81,11 +74,7 @@ def nearest_size(sizes: tuple[HeightWidth, ...], path: Path) -> HeightWidth:
     if len(sizes) == 1:
         return sizes[0]
     height, width, *_ = video_info(path)
-
-    def distance(size: HeightWidth) -> float:
-        return abs(np.log(size[0] / size[1] * width / height))
-
-    return min(sizes, key=distance)
+    return min(sizes, key=lambda s: abs(np.log(s[0] / s[1] * width / height)))
 
 
 def read_video(
@@ -181,9 +170,11 @@ def write_video(
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": str(crf), "preset": "fast"}
-        _tag_bt709(stream.codec_context)
+        codec = stream.codec_context
+        codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
+        codec.color_range = ColorRange.MPEG
         if height * width < _SMALL:
-            stream.codec_context.thread_count = 1
+            codec.thread_count = 1
             stream.options |= {"x264-params": "mbtree=0"}
         scaler = VideoReformatter()
         for pixels in video:
@@ -281,6 +272,12 @@ def _duration(stream: av.VideoStream, frame: VideoFrame | None) -> Fraction:
     return 1 / stream.average_rate if stream.average_rate else Fraction(0)
 
 
+def _upright(size: HeightWidth, frame: VideoFrame) -> HeightWidth:
+    """Height and width, exchanged if the frame is stored lying on its side."""
+    height, width = size
+    return (width, height) if round(frame.rotation / 90) % 2 else (height, width)
+
+
 def _fit(
     frame: VideoFrame, size: HeightWidth, scaler: VideoReformatter
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -288,8 +285,7 @@ def _fit(
 
     One `scaler` for all frames of a file keeps its tables: four times faster.
     """
-    turns = round(frame.rotation / 90)
-    height, width = size if turns % 2 == 0 else size[::-1]
+    height, width = _upright(size, frame)
     scale = max(height / frame.height, width / frame.width)
     tall = max(height, round(frame.height * scale))
     wide = max(width, round(frame.width * scale))
@@ -297,12 +293,7 @@ def _fit(
     scaled = scaler.reformat(frame, wide, tall, "rgb24", interpolation=method)
     top, left = (tall - height) // 2, (wide - width) // 2
     cropped = scaled.to_ndarray()[top : top + height, left : left + width]
-    return np.ascontiguousarray(np.rot90(cropped, turns))
-
-
-def _tag_bt709(codec: av.VideoCodecContext) -> None:
-    codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
-    codec.color_range = ColorRange.MPEG
+    return np.ascontiguousarray(np.rot90(cropped, round(frame.rotation / 90)))
 
 
 def _to_yuv(pixels: UInt8[np.ndarray, "h w 3"], scaler: VideoReformatter) -> VideoFrame:

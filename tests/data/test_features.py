@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(manifest: Path, tmp_path: P
 def test_a_file_of_something_else_is_named(tmp_path: Path):
     (tmp_path / "x.safetensors").write_text("{}")
     for name in ("x", "missing"):
-        with pytest.raises(ValueError, match=rf"{name}.* prepare them again"):
+        with pytest.raises(ValueError, match=rf"{name}.* prepare it again"):
             precompute.read_features(tmp_path / f"{name}.safetensors")
 
 
@@ -205,5 +205,5 @@ def test_features_that_are_gone_make_a_bad_record(
 ):
     precompute.features_path(tmp_path / "text", "10").unlink()
     cfg = config(tmp_path, records, max_bad=0.3)
-    with pytest.raises(ValueError, match="prepare them again"):
+    with pytest.raises(ValueError, match="prepare it again"):
         take(9, cfg, tmp_path, tokenize=None)

@@ -106,7 +106,7 @@ def test_latents_do_not_replace_the_manifest_they_are_made_from(manifest: Path):
 
 
 def test_a_missing_latent_is_an_error_with_advice(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"can't be read as a latent .* prepare it"):
+    with pytest.raises(ValueError, match=r"can't read latent of .* prepare it"):
         read_latent(tmp_path / "none.safetensors")
 
 

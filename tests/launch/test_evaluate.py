@@ -3,8 +3,7 @@
 
 import numpy as np
 
-from launch import evaluate
-from pyramid_jax.data import moving_shapes
+from launch import evaluate, moving_shapes
 
 
 def test_real_clips_are_right_and_their_neighbours_wrong():

@@ -20,10 +20,10 @@ import httpx
 import numpy as np
 import pytest
 
+from launch import moving_shapes
 from launch.sample import outputs
 from launch.web import limits
 from launch.web.service import VideoService
-from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.pictures import write_picture
 from tests.painter import painter
 

@@ -16,8 +16,9 @@ import pytest
 from absl import flags
 from tqdm import tqdm
 
+from launch import moving_shapes
 from launch.sample import __main__, outputs
-from pyramid_jax.data import moving_shapes, pictures, video_io
+from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.output import VideoOutput

@@ -14,8 +14,8 @@ import pytest
 
 from configs import tiny
 from launch import demo
+from launch.moving_shapes import judge
 from pyramid_jax import sharding
-from pyramid_jax.data.moving_shapes import judge
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
 from pyramid_jax.model import initialise, model_config, sample_config

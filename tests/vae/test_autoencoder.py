@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import reconstruct
+from launch import moving_shapes, reconstruct
 from pyramid_jax import sharding
-from pyramid_jax.data import moving_shapes
 from pyramid_jax.data.video_io import (
     read_image,
     to_model,

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from configs import tiny_vae, vae
+from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
-from pyramid_jax.data.moving_shapes import write_dataset
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae as models

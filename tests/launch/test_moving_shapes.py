@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded clips show what their captions say, and depend on their seed alone."""
+"""The embedded clips show what their captions say, and a tokenizer reads the captions.
+
+Both depend on their arguments alone.
+"""
 
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pyramid_jax.data import moving_shapes
+from launch import moving_shapes
+from launch.moving_shapes import BACKGROUND, COLOURS, DIRECTIONS, Settings
 from pyramid_jax.data.manifest import read_manifest
-from pyramid_jax.data.moving_shapes import BACKGROUND, COLOURS, DIRECTIONS, Settings
+from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
+from pyramid_jax.pipeline.folder import TINY
 
 # Small pictures keep these tests quick; the laws hold at any size.
 SMALL = Settings(size=32, frames=3, step=2, diameter=(12, 14), jitter=6, grid=1)
@@ -156,3 +162,37 @@ def test_impossible_settings_are_refused():
         Settings(size=32, step=2, diameter=(12, 18))
     with pytest.raises(ValueError, match="clips is 0"):
         moving_shapes.write_dataset("unused", 0, 0)
+
+
+# -------------------------------------------------------------------------- tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [caption.text for caption in moving_shapes.captions()]
+    path = tmp_path_factory.mktemp("t") / "tokenizer.json"
+    return moving_shapes.train_tokenizer(texts, 384, path)
+
+
+def test_words_of_the_captions_are_one_token_each(tokenizer: Path):
+    ids = load_tokenizer(tokenizer)("a red circle moves left")
+    assert len(ids) == 5 + 1 and len(set(ids)) == 6
+
+
+def test_any_text_has_tokens_below_the_vocabulary(tokenizer: Path):
+    ids = load_tokenizer(tokenizer)("Ein purpurner Tintenfisch, 東京 \N{SQUID}!")
+    assert len(ids) > 10 and all(0 <= i < 384 for i in ids)
+
+
+def test_the_empty_text_is_the_end_alone(tokenizer: Path):
+    tokenize = load_tokenizer(tokenizer)
+    assert tokenize("") == tokenize("a red circle moves left")[-1:]
+
+
+def test_training_is_reproducible_and_made_the_committed_file(tokenizer: Path):
+    assert tokenizer.read_text() == (TINY / "tokenizer.json").read_text()
+
+
+def test_a_vocabulary_must_hold_all_bytes(tmp_path: Path):
+    with pytest.raises(ValueError, match="vocabulary 100 must hold 256 bytes"):
+        moving_shapes.train_tokenizer(["a"], 100, tmp_path / "t.json")

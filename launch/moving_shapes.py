@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data set that ships with the project: drawn clips of moving shapes, and a judge.
+"""The embedded data set: drawn clips of moving shapes, a tokenizer, and a judge.
 
 Each clip is an H.264 file with a caption such as "a red circle moves left", one of 6
-colours x 6 shapes x 4 directions. The judge says what a generated clip shows: it looks
-at the first and the last frame, for one compact object that is the same in both, and
-learns shapes from clips that it draws itself, never from training data.
+colours x 6 shapes x 4 directions; the tokenizer is trained on the captions. The judge
+says what a generated clip shows: it looks at the first and the last frame, for one
+compact object that is the same in both, and learns shapes from clips that it draws
+itself, never from training data.
 """
 
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import cycle, product
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import write_video
@@ -35,6 +37,7 @@ COLOURS = {
 }
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 BACKGROUND = (24, 24, 28)
+END = "</s>"  # the token that ends a text
 
 # Lengths in pixels, colours and contrast of 255.
 _SEED = 2024, 10, 8  # of the judge's own drawings; seeds of data sets have two parts
@@ -167,8 +170,38 @@ def write_dataset(
         path = folder / "clips" / f"{i:05}.mp4"
         write_video(path, video, settings.fps, crf=settings.crf)
         records.append(Record(path, "video", caption.text))
-    write_manifest(manifest, records)
-    return manifest
+    return write_manifest(manifest, records)
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) -> Path:
+    """Trains a byte-level BPE tokenizer on captions and writes its tokenizer.json.
+
+    Bytes are its base, so it encodes any text; words that the captions repeat become
+    one token. Each text ends with the token `</s>`, so the empty prompt has one.
+
+    Raises:
+        ValueError: the vocabulary has no room for every byte.
+    """
+    if vocabulary < 257:
+        raise ValueError(
+            f"vocabulary {vocabulary} must hold 256 bytes and {END}; use 257 or more"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return Path(path)
 
 
 class Verdict(NamedTuple):

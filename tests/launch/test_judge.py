@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from pyramid_jax.data import moving_shapes
+from launch import moving_shapes
+from launch.moving_shapes import Verdict
 from pyramid_jax.data.manifest import read_manifest
-from pyramid_jax.data.moving_shapes import Verdict
 from pyramid_jax.data.video_io import read_video
 
 NOTHING = Verdict(None, None, None)
