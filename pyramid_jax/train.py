@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 
 from pyramid_jax import sharding
@@ -29,7 +28,6 @@ from pyramid_jax.model import (
 )
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
-from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
@@ -61,6 +59,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
+    shard = (jax.process_index(), jax.process_count())
 
     state = run_training(
         cfg,
@@ -69,7 +68,9 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         loss=partial(training_loss, model),
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
-        batches=training_rows(data, model, workdir),
+        batches=batches(
+            data, None if model.text is None else tokenize, workdir, shard=shard
+        ),
         sample=sampler(workdir, pipeline, data, cfg.prompts),
         pretrained=dict if start is None else partial(start_weights, model, start),
     )
@@ -123,18 +124,6 @@ def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
     """The `data` section, with the latents and the layout of the model."""
     shared = {"latent": model.latent, "layout": model.layout}
     return build(DataConfig, cfg.data.to_dict() | shared)
-
-
-def training_rows(
-    data: DataConfig, model: ModelConfig, workdir: Path
-) -> grain.DatasetIterator[Rows]:
-    """This process's share of the packed rows."""
-    return batches(
-        data,
-        None if model.text is None else load_tokenizer(model.tokenizer),
-        workdir,
-        shard=(jax.process_index(), jax.process_count()),
-    )
 
 
 def sampler(

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,7 @@ from pyramid_jax import sharding
 
 # key -> fresh weights, in boxes that carry their axes
 Init = Callable[[jax.Array], Any]
-if TYPE_CHECKING:
-    Count = Any
-else:
-    Count = Int[Array, ""] | Int[jax.ShapeDtypeStruct, ""]
+Count = Int[Any, ""]  # of arrays, and of their shapes
 
 
 class TrainState(NamedTuple):

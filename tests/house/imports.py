@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"shapes", "sharding", "mask"},
     "models": {"shapes", "sharding", "mask", "latents", "kernels"},
     # Services: none knows a network.
-    "data": {"shapes", "pyramid", "latents", "layout"},
+    "data": {"shapes", "config", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
     "training": {"shapes", "sharding", "config", "checkpoint"},
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
