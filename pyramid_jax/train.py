@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from pyramid_jax import model as models
 from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig
@@ -18,14 +19,7 @@ from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
-from pyramid_jax.model import (
-    ModelConfig,
-    SampleConfig,
-    initialise,
-    model_config,
-    sample_config,
-    training_loss,
-)
+from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
@@ -50,12 +44,13 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
             another config.
     """
     workdir = Path(workdir)
-    model = model_config(cfg.model.to_dict())
+    model = models.model_config(cfg.model.to_dict())
     vae = autoencoder.load_autoencoder(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
-    defaults = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
+    defaults = models.sample_config(cfg.sample.to_dict())
+    defaults = made_for(defaults, data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
@@ -64,8 +59,8 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     state = run_training(
         cfg,
         workdir,
-        init=partial(initialise, model),
-        loss=partial(training_loss, model),
+        init=partial(models.initialise, model),
+        loss=partial(models.training_loss, model),
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
         batches=batches(

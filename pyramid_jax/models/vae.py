@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
-from pyramid_jax.models import vae_layers
+from pyramid_jax.models import vae_layers as layers
 from pyramid_jax.models.vae_layers import Activations, Past
 from pyramid_jax.sharding import named
 
@@ -203,21 +203,18 @@ class Encoder(nn.Module):
 
     def setup(self):
         c = self.cfg
-        s = vae_layers.Setting(c.groups, c.dtype, c.remat, self.halo)
-        self.entry = vae_layers.Convolution(s, c.encoder_widths[0])
-        levels = zip(
-            c.encoder_widths, c.encoder_layers, c.spatial, c.temporal, strict=True
-        )
-        self.levels = [vae_layers.Level(s, False, *level) for level in levels]
-        self.middle = vae_layers.Middle(s, c.encoder_widths[-1])
-        self.head = vae_layers.Activated(s, 2 * c.latent)
-        self.mix = vae_layers.linear(2 * c.latent, s).copy(
-            bias_init=named(_narrow, (None,))
-        )
+        s = layers.Setting(c.groups, c.dtype, c.remat, self.halo)
+        widths, narrow = c.encoder_widths, named(_narrow, (None,))
+        self.entry = layers.Convolution(s, widths[0])
+        levels = zip(widths, c.encoder_layers, c.spatial, c.temporal, strict=True)
+        self.levels = [layers.Level(s, False, *level) for level in levels]
+        self.middle = layers.Middle(s, widths[-1])
+        self.head = layers.Activated(s, 2 * c.latent)
+        self.mix = layers.linear(2 * c.latent, s).copy(bias_init=narrow)
 
     def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
-        layers = (self.entry, *self.levels, self.middle, self.head)
-        x, past = vae_layers.chain(layers, x, past)
+        parts = (self.entry, *self.levels, self.middle, self.head)
+        x, past = layers.chain(parts, x, past)
         return self.mix(x).astype(jnp.float32), past
 
 
@@ -229,18 +226,18 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.cfg
-        s = vae_layers.Setting(c.groups, c.dtype, c.remat, self.halo)
+        s = layers.Setting(c.groups, c.dtype, c.remat, self.halo)
         widths = c.decoder_widths[::-1]
-        self.mix = vae_layers.linear(c.latent, s)
-        self.entry = vae_layers.Convolution(s, widths[0])
-        self.middle = vae_layers.Middle(s, widths[0])
+        self.mix = layers.linear(c.latent, s)
+        self.entry = layers.Convolution(s, widths[0])
+        self.middle = layers.Middle(s, widths[0])
         levels = zip(widths, c.decoder_layers, c.spatial, c.temporal, strict=True)
-        self.levels = [vae_layers.Level(s, True, *level) for level in levels]
-        self.head = vae_layers.Activated(s, c.pixels)
+        self.levels = [layers.Level(s, True, *level) for level in levels]
+        self.head = layers.Activated(s, c.pixels)
 
     def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
-        layers = (self.entry, self.middle, *self.levels, self.head)
-        x, past = vae_layers.chain(layers, self.mix(x), past)
+        parts = (self.entry, self.middle, *self.levels, self.head)
+        x, past = layers.chain(parts, self.mix(x), past)
         return x.astype(jnp.float32), past
 
 

@@ -15,17 +15,17 @@ from pyramid_jax import sharding
 
 # key -> fresh weights, in boxes that carry their axes
 Init = Callable[[jax.Array], Any]
-Count = Int[Any, ""]  # of arrays, and of their shapes
 
 
 class TrainState(NamedTuple):
-    """Plain arrays. `skipped` of the `step` steps so far did not change the weights.
+    """Plain arrays, or their shapes.
 
-    `ema` is the float32 exponential moving average of the weights, for sampling.
+    `skipped` of the `step` steps so far did not change the weights. `ema` is the
+    float32 exponential moving average of the weights, for sampling.
     """
 
-    step: Count
-    skipped: Count
+    step: Int[Any, ""]
+    skipped: Int[Any, ""]
     params: Any
     ema: Any
     optimizer: Any

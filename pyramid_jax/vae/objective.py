@@ -67,15 +67,11 @@ class ObjectiveConfig:
     learn_log_variance: bool = False
 
     def __post_init__(self):
-        weights = ("pixel", "perceptual", "kl", "adversarial")
-        check_entries(
-            self, lambda x: x >= 0, "0 or more", *weights, "discriminator_start"
-        )
-        for name, options in (
-            ("discriminator", DISCRIMINATORS),
-            ("adversarial_loss", ADVERSARIAL_LOSSES),
-        ):
-            check_entries(self, options.__contains__, f"one of {options}", name)
+        names = ("pixel", "perceptual", "kl", "adversarial", "discriminator_start")
+        check_entries(self, lambda x: x >= 0, "0 or more", *names)
+        kinds, losses = f"one of {DISCRIMINATORS}", f"one of {ADVERSARIAL_LOSSES}"
+        check_entries(self, DISCRIMINATORS.__contains__, kinds, "discriminator")
+        check_entries(self, ADVERSARIAL_LOSSES.__contains__, losses, "adversarial_loss")
 
 
 class VAELosses(NamedTuple):

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "checkpoint", "training"},
     "pipeline": {"shapes", "sharding", "layout", "sampler", "kernels", "models",
                  "data", "checkpoint", "model", "vae"},
-    "train": {"shapes", "sharding", "config", "latents", "data", "training", "model",
+    "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
     "convert": {"config", "latents", "layout", "sampler", "models", "checkpoint",
                 "model", "vae", "pipeline"},
