@@ -5,7 +5,7 @@ Nothing beyond the functions that train sees a ConfigDict.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -25,6 +25,15 @@ def fields(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{cls.__name__} has no {unknown}; it has {names}")
     return {key: _frozen(value) for key, value in dict(section).items()}
+
+
+def check_entries(
+    cfg: Any, fits: Callable[[Any], bool], expected: str, *names: str
+) -> None:
+    """Raises ValueError for an entry of a dataclass that does not fit."""
+    for name in names:
+        if not fits(value := getattr(cfg, name)):
+            raise ValueError(f"{name} {value!r} must be {expected}")
 
 
 def _frozen(value: Any) -> Any:

@@ -134,11 +134,6 @@ def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     )
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """How many devices divide a batch among them."""
-    return parts("batch", mesh)
-
-
 def parts(axis: str, mesh: Mesh | AbstractMesh) -> int:
     """How many devices divide an axis of arrays among them."""
     return math.prod(mesh.shape[name] for name in _names(spec((axis,))[0]))

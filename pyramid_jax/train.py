@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 
+from pyramid_jax import model as models
 from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig
@@ -19,17 +19,9 @@ from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
-from pyramid_jax.model import (
-    ModelConfig,
-    SampleConfig,
-    initialise,
-    model_config,
-    sample_config,
-    training_loss,
-)
+from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
-from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
@@ -52,24 +44,28 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
             another config.
     """
     workdir = Path(workdir)
-    model = model_config(cfg.model.to_dict())
+    model = models.model_config(cfg.model.to_dict())
     vae = autoencoder.load_autoencoder(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
-    defaults = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
+    defaults = models.sample_config(cfg.sample.to_dict())
+    defaults = made_for(defaults, data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer)
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
+    shard = (jax.process_index(), jax.process_count())
 
     state = run_training(
         cfg,
         workdir,
-        init=partial(initialise, model),
-        loss=partial(training_loss, model),
+        init=partial(models.initialise, model),
+        loss=partial(models.training_loss, model),
         optimizer=optimizer(rates),
         rate=learning_rate(rates),
-        batches=training_rows(data, model, workdir),
+        batches=batches(
+            data, None if model.text is None else tokenize, workdir, shard=shard
+        ),
         sample=sampler(workdir, pipeline, data, cfg.prompts),
         pretrained=dict if start is None else partial(start_weights, model, start),
     )
@@ -123,18 +119,6 @@ def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
     """The `data` section, with the latents and the layout of the model."""
     shared = {"latent": model.latent, "layout": model.layout}
     return build(DataConfig, cfg.data.to_dict() | shared)
-
-
-def training_rows(
-    data: DataConfig, model: ModelConfig, workdir: Path
-) -> grain.DatasetIterator[Rows]:
-    """This process's share of the packed rows."""
-    return batches(
-        data,
-        None if model.text is None else load_tokenizer(model.tokenizer),
-        workdir,
-        shard=(jax.process_index(), jax.process_count()),
-    )
 
 
 def sampler(

@@ -323,7 +323,7 @@ def test_a_batch_is_divided_by_its_rows_alone():
         P(("data", "fsdp"), None),
         P(("data", "fsdp")),
     ]
-    assert sharding.batch_parts(mesh) == 4
+    assert sharding.parts("batch", mesh) == 4
 
 
 def test_names_of_axes_are_no_constraints_where_a_mesh_is_set():

@@ -24,6 +24,7 @@ from pyramid_jax.models.discriminator import (
     initialise_discriminator,
 )
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
+from pyramid_jax.vae.networks import last_kernel, with_last_kernel
 from pyramid_jax.vae.objective import (
     Judged,
     ObjectiveConfig,
@@ -205,7 +206,8 @@ def _both_losses(networks: VAENetworks) -> Any:
         again = video.shape[1] // frames
 
         def reconstruct(kernel: jax.Array) -> jax.Array:
-            out, _ = vae.decode(cfg, _with_last_kernel(params, kernel), latents)
+            decoder = with_last_kernel(params["decoder"], kernel)
+            out, _ = vae.decode(cfg, {"decoder": decoder}, latents)
             return repeat(out, "b f h w c -> b (f again) h w c", again=again)
 
         judge = partial(networks.logits, weights["judge"])
@@ -214,7 +216,7 @@ def _both_losses(networks: VAENetworks) -> Any:
             video,
             step,
             reconstruct=reconstruct,
-            kernel=_last(params)["kernel"],
+            kernel=last_kernel(params["decoder"]),
             kl=moments.kl(),
             perceptual=partial(networks.distance, weights["features"]),
             judge=judge,
@@ -224,17 +226,6 @@ def _both_losses(networks: VAENetworks) -> Any:
         return out.loss + judged.loss, Evaluation(raw, out, judged)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
-
-
-def _last(params: Any) -> Any:
-    """The last convolution of a VAE."""
-    return params["decoder"]["head"]["convolution"]
-
-
-def _with_last_kernel(params: Any, kernel: jax.Array) -> Any:
-    decoder = params["decoder"]
-    head = decoder["head"] | {"convolution": _last(params) | {"kernel": kernel}}
-    return params | {"decoder": decoder | {"head": head}}
 
 
 # ----------------------------------------------------------------------------- answers

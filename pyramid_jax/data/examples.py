@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from pyramid_jax import layout as layouts
 from pyramid_jax import pyramid
+from pyramid_jax.config import check_entries
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.precompute import read_latent, stored_features
-from pyramid_jax.data.source import ArrayCache, SourceConfig, check_entries, read_pixels
+from pyramid_jax.data.source import ArrayCache, SourceConfig, read_pixels
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.data.video_io import HeightWidth, nearest_size, to_model
 from pyramid_jax.latents import LatentConfig

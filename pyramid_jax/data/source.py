@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
+from pyramid_jax.config import check_entries
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.video_io import HeightWidth, read_image, read_video
 
@@ -71,15 +72,6 @@ class SourceConfig:
         counts = ("seed", "workers", "cache_mib")
         check_entries(self, lambda x: x >= 0, "0 or more", *counts)
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "max_bad")
-
-
-def check_entries(
-    cfg: Any, fits: Callable[[Any], bool], expected: str, *names: str
-) -> None:
-    """Raises ValueError for an entry of a config that does not fit."""
-    for name in names:
-        if not fits(value := getattr(cfg, name)):
-            raise ValueError(f"{name} is {value}, expected {expected}")
 
 
 def read_examples(

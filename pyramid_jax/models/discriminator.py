@@ -48,9 +48,7 @@ class DiscriminatorConfig:
     @property
     def strides(self) -> list[tuple[int, ...]]:
         """The strides of every convolution over frames (in "3d"), rows and columns."""
-        halving = [(1, 2, 2)] * self.layers
-        halving[0] = (2, 2, 2)
-        strides = [*halving, (1, 1, 1), (1, 1, 1)]
+        strides = [(2, 2, 2), *[(1, 2, 2)] * (self.layers - 1), *[(1, 1, 1)] * 2]
         return strides if self.kind == "3d" else [stride[1:] for stride in strides]
 
     @property

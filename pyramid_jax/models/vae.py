@@ -17,17 +17,8 @@ from jaxtyping import Float
 
 from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
-from pyramid_jax.models.vae_layers import (
-    Activated,
-    Activations,
-    Convolution,
-    Level,
-    Middle,
-    Past,
-    Setting,
-    chain,
-    linear,
-)
+from pyramid_jax.models import vae_layers as layers
+from pyramid_jax.models.vae_layers import Activations, Past
 from pyramid_jax.sharding import named
 
 DTYPES = ("float32", "bfloat16")
@@ -65,11 +56,9 @@ class VAEConfig:
     remat: bool = False
 
     def __post_init__(self):
-        levels = {
-            name: len(getattr(self, name))
-            for part in ("encoder", "decoder")
-            for name in (f"{part}_widths", f"{part}_layers")
-        } | {"spatial": len(self.spatial), "temporal": len(self.temporal)}
+        lists = ("encoder_widths", "encoder_layers", "decoder_widths", "decoder_layers")
+        names = (*lists, "spatial", "temporal")
+        levels = {name: len(getattr(self, name)) for name in names}
         if len(set(levels.values())) > 1 or not self.spatial:
             raise ValueError(
                 f"the VAE's fields describe different numbers of levels: {levels}; "
@@ -170,7 +159,14 @@ def encode(
     Raises:
         ValueError: frames, height, width or channels that don't fit the config.
     """
-    _check_pixels(cfg, pixels.shape, begins=past is None)
+    _, frames, height, width, channels = pixels.shape
+    if channels != cfg.pixels:
+        raise ValueError(
+            f"pixels have {channels} channels, this VAE takes {cfg.pixels}; "
+            "channels are the last axis"
+        )
+    cfg.latents.grid(height, width)
+    cfg.latents.frames(frames, begins=past is None)
     moments: Any = Encoder(cfg, halo).apply({"params": params["encoder"]}, pixels, past)
     return moments
 
@@ -207,19 +203,18 @@ class Encoder(nn.Module):
 
     def setup(self):
         c = self.cfg
-        s = Setting(c.groups, c.dtype, c.remat, self.halo)
-        self.entry = Convolution(s, c.encoder_widths[0])
-        levels = zip(
-            c.encoder_widths, c.encoder_layers, c.spatial, c.temporal, strict=True
-        )
-        self.levels = [Level(s, False, *level) for level in levels]
-        self.middle = Middle(s, c.encoder_widths[-1])
-        self.head = Activated(s, 2 * c.latent)
-        self.mix = linear(2 * c.latent, s).copy(bias_init=named(_narrow, (None,)))
+        s = layers.Setting(c.groups, c.dtype, c.remat, self.halo)
+        widths, narrow = c.encoder_widths, named(_narrow, (None,))
+        self.entry = layers.Convolution(s, widths[0])
+        levels = zip(widths, c.encoder_layers, c.spatial, c.temporal, strict=True)
+        self.levels = [layers.Level(s, False, *level) for level in levels]
+        self.middle = layers.Middle(s, widths[-1])
+        self.head = layers.Activated(s, 2 * c.latent)
+        self.mix = layers.linear(2 * c.latent, s).copy(bias_init=narrow)
 
     def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
-        layers = (self.entry, *self.levels, self.middle, self.head)
-        x, past = chain(layers, x, past)
+        parts = (self.entry, *self.levels, self.middle, self.head)
+        x, past = layers.chain(parts, x, past)
         return self.mix(x).astype(jnp.float32), past
 
 
@@ -231,18 +226,18 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.cfg
-        s = Setting(c.groups, c.dtype, c.remat, self.halo)
+        s = layers.Setting(c.groups, c.dtype, c.remat, self.halo)
         widths = c.decoder_widths[::-1]
-        self.mix = linear(c.latent, s)
-        self.entry = Convolution(s, widths[0])
-        self.middle = Middle(s, widths[0])
+        self.mix = layers.linear(c.latent, s)
+        self.entry = layers.Convolution(s, widths[0])
+        self.middle = layers.Middle(s, widths[0])
         levels = zip(widths, c.decoder_layers, c.spatial, c.temporal, strict=True)
-        self.levels = [Level(s, True, *level) for level in levels]
-        self.head = Activated(s, c.pixels)
+        self.levels = [layers.Level(s, True, *level) for level in levels]
+        self.head = layers.Activated(s, c.pixels)
 
     def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
-        layers = (self.entry, self.middle, *self.levels, self.head)
-        x, past = chain(layers, self.mix(x), past)
+        parts = (self.entry, self.middle, *self.levels, self.head)
+        x, past = layers.chain(parts, self.mix(x), past)
         return x.astype(jnp.float32), past
 
 
@@ -250,14 +245,3 @@ def _narrow(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     """The bias of means and log-variances."""
     latent = shape[0] // 2
     return jnp.repeat(jnp.array([0.0, NARROW], dtype), latent)
-
-
-def _check_pixels(cfg: VAEConfig, shape: tuple[int, ...], begins: bool) -> None:
-    _, frames, height, width, channels = shape
-    if channels != cfg.pixels:
-        raise ValueError(
-            f"pixels have {channels} channels, this VAE takes {cfg.pixels}; "
-            "channels are the last axis"
-        )
-    cfg.latents.grid(height, width)
-    cfg.latents.frames(frames, begins)

@@ -128,11 +128,9 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations, past: Past = None) -> tuple[Activations, Past]:
-        layers = [
-            Activated(self.setting, self.width, name=name)
-            for name in ("first", "second")
-        ]
-        y, past = chain(layers, x, past)
+        first = Activated(self.setting, self.width, name="first")
+        second = Activated(self.setting, self.width, name="second")
+        y, past = chain((first, second), x, past)
         if x.shape[-1] != self.width:
             x = linear(self.width, self.setting, name="shortcut")(x)
         return x + y, past
@@ -230,8 +228,7 @@ class Middle(nn.Module):
 
 def linear(width: int, setting: Setting, name: str | None = None) -> nn.DenseGeneral:
     """A linear map of channels, which is a convolution of one cell of one frame."""
-    layer = dense(width, ("embed", None), setting.dtype, init=INIT)
-    return layer.copy(name=name) if name else layer
+    return dense(width, ("embed", None), setting.dtype, init=INIT).copy(name=name)
 
 
 def _attend(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.config import check_entries
 from pyramid_jax.training.metrics import Metrics, MetricsWindow
 from pyramid_jax.training.state import TrainState
 from pyramid_jax.training.step import Step
@@ -43,35 +44,14 @@ class LoopConfig:
     max_seconds: float | None = None
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")
-        if self.sample_every < 0:
-            raise ValueError(
-                f"sample_every {self.sample_every} must be positive, or 0 for never"
-            )
+        counts = ("steps", "log_every", "save_every")
+        check_entries(self, lambda n: n >= 1, "1 or more", *counts)
+        never = "positive, or 0 for never"
+        check_entries(self, lambda n: n >= 0, never, "sample_every")
 
 
 # (step, average weights) -> measurements for the metrics, if there are any
 Sample = Callable[[int, Any], dict[str, float] | None]
-
-
-def resume(
-    store: Store, like: TrainState, data: Any, create: Callable[[], TrainState]
-) -> TrainState:
-    """The state of the latest checkpoint, with `data` at its position, or a new state.
-
-    Args:
-        like: the layout of the state (`abstract_state`); never two states in memory.
-        data: the iterator of batches, with `get_state` and `set_state`.
-
-    Raises:
-        ValueError: the checkpoint is of another config.
-    """
-    if store.latest() is None:
-        return create()
-    logging.info("continuing from step %d", store.latest())
-    return store.restore(like, data)
 
 
 def train_loop(
@@ -143,7 +123,7 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
         batch,
     )
-    parts = sharding.batch_parts(mesh)
+    parts = sharding.parts("batch", mesh)
     for rows in {leaf.shape[0] for leaf in jax.tree.leaves(shapes)}:
         if rows % parts:
             raise ValueError(

@@ -39,12 +39,6 @@ class Metrics:
             self._board = SummaryWriter(str(folder), flush_secs=30)
             self._jsonl.touch()
 
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; it is on disk when this returns."""
         if self._board is None:

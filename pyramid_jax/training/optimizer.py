@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey
 
+from pyramid_jax.config import check_entries
+
 SCHEDULES = ("constant", "cosine")
 DECAYED = {"kernel", "table", "embedding"}  # never biases, nor the weights of norms
 
@@ -41,23 +43,13 @@ class OptimizerConfig:
     final_rate: float = 1e-5
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"unknown schedule {self.schedule!r}; use one of {SCHEDULES}"
-            )
-        if self.learning_rate <= 0:
-            raise ValueError(
-                f"learning_rate {self.learning_rate} must be positive, e.g. 1e-4"
-            )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(
-                f"clip {self.clip} must be positive; None does not clip the gradient"
-            )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} is not in 0..{self.steps} (steps); "
-                "shorten the warm-up or train longer"
-            )
+        check_entries(self, SCHEDULES.__contains__, f"one of {SCHEDULES}", "schedule")
+        rate = "positive, e.g. 1e-4"
+        check_entries(self, lambda x: x > 0, rate, "learning_rate")
+        norm = "positive; None does not clip the gradient"
+        check_entries(self, lambda x: x is None or x > 0, norm, "clip")
+        steps = f"in 0..{self.steps} (steps); shorten the warm-up or train longer"
+        check_entries(self, lambda n: 0 <= n <= self.steps, steps, "warmup_steps")
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import optax
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import build
-from pyramid_jax.training.loop import LoopConfig, Sample, resume, train_loop
+from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
 from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
 from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
 from pyramid_jax.training.step import Loss, StepConfig, train_step
@@ -55,17 +56,22 @@ def run_training(
     step = train_step(
         loss, optimizer, rate, build(StepConfig, cfg.step.to_dict()), like
     )
-
-    def new_state() -> TrainState:
-        return with_weights(create_state(key, init, optimizer, mesh), pretrained())
-
     sections = {k: v for k, v in cfg.to_dict().items() if k not in MAY_CHANGE}
     loop = build(LoopConfig, cfg.loop.to_dict())
-    with Store(workdir / "checkpoints", sections) as store, Metrics(workdir) as metrics:
+    with (
+        Store(workdir / "checkpoints", sections) as store,
+        closing(Metrics(workdir)) as metrics,
+    ):
+        if store.latest() is None:
+            state = create_state(key, init, optimizer, mesh)
+            state = with_weights(state, pretrained())
+        else:
+            logging.info("continuing from step %d", store.latest())
+            state = store.restore(like, batches)
         last = train_loop(
             loop,
             step,
-            resume(store, like, batches, new_state),
+            state,
             batches,
             jax.random.fold_in(key, 1),
             store=store,

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,17 @@ from pyramid_jax import sharding
 
 # key -> fresh weights, in boxes that carry their axes
 Init = Callable[[jax.Array], Any]
-if TYPE_CHECKING:
-    Count = Any
-else:
-    Count = Int[Array, ""] | Int[jax.ShapeDtypeStruct, ""]
 
 
 class TrainState(NamedTuple):
-    """Plain arrays. `skipped` of the `step` steps so far did not change the weights.
+    """Plain arrays, or their shapes.
 
-    `ema` is the float32 exponential moving average of the weights, for sampling.
+    `skipped` of the `step` steps so far did not change the weights. `ema` is the
+    float32 exponential moving average of the weights, for sampling.
     """
 
-    step: Count
-    skipped: Count
+    step: Int[Any, ""]
+    skipped: Int[Any, ""]
     params: Any
     ema: Any
     optimizer: Any

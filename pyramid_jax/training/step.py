@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Key
 
 from pyramid_jax import sharding
+from pyramid_jax.config import check_entries
 from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
 
@@ -44,12 +45,9 @@ class StepConfig:
     skip_above: float | None = None
 
     def __post_init__(self):
-        if self.accumulate < 1:
-            raise ValueError(
-                f"accumulate {self.accumulate} must be 1 (no accumulation) or more"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
+        least = "1 (no accumulation) or more"
+        check_entries(self, lambda n: n >= 1, least, "accumulate")
+        check_entries(self, lambda x: 0 <= x < 1, "in [0, 1)", "ema_decay")
 
 
 class Report(NamedTuple):
@@ -100,7 +98,17 @@ def train_step(
         updates = state.step - state.skipped
         skipped = jnp.where(keep, state.skipped, state.skipped + 1)
         report = Report(value, norm, rate(updates), skipped, aux)
-        new = _updated(state, gradient, optimizer, _decay(cfg, updates))
+        decay = _decay(cfg, updates)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+            change, moments = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, change)
+        ema = jax.tree.map(
+            # In this form the average of what does not change does not change.
+            lambda mean, new: mean + (1 - decay) * (new.astype(jnp.float32) - mean),
+            state.ema,
+            params,
+        )
+        new = state._replace(params=params, ema=ema, optimizer=moments)
         new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, state)
         return new._replace(step=state.step + 1, skipped=skipped), report
 
@@ -149,22 +157,3 @@ def _decay(cfg: StepConfig, updates: Int[Array, ""]) -> Float[Array, ""]:
     n = updates.astype(jnp.float32)
     bound = (1 + n) / (10 + n) if cfg.ema_warmup else jnp.float32(1)
     return jnp.minimum(jnp.float32(cfg.ema_decay), bound)
-
-
-def _updated(
-    state: TrainState,
-    gradient: Any,
-    optimizer: optax.GradientTransformation,
-    decay: Float[Array, ""],
-) -> TrainState:
-    """The state with new weights, moments and average."""
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
-        change, moments = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, change)
-    ema = jax.tree.map(
-        # In this form the average of what does not change does not change.
-        lambda mean, new: mean + (1 - decay) * (new.astype(jnp.float32) - mean),
-        state.ema,
-        params,
-    )
-    return state._replace(params=params, ema=ema, optimizer=moments)

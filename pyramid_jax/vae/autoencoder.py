@@ -20,11 +20,10 @@ from pyramid_jax import sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.config import build
 from pyramid_jax.data.video_io import to_model
-from pyramid_jax.kernels.halo import Halo
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.vae import codec as codecs
+from pyramid_jax.vae import codec
 from pyramid_jax.vae.codec import Codec, Pieces
 
 INSIDE = "vae"  # the folder of a model's VAE inside the model's
@@ -110,7 +109,7 @@ def raw_encoder(
     raw = dataclasses.replace(
         autoencoder.latent, **dict(zip(statistics, (0.0, 1.0) * 2, strict=True))
     )
-    codec = vae_codec(autoencoder._replace(latent=raw), mesh)
+    coder = vae_codec(autoencoder._replace(latent=raw), mesh)
     pieces, key = Pieces(frames=PIECE * raw.temporal), jax.random.key(seed)
 
     def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -118,7 +117,7 @@ def raw_encoder(
         side = raw.spatial
         shape = (raw.frames(frames), height // side, width // side, raw.channels)
         noise = _noise(key, jnp.asarray(numbers), shape)
-        return sharding.to_host(codec.encode(to_model(pixels), noise, pieces))
+        return sharding.to_host(coder.encode(to_model(pixels), noise, pieces))
 
     return encode
 
@@ -135,15 +134,7 @@ def _noise(
 def _step(
     f: Any, cfg: VAEConfig, mesh: Mesh | None, params: Any, x: Any, past: Any
 ) -> tuple[jax.Array, Any]:
-    if mesh is None:
-        return f(cfg, params, x, past)
-    factors = (cfg.temporal_factor, cfg.spatial_factor)
-    cell = factors if f is vae.encode else (1, 1)
-
-    def make(halo: Halo) -> codecs.CodecStep:
-        return lambda x, past: f(cfg, params, x, past, halo)
-
-    return codecs.sharded(make, mesh, cell)(x, past)
+    return codec.vae_step(f, cfg, params, mesh)(x, past)
 
 
 @jax.jit

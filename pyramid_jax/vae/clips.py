@@ -14,15 +14,10 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
+from pyramid_jax.config import check_entries
+from pyramid_jax.data import source
 from pyramid_jax.data.manifest import Record, read_manifest
-from pyramid_jax.data.source import (
-    ArrayCache,
-    SourceConfig,
-    check_entries,
-    in_advance,
-    read_examples,
-    read_pixels,
-)
+from pyramid_jax.data.source import ArrayCache, SourceConfig
 from pyramid_jax.shapes import Array
 
 Split = Literal["training", "held out"]
@@ -92,7 +87,7 @@ def make_vae_example(
     size = (cfg.height, cfg.width)
 
     def read() -> list[np.ndarray]:
-        return [read_pixels(record, size, frames, cfg.fps, place)]
+        return [source.read_pixels(record, size, frames, cfg.fps, place)]
 
     return VAEExample(*cache.get((record.path, window), read))
 
@@ -128,8 +123,9 @@ def vae_batches(
     for files, frames, count in kinds:
         cache = ArrayCache(cfg.cache_mib * 2**20 // len(kinds))
         make = partial(make_vae_example, cfg, frames, cache)
-        parts.append(read_examples(make, files, cfg, folder, shard).batch(count))
-    return in_advance(grain.experimental.ZipIterDataset(parts).map(_footage))
+        examples = source.read_examples(make, files, cfg, folder, shard)
+        parts.append(examples.batch(count))
+    return source.in_advance(grain.experimental.ZipIterDataset(parts).map(_footage))
 
 
 def _footage(parts: tuple[dict[str, np.ndarray], ...]) -> Footage:

@@ -291,7 +291,7 @@ def vae_step(
         mesh: devices that share every video, see `sharded`; None: one device.
     """
     if mesh is None:
-        return partial(network, cfg, params)
+        return lambda x, past: network(cfg, params, x, past)
     factors = (cfg.temporal_factor, cfg.spatial_factor)
     cell = factors if network is vae.encode else (1, 1)
     return sharded(lambda halo: partial(network, cfg, params, halo=halo), mesh, cell)
@@ -325,10 +325,9 @@ def sharded(
         )
         step = make(Halo(time, height))
         video, pasts = P(batch, time, height), P(batch, None, height)
-        divided = partial(jax.shard_map, mesh=mesh, out_specs=(video, pasts))
-        if past is None:
-            return divided(lambda x: step(x, None), in_specs=(video,))(x)
-        return divided(step, in_specs=(video, pasts))(x, past)
+        specs = (video, pasts)
+        divided = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs)
+        return divided(x, past)
 
     return shared
 

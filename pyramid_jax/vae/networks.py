@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Float, UInt8
 
 from pyramid_jax import sharding
+from pyramid_jax.config import check_entries
 from pyramid_jax.data.video_io import to_model
 from pyramid_jax.models import discriminator, vae
 from pyramid_jax.models.discriminator import Discriminator, DiscriminatorConfig
@@ -53,8 +54,7 @@ class VAENetworks:
     freeze_encoder: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.image_share < 1:
-            raise ValueError(f"image_share {self.image_share} must lie in [0, 1)")
+        check_entries(self, lambda x: 0 <= x < 1, "in [0, 1)", "image_share")
         if self.judged and self.discriminator.kind != self.objective.discriminator:
             raise ValueError(
                 f"the objective asks for a {self.objective.discriminator!r} "

@@ -19,12 +19,14 @@ gradient of `out.loss + judged.loss` serves both optimizers exactly.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Float, Int
+
+from pyramid_jax.config import check_entries
 
 DISCRIMINATORS, ADVERSARIAL_LOSSES = ("none", "2d", "3d"), ("hinge", "vanilla")
 # parity: keep the adaptive weight finite where the judge has no slope.
@@ -65,18 +67,11 @@ class ObjectiveConfig:
     learn_log_variance: bool = False
 
     def __post_init__(self):
-        for name in ("pixel", "perceptual", "kl", "adversarial", "discriminator_start"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
-        if self.discriminator not in DISCRIMINATORS:
-            raise ValueError(
-                f"discriminator {self.discriminator!r} must be one of {DISCRIMINATORS}"
-            )
-        if self.adversarial_loss not in ADVERSARIAL_LOSSES:
-            raise ValueError(
-                f"adversarial_loss {self.adversarial_loss!r} must be one of "
-                f"{ADVERSARIAL_LOSSES}"
-            )
+        names = ("pixel", "perceptual", "kl", "adversarial", "discriminator_start")
+        check_entries(self, lambda x: x >= 0, "0 or more", *names)
+        kinds, losses = f"one of {DISCRIMINATORS}", f"one of {ADVERSARIAL_LOSSES}"
+        check_entries(self, DISCRIMINATORS.__contains__, kinds, "discriminator")
+        check_entries(self, ADVERSARIAL_LOSSES.__contains__, losses, "adversarial_loss")
 
 
 class VAELosses(NamedTuple):
@@ -144,8 +139,7 @@ def autoencoder_loss(
 
     Source: paper, appendix on the VAE; the reference's `LPIPSWithDiscriminator`.
     """
-    critics = {"perceptual": perceptual, "judge": judge, "log_variance": log_variance}
-    _check(cfg, {name for name, critic in critics.items() if critic is None})
+    _check(cfg, perceptual=perceptual, judge=judge, log_variance=log_variance)
     reconstruction, pull = jax.vjp(reconstruct, kernel)
     frozen = jax.lax.stop_gradient(reconstruction)
 
@@ -199,13 +193,13 @@ def discriminator_loss(
     return Judged(begun * loss / 2, at_real.mean(), at_fake.mean())
 
 
-def _check(cfg: ObjectiveConfig, missing: set[str]) -> None:
+def _check(cfg: ObjectiveConfig, **critics: Any) -> None:
     needed = {
         "perceptual": cfg.perceptual > 0,
         "judge": cfg.discriminator != "none",
         "log_variance": cfg.learn_log_variance,
     }
-    if absent := [name for name in needed if needed[name] and name in missing]:
+    if absent := [x for x in needed if needed[x] and critics[x] is None]:
         raise ValueError(
             f"the objective needs {absent} among its critics; give them, or switch "
             "them off in its config (perceptual 0, discriminator 'none', "

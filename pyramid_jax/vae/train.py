@@ -3,11 +3,12 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +27,10 @@ from pyramid_jax.training.loop import Sample, global_batch
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate
 from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae import networks as vae_networks
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.clips import Footage, Split, VAEDataConfig, vae_batches
-from pyramid_jax.vae.networks import (
-    VAENetworks,
-    initialise_networks,
-    optimizers,
-    vae_loss,
-)
+from pyramid_jax.vae.clips import Split, VAEDataConfig, vae_batches
+from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig, Scalar
 from pyramid_jax.vae.quality import psnr, ssim
 
@@ -60,14 +57,15 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     _check(cfg, networks, data)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     judge_rates = build(OptimizerConfig, cfg.discriminator_optimizer.to_dict())
+    shard = (jax.process_index(), jax.process_count())
     state = run_training(
         cfg,
         workdir,
-        init=partial(initialise_networks, networks),
-        loss=partial(vae_loss, networks),
-        optimizer=optimizers(networks, rates, judge_rates),
+        init=partial(vae_networks.initialise_networks, networks),
+        loss=partial(vae_networks.vae_loss, networks),
+        optimizer=vae_networks.optimizers(networks, rates, judge_rates),
         rate=learning_rate(rates),
-        batches=footage(data, workdir, "training"),
+        batches=vae_batches(data, workdir, shard),
         sample=evaluator(workdir, networks.vae, data),
         pretrained=partial(pretrained_weights, networks, cfg.lpips.path, start),
     )
@@ -121,25 +119,19 @@ def pretrained_weights(
     return weights
 
 
-def footage(
-    data: VAEDataConfig, workdir: Path, split: Split
-) -> grain.DatasetIterator[Footage]:
-    """This process's share of the clips."""
+def first_clips(
+    params: Any, data: VAEDataConfig, workdir: Path, split: Split, clips: int
+) -> Iterator[tuple[UInt8[np.ndarray, "b f h w 3"], UInt8[jax.Array, "_ f h w 3"]]]:
+    """The first batches of a split, with about `clips` clips over all processes.
+
+    Each comes as this process's clips and as all clips on the mesh of the weights.
+    """
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
     shard = (jax.process_index(), jax.process_count())
-    return vae_batches(data, workdir, shard, split)
-
-
-def first_batches(
-    data: VAEDataConfig, workdir: Path, split: Split, clips: int
-) -> Iterator[Footage]:
-    """The first batches of a split, with about `clips` clips over all processes."""
-    count = max(1, clips // (data.batch * jax.process_count()))
-    source = footage(data, workdir, split)
-    try:
-        for _ in range(count):
-            yield next(source)
-    finally:
-        source.close()
+    count = max(1, clips // (data.batch * shard[1]))
+    with closing(vae_batches(data, workdir, shard, split)) as batches:
+        for batch in islice(batches, count):
+            yield batch.video, global_batch(batch.video, mesh)
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -163,15 +155,15 @@ def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
         scores, folder = [], workdir / "samples" / f"{step:07}"
-        for batch in first_batches(data, workdir, split, max(1, data.held_out)):
-            video = global_batch(batch.video, _mesh(params))
+        count = max(1, data.held_out)
+        for clips, video in first_clips(params, data, workdir, split, count):
             pixels, *values = reconstruct(cfg, params["vae"], video)
             if not scores:
                 result = to_uint8(sharding.to_host(pixels))
-                write_reconstructions(folder, batch.video, result, data.fps)
+                write_reconstructions(folder, clips, result, data.fps)
             scores.append([float(value) for value in values])
-        mean_psnr, mean_ssim = np.mean(scores, axis=0).tolist()
-        return {"psnr": mean_psnr, "ssim": mean_ssim}
+        means = np.mean(scores, axis=0).tolist()
+        return dict(zip(("psnr", "ssim"), means, strict=True))
 
     return evaluate
 
@@ -211,8 +203,8 @@ def statistics(
         return jnp.stack([first, later if raw.shape[1] > 1 else first])
 
     means = [
-        np.asarray(totals(params, global_batch(batch.video, _mesh(params))), np.float64)
-        for batch in first_batches(data, workdir, "training", clips)
+        np.asarray(totals(params, video), np.float64)
+        for _, video in first_clips(params, data, workdir, "training", clips)
     ]
     mean, square = np.mean(means, axis=0).T
     scale = 1 / np.sqrt(square - mean**2)
@@ -225,21 +217,16 @@ def statistics(
     )
 
 
-def _mesh(params: Any) -> jax.sharding.Mesh:
-    """The mesh of the weights."""
-    return jax.tree.leaves(params)[0].sharding.mesh
-
-
-def _check(cfg: Any, made: VAENetworks, data: VAEDataConfig) -> None:
+def _check(cfg: Any, networks: VAENetworks, data: VAEDataConfig) -> None:
     """What the sections must agree on.
 
     Raises:
         ValueError: the clips don't fit the VAE, or the discriminator never starts.
     """
-    made.vae.latents.frames(data.frames)
-    made.vae.latents.grid(data.height, data.width)
-    start, steps = made.objective.discriminator_start, cfg.optimizer.steps
-    if made.judged and start >= steps:
+    networks.vae.latents.frames(data.frames)
+    networks.vae.latents.grid(data.height, data.width)
+    start, steps = networks.objective.discriminator_start, cfg.optimizer.steps
+    if networks.judged and start >= steps:
         raise ValueError(
             f"the discriminator starts at step {start}, but the learning rate ends at "
             f"step {steps}, so it would never train; lower discriminator_start, or "

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"shapes", "sharding", "mask"},
     "models": {"shapes", "sharding", "mask", "latents", "kernels"},
     # Services: none knows a network.
-    "data": {"shapes", "pyramid", "latents", "layout"},
+    "data": {"shapes", "config", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
     "training": {"shapes", "sharding", "config", "checkpoint"},
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "checkpoint", "training"},
     "pipeline": {"shapes", "sharding", "layout", "sampler", "kernels", "models",
                  "data", "checkpoint", "model", "vae"},
-    "train": {"shapes", "sharding", "config", "latents", "data", "training", "model",
+    "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
     "convert": {"config", "latents", "layout", "sampler", "models", "checkpoint",
                 "model", "vae", "pipeline"},

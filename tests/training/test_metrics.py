@@ -2,6 +2,7 @@
 """Numbers on disk: what is written, what a restart replaces, what is drawn."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def test_tokens_are_counted_without_padding():
 
 
 def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
-    with metrics.Metrics(tmp_path) as writer:
+    with closing(metrics.Metrics(tmp_path)) as writer:
         writer.write(10, {"loss": 0.5})
         text = (tmp_path / metrics.JSONL).read_text()
         writer.write(20, {"loss": 0.25})
@@ -29,7 +30,7 @@ def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
 
 def test_steps_that_a_restart_repeats_replace_the_earlier_ones(tmp_path):
     for steps in ((1, 2, 3), (2, 3, 4)):
-        with metrics.Metrics(tmp_path) as writer:
+        with closing(metrics.Metrics(tmp_path)) as writer:
             for step in steps:
                 writer.write(step, {"loss": float(step + steps[0])})
     lines = metrics.read_metrics(tmp_path / metrics.JSONL)
@@ -37,7 +38,7 @@ def test_steps_that_a_restart_repeats_replace_the_earlier_ones(tmp_path):
 
 
 def test_the_loss_is_drawn(tmp_path):
-    with metrics.Metrics(tmp_path) as writer:
+    with closing(metrics.Metrics(tmp_path)) as writer:
         for step in range(1, 50):
             writer.write(step, {"loss": 1 / step, "loss_stage_0": 2 / step})
         writer.write(50, {"loss": 0.02, "loss_stage_1": 0.01})
@@ -46,7 +47,7 @@ def test_the_loss_is_drawn(tmp_path):
 
 
 def test_a_run_without_losses_can_not_be_drawn(tmp_path):
-    with metrics.Metrics(tmp_path):
+    with closing(metrics.Metrics(tmp_path)):
         pass
     with pytest.raises(ValueError, match="holds no losses"):
         metrics.plot_loss(tmp_path / metrics.JSONL, tmp_path / "loss.png")

@@ -35,7 +35,7 @@ def test_the_cosine_goes_from_the_rate_to_the_final_rate():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"schedule": "linear"}, "use one of"),
+        ({"schedule": "linear"}, "must be one of"),
         ({"learning_rate": 0.0}, "positive"),
         ({"clip": -1.0}, "None does not clip"),
         ({"warmup_steps": 11, "steps": 10}, "shorten the warm-up"),

@@ -195,7 +195,8 @@ def trained(
     batches = options.get("batches", Batches())
     like = abstract_state(init, optimizer(RATE), mesh)
     with Store(folder, {"seed": 0}) as store:
-        state = loop.resume(store, like, batches, lambda: fresh(mesh))
+        new = store.latest() is None
+        state = fresh(mesh) if new else store.restore(like, batches)
         step = stepper(like, step_cfg, options.get("loss", loss))
         return loop.train_loop(
             cfg,

@@ -118,10 +118,10 @@ def test_a_bad_file_is_skipped_and_listed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "batch is 0, expected over 0"),
-        ({"windows": 0}, "windows is 0"),
-        ({"images": -1}, "images is -1, expected 0 or more"),
-        ({"max_bad": 2.0}, "max_bad is 2.0, expected 0 to 1"),
+        ({"batch": 0}, "batch 0 must be over 0"),
+        ({"windows": 0}, "windows 0 must be over 0"),
+        ({"images": -1}, "images -1 must be 0 or more"),
+        ({"max_bad": 2.0}, "max_bad 2.0 must be 0 to 1"),
         ({"held_out": 2}, "held_out 2 leaves nothing of the 2 records"),
     ],
 )

@@ -29,7 +29,7 @@ from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.clips import Footage, VAEDataConfig
 from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig
-from pyramid_jax.vae.train import build_networks, first_batches, statistics, train_vae
+from pyramid_jax.vae.train import build_networks, first_clips, statistics, train_vae
 
 TINY = VAEConfig(
     latent=2,
@@ -165,7 +165,7 @@ def test_a_frozen_encoder_does_not_even_decay(params):
 
 
 def test_networks_that_do_not_fit_together_are_refused():
-    with pytest.raises(ValueError, match=r"image_share 1.0 must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"image_share 1.0 must be in \[0, 1\)"):
         replace(NETWORKS, image_share=1.0)
     with pytest.raises(ValueError, match=r"asks for a '2d' discriminator.* is '3d'"):
         replace(NETWORKS, discriminator=DiscriminatorConfig("3d"))
@@ -287,8 +287,8 @@ def test_statistics_make_the_latents_standard(manifest, tmp_path):
     params = jax.device_put(params, where)
     latent = statistics(TINY, params, data, tmp_path, clips=8)
 
-    (batch,) = first_batches(data, tmp_path, "training", 8)
-    raw, _ = models.encode(TINY, params, to_model(jnp.asarray(batch.video)))
+    ((_, video),) = first_clips(params, data, tmp_path, "training", 8)
+    raw, _ = models.encode(TINY, params, to_model(video))
     posterior = models.moments(raw)
     draws = jax.random.normal(noise, (40, *posterior.mean.shape))
     drawn = jax.vmap(posterior.sample)(draws)
