@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.tensors import (
     Spec,
-    StoredTensor,
+    StoredTensors,
     Writer,
     open_safetensors,
 )
@@ -87,7 +87,7 @@ def read_weights(folder: Path, abstract: Any, place: Place) -> Any:
     return unflatten_dict(params, sep="/")
 
 
-def open_weights(folder: Path, abstract: Any) -> dict[str, StoredTensor]:
+def open_weights(folder: Path, abstract: Any) -> StoredTensors:
     """The weights in a folder by path, unread; otherwise like `read_weights`."""
     tensors = open_safetensors(folder / WEIGHTS)
     flat: dict[str, Any] = flatten_dict(sharding.unbox(abstract), sep="/")
