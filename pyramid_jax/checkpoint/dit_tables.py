@@ -18,12 +18,12 @@ class Transform(NamedTuple):
 
     Several tensors of theirs are stacked along a new first axis before the pattern
     applies. Several patterns make several parameters from one tensor of theirs, cut
-    along its last axis. `flip` turns the axis called `two` around.
+    along its last axis. `swap` exchanges the halves of the last axis of ours.
     """
 
     patterns: tuple[str, ...]
     sizes: Mapping[str, int] = {}
-    flip: bool = False
+    swap: bool = False
 
 
 class Rule(NamedTuple):
@@ -69,8 +69,8 @@ TRANSFORMS: Mapping[str, Transform] = {
     "conv3d_time": Transform(("(o two) i t h w -> t h w i (two o)",), {"two": 2}),
     "vector_time": Transform(("(o two) -> (two o)",), {"two": 2}),
     # Theirs are scale, shift; ours are shift, scale, as in every other modulation.
-    "scale_shift": Transform(("(two o) i -> i (two o)",), {"two": 2}, flip=True),
-    "scale_shift_vector": Transform(("(two o) -> (two o)",), {"two": 2}, flip=True),
+    "scale_shift": Transform(("o i -> i o",), swap=True),
+    "scale_shift_vector": Transform(("o -> o",), swap=True),
     "from_heads_and_mlp": Transform(("o (heads dim) -> heads dim o", "o i -> i o")),
 }
 
@@ -85,8 +85,7 @@ def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Tab
     text = _text_attention("norm_add_")
     last = f"transformer_blocks.{blocks - 1}"
     rules = [
-        Rule(("pos_embed.proj.weight",), ("video_in/kernel",), "patch_conv"),
-        Rule(("pos_embed.proj.bias",), ("video_in/bias",), "vector"),
+        *linear_rules("pos_embed.proj", "video_in", "patch_conv"),
         *_ends(),
         *_stream("transformer_blocks.{i}", "double/video", "", video),
         *_stream("transformer_blocks.{i}", "double/text", "_context", text),
@@ -121,11 +120,18 @@ def flux_table() -> Table:
     return Table(tuple(rules))
 
 
-def linear_rules(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
-    """The rules of a linear map or convolution with a bias, whatever its `kernel`."""
+def weight_rule(theirs: str, ours: str, transform: str = "vector") -> Rule:
+    """The rule of a layer that has a weight and nothing else."""
+    return Rule((f"{theirs}.weight",), (ours,), transform)
+
+
+def linear_rules(
+    theirs: str, ours: str, kernel: str = "linear", bias: str = "vector"
+) -> list[Rule]:
+    """The rules of a linear map or convolution, by the transforms of its two parts."""
     return [
         Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
+        Rule((f"{theirs}.bias",), (f"{ours}/bias",), bias),
     ]
 
 
@@ -138,10 +144,7 @@ def norm_rules(theirs: str, ours: str) -> list[Rule]:
 
 
 def _scale_shift(theirs: str, ours: str) -> list[Rule]:
-    return [
-        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), "scale_shift"),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "scale_shift_vector"),
-    ]
+    return linear_rules(theirs, ours, "scale_shift", "scale_shift_vector")
 
 
 def _text_attention(norm: str) -> dict[str, str]:
@@ -171,8 +174,8 @@ def _attention(theirs: str, ours: str, names: Mapping[str, str]) -> list[Rule]:
     return [
         Rule(weights, (f"{ours}/qkv/kernel",), "qkv"),
         Rule(biases, (f"{ours}/qkv/bias",), "qkv_vector"),
-        Rule((f"{norm}q.weight",), (f"{ours}/q_norm/weight",), "vector"),
-        Rule((f"{norm}k.weight",), (f"{ours}/k_norm/weight",), "vector"),
+        weight_rule(f"{norm}q", f"{ours}/q_norm/weight"),
+        weight_rule(f"{norm}k", f"{ours}/k_norm/weight"),
     ]
 
 

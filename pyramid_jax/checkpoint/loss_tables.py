@@ -9,7 +9,12 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table, linear_rules
+from pyramid_jax.checkpoint.dit_tables import (
+    Constant,
+    Table,
+    linear_rules,
+    weight_rule,
+)
 from pyramid_jax.checkpoint.tensors import read_tensors
 
 # The convolutions of each slice of VGG16, by their numbers in the original's lists.
@@ -34,14 +39,10 @@ def lpips_table(shift: Colours, scale: Colours) -> Table:
         )
     ]
     for i in range(len(SLICES)):
-        head = f"lin{i}.model.1.weight"
-        rules.append(Rule((head,), (f"head_{i}",), "channel_weights"))
+        rules.append(weight_rule(f"lin{i}.model.1", f"head_{i}", "channel_weights"))
+    colours = {"shift": _colours(shift), "scale": _colours(scale)}
     return Table(
-        tuple(rules),
-        {
-            "scaling_layer.shift": _colours(shift),
-            "scaling_layer.scale": _colours(scale),
-        },
+        tuple(rules), {f"scaling_layer.{name}": x for name, x in colours.items()}
     )
 
 

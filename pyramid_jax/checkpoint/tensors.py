@@ -58,7 +58,7 @@ class Spec(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: type and shape are known, `read` gets the values for numpy."""
+    """A tensor in a file: type and shape are known, numpy reads the values."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
