@@ -83,7 +83,8 @@ class Store:
         """
         self._manager.wait_until_finished()
         path = _checkpoint(self.folder, step)
-        if differing := _differences(restore_config(path.parent, step), self.config):
+        stored = restore_config(self.folder, int(path.name))
+        if differing := _differences(stored, self.config):
             raise ValueError(
                 f"checkpoint {path} is of another config: {'; '.join(differing)}. "
                 "Continue with the checkpoint's values, or train in another folder"

@@ -11,13 +11,13 @@ import json
 import math
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -190,69 +190,60 @@ def open_safetensors(path: str | Path) -> StoredTensors:
         ) from error
 
 
-class Writer:
+@contextmanager
+def tensor_writer(
+    path: str | Path, specs: Mapping[str, Any]
+) -> Iterator[Callable[[str, np.ndarray], None]]:
     """Writes a file whose tensors are known before their values are.
 
-    Use it in a `with`; the file gets its name once every tensor is written, otherwise
-    nothing is left of it. Equal tensors make equal files.
+    In a `with`, it gives the function that writes the values of one tensor, once. The
+    file gets its name once every tensor is written, otherwise nothing is left of it.
+    Equal tensors make equal files.
+
+    Args:
+        specs: anything with a type and a shape for every name, e.g. `Spec`s.
 
     Raises:
         ValueError: a type that the format does not have.
         AssertionError: a tensor is unknown, of another type or shape, or was forgotten.
     """
-
-    def __init__(self, path: str | Path, specs: Mapping[str, Spec]):
-        self._path = Path(path)
-        self._partial = self._path.with_name(f"{self._path.name}.partial")
-        # Wide types first, so that every tensor is aligned; then by name.
-        self._specs = dict(
-            sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    expected = {name: Spec(x.dtype, tuple(x.shape)) for name, x in specs.items()}
+    unknown = {str(spec.dtype) for spec in expected.values() if spec.dtype not in NAMES}
+    if unknown:
+        raise ValueError(
+            f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
         )
-        self._places: dict[str, int] = {}
-        self._left = set(specs)
-        self._file: BinaryIO
+    header, places, end = dict[str, Any](METADATA), {}, 0
+    # Wide types first, so that every tensor is aligned; then by name.
+    for name in sorted(
+        expected, key=lambda name: (-expected[name].dtype.itemsize, name)
+    ):
+        spec, places[name] = expected[name], end
+        header[name] = {
+            "dtype": NAMES[spec.dtype],
+            "shape": spec.shape,
+            "data_offsets": (end, end + spec.size),
+        }
+        end += spec.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGN)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            start = file.tell()
+            file.truncate(start + end)
 
-    def __enter__(self) -> Self:
-        unknown = {str(x.dtype) for x in self._specs.values() if x.dtype not in NAMES}
-        if unknown:
-            raise ValueError(
-                f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
-            )
-        header, end = dict[str, Any](METADATA), 0
-        for name, spec in self._specs.items():
-            self._places[name] = end
-            header[name] = {
-                "dtype": NAMES[spec.dtype],
-                "shape": spec.shape,
-                "data_offsets": (end, end + spec.size),
-            }
-            end += spec.size
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % ALIGN)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._start = self._file.tell()
-        self._file.truncate(self._start + end)
-        return self
+            def write(name: str, values: np.ndarray) -> None:
+                assert name in places, f"{name} is unknown, or written twice"
+                assert Spec(values.dtype, values.shape) == expected[name], name
+                file.seek(start + places.pop(name))
+                np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(file)
 
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Writes the values of one tensor, once."""
-        assert name in self._left, f"{name} is unknown, or written twice"
-        assert Spec(values.dtype, values.shape) == self._specs[name], name
-        self._left.remove(name)
-        self._file.seek(self._start + self._places[name])
-        np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(self._file)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        if kind is None and not self._left:
-            self._partial.replace(self._path)
-            return
-        self._partial.unlink()
-        assert kind is not None, f"forgotten: {sorted(self._left)}"
+            yield write
+        assert not places, f"forgotten: {sorted(places)}"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
