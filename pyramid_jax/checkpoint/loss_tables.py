@@ -9,12 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.dit_tables import (
-    Constant,
-    Table,
-    linear_rules,
-    weight_rule,
-)
+from pyramid_jax.checkpoint.dit_tables import Constant, Rule, Table, linear_rules
 from pyramid_jax.checkpoint.tensors import read_tensors
 
 # The convolutions of each slice of VGG16, by their numbers in the original's lists.
@@ -39,7 +34,8 @@ def lpips_table(shift: Colours, scale: Colours) -> Table:
         )
     ]
     for i in range(len(SLICES)):
-        rules.append(weight_rule(f"lin{i}.model.1", f"head_{i}", "channel_weights"))
+        head = f"lin{i}.model.1.weight"
+        rules.append(Rule((head,), (f"head_{i}",), "channel_weights"))
     colours = {"shift": _colours(shift), "scale": _colours(scale)}
     return Table(
         tuple(rules), {f"scaling_layer.{name}": x for name, x in colours.items()}

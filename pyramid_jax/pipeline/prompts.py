@@ -142,7 +142,7 @@ def finished(prompts: Sequence[str]) -> list[str]:
 
 
 def encode_prompts(networks: Sequence[Network], ids: Ids) -> Text:
-    """T5's features (it comes first), and the vectors of all CLIPs together; float32."""
+    """Features from T5, `networks[0]`, and all CLIPs' vectors side by side; float32."""
     cfgs, weights = zip(*networks, strict=True)
     with sharding.present(weights) as params:
         return _encode(cfgs, params, ids)
