@@ -52,8 +52,7 @@ def convert_tensors(
         ValueError: listing all tensors that are missing, left over or of another shape.
     """
     expected = _flatten(abstract)
-    shapes = {key: tensors[key].shape for key in tensors}
-    problems = shape_problems(shapes, table, abstract)
+    problems = shape_problems(tensors, table, abstract)
     problems += constant_problems(tensors, table)
     if problems:
         raise ValueError(_report(problems))
@@ -121,7 +120,7 @@ def parameter_specs(
 
 
 def shape_problems(
-    shapes: Mapping[str, TensorShape], table: Table, abstract: Any
+    tensors: Mapping[str, Any], table: Table, abstract: Any
 ) -> list[str]:
     """What keeps tensors of such names and shapes from being the parameters."""
     flat = _flatten(abstract)
@@ -130,12 +129,12 @@ def shape_problems(
     counts = Counter(key for key, _ in uses)
     problems += [f"{key} is used {n} times" for key, n in counts.items() if n > 1]
     expected = dict(uses)
-    problems += [f"{key} is missing" for key in expected if key not in shapes]
-    problems += [f"{key} is left over" for key in shapes if key not in expected]
+    problems += [f"{key} is missing" for key in expected if key not in tensors]
+    problems += [f"{key} is left over" for key in tensors if key not in expected]
     problems += [
-        f"{key} has shape {tuple(shapes[key])}, expected {spec.shape}"
+        f"{key} has shape {tuple(tensors[key].shape)}, expected {spec.shape}"
         for key, spec in expected.items()
-        if key in shapes and tuple(shapes[key]) != spec.shape
+        if key in tensors and tuple(tensors[key].shape) != spec.shape
     ]
     return problems
 

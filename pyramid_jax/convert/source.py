@@ -120,9 +120,8 @@ class ReleasedModel:
             return None
         network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
         unique = text_tables.without_copies(network.tensors)
-        shapes = {key: x.shape for key, x in unique.items()}
         table, abstract = tensor_table(cfg), abstract_weights(cfg)
-        problems = rename.shape_problems(shapes, table, abstract)
+        problems = rename.shape_problems(unique, table, abstract)
         self.problems += [f"{name}: {problem}" for problem in problems]
         self.networks[name] = network
         return network

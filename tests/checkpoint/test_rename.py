@@ -100,7 +100,9 @@ def test_a_released_transformer_has_all_its_tensors_in_the_right_shapes(name):
     ]
     assert (len(shapes), sum(map(int, sizes))) == (count, parameters)
     assert {key: shapes[key] for key in some} == some
-    assert rename.shape_problems(shapes, table, abstract_weights(cfg)) == []
+    abstract = abstract_weights(cfg)
+    specs = rename.tensor_specs(abstract, table)
+    assert rename.shape_problems(specs, table, abstract) == []
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -224,7 +224,8 @@ def test_the_released_vae_has_all_its_tensors_in_the_right_shapes():
     shapes = tensor_shapes(vae_table(cfg), abstract(cfg))
     assert len(shapes) == 260
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 335_402_067
-    assert rename.shape_problems(shapes, vae_table(cfg), abstract(cfg)) == []
+    specs = rename.tensor_specs(abstract(cfg), vae_table(cfg))
+    assert rename.shape_problems(specs, vae_table(cfg), abstract(cfg)) == []
     some = {
         "encoder.conv_in.conv.weight": (128, 3, 3, 3, 3),
         "encoder.down_blocks.1.resnets.0.conv_shortcut.conv.weight": (
