@@ -73,6 +73,8 @@ TRANSFORMS: Mapping[str, Transform] = {
     "scale_shift_vector": Transform(("o -> o",), swap=True),
     "from_heads_and_mlp": Transform(("o (heads dim) -> heads dim o", "o i -> i o")),
 }
+# Parts of the video's attention; the text's depend on the transformer.
+VIDEO = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
 
 
 def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
@@ -81,15 +83,12 @@ def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Tab
     Args:
         axis_table: the position table of one axis; the original stores that of both.
     """
-    video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
     text = _text_attention("norm_add_")
     last = f"transformer_blocks.{blocks - 1}"
     rules = [
         *linear_rules("pos_embed.proj", "video_in", "patch_conv"),
-        *_ends(),
-        *_stream("transformer_blocks.{i}", "double/video", "", video),
-        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
-        *_stream(last, "last_double/video", "", video),
+        *_shared(text),
+        *_stream(last, "last_double/video", "", VIDEO),
         *_attention(last, "last_double/text", text),
         *_scale_shift(
             f"{last}.norm1_context.linear", "last_double/text/modulation/linear"
@@ -102,16 +101,12 @@ def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Tab
 
 def flux_table() -> Table:
     """The table of the miniFLUX transformer, of any depth."""
-    video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
-    text = _text_attention("norm_added_")
     single = "single_transformer_blocks.{i}"
     merged = ("single/out/kernel", "single/mlp_out/kernel")
     rules = [
         *linear_rules("x_embedder", "video_in"),
-        *_ends(),
-        *_stream("transformer_blocks.{i}", "double/video", "", video),
-        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
-        *_attention(single, "single", video),
+        *_shared(_text_attention("norm_added_")),
+        *_attention(single, "single", VIDEO),
         *linear_rules(f"{single}.norm.linear", "single/modulation/linear"),
         *linear_rules(f"{single}.proj_mlp", "single/mlp_in"),
         Rule((f"{single}.proj_out.weight",), merged, "from_heads_and_mlp"),
@@ -152,8 +147,8 @@ def _text_attention(norm: str) -> dict[str, str]:
     return {**names, "out": "to_add_out", "norm": norm}
 
 
-def _ends() -> list[Rule]:
-    """Everything outside the blocks that both transformers have."""
+def _shared(text: Mapping[str, str]) -> list[Rule]:
+    """What both transformers have; `text` names parts of the text's attention."""
     embed = "time_text_embed"
     return [
         *linear_rules("context_embedder", "text_in"),
@@ -163,6 +158,8 @@ def _ends() -> list[Rule]:
         *linear_rules(f"{embed}.text_embedder.linear_2", "pooled/out"),
         *_scale_shift("norm_out.linear", "head_modulation/linear"),
         *linear_rules("proj_out", "head"),
+        *_stream("transformer_blocks.{i}", "double/video", "", VIDEO),
+        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
     ]
 
 
