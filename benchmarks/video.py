@@ -121,7 +121,7 @@ class Case:
         made = self.loaded
         dtype: Any = {"dtype": self.dtype}
         cfgs = [replace(cfg, **dtype) for cfg in (self.t5, *self.clips)]
-        t5, *clips = map(Network, cfgs, made["text encoders"])
+        networks = map(Network, cfgs, made["text encoders"])
         limits = LIMIT, *(cfg.positions for cfg in self.clips)
         words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
         return VideoPipeline(
@@ -130,7 +130,7 @@ class Case:
             tokenize=lambda text: [],  # the prompts have tokenizers of their own
             defaults=self.options,
             vae=Autoencoder(replace(self.vae, **dtype), self.latent, made["VAE"]),
-            prompts=PromptEncoder(t5, tuple(clips), words),
+            prompts=PromptEncoder(tuple(networks), words),
         )
 
 

@@ -37,6 +37,12 @@ def write_miniflux(folder: Path) -> Path:
     return _write_t5(folder, "_2")
 
 
+def tensor_shapes(table: Any, abstract: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the original's tensors for parameters like `abstract`."""
+    specs = rename.tensor_specs(abstract, table)
+    return {key: spec.shape for key, spec in specs.items()}
+
+
 def _write_t5(folder: Path, end: str) -> Path:
     """Pieces with scores, `</s>` behind every text, as in T5's tokenizer.json."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]

@@ -60,7 +60,7 @@ def _together(scenario: Scenario, tensors: Mapping[str, Any]) -> Iterator[Answer
         _segment(valid),
         tuple(scenario.tensors[name].astype(np.int32) for name in names),
     )
-    text = encode_prompts(t5, clips, ids)
+    text = encode_prompts((t5, *clips), ids)
     where = valid[..., None] > 0
     yield Answer("out.prompt_embeds", text.features, TEXT, where=where)
     yield Answer("out.prompt_attention_mask", np.asarray(text.segment) >= 0, 0.0)

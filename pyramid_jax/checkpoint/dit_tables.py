@@ -18,12 +18,12 @@ class Transform(NamedTuple):
 
     Several tensors of theirs are stacked along a new first axis before the pattern
     applies. Several patterns make several parameters from one tensor of theirs, cut
-    along its last axis. `flip` turns the axis called `two` around.
+    along its last axis. `swap` exchanges the halves of the last axis of ours.
     """
 
     patterns: tuple[str, ...]
     sizes: Mapping[str, int] = {}
-    flip: bool = False
+    swap: bool = False
 
 
 class Rule(NamedTuple):
@@ -69,10 +69,12 @@ TRANSFORMS: Mapping[str, Transform] = {
     "conv3d_time": Transform(("(o two) i t h w -> t h w i (two o)",), {"two": 2}),
     "vector_time": Transform(("(o two) -> (two o)",), {"two": 2}),
     # Theirs are scale, shift; ours are shift, scale, as in every other modulation.
-    "scale_shift": Transform(("(two o) i -> i (two o)",), {"two": 2}, flip=True),
-    "scale_shift_vector": Transform(("(two o) -> (two o)",), {"two": 2}, flip=True),
+    "scale_shift": Transform(("o i -> i o",), swap=True),
+    "scale_shift_vector": Transform(("o -> o",), swap=True),
     "from_heads_and_mlp": Transform(("o (heads dim) -> heads dim o", "o i -> i o")),
 }
+# Parts of the video's attention; the text's depend on the transformer.
+VIDEO = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
 
 
 def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Table:
@@ -81,16 +83,12 @@ def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Tab
     Args:
         axis_table: the position table of one axis; the original stores that of both.
     """
-    video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
     text = _text_attention("norm_add_")
     last = f"transformer_blocks.{blocks - 1}"
     rules = [
-        Rule(("pos_embed.proj.weight",), ("video_in/kernel",), "patch_conv"),
-        Rule(("pos_embed.proj.bias",), ("video_in/bias",), "vector"),
-        *_ends(),
-        *_stream("transformer_blocks.{i}", "double/video", "", video),
-        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
-        *_stream(last, "last_double/video", "", video),
+        *linear_rules("pos_embed.proj", "video_in", "patch_conv"),
+        *_shared(text),
+        *_stream(last, "last_double/video", "", VIDEO),
         *_attention(last, "last_double/text", text),
         *_scale_shift(
             f"{last}.norm1_context.linear", "last_double/text/modulation/linear"
@@ -103,16 +101,12 @@ def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Tab
 
 def flux_table() -> Table:
     """The table of the miniFLUX transformer, of any depth."""
-    video = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0", "norm": "norm_"}
-    text = _text_attention("norm_added_")
     single = "single_transformer_blocks.{i}"
     merged = ("single/out/kernel", "single/mlp_out/kernel")
     rules = [
         *linear_rules("x_embedder", "video_in"),
-        *_ends(),
-        *_stream("transformer_blocks.{i}", "double/video", "", video),
-        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
-        *_attention(single, "single", video),
+        *_shared(_text_attention("norm_added_")),
+        *_attention(single, "single", VIDEO),
         *linear_rules(f"{single}.norm.linear", "single/modulation/linear"),
         *linear_rules(f"{single}.proj_mlp", "single/mlp_in"),
         Rule((f"{single}.proj_out.weight",), merged, "from_heads_and_mlp"),
@@ -121,11 +115,18 @@ def flux_table() -> Table:
     return Table(tuple(rules))
 
 
-def linear_rules(theirs: str, ours: str, kernel: str = "linear") -> list[Rule]:
-    """The rules of a linear map or convolution with a bias, whatever its `kernel`."""
+def weight_rule(theirs: str, ours: str, transform: str = "vector") -> Rule:
+    """The rule of a layer that has a weight and nothing else."""
+    return Rule((f"{theirs}.weight",), (ours,), transform)
+
+
+def linear_rules(
+    theirs: str, ours: str, kernel: str = "linear", bias: str = "vector"
+) -> list[Rule]:
+    """The rules of a linear map or convolution, by the transforms of its two parts."""
     return [
         Rule((f"{theirs}.weight",), (f"{ours}/kernel",), kernel),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "vector"),
+        Rule((f"{theirs}.bias",), (f"{ours}/bias",), bias),
     ]
 
 
@@ -138,10 +139,7 @@ def norm_rules(theirs: str, ours: str) -> list[Rule]:
 
 
 def _scale_shift(theirs: str, ours: str) -> list[Rule]:
-    return [
-        Rule((f"{theirs}.weight",), (f"{ours}/kernel",), "scale_shift"),
-        Rule((f"{theirs}.bias",), (f"{ours}/bias",), "scale_shift_vector"),
-    ]
+    return linear_rules(theirs, ours, "scale_shift", "scale_shift_vector")
 
 
 def _text_attention(norm: str) -> dict[str, str]:
@@ -149,8 +147,8 @@ def _text_attention(norm: str) -> dict[str, str]:
     return {**names, "out": "to_add_out", "norm": norm}
 
 
-def _ends() -> list[Rule]:
-    """Everything outside the blocks that both transformers have."""
+def _shared(text: Mapping[str, str]) -> list[Rule]:
+    """What both transformers have; `text` names parts of the text's attention."""
     embed = "time_text_embed"
     return [
         *linear_rules("context_embedder", "text_in"),
@@ -160,6 +158,8 @@ def _ends() -> list[Rule]:
         *linear_rules(f"{embed}.text_embedder.linear_2", "pooled/out"),
         *_scale_shift("norm_out.linear", "head_modulation/linear"),
         *linear_rules("proj_out", "head"),
+        *_stream("transformer_blocks.{i}", "double/video", "", VIDEO),
+        *_stream("transformer_blocks.{i}", "double/text", "_context", text),
     ]
 
 
@@ -171,8 +171,8 @@ def _attention(theirs: str, ours: str, names: Mapping[str, str]) -> list[Rule]:
     return [
         Rule(weights, (f"{ours}/qkv/kernel",), "qkv"),
         Rule(biases, (f"{ours}/qkv/bias",), "qkv_vector"),
-        Rule((f"{norm}q.weight",), (f"{ours}/q_norm/weight",), "vector"),
-        Rule((f"{norm}k.weight",), (f"{ours}/k_norm/weight",), "vector"),
+        weight_rule(f"{norm}q", f"{ours}/q_norm/weight"),
+        weight_rule(f"{norm}k", f"{ours}/k_norm/weight"),
     ]
 
 

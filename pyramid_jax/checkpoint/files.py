@@ -18,10 +18,9 @@ from jax.sharding import Mesh
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.tensors import (
-    Spec,
-    StoredTensor,
-    Writer,
+    StoredTensors,
     open_safetensors,
+    tensor_writer,
 )
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -65,11 +64,10 @@ def write_config(folder: Path, config: Any) -> None:
 
 def write_weights(folder: Path, params: Any) -> None:
     """Writes a nested dict of host arrays as the weights of a folder."""
-    flat = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
-    specs = {name: Spec(x.dtype, x.shape) for name, x in flat.items()}
-    with Writer(folder / WEIGHTS, specs) as file:
+    flat = flatten_dict(params, sep="/")
+    with tensor_writer(folder / WEIGHTS, flat) as write:
         for name, values in flat.items():
-            file.write(name, values)
+            write(name, np.asarray(values))
 
 
 def read_weights(folder: Path, abstract: Any, place: Place) -> Any:
@@ -87,7 +85,7 @@ def read_weights(folder: Path, abstract: Any, place: Place) -> Any:
     return unflatten_dict(params, sep="/")
 
 
-def open_weights(folder: Path, abstract: Any) -> dict[str, StoredTensor]:
+def open_weights(folder: Path, abstract: Any) -> StoredTensors:
     """The weights in a folder by path, unread; otherwise like `read_weights`."""
     tensors = open_safetensors(folder / WEIGHTS)
     flat: dict[str, Any] = flatten_dict(sharding.unbox(abstract), sep="/")

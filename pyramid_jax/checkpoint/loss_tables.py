@@ -36,12 +36,9 @@ def lpips_table(shift: Colours, scale: Colours) -> Table:
     for i in range(len(SLICES)):
         head = f"lin{i}.model.1.weight"
         rules.append(Rule((head,), (f"head_{i}",), "channel_weights"))
+    colours = {"shift": _colours(shift), "scale": _colours(scale)}
     return Table(
-        tuple(rules),
-        {
-            "scaling_layer.shift": _colours(shift),
-            "scaling_layer.scale": _colours(scale),
-        },
+        tuple(rules), {f"scaling_layer.{name}": x for name, x in colours.items()}
     )
 
 

@@ -52,17 +52,14 @@ def convert_tensors(
         ValueError: listing all tensors that are missing, left over or of another shape.
     """
     expected = _flatten(abstract)
-    shapes = {key: tensors[key].shape for key in tensors}
-    problems = shape_problems(shapes, table, abstract)
+    problems = shape_problems(tensors, table, abstract)
     problems += constant_problems(tensors, table)
     if problems:
         raise ValueError(_report(problems))
     tree: dict[str, Any] = {}
-    for rule in table.rules:
-        if not _applies(rule, expected):
-            continue
+    for rule, layers in _layers(table, expected):
         whole = [np.empty(expected[p].shape, expected[p].dtype) for p in rule.ours]
-        for layer in _layers(rule, expected):
+        for layer in layers:
             theirs = [np.asarray(tensors[key]) for key in layer.theirs]
             parts = _to_ours(theirs, layer.shapes, TRANSFORMS[rule.transform])
             for parameter, part in zip(whole, parts, strict=True):
@@ -85,9 +82,9 @@ def export_tensors(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]
     specs = tensor_specs(params, table)
     for key, constant in table.constants.items():
         yield key, constant.value().astype(specs[key].dtype)
-    for rule in table.rules:
-        whole = [np.asarray(flat[path]) for path in rule.ours if path in flat]
-        for layer in _layers(rule, flat):
+    for rule, layers in _layers(table, flat):
+        whole = [np.asarray(flat[path]) for path in rule.ours]
+        for layer in layers:
             parts = [parameter[layer.index] for parameter in whole]
             theirs = _to_theirs(parts, len(layer.theirs), TRANSFORMS[rule.transform])
             for key, tensor in zip(layer.theirs, theirs, strict=True):
@@ -105,15 +102,7 @@ def tensor_specs(params: Any, table: Table) -> dict[str, Spec]:
     flat = _flatten(params)
     if problems := list(_parameter_problems(table, flat)):
         raise ValueError(_report(problems))
-    dtypes = {
-        key: np.dtype(flat[rule.ours[0]].dtype)
-        for rule in table.rules
-        for layer in _layers(rule, flat)
-        for key in layer.theirs
-    }
-    common = _common(dtypes.values())
-    shapes = tensor_shapes(table, params)
-    return {key: Spec(dtypes.get(key, common), x) for key, x in shapes.items()}
+    return dict(_uses(table, flat))
 
 
 def parameter_specs(
@@ -124,35 +113,28 @@ def parameter_specs(
     A parameter whose tensors have several types is float32.
     """
     flat, specs = _flatten(abstract), {}
-    for rule in table.rules:
-        keys = [key for layer in _layers(rule, flat) for key in layer.theirs]
-        for path in rule.ours if keys else ():
-            dtype = _common(tensors[key].dtype for key in keys)
-            specs[path] = Spec(dtype, tuple(flat[path].shape))
+    for rule, layers in _layers(table, flat):
+        dtype = _common(tensors[key].dtype for layer in layers for key in layer.theirs)
+        specs |= {path: Spec(dtype, tuple(flat[path].shape)) for path in rule.ours}
     return specs
 
 
-def tensor_shapes(table: Table, abstract: Any) -> dict[str, TensorShape]:
-    """Names and shapes of the original's tensors for parameters like `abstract`."""
-    return dict(_uses(table, _flatten(abstract)))
-
-
 def shape_problems(
-    shapes: Mapping[str, TensorShape], table: Table, abstract: Any
+    tensors: Mapping[str, Any], table: Table, abstract: Any
 ) -> list[str]:
     """What keeps tensors of such names and shapes from being the parameters."""
     flat = _flatten(abstract)
     problems = list(_parameter_problems(table, flat))
-    uses = list(_uses(table, flat))
+    uses = _uses(table, flat)
     counts = Counter(key for key, _ in uses)
     problems += [f"{key} is used {n} times" for key, n in counts.items() if n > 1]
     expected = dict(uses)
-    problems += [f"{key} is missing" for key in expected if key not in shapes]
-    problems += [f"{key} is left over" for key in shapes if key not in expected]
+    problems += [f"{key} is missing" for key in expected if key not in tensors]
+    problems += [f"{key} is left over" for key in tensors if key not in expected]
     problems += [
-        f"{key} has shape {tuple(shapes[key])}, expected {shape}"
-        for key, shape in expected.items()
-        if key in shapes and tuple(shapes[key]) != shape
+        f"{key} has shape {tuple(tensors[key].shape)}, expected {spec.shape}"
+        for key, spec in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != spec.shape
     ]
     return problems
 
@@ -176,14 +158,18 @@ def constant_problems(tensors: Mapping[str, Any], table: Table) -> list[str]:
     return problems
 
 
-def _uses(table: Table, flat: Mapping[str, Any]) -> Iterator[tuple[str, TensorShape]]:
-    """Name and shape of every tensor that the table uses, as often as it does."""
-    for key, constant in table.constants.items():
-        yield key, constant.shape
-    for rule in table.rules:
-        for layer in _layers(rule, flat):
+def _uses(table: Table, flat: Mapping[str, Any]) -> list[tuple[str, Spec]]:
+    """Name, type and shape of every tensor that the table uses, as often as it does."""
+    uses = []
+    for rule, layers in _layers(table, flat):
+        dtype = np.dtype(flat[rule.ours[0]].dtype)
+        for layer in layers:
             shapes = _their_shapes(rule.transform, layer.shapes, len(layer.theirs))
-            yield from zip(layer.theirs, shapes, strict=True)
+            specs = [Spec(dtype, shape) for shape in shapes]
+            uses += zip(layer.theirs, specs, strict=True)
+    common = _common(spec.dtype for _, spec in uses)
+    constants = table.constants.items()
+    return [(key, Spec(common, constant.shape)) for key, constant in constants] + uses
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -191,21 +177,22 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return flatten_dict(unbox(tree), sep="/")
 
 
-def _layers(rule: Rule, flat: Mapping[str, Any]) -> Iterator[LayerRule]:
-    """The rule at every layer that the parameters have, which may be none."""
-    if not _applies(rule, flat):
-        return
-    shapes = tuple(tuple(flat[path].shape) for path in rule.ours)
-    if not _stacked(rule):
-        yield LayerRule((), rule.theirs, shapes)
-        return
-    for i in range(shapes[0][0]):
-        theirs = tuple(key.format(i=i) for key in rule.theirs)
-        yield LayerRule((i,), theirs, tuple(shape[1:] for shape in shapes))
-
-
-def _applies(rule: Rule, flat: Mapping[str, Any]) -> bool:
-    return all(path in flat for path in rule.ours)
+def _layers(
+    table: Table, flat: Mapping[str, Any]
+) -> Iterator[tuple[Rule, list[LayerRule]]]:
+    """Every rule whose parameters are in `flat`, at each layer that these have."""
+    for rule in table.rules:
+        if not all(path in flat for path in rule.ours):
+            continue
+        shapes = tuple(tuple(flat[path].shape) for path in rule.ours)
+        layers = [LayerRule((), rule.theirs, shapes)]
+        if _stacked(rule):
+            of_one = tuple(shape[1:] for shape in shapes)
+            layers = [
+                LayerRule((i,), tuple(key.format(i=i) for key in rule.theirs), of_one)
+                for i in range(shapes[0][0])
+            ]
+        yield rule, layers
 
 
 def _stacked(rule: Rule) -> bool:
@@ -249,7 +236,7 @@ def _to_ours(
     for piece, pattern, shape in zip(pieces, transform.patterns, shapes, strict=True):
         right = pattern.split("->")[1]
         part = rearrange(piece, pattern, **_sizes(shape, right, transform))
-        ours.append(_flipped(part, right, transform))
+        ours.append(_swapped(part) if transform.swap else part)
     return ours
 
 
@@ -257,20 +244,16 @@ def _to_theirs(ours: list[Any], count: int, transform: Transform) -> list[Any]:
     pieces = []
     for part, pattern in zip(ours, transform.patterns, strict=True):
         left, right = pattern.split("->")
-        part = _flipped(part, right, transform)
+        part = _swapped(part) if transform.swap else part
         pieces.append(rearrange(part, f"{right} -> {left}", **transform.sizes))
     xp = pieces[0].__array_namespace__()
     whole = xp.concat(pieces, axis=-1) if len(pieces) > 1 else pieces[0]
     return [whole[i] for i in range(count)] if count > 1 else [whole]
 
 
-def _flipped(x: Any, axes: str, transform: Transform) -> Any:
-    if not transform.flip:
-        return x
-    apart = axes.replace("(two o)", "two o")
-    x = rearrange(x, f"{axes} -> {apart}", **transform.sizes)
-    x = x[tuple(slice(None, None, -1 if a == "two" else 1) for a in apart.split())]
-    return rearrange(x, f"{apart} -> {axes}")
+def _swapped(x: Any) -> Any:
+    """The halves of the last axis in the other order."""
+    return x.__array_namespace__().roll(x, x.shape[-1] // 2, axis=-1)
 
 
 def _sizes(shape: TensorShape, right: str, transform: Transform) -> dict[str, int]:

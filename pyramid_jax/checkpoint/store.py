@@ -6,12 +6,13 @@ items of a checkpoint, so that sampling reads the average alone.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.sharding import SingleDeviceSharding
 
@@ -37,7 +38,7 @@ class Store:
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], keep: int = 3):
         self.folder = Path(folder).absolute()
-        self.config = _as_json(config)
+        self.config = json.loads(json.dumps(dict(config)))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True
         )
@@ -82,7 +83,12 @@ class Store:
         """
         self._manager.wait_until_finished()
         path = _checkpoint(self.folder, step)
-        self._check_config(path)
+        stored = restore_config(self.folder, int(path.name))
+        if differing := _differences(stored, self.config):
+            raise ValueError(
+                f"checkpoint {path} is of another config: {'; '.join(differing)}. "
+                "Continue with the checkpoint's values, or train in another folder"
+            )
         items: dict[str, Any] = {
             name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
             for name, tree in _items(like).items()
@@ -99,15 +105,6 @@ class Store:
     def close(self) -> None:
         """Waits until all checkpoints are written."""
         self._manager.close()
-
-    def _check_config(self, path: Path) -> None:
-        stored = restore_config(self.folder, int(path.name))
-        differing = _differences(stored, self.config)
-        if differing:
-            raise ValueError(
-                f"checkpoint {path} is of another config: {'; '.join(differing)}. "
-                "Continue with the checkpoint's values, or train in another folder"
-            )
 
 
 def restore_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -184,23 +181,11 @@ def _checkpoint(folder: str | Path, step: int | None) -> Path:
     return folder / str(steps[-1] if step is None else step)
 
 
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(config)))
-
-
 def _differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """Sentences like "model.width is 64 there, 128 here"."""
-    old, new = dict(_flat(stored)), dict(_flat(own))
+    old, new = flatten_dict(stored, sep="."), flatten_dict(own, sep=".")
     return [
         f"{key} is {old.get(key, 'missing')!r} there, {new.get(key, 'missing')!r} here"
         for key in sorted(old.keys() | new.keys())
         if (key in old, old.get(key)) != (key in new, new.get(key))
     ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

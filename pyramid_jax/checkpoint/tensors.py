@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors in files: safetensors, read and written one at a time; PyTorch's, read.
 
-A safetensors file is the length of its header in 8 bytes, the header (a JSON object:
-type, shape and place of every tensor), and the values. So the contents of a file are
-known without reading values, and a writer that knows names, types and shapes writes the
-header first and the values in any order: neither needs more memory than one tensor.
+A safetensors file begins with a header (a JSON object: type, shape and place of every
+tensor). So the contents of a file are known without reading values, and a writer that
+knows names, types and shapes writes the header first and the values in any order:
+neither needs more memory than one tensor.
 """
 
 import json
 import math
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -34,7 +37,6 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGN = 8  # bytes; the header is filled up with spaces
-LONGEST = 100 * 2**20  # bytes of a header, a limit of the format
 # Libraries that read the original's files ask for this entry.
 METADATA = {"__metadata__": {"format": "pt"}}
 PICKLED = (".bin", ".pth", ".pt")
@@ -54,37 +56,20 @@ class Spec(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file: type and shape are known, numpy reads the values."""
 
-    def __init__(self, path: Path, spec: Spec, begin: int):
-        self._path, self._spec, self._begin = path, spec, begin
-        self.dtype, self.shape = spec
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        raw = np.fromfile(
-            self._path, np.uint8, count=self._spec.size, offset=self._begin
-        )
-        values = raw.view(self.dtype).reshape(self.shape)
+        values = self.read()
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
-class PickledTensor:
-    """A tensor in a file that PyTorch has mapped; numpy reads the values."""
-
-    def __init__(self, tensor: Any, torch: Any):
-        self.shape = tuple(tensor.shape)
-        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-        # numpy alone has no bfloat16: by way of its bits
-        bits = self.dtype.name == "bfloat16"
-        self._tensor = tensor.view(torch.int16) if bits else tensor
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = self._tensor.numpy().view(self.dtype)
-        return values if dtype is None else values.astype(dtype, copy=False)
-
-
-StoredTensors = dict[str, StoredTensor | PickledTensor]  # by name, unread
+StoredTensors = dict[str, StoredTensor]  # by name
 
 
 def read_tensors(path: str | Path) -> StoredTensors:
@@ -139,7 +124,7 @@ def _files(folder: Path) -> list[Path]:
     return []
 
 
-def _pickled(path: Path) -> dict[str, PickledTensor]:
+def _pickled(path: Path) -> StoredTensors:
     try:
         torch = import_module("torch")
     except ImportError as missing:
@@ -171,125 +156,94 @@ def _pickled(path: Path) -> dict[str, PickledTensor]:
             f"{path} holds {others}, which are no tensors; give a file of weights, "
             "saved from the part of this one that has them"
         )
-    return {key: PickledTensor(tensor, torch) for key, tensor in tensors.items()}
+    return {key: _mapped(tensor, torch) for key, tensor in tensors.items()}
+
+
+def _mapped(tensor: Any, torch: Any) -> StoredTensor:
+    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+    # numpy alone has no bfloat16: by way of its bits
+    bits = tensor.view(torch.int16) if dtype.name == "bfloat16" else tensor
+    return StoredTensor(dtype, tuple(tensor.shape), lambda: bits.numpy().view(dtype))
 
 
 # -------------------------------------------------------------------------- safetensors
 
 
-def open_safetensors(path: str | Path) -> dict[str, StoredTensor]:
+def open_safetensors(path: str | Path) -> StoredTensors:
     """The tensors of a file by name, unread.
 
     Raises:
         ValueError: the file is missing, of another format, or was cut off.
     """
-    path = Path(path)
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, LONGEST)))
-        header.pop("__metadata__", None)
-        tensors, end = _tensors(path, header, 8 + length)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # perf: without mapping the file, whose pages would count as memory in use.
+        file: Any = safe_open(path, "numpy", backend="pread")
+        tensors = {}
+        for name in file.offset_keys():
+            entry, read = file.get_slice(name), partial(file.get_tensor, name)
+            dtype = DTYPES[entry.get_dtype()]
+            tensors[name] = StoredTensor(dtype, tuple(entry.get_shape()), read)
+        return tensors
+    except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
             f"{path} can't be read as safetensors ({error}); copy the file again"
         ) from error
-    if (size := path.stat().st_size) != end:
-        raise ValueError(
-            f"{path} can't be read: it has {size} bytes, its header says {end}; copy "
-            "the file again"
-        )
-    return tensors
 
 
-def _tensors(
-    path: Path, header: Mapping[str, Any], start: int
-) -> tuple[dict[str, StoredTensor], int]:
-    """The tensors that a header describes, and where the last one ends."""
-    tensors, end = {}, start
-    for name, entry in header.items():
-        spec = Spec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
-        first, last = entry["data_offsets"]
-        if last - first != spec.size:
-            raise ValueError(f"{name} has {last - first} bytes, not {spec.size}")
-        tensors[name] = StoredTensor(path, spec, start + first)
-        end = max(end, start + last)
-    return tensors, end
-
-
-class Writer:
+@contextmanager
+def tensor_writer(
+    path: str | Path, specs: Mapping[str, Any]
+) -> Iterator[Callable[[str, np.ndarray], None]]:
     """Writes a file whose tensors are known before their values are.
 
-    Use it in a `with`; the file gets its name once every tensor is written, otherwise
-    nothing is left of it. Equal tensors make equal files.
+    In a `with`, it gives the function that writes the values of one tensor, once. The
+    file gets its name once every tensor is written, otherwise nothing is left of it.
+    Equal tensors make equal files.
+
+    Args:
+        specs: anything with a type and a shape for every name, e.g. `Spec`s.
 
     Raises:
         ValueError: a type that the format does not have.
         AssertionError: a tensor is unknown, of another type or shape, or was forgotten.
     """
-
-    def __init__(self, path: str | Path, specs: Mapping[str, Spec]):
-        self._path = Path(path)
-        self._partial = self._path.with_name(f"{self._path.name}.partial")
-        # Wide types first, so that every tensor is aligned; then by name.
-        self._specs = dict(
-            sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-        )
-        self._places: dict[str, int] = {}
-        self._left = set(specs)
-        self._file: BinaryIO
-
-    def __enter__(self) -> Self:
-        head, end = _header(self._specs)
-        place = len(head)
-        for name, spec in self._specs.items():
-            self._places[name] = place
-            place += spec.size
-        assert place == end
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("wb")
-        self._file.write(head)
-        self._file.truncate(end)
-        return self
-
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Writes the values of one tensor, once."""
-        assert name in self._left, f"{name} is unknown, or written twice"
-        assert Spec(values.dtype, values.shape) == self._specs[name], name
-        self._left.remove(name)
-        self._file.seek(self._places[name])
-        np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(self._file)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        if kind is None and not self._left:
-            self._partial.replace(self._path)
-            return
-        self._partial.unlink()
-        assert kind is not None, f"forgotten: {sorted(self._left)}"
-
-
-def _header(specs: Mapping[str, Spec]) -> tuple[bytes, int]:
-    """The beginning of a file, and the size of the whole."""
-    unknown = {str(spec.dtype) for spec in specs.values()} - set(map(str, NAMES))
+    expected = {name: Spec(x.dtype, tuple(x.shape)) for name, x in specs.items()}
+    unknown = {str(spec.dtype) for spec in expected.values() if spec.dtype not in NAMES}
     if unknown:
         raise ValueError(
             f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
         )
-    header, end = dict[str, Any](METADATA), 0
-    for name, spec in specs.items():
+    header, places, end = dict[str, Any](METADATA), {}, 0
+    # Wide types first, so that every tensor is aligned; then by name.
+    for name in sorted(
+        expected, key=lambda name: (-expected[name].dtype.itemsize, name)
+    ):
+        spec, places[name] = expected[name], end
         header[name] = {
             "dtype": NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [end, end + spec.size],
+            "shape": spec.shape,
+            "data_offsets": (end, end + spec.size),
         }
         end += spec.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGN)
-    head = len(text).to_bytes(8, "little") + text
-    return head, len(head) + end
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            start = file.tell()
+            file.truncate(start + end)
+
+            def write(name: str, values: np.ndarray) -> None:
+                assert name in places, f"{name} is unknown, or written twice"
+                assert Spec(values.dtype, values.shape) == expected[name], name
+                file.seek(start + places.pop(name))
+                np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(file)
+
+            yield write
+        assert not places, f"forgotten: {sorted(places)}"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

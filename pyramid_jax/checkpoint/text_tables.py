@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_jax.checkpoint.dit_tables import Rule, Table, linear_rules, norm_rules
+from pyramid_jax.checkpoint.dit_tables import (
+    Rule,
+    Table,
+    linear_rules,
+    norm_rules,
+    weight_rule,
+)
 
 WORDS, WORDS_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 COUNTED = "text_model.embeddings.position_ids"  # 0, 1, 2, ... in some older files
@@ -72,14 +78,10 @@ def clip_table(projects: bool) -> Table:
     Args:
         projects: its vectors pass through a last linear map.
     """
-    layer = "text_model.encoder.layers.{i}"
+    layer, embeddings = "text_model.encoder.layers.{i}", "text_model.embeddings"
     rules = [
-        Rule(("text_model.embeddings.token_embedding.weight",), ("words",), "table"),
-        Rule(
-            ("text_model.embeddings.position_embedding.weight",),
-            ("positions",),
-            "table",
-        ),
+        weight_rule(f"{embeddings}.token_embedding", "words", "table"),
+        weight_rule(f"{embeddings}.position_embedding", "positions", "table"),
         *norm_rules("text_model.final_layer_norm", "norm"),
         *norm_rules(f"{layer}.layer_norm1", "blocks/attention_norm"),
         *norm_rules(f"{layer}.layer_norm2", "blocks/mlp_norm"),
@@ -90,35 +92,28 @@ def clip_table(projects: bool) -> Table:
         *linear_rules(f"{layer}.mlp.fc2", "blocks/mlp_out"),
     ]
     if projects:
-        rules.append(Rule(("text_projection.weight",), ("project/kernel",), "linear"))
+        rules.append(weight_rule("text_projection", "project/kernel", "linear"))
     return Table(tuple(rules))
 
 
 def t5_table() -> Table:
     """The table of a T5 encoder of any size."""
     layer = "encoder.block.{i}.layer"
-    first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    mlp = {"gate": "wi_0", "mlp_in": "wi_1", "mlp_out": "wo"}
-    rules = [
-        Rule((WORDS,), ("words",), "table"),
-        Rule((first,), ("distances",), "table"),
-        Rule(("encoder.final_layer_norm.weight",), ("norm/weight",), "vector"),
-        _rms(f"{layer}.0.layer_norm.weight", "blocks/attention_norm"),
-        _rms(f"{layer}.1.layer_norm.weight", "blocks/mlp_norm"),
-        _qkv(f"{layer}.0.SelfAttention.{{part}}.weight", "kernel", "qkv"),
-        Rule(
-            (f"{layer}.0.SelfAttention.o.weight",), ("blocks/out/kernel",), "from_heads"
-        ),
-        *(
-            Rule(
-                (f"{layer}.1.DenseReluDense.{theirs}.weight",),
-                (f"blocks/{ours}/kernel",),
-                "linear",
-            )
-            for ours, theirs in mlp.items()
-        ),
-    ]
-    return Table(tuple(rules))
+    distances = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    attention, mlp = f"{layer}.0.SelfAttention", f"{layer}.1.DenseReluDense"
+    rules = (
+        weight_rule("shared", "words", "table"),
+        weight_rule(distances, "distances", "table"),
+        weight_rule("encoder.final_layer_norm", "norm/weight"),
+        weight_rule(f"{layer}.0.layer_norm", "blocks/attention_norm/weight"),
+        weight_rule(f"{layer}.1.layer_norm", "blocks/mlp_norm/weight"),
+        _qkv(f"{attention}.{{part}}.weight", "kernel", "qkv"),
+        weight_rule(f"{attention}.o", "blocks/out/kernel", "from_heads"),
+        weight_rule(f"{mlp}.wi_0", "blocks/gate/kernel", "linear"),
+        weight_rule(f"{mlp}.wi_1", "blocks/mlp_in/kernel", "linear"),
+        weight_rule(f"{mlp}.wo", "blocks/mlp_out/kernel", "linear"),
+    )
+    return Table(rules)
 
 
 def unique_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,10 +137,6 @@ def without_copies(tensors: Mapping[str, Any]) -> dict[str, Any]:
     if WORDS_AGAIN in tensors:
         unique.setdefault(WORDS, tensors[WORDS_AGAIN])
     return unique
-
-
-def _rms(theirs: str, ours: str) -> Rule:
-    return Rule((theirs,), (f"{ours}/weight",), "vector")
 
 
 def _qkv(theirs: str, ours: str, transform: str) -> Rule:

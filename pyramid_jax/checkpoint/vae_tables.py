@@ -55,10 +55,8 @@ def _resampling(level: int, axis: str) -> Iterator[Rule]:
     up = f"decoder.up_blocks.{level}.{prefix}upsamplers.0.conv.conv"
     ours = f"levels_{level}/resampled_{axis}"
     yield from _convolution(down, f"encoder/{ours}")
-    yield Rule(
-        (f"{up}.weight",), (f"decoder/{ours}/convolution/kernel",), f"conv3d_{axis}"
-    )
-    yield Rule((f"{up}.bias",), (f"decoder/{ours}/convolution/bias",), f"vector_{axis}")
+    ours = f"decoder/{ours}/convolution"
+    yield from linear_rules(up, ours, f"conv3d_{axis}", f"vector_{axis}")
 
 
 def _middle(part: str) -> Iterator[Rule]:

@@ -61,12 +61,7 @@ def dit_config(config: Mapping[str, Any]) -> DiTArguments:
         ValueError: neither of the two transformers, or a setting that neither has.
     """
     variant = _variant(config)
-    for name, value in ONLY.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"{name} is {config[name]!r} in the transformer's config.json; only "
-                f"{value!r}, which all released models use, is supported"
-            )
+    _check_fixed(config, ONLY, "transformer")
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     dit = {
         "width": heads * head_dim,
@@ -141,12 +136,7 @@ def vae_config(config: Mapping[str, Any]) -> Arguments:
             f"the VAE's config.json lacks {missing}; give the config.json of a "
             "released causal_video_vae folder"
         )
-    for name, value in VAE_ONLY.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"{name} is {config[name]!r} in the VAE's config.json; only {value!r}, "
-                "which the released VAE uses, is supported"
-            )
+    _check_fixed(config, VAE_ONLY, "VAE")
     arguments = {}
     for name, fields in VAE_FIELDS.items():
         values = [config[field] for field in fields]
@@ -213,6 +203,18 @@ def vae_fields(vae: Mapping[str, Any]) -> dict[str, Any]:
         "encoder_down_block_types": ["DownEncoderBlockCausal3D"] * levels,
         "decoder_up_block_types": ["UpDecoderBlockCausal3D"] * levels,
     }
+
+
+def _check_fixed(
+    config: Mapping[str, Any], fixed: Mapping[str, Any], network: str
+) -> None:
+    """Raises ValueError for a setting that no released network has."""
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"{name} is {config[name]!r} in the {network}'s config.json; only "
+                f"{value!r}, which all released models use, is supported"
+            )
 
 
 def _must_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyramid_jax.checkpoint import files, rename
-from pyramid_jax.checkpoint.tensors import Spec, Writer, subset
+from pyramid_jax.checkpoint.tensors import subset, tensor_writer
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table
@@ -135,28 +135,28 @@ def _write(network: source.ReleasedNetwork, path: Path, start: str = "") -> None
     """The parameters of a network, with the types of the tensors that they are from."""
     cfg, tensors = network.cfg, network.tensors
     specs = rename.parameter_specs(abstract_weights(cfg), tensor_table(cfg), tensors)
-    with Writer(path, {f"{start}{name}": spec for name, spec in specs.items()}) as out:
+    named = {f"{start}{name}": spec for name, spec in specs.items()}
+    with tensor_writer(path, named) as write:
         rename.convert_tensors(
             tensors,
             tensor_table(cfg),
             specs,
-            lambda name, x: out.write(f"{start}{name}", x),
+            lambda name, x: write(f"{start}{name}", x),
         )
 
 
 def _export(cfg: source.NetworkConfig, params: Mapping[str, Any], path: Path) -> None:
     """The original's tensors of a network, with the types of our parameters."""
     table = tensor_table(cfg)
-    with Writer(path, rename.tensor_specs(params, table)) as out:
+    with tensor_writer(path, rename.tensor_specs(params, table)) as write:
         for key, values in rename.export_tensors(params, table):
-            out.write(key, values)
+            write(key, values)
 
 
 def _copy(tensors: Mapping[str, Any], path: Path) -> None:
-    specs = {key: Spec(x.dtype, tuple(x.shape)) for key, x in tensors.items()}
-    with Writer(path, specs) as out:
+    with tensor_writer(path, tensors) as write:
         for key, x in tensors.items():
-            out.write(key, np.asarray(x))
+            write(key, np.asarray(x))
 
 
 def _empty(to: str | Path) -> Path:

@@ -10,7 +10,7 @@ shapes come from the headers of files: opening a folder reads no weights.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,17 +73,58 @@ class ReleasedNetwork(NamedTuple):
         return f"{self.name:<28} {count:>5} tensors {values:>15,} values  {types}"
 
 
-class ReleasedModel(NamedTuple):
+@dataclass
+class ReleasedModel:
     """The networks of a folder by name, and all problems; without any, the model."""
 
-    networks: Mapping[str, ReleasedNetwork]
-    problems: list[str]
-    model: ModelConfig | None
+    networks: dict[str, ReleasedNetwork] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    model: ModelConfig | None = None
 
     def __str__(self) -> str:
         verdict = f"{len(self.problems)} problems:" if self.problems else "all fits"
         lines = [*map(str, self.networks.values()), verdict]
         return "\n".join(lines + [f"  {problem}" for problem in self.problems])
+
+    def attempt(self, name: str, f: Callable[..., Any], *args: Any) -> Any:
+        """The result of `f`; None, and a new problem, if it raises a ValueError."""
+        try:
+            return f(*args)
+        except ValueError as error:
+            self.problems.append(f"{name}: {error}".removeprefix(": "))
+            return None
+
+    def open(
+        self,
+        folder: Path,
+        describe: Callable[[Mapping[str, Any]], NetworkConfig],
+        weights: Path | None = None,
+        start: str = "",
+    ) -> ReleasedNetwork | None:
+        """Adds the network in a folder, if it fits; its tensors may be elsewhere.
+
+        Args:
+            describe: makes the network's config from the contents of config.json.
+            start: of the names of its tensors, see `subset`.
+        """
+        name = folder.name
+        if not folder.is_dir():
+            self.problems.append(f"{name}: this folder is missing")
+            return None
+        config = self.attempt(name, files.read_config, folder, "a released network")
+        tensors = self.attempt(name, read_tensors, weights or folder)
+        cfg = None
+        if config is not None:
+            cfg = self.attempt(name, _described, describe, config)
+        if config is None or cfg is None or tensors is None:
+            return None
+        network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
+        unique = text_tables.without_copies(network.tensors)
+        table, abstract = tensor_table(cfg), abstract_weights(cfg)
+        problems = rename.shape_problems(unique, table, abstract)
+        self.problems += [f"{name}: {problem}" for problem in problems]
+        self.networks[name] = network
+        return network
 
 
 def released_folder(name: str | Path, variant: str | None = None) -> Path:
@@ -118,27 +159,26 @@ def released_folder(name: str | Path, variant: str | None = None) -> Path:
 
 def open_released(source: ReleasedFolder) -> ReleasedModel:
     """Everything that the folder of a released model should hold, checked."""
-    reader = _Reader(source.folder)
-    name = reader.attempt("", _variant, source)
+    released, folder = ReleasedModel(), source.folder
+    name = released.attempt("", _variant, source)
     dit = None
     if name is not None:
-        dit = reader.network(name, _dit_config, source.dit, "dit.")
-    vae = reader.network(VAE, _vae_config, source.vae, "vae.")
+        dit = released.open(folder / name, _dit_config, source.dit, "dit.")
+    vae = released.open(folder / VAE, _vae_config, source.vae, "vae.")
     encoders = []
-    for end in _ends(source.folder, dit) if source.text else ():
-        encoder = reader.network(f"text_encoder{end}", prompts.encoder_config)
+    for end in _ends(folder, dit) if source.text else ():
+        encoder = released.open(folder / f"text_encoder{end}", prompts.encoder_config)
         encoders.append(encoder)
         if encoder is not None:
-            cfg, folder = encoder.cfg, source.folder / f"tokenizer{end}"
-            reader.attempt(folder.name, prompts.load_prompt_tokenizer, folder, cfg)
+            load, beside = prompts.load_prompt_tokenizer, folder / f"tokenizer{end}"
+            released.attempt(beside.name, load, beside, encoder.cfg)
     model = None
     if dit is not None and vae is not None:
-        model = reader.attempt(dit.name, _model, dit, vae)
+        model = released.attempt(dit.name, _model, dit, vae)
     if model is not None and encoders and all(encoders):
-        reader.attempt("text encoders", _check_widths, model, encoders)
-    return ReleasedModel(
-        reader.networks, reader.problems, None if reader.problems else model
-    )
+        released.attempt("text encoders", _check_widths, model, encoders)
+    released.model = None if released.problems else model
+    return released
 
 
 # ------------------------------------------------------------- networks without weights
@@ -167,56 +207,6 @@ def abstract_weights(cfg: NetworkConfig) -> Any:
 
 
 # ------------------------------------------------------------------------------ opening
-
-
-class _Reader:
-    """Opens the networks of a folder, and notes what is wrong."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.networks: dict[str, ReleasedNetwork] = {}
-        self.problems: list[str] = []
-
-    def attempt(self, name: str, f: Callable[..., Any], *args: Any) -> Any:
-        """The result of `f`; None, and one more problem, if it raises a ValueError."""
-        try:
-            return f(*args)
-        except ValueError as error:
-            self.problems.append(f"{name}: {error}".removeprefix(": "))
-            return None
-
-    def network(
-        self,
-        name: str,
-        describe: Callable[[Mapping[str, Any]], NetworkConfig],
-        weights: Path | None = None,
-        start: str = "",
-    ) -> ReleasedNetwork | None:
-        """The network in a folder, or None; its tensors may come from elsewhere.
-
-        Args:
-            describe: makes the network's config from the contents of config.json.
-            start: of the names of its tensors, see `subset`.
-        """
-        folder = self.folder / name
-        if not folder.is_dir():
-            self.problems.append(f"{name}: this folder is missing")
-            return None
-        config = self.attempt(name, files.read_config, folder, "a released network")
-        tensors = self.attempt(name, read_tensors, weights or folder)
-        cfg = None
-        if config is not None:
-            cfg = self.attempt(name, _described, describe, config)
-        if config is None or cfg is None or tensors is None:
-            return None
-        network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
-        unique = text_tables.without_copies(network.tensors)
-        shapes = {key: x.shape for key, x in unique.items()}
-        table, abstract = tensor_table(cfg), abstract_weights(cfg)
-        problems = rename.shape_problems(shapes, table, abstract)
-        self.problems += [f"{name}: {problem}" for problem in problems]
-        self.networks[name] = network
-        return network
 
 
 def _variant(source: ReleasedFolder) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import dense, layer_norm, scan, stacked
+from pyramid_jax.models.layers import dense, fused_qkv, layer_norm, scan, stacked
 from pyramid_jax.sharding import named
 
 
@@ -109,9 +109,8 @@ class CLIPBlock(nn.Module):
 
     def setup(self):
         c = self.cfg
-        heads = (3, c.heads, c.width // c.heads)
         self.attention_norm, self.mlp_norm = LayerNorm(c.eps), LayerNorm(c.eps)
-        self.qkv = dense(heads, ("embed", None, "heads", None), c.dtype)
+        self.qkv = fused_qkv(c.heads, c.width // c.heads, c.dtype)
         self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
         self.mlp_in = dense(c.mlp_width, ("embed", "mlp"), c.dtype)
         self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)

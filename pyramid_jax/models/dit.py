@@ -19,19 +19,8 @@ from jaxtyping import Float
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.kernels.exchange import by_heads, by_tokens
 from pyramid_jax.mask import TokenMask, joint
-from pyramid_jax.models.layers import (
-    Affine,
-    Embedder,
-    Modulation,
-    RMSNorm,
-    dense,
-    interpolate_table,
-    layer_norm,
-    position_table,
-    scan,
-    sinusoid,
-    stacked,
-)
+from pyramid_jax.models import layers
+from pyramid_jax.models.layers import Affine, RMSNorm, dense, fused_qkv, layer_norm
 from pyramid_jax.models.rotary import angles, rotate
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import constrain, shares
@@ -91,11 +80,9 @@ class Stream(nn.Module):
     attends_only: bool = False
 
     def setup(self):
-        c = self.cfg
-        self.modulation = Modulation(2 if self.attends_only else 6, c.width, c.dtype)
-        self.qkv = dense(
-            (3, c.heads, c.head_dim), ("embed", None, "heads", None), c.dtype
-        )
+        c, vectors = self.cfg, 2 if self.attends_only else 6
+        self.modulation = layers.Modulation(vectors, c.width, c.dtype)
+        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype)
         self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
         if not self.attends_only:
             self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
@@ -181,10 +168,8 @@ class SingleBlock(nn.Module):
 
     def setup(self):
         c = self.cfg
-        self.modulation = Modulation(3, c.width, c.dtype)
-        self.qkv = dense(
-            (3, c.heads, c.head_dim), ("embed", None, "heads", None), c.dtype
-        )
+        self.modulation = layers.Modulation(3, c.width, c.dtype)
+        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype)
         self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
         self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
         self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
@@ -218,7 +203,8 @@ class DiT(nn.Module):
         zeros = nn.initializers.zeros
         self.video_in = dense(c.width, (None, "embed"), c.dtype)
         self.text_in = dense(c.width, (None, "embed"), c.dtype, init=small)
-        self.time, self.pooled = Embedder(c.width, c.dtype), Embedder(c.width, c.dtype)
+        embedder = partial(layers.Embedder, c.width, c.dtype)
+        self.time, self.pooled = embedder(), embedder()
 
         last = int(c.text_ends_early)
         doubles, singles = DoubleBlock(c, parent=None), SingleBlock(c, parent=None)
@@ -226,7 +212,7 @@ class DiT(nn.Module):
         self.last_double = DoubleBlock(c, text_attends_only=True) if last else None
         self.single = self._stack("single", singles, c.single_blocks, streams=1)
 
-        self.head_modulation = Modulation(2, c.width, c.dtype)
+        self.head_modulation = layers.Modulation(2, c.width, c.dtype)
         self.head = dense(c.patch_values, ("embed", None), c.dtype, init=zeros)
 
     def __call__(
@@ -250,10 +236,10 @@ class DiT(nn.Module):
         video = self.video_in(tokens.values)
         if c.position_table is not None:
             video = video + self._table(tokens.position).astype(video.dtype)
-        cond = self.time(sinusoid(time)) + self.pooled(text.pooled)
+        cond = self.time(layers.sinusoid(time)) + self.pooled(text.pooled)
 
         inputs = (cond, angle, mask)
-        run = partial(scan, axes=("batch", "tokens", None), remat=c.remat)
+        run = partial(layers.scan, axes=("batch", "tokens", None), remat=c.remat)
         if self.double is not None:
             block = DoubleBlock(c, parent=None)
             words, video = run(block, self.double, (words, video), *inputs)
@@ -272,8 +258,8 @@ class DiT(nn.Module):
         """The position table, x in the first half of the width and y in the second."""
         c = self.cfg
         assert c.position_table is not None
-        table = position_table(c.position_table, c.position_table_base, c.width)
-        y, x = (interpolate_table(table, position[..., axis]) for axis in (1, 2))
+        table = layers.position_table(c.position_table, c.position_table_base, c.width)
+        y, x = (layers.interpolate_table(table, position[..., axis]) for axis in (1, 2))
         return jnp.concatenate([x, y], axis=-1)
 
     def _stack(self, name: str, block: nn.Module, count: int, streams: int) -> Any:
@@ -285,7 +271,7 @@ class DiT(nn.Module):
             angle = jnp.zeros((1, streams, c.head_dim // 2))
             order = jnp.zeros((1, streams), jnp.int32)
             inputs = (*[token] * streams, token, angle, TokenMask(order, order))
-            return stacked(key, block, count, *inputs)
+            return layers.stacked(key, block, count, *inputs)
 
         return self.param(name, init) if count else None
 

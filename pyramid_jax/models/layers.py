@@ -46,6 +46,14 @@ def dense(
     )
 
 
+def fused_qkv(
+    heads: int, head_dim: int, dtype: str, bias: bool = True
+) -> nn.DenseGeneral:
+    """A linear map to queries, keys and values, `3 heads dim`."""
+    axes = ("embed", None, "heads", None)
+    return dense((3, heads, head_dim), axes, dtype, bias=bias)
+
+
 def layer_norm(
     x: Float[jax.Array, "b n d"], eps: float = 1e-6
 ) -> Float[jax.Array, "b n d"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from pyramid_jax import mask
 from pyramid_jax.kernels.attention_blocks import FLOOR
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import RMSNorm, dense, scan, stacked
+from pyramid_jax.models.layers import RMSNorm, dense, fused_qkv, scan, stacked
 from pyramid_jax.sharding import named
 
 
@@ -98,9 +98,8 @@ class T5Block(nn.Module):
     def setup(self):
         c = self.cfg
         inner, outer = ("embed", "mlp"), ("heads", None, "embed")
-        heads = (3, c.heads, c.head_dim)
         self.attention_norm, self.mlp_norm = RMSNorm(c.eps), RMSNorm(c.eps)
-        self.qkv = dense(heads, ("embed", None, "heads", None), c.dtype, bias=False)
+        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype, bias=False)
         self.out = dense(c.width, outer, c.dtype, contract=2, bias=False)
         self.gate = dense(c.mlp_width, inner, c.dtype, bias=False)
         self.mlp_in = dense(c.mlp_width, inner, c.dtype, bias=False)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import dense, layer_norm
+from pyramid_jax.models.layers import dense, fused_qkv, layer_norm
 from pyramid_jax.models.rotary import angles, rotate
 from pyramid_jax.shapes import Text
 from pyramid_jax.sharding import named
@@ -73,8 +73,7 @@ class TextBlock(nn.Module):
         segment: Int[jax.Array, "b m"],
     ) -> Float[jax.Array, "b m d"]:
         c = self.cfg
-        axes = ("embed", None, "heads", None)
-        qkv = dense((3, c.heads, c.width // c.heads), axes, c.dtype)(layer_norm(x))
+        qkv = fused_qkv(c.heads, c.width // c.heads, c.dtype)(layer_norm(x))
         q, k, v = jnp.moveaxis(qkv, 2, 0)
         mask = TokenMask(segment, jnp.zeros_like(segment))
         attended = attention(rotate(q, angle), rotate(k, angle), v, mask)

@@ -10,17 +10,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pyramid_jax import sharding
+from pyramid_jax import model, sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
-from pyramid_jax.model import (
-    ModelConfig,
-    SampleConfig,
-    initialise,
-    model_config,
-    model_section,
-    sample_config,
-)
+from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
@@ -58,10 +51,10 @@ def read_model(
     """
     folder = Path(folder)
     sections = files.read_config(folder, "a model", "model", "sample")
-    cfg = model_config(sections["model"])
+    cfg = model.model_config(sections["model"])
     if dtype is not None:
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
-    abstract = jax.eval_shape(partial(initialise, cfg), jax.random.key(0))
+    abstract = jax.eval_shape(partial(model.initialise, cfg), jax.random.key(0))
     params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
     params = sharding.parked(params) if offload else params
     vae = _vae(folder, cfg, dtype, mesh)
@@ -76,7 +69,7 @@ def read_model(
         cfg,
         params,
         load_tokenizer(tokenizer if tokenizer.is_file() else cfg.tokenizer),
-        sample_config(sections["sample"]),
+        model.sample_config(sections["sample"]),
         vae,
         prompts,
         folder.resolve().name,
@@ -102,7 +95,7 @@ def save_model(
             shutil.copyfile(cfg.tokenizer, copy)
         cfg = replace(cfg, tokenizer=copy.name)
     files.write_config(
-        folder, {"model": model_section(cfg), "sample": asdict(defaults)}
+        folder, {"model": model.model_section(cfg), "sample": asdict(defaults)}
     )
     files.write_weights(folder, params)
     if vae is not None:

@@ -91,12 +91,11 @@ class PromptEncoder:
     """The text encoders of a released model. Make one with `load_prompt_encoder`.
 
     Attributes:
-        clips: their vectors, in this order, are the pooled vector.
-        tokenizers: that of T5, then those of the CLIPs.
+        networks: T5, then the CLIPs, whose vectors, in this order, are the pooled one.
+        tokenizers: one per network.
     """
 
-    t5: Network
-    clips: tuple[Network, ...]
+    networks: tuple[Network, ...]
     tokenizers: tuple[Tokenizer, ...]
 
     def __call__(self, texts: Sequence[str]) -> Text:
@@ -110,7 +109,7 @@ class PromptEncoder:
         """
         if not texts:
             raise ValueError('there is no text to encode; give at least one, e.g. ""')
-        return encode_prompts(self.t5, self.clips, self.ids(texts))
+        return encode_prompts(self.networks, self.ids(texts))
 
     def ids(self, texts: Sequence[str]) -> Ids:
         """The tokens of texts, cut and padded to the limits of their readers."""
@@ -130,11 +129,11 @@ class PromptEncoder:
 
     def parked(self) -> "PromptEncoder":
         """The same encoders, whose weights wait in the host's memory."""
-        t5, *clips = (
+        networks = (
             network._replace(params=sharding.parked(network.params))
-            for network in (self.t5, *self.clips)
+            for network in self.networks
         )
-        return replace(self, t5=t5, clips=tuple(clips))
+        return replace(self, networks=tuple(networks))
 
 
 def finished(prompts: Sequence[str]) -> list[str]:
@@ -142,10 +141,9 @@ def finished(prompts: Sequence[str]) -> list[str]:
     return [prompt + SUFFIX for prompt in prompts]
 
 
-def encode_prompts(t5: Network, clips: Sequence[Network], ids: Ids) -> Text:
-    """Features from T5, and the vectors of all CLIPs side by side; float32."""
-    cfgs = (t5.cfg, *(clip.cfg for clip in clips))
-    weights = (t5.params, *(clip.params for clip in clips))
+def encode_prompts(networks: Sequence[Network], ids: Ids) -> Text:
+    """Features from T5, `networks[0]`, and all CLIPs' vectors side by side; float32."""
+    cfgs, weights = zip(*networks, strict=True)
     with sharding.present(weights) as params:
         return _encode(cfgs, params, ids)
 
@@ -180,24 +178,24 @@ def load_prompt_encoder(
     Raises:
         ValueError: a file is missing, or does not fit the others.
     """
-    folder, networks, tokenizers = Path(folder), [], []
+    folder, readers = Path(folder), list[Any]()
     for end in FOLDERS:
         encoder = folder / f"text_encoder{end}"
         if encoder.is_dir():
             config = files.read_config(encoder, "a text encoder")
-            networks.append(network(config, read_tensors(encoder), dtype, mesh))
-            cfg = networks[-1].cfg
-            tokenizers.append(load_prompt_tokenizer(folder / f"tokenizer{end}", cfg))
-    is_t5 = [isinstance(n.cfg, T5Config) for n in networks]
-    if is_t5.count(True) != 1 or all(is_t5):
+            reader = network(config, read_tensors(encoder), dtype, mesh)
+            beside = folder / f"tokenizer{end}"
+            readers.append((reader, load_prompt_tokenizer(beside, reader.cfg)))
+    readers.sort(key=lambda reader: isinstance(reader[0].cfg, CLIPConfig))
+    clips = sum(isinstance(reader.cfg, CLIPConfig) for reader, _ in readers)
+    if len(readers) - clips != 1 or clips == 0:
         raise ValueError(
-            f"{folder} has {is_t5.count(True)} T5 and {is_t5.count(False)} CLIP "
-            "encoders in text_encoder, text_encoder_2 and text_encoder_3, expected one "
-            "T5 and at least one CLIP; give the folder of a released model"
+            f"{folder} has {len(readers) - clips} T5 and {clips} CLIP encoders in "
+            "text_encoder, text_encoder_2 and text_encoder_3, expected one T5 and at "
+            "least one CLIP; give the folder of a released model"
         )
-    index = is_t5.index(True)
-    t5, of_t5 = networks.pop(index), tokenizers.pop(index)
-    return PromptEncoder(t5, tuple(networks), (of_t5, *tokenizers))
+    networks, tokenizers = zip(*readers, strict=True)
+    return PromptEncoder(networks, tokenizers)
 
 
 def network(
@@ -249,10 +247,10 @@ def abstract_encoder(cfg: EncoderConfig) -> Any:
     """The shapes of an encoder's weights, in boxes that name their axes."""
     ids = jnp.zeros((1, 1), jnp.int32)
     if isinstance(cfg, T5Config):
-        init = partial(T5Encoder(cfg).init, ids=ids, segment=ids)
+        encoder, inputs = T5Encoder(cfg), (ids, ids)
     else:
-        init = partial(CLIPEncoder(cfg).init, ids=ids)
-    return jax.eval_shape(init, jax.random.key(0))["params"]
+        encoder, inputs = CLIPEncoder(cfg), (ids,)
+    return jax.eval_shape(encoder.init, jax.random.key(0), *inputs)["params"]
 
 
 def load_prompt_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
@@ -262,24 +260,22 @@ def load_prompt_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
         ValueError: the folder lacks the files of a tokenizer.
     """
     if isinstance(cfg, T5Config):
+        # parity: the file alone says how T5 splits text; the class of transformers
+        # would replace a part of it.
         needed, limit = ("tokenizer.json",), LIMIT
+        kind = transformers.PreTrainedTokenizerFast
+        make = partial(kind, tokenizer_file=str(folder / needed[0]))
     else:
         needed, limit = ("vocab.json", "merges.txt"), cfg.positions
+        kind = transformers.CLIPTokenizer
+        make = partial(kind.from_pretrained, folder, local_files_only=True)
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} lacks {' and '.join(missing)}; copy the tokenizers of the "
             "released model beside its text encoders"
         )
-    if isinstance(cfg, T5Config):
-        # parity: the file alone says how T5 splits text; the class of transformers
-        # would replace a part of it.
-        file = str(folder / needed[0])
-        return Tokenizer(
-            transformers.PreTrainedTokenizerFast(tokenizer_file=file), limit
-        )
-    clip = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    return Tokenizer(clip, limit)
+    return Tokenizer(make(), limit)
 
 
 def _clip_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[np.ndarray, "b m"]:

@@ -323,7 +323,7 @@ class VideoPipeline:
     @property
     def _parts(self) -> ModelParts:
         reader = self.prompts
-        encoders = () if reader is None else (reader.t5, *reader.clips)
+        encoders = () if reader is None else reader.networks
         return ModelParts(self.cfg, self.params, self.vae, encoders)
 
     @property

@@ -16,6 +16,7 @@ from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import MINIFLUX, MMDIT
 from pyramid_jax.models.dit import DiTConfig
+from tests.released import tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SMALL = ("sd3_dit", "flux_dit", "flux_dit_headdim64")
@@ -93,13 +94,15 @@ def small(case: str) -> tuple[DiTConfig, StoredTensors]:
 def test_a_released_transformer_has_all_its_tensors_in_the_right_shapes(name):
     cfg, count, parameters, some = RELEASED[name]
     table = tensor_table(cfg)
-    shapes = rename.tensor_shapes(table, abstract_weights(cfg))
+    shapes = tensor_shapes(table, abstract_weights(cfg))
     sizes = [
         np.prod(shape) for key, shape in shapes.items() if key not in table.constants
     ]
     assert (len(shapes), sum(map(int, sizes))) == (count, parameters)
     assert {key: shapes[key] for key in some} == some
-    assert rename.shape_problems(shapes, table, abstract_weights(cfg)) == []
+    abstract = abstract_weights(cfg)
+    specs = rename.tensor_specs(abstract, table)
+    assert rename.shape_problems(specs, table, abstract) == []
 
 
 @pytest.mark.parametrize("name", RELEASED)

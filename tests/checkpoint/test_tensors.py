@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint.tensors import Spec, Writer, open_safetensors
+from pyramid_jax.checkpoint.tensors import Spec, open_safetensors, tensor_writer
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -22,9 +22,9 @@ SPECS = {name: Spec(x.dtype, x.shape) for name, x in TENSORS.items()}
 
 
 def write(path: Path) -> Path:
-    with Writer(path, SPECS) as out:
+    with tensor_writer(path, SPECS) as write_one:
         for name, values in TENSORS.items():
-            out.write(name, values)
+            write_one(name, values)
     return path
 
 
@@ -69,23 +69,32 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path):
 def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path):
     with (
         pytest.raises(KeyboardInterrupt),
-        Writer(tmp_path / "x.safetensors", SPECS) as out,
+        tensor_writer(tmp_path / "x.safetensors", SPECS) as write_one,
     ):
-        out.write("count", TENSORS["count"])
+        write_one("count", TENSORS["count"])
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_forgotten_and_unknown_tensors_and_other_types_are_mistakes(tmp_path: Path):
     path = tmp_path / "x.safetensors"
-    with pytest.raises(AssertionError, match="forgotten"), Writer(path, SPECS) as out:
-        out.write("count", TENSORS["count"])
-    with pytest.raises(AssertionError, match="unknown"), Writer(path, SPECS) as out:
-        out.write("c", TENSORS["count"])
-    with pytest.raises(AssertionError, match="count"), Writer(path, SPECS) as out:
-        out.write("count", TENSORS["count"].astype(np.int32))
+    with (
+        pytest.raises(AssertionError, match="forgotten"),
+        tensor_writer(path, SPECS) as write_one,
+    ):
+        write_one("count", TENSORS["count"])
+    with (
+        pytest.raises(AssertionError, match="unknown"),
+        tensor_writer(path, SPECS) as write_one,
+    ):
+        write_one("c", TENSORS["count"])
+    with (
+        pytest.raises(AssertionError, match="count"),
+        tensor_writer(path, SPECS) as write_one,
+    ):
+        write_one("count", TENSORS["count"].astype(np.int32))
 
 
 def test_types_without_a_name_in_the_format_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="complex64"):
-        Writer(tmp_path / "x", {"a": Spec(np.dtype("c8"), (1,))}).__enter__()
+        tensor_writer(tmp_path / "x", {"a": Spec(np.dtype("c8"), (1,))}).__enter__()

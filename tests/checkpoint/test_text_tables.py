@@ -11,6 +11,7 @@ from pyramid_jax.checkpoint.tensors import read_tensors
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import abstract_encoder, network
+from tests.released import tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "text_encoder_sd3"
 CLIP_G = {
@@ -92,7 +93,7 @@ def test_only_the_end_two_stands_for_the_largest_id():
 
 
 def test_released_encoders_have_all_their_tensors_in_the_right_shapes():
-    shapes = rename.tensor_shapes(text_tables.t5_table(), abstract_encoder(T5Config()))
+    shapes = tensor_shapes(text_tables.t5_table(), abstract_encoder(T5Config()))
     assert len(shapes) == 24 * 9 + 3
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     assert shapes[first] == (32, 64)
@@ -100,7 +101,7 @@ def test_released_encoders_have_all_their_tensors_in_the_right_shapes():
     assert shapes[f"{mlp}.wi_1.weight"] == (10240, 4096)
     assert shapes[f"{mlp}.wo.weight"] == (4096, 10240)
     cfg = CLIPConfig(**text_tables.clip_config(CLIP_G))
-    shapes = rename.tensor_shapes(text_tables.clip_table(True), abstract_encoder(cfg))
+    shapes = tensor_shapes(text_tables.clip_table(True), abstract_encoder(cfg))
     assert len(shapes) == 32 * 16 + 5
     assert shapes["text_model.encoder.layers.31.mlp.fc2.weight"] == (1280, 5120)
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint.tensors import Spec, Writer, open_safetensors
+from pyramid_jax.checkpoint.tensors import Spec, open_safetensors, tensor_writer
 from tests import original_files
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -19,7 +19,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.tensors import Writer, read_tensors
+from pyramid_jax.checkpoint.tensors import read_tensors, tensor_writer
 from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.model import VARIANTS
 
@@ -27,12 +27,12 @@ theirs, ours, back = map(Path, sys.argv[1:])
 cfg = VARIANTS["mmdit"]
 table, tensors = tensor_table(cfg), read_tensors(theirs)
 specs = rename.parameter_specs(abstract_weights(cfg), table, tensors)
-with Writer(ours, specs) as out:
-    rename.convert_tensors(tensors, table, specs, lambda path, x: out.write(path, x))
+with tensor_writer(ours, specs) as write:
+    rename.convert_tensors(tensors, table, specs, write)
 params = dict(read_tensors(ours))
-with Writer(back, rename.tensor_specs(params, table)) as out:
+with tensor_writer(back, rename.tensor_specs(params, table)) as write:
     for key, values in rename.export_tensors(params, table):
-        out.write(key, values)
+        write(key, values)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB
 """
 
@@ -43,12 +43,14 @@ def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: 
     shapes = original_files.mmdit(original_files.MMDIT)
     rng = np.random.default_rng(0)
     row = rng.normal(size=2**20).astype(BFLOAT16)
-    with Writer(theirs, {key: Spec(BFLOAT16, s) for key, s in shapes.items()}) as out:
+    with tensor_writer(
+        theirs, {key: Spec(BFLOAT16, s) for key, s in shapes.items()}
+    ) as write:
         for i, (key, shape) in enumerate(shapes.items()):
             values = np.resize(np.roll(row, i), shape)
             if key == "pos_embed.pos_embed":
                 values = original_files.positions(original_files.MMDIT).astype(BFLOAT16)
-            out.write(key, values)
+            write(key, values)
     command = [sys.executable, "-c", SCRIPT, *map(str, (theirs, ours, back))]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert float(run.stdout.split()[-1]) < LIMIT

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.checkpoint import rename
 from pyramid_jax.checkpoint.tensors import open_safetensors
 from pyramid_jax.convert import configs
 from pyramid_jax.convert.source import abstract_weights, tensor_table
@@ -17,6 +16,7 @@ from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline.prompts import encoder_config
 from pyramid_jax.sharding import unbox
 from tests import original_files
+from tests.released import tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLIP = {"architectures": ["CLIPTextModelWithProjection"], "vocab_size": 49408}
@@ -66,7 +66,7 @@ def test_a_released_network_has_exactly_the_documented_tensors(name: str):
     describe, config, documented, tensors, parameters = RELEASED[name]
     cfg, expected = describe(config), documented(config)
     abstract = unbox(abstract_weights(cfg))
-    assert rename.tensor_shapes(tensor_table(cfg), abstract) == expected
+    assert tensor_shapes(tensor_table(cfg), abstract) == expected
     sizes = [np.prod(x.shape) for x in jax.tree.leaves(abstract)]
     assert (len(expected), int(sum(map(int, sizes)))) == (tensors, parameters)
 

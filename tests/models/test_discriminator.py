@@ -18,6 +18,7 @@ from pyramid_jax.models.discriminator import (
     instance_norm,
 )
 from pyramid_jax.sharding import unbox
+from tests.released import tensor_shapes
 
 SMALL = {
     kind: DiscriminatorConfig(kind=kind, width=4, layers=2) for kind in ("2d", "3d")
@@ -78,7 +79,7 @@ def test_the_full_discriminator_has_the_originals_tensors(kind, parameters, some
         lambda key: initialise_discriminator(cfg, key), jax.random.key(0)
     )
     table = loss_tables.discriminator_table(len(cfg.strides), kind)
-    shapes = rename.tensor_shapes(table, abstract)
+    shapes = tensor_shapes(table, abstract)
     assert sum(map(np.prod, shapes.values())) == parameters
     numbers = [int(key.split(".")[1]) for key in shapes if key.endswith("weight")]
     assert numbers == [0, 2, 5, 8, 11, 14]

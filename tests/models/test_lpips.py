@@ -19,6 +19,7 @@ from pyramid_jax.checkpoint import loss_tables, rename, tensors
 from pyramid_jax.models import lpips
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig
 from pyramid_jax.sharding import unbox
+from tests.released import tensor_shapes
 
 CFG = LPIPSConfig(widths=(4, 6, 8, 8, 8))
 TABLE = loss_tables.lpips_table(lpips.SHIFT, lpips.SCALE)
@@ -88,7 +89,7 @@ def test_the_distance_is_the_sum_over_slices_of_weighted_differences(params):
 
 
 def test_vgg16_has_its_public_tensors():
-    shapes = rename.tensor_shapes(TABLE, lpips.lpips_shapes(LPIPSConfig()))
+    shapes = tensor_shapes(TABLE, lpips.lpips_shapes(LPIPSConfig()))
     weights = {k: s for k, s in shapes.items() if "scaling" not in k}
     assert (len(shapes), sum(map(np.prod, weights.values()))) == (33, 14_716_160)
     assert shapes["net.slice3.10.weight"] == (256, 128, 3, 3)

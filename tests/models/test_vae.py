@@ -20,6 +20,7 @@ from pyramid_jax.models import vae, vae_layers
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.models.vae_layers import Level, Norm, Setting
 from pyramid_jax.sharding import Named, unbox
+from tests.released import tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "causal_vae_small"
 # Compiling is most of the time that these tests take.
@@ -220,10 +221,11 @@ def test_the_divergence_is_the_integral_that_defines_it():
 
 def test_the_released_vae_has_all_its_tensors_in_the_right_shapes():
     cfg = VAEConfig()
-    shapes = rename.tensor_shapes(vae_table(cfg), abstract(cfg))
+    shapes = tensor_shapes(vae_table(cfg), abstract(cfg))
     assert len(shapes) == 260
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 335_402_067
-    assert rename.shape_problems(shapes, vae_table(cfg), abstract(cfg)) == []
+    specs = rename.tensor_specs(abstract(cfg), vae_table(cfg))
+    assert rename.shape_problems(specs, vae_table(cfg), abstract(cfg)) == []
     some = {
         "encoder.conv_in.conv.weight": (128, 3, 3, 3, 3),
         "encoder.down_blocks.1.resnets.0.conv_shortcut.conv.weight": (

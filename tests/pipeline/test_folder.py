@@ -101,7 +101,7 @@ def test_prompts_are_finished_and_led_away_from_what_the_original_avoids(
 def test_weights_can_be_kept_in_bfloat16_or_widened(folder: Path, model: VideoPipeline):
     half = pyramid_jax.load(folder)
     assert half.vae is not None and half.prompts is not None
-    trees = (half.params, half.vae.params, half.prompts.t5.params)
+    trees = (half.params, half.vae.params, half.prompts.networks[0].params)
     assert {x.dtype.name for x in jax.tree.leaves(trees)} == {"bfloat16"}
     assert half.cfg.dit.dtype == half.vae.cfg.dtype == "bfloat16"
     assert {x.dtype.name for x in jax.tree.leaves(model.params)} == {"float32"}

@@ -50,7 +50,7 @@ def test_a_text_has_a_row_and_the_vectors_of_all_clips(text: Text):
 
 def test_a_model_with_one_clip_pools_its_state(tmp_path: Path):
     encoder = load_prompt_encoder(write_miniflux(tmp_path), dtype="float32")
-    assert len(encoder.clips) == 1 and encoder(["a"]).pooled.shape == (1, 1, 8)
+    assert len(encoder.networks) == 2 and encoder(["a"]).pooled.shape == (1, 1, 8)
 
 
 def test_words_stand_at_the_end_of_their_rows(encoder: PromptEncoder):
@@ -130,7 +130,7 @@ def test_weights_are_stored_in_the_precision_that_is_asked_for(
     folder: Path, text: Text
 ):
     encoder = load_prompt_encoder(folder)
-    leaves = jax.tree.leaves((encoder.t5.params, [c.params for c in encoder.clips]))
+    leaves = jax.tree.leaves([network.params for network in encoder.networks])
     assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
     half = encoder(TEXTS)
     assert half.features.dtype == half.pooled.dtype == np.float32
@@ -140,7 +140,7 @@ def test_weights_are_stored_in_the_precision_that_is_asked_for(
 def test_devices_share_the_weights_and_agree_with_one(folder: Path, text: Text):
     mesh = sharding.device_mesh(data=1, fsdp=2, tensor=4)
     encoder = load_prompt_encoder(folder, dtype="float32", mesh=mesh)
-    qkv = encoder.t5.params["blocks"]["qkv"]["kernel"]
+    qkv = encoder.networks[0].params["blocks"]["qkv"]["kernel"]
     assert qkv.shape == (2, 16, 3, 4, 4)  # layers, width, three, heads, dim
     assert qkv.addressable_shards[0].data.shape == (2, 8, 3, 1, 4)
     shared = encoder(TEXTS)
