@@ -13,9 +13,9 @@ from tests.house.sources import (
 )
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 60, 6
-# Code lines of the package: no docstrings, comments, blank lines. A feature that needs
-# more raises the number, in the commit that adds it.
-BUDGET = 8000
+# Code lines of the package: no docstrings, comments, blank lines (9,501 before the house
+# was sorted). A feature that needs more raises the number, in the commit that adds it.
+BUDGET = 8250
 
 
 @each_file
