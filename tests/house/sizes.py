@@ -13,9 +13,9 @@ from tests.house.sources import (
 )
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 60, 6
-# Code lines of the package: no docstrings, comments or blank lines (9,501 before the
-# house was put in order). A feature that needs more raises it in its own commit.
-BUDGET = 8250
+# Code lines of the package: no docstrings, comments, blank lines or lone brackets
+# (9,112 before the house was put in order). What needs more raises it in its commit.
+BUDGET = 8000
 
 
 @each_file
