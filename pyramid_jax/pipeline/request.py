@@ -70,8 +70,8 @@ def resolve(
     """The request of a user of a model with these defaults; see `VideoPipeline`.
 
     Raises:
-        ValueError: no prompt, as many negative prompts as neither one nor the prompts,
-            or a size, a length or steps that the model can't use.
+        ValueError: no prompt, a list of negative prompts that is not as long as that of
+            prompts, or a size, a length or steps that the model can't use.
     """
     if seconds is not None:
         if num_frames is not None:
