@@ -63,7 +63,7 @@ def products(weights: Any, row: Row) -> Counter[Product]:
     Args:
         weights: of a `DiT`, or their shapes.
     """
-    found: Counter[Product] = Counter()
+    products: Counter[Product] = Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         names = [entry.key for entry in path]
         if names[-1] != "kernel":
@@ -72,8 +72,8 @@ def products(weights: Any, row: Row) -> Counter[Product]:
         count, shape = (leaf.shape[0] if stacked else 1), leaf.shape[stacked:]
         inputs = math.prod(shape[:2]) if len(shape) == 3 else shape[0]
         product = Product(_seen(names, row), inputs, math.prod(shape) // inputs)
-        found[product] += count
-    return found
+        products[product] += count
+    return products
 
 
 def pairs(text: int, frames: Sequence[int]) -> int:
@@ -97,10 +97,10 @@ def frames(
         cells: height and width of the latents at the finest stage.
     """
     per_unit = model.layout.frames_per_unit if unit else 1
-    chosen = layout.compact(layout.clips(stage, unit, unit + 1, per_unit))
+    clips = layout.compact(layout.clips(stage, unit, unit + 1, per_unit))
     finest = math.prod(cells) // model.layout.patch**2
     last = len(model.stages) - 1
-    return [finest // 4 ** (last - clip.stage) for clip in chosen for _ in clip.frame]
+    return [finest // 4 ** (last - clip.stage) for clip in clips for _ in clip.frame]
 
 
 def step(weights: Any, model: ModelConfig, text: int, of_frames: Sequence[int]) -> int:

@@ -256,7 +256,7 @@ def _transformer(work: Workload) -> Any:
 def _optimizer(dit: Any) -> Any:
     """The original's AdamW with the rates of this project's."""
     rates = OptimizerConfig()
-    given = types.SimpleNamespace(
+    settings = types.SimpleNamespace(
         opt="adamw",
         lr=rates.warmup_from,
         weight_decay=rates.weight_decay,
@@ -265,7 +265,7 @@ def _optimizer(dit: Any) -> Any:
         opt_beta2=rates.b2,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        return import_module("trainer_misc").create_optimizer(given, dit)
+        return import_module("trainer_misc").create_optimizer(settings, dit)
 
 
 def _tensor(x: np.ndarray) -> Any:

@@ -53,7 +53,7 @@ class OriginalVAE:
         """Runs "encode" or "decode" of x, "whole", "chunked" or "tiled"."""
         import torch
 
-        given = torch.from_numpy(
+        tensor = torch.from_numpy(
             np.ascontiguousarray(rearrange(x, "b f h w c -> b c f h w"))
         )
         call = getattr(self.network, what)
@@ -62,7 +62,7 @@ class OriginalVAE:
         def once() -> Any:
             self.network.enable_tiling(how == "tiled")
             with torch.no_grad():
-                return call(given, tile_sample_min_size=self._tile, **options)
+                return call(tensor, tile_sample_min_size=self._tile, **options)
 
         return once
 

@@ -96,29 +96,29 @@ def _text_encoder(case: Case) -> Any:
 
     folder, name = TEXT_CLASSES[case.work.variant]
     cls = getattr(import_module(f"pyramid_dit.{folder}.modeling_text_encoder"), name)
-    made = cls.__new__(cls)
-    torch.nn.Module.__init__(made)
+    pipeline = cls.__new__(cls)
+    torch.nn.Module.__init__(pipeline)
     cfgs = (*case.clips, case.t5)
     for end, cfg in zip(("", "_2", "_3"), cfgs, strict=False):
         is_t5 = isinstance(cfg, T5Config)
         network = _t5(cfg) if is_t5 else _clip(cfg)
-        setattr(made, f"text_encoder{end}", network)
+        setattr(pipeline, f"text_encoder{end}", network)
         limit = LIMIT if is_t5 else cfg.positions
-        setattr(made, f"tokenizer{end}", _Tokens(limit))
-    made.tokenizer_max_length = case.clips[0].positions
-    count = sum(weight.numel() for weight in made.parameters())
+        setattr(pipeline, f"tokenizer{end}", _Tokens(limit))
+    pipeline.tokenizer_max_length = case.clips[0].positions
+    count = sum(weight.numel() for weight in pipeline.parameters())
     if count != case.parameters["text encoders"]:
         raise ValueError(
             f"the original's text encoders have {count} weights, those of this "
             f"project {case.parameters['text encoders']}; choose sizes both can have"
         )
-    return made.eval()
+    return pipeline.eval()
 
 
 def _t5(cfg: T5Config) -> Any:
     import transformers
 
-    given = transformers.T5Config(
+    config = transformers.T5Config(
         vocab_size=cfg.vocabulary,
         d_model=cfg.width,
         d_kv=cfg.head_dim,
@@ -127,13 +127,13 @@ def _t5(cfg: T5Config) -> Any:
         num_heads=cfg.heads,
         feed_forward_proj="gated-gelu",
     )
-    return transformers.T5EncoderModel(given)
+    return transformers.T5EncoderModel(config)
 
 
 def _clip(cfg: CLIPConfig) -> Any:
     import transformers
 
-    given = transformers.CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=cfg.vocabulary,
         hidden_size=cfg.width,
         intermediate_size=cfg.mlp_width,
@@ -147,4 +147,4 @@ def _clip(cfg: CLIPConfig) -> Any:
     )
     projected = cfg.projection is not None
     name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
-    return getattr(transformers, name)(given)
+    return getattr(transformers, name)(config)

@@ -103,32 +103,32 @@ class Result:
     loops: dict[str, Loop]
 
 
-def measure(given: Case, repeats: int, clock: str = "wall") -> Measured:
+def measure(case: Case, repeats: int, clock: str = "wall") -> Measured:
     """Samples `repeats` videos, after one with a step per stage that compiles all.
 
     Args:
         clock: a key of `CLOCKS`.
     """
     now, ends = CLOCKS[clock], []
-    model = given.model()
-    jax.block_until_ready(given.loaded)
+    model = case.model()
+    jax.block_until_ready(case.loaded)
 
     def run(model: VideoPipeline) -> Run:
         ends.clear()
         began = now()
         model.run(
-            given.request(model, PROMPTS[1]),
+            case.request(model, PROMPTS[1]),
             callback_on_step_end=lambda progress: ends.append((progress, now())),
         )
         return Run(began, ends.copy(), now())
 
-    one = (1,) * len(given.cfg.stages)
+    one = (1,) * len(case.cfg.stages)
     once = replace(model.defaults, first_steps=one, video_steps=one)
     first = run(replace(model, defaults=once))
     words = {"text": lambda: encode(model)}
     text = spread(interleaved(words, repeats, clock)["text"])
     runs = [run(model) for _ in range(repeats)]
-    stages = by_stage(given, runs, text.median)
+    stages = by_stage(case, runs, text.median)
     seconds = [r.steps[-1][1] - r.began - text.median for r in runs]
     count = sum(stage.flops for stage in stages)
     return Measured(
@@ -139,8 +139,8 @@ def measure(given: Case, repeats: int, clock: str = "wall") -> Measured:
         decoding=spread([r.ended - r.steps[-1][1] for r in runs]),
         stages=stages,
         flops=count,
-        utilisation=utilisation(given, count, float(np.median(seconds))),
-        weights=sum(x.nbytes for x in jax.tree.leaves(given.loaded)),
+        utilisation=utilisation(case, count, float(np.median(seconds))),
+        weights=sum(x.nbytes for x in jax.tree.leaves(case.loaded)),
         peak=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
     )
 
@@ -152,7 +152,7 @@ def encode(model: VideoPipeline) -> Any:
 
 
 def beside(
-    given: Case, path: Path, repeats: int, clock: str = "wall"
+    case: Case, path: Path, repeats: int, clock: str = "wall"
 ) -> dict[str, Comparison]:
     """The whole loop and its ends on both sides, in turns.
 
@@ -162,46 +162,46 @@ def beside(
     Raises:
         ValueError: see `OriginalVideo`.
     """
-    original, model = OriginalVideo(path, given), given.model()
-    request = given.request(model, PROMPTS[1])
+    original, model = OriginalVideo(path, case), case.model()
+    request = case.request(model, PROMPTS[1])
     pairs = {
         "video": (lambda: model.run(request), original.video),
         "text encoders": (lambda: encode(model), original.text),
-        "noise": (ours.noise(given.work), original.noise),
-        "decoder": (decoding(given, model), original.decoding),
+        "noise": (ours.noise(case.work), original.noise),
+        "decoder": (decoding(case, model), original.decoding),
     }
-    found = {}
+    results = {}
     for name, (here, there) in pairs.items():
         times = interleaved({"jax": here, "reference": there()}, repeats, clock)
-        found[name] = Comparison(
+        results[name] = Comparison(
             spread(times["jax"]),
             spread(times["reference"]),
             ratios(times, "reference", "jax"),
         )
-    return found
+    return results
 
 
-def decoding(given: Case, model: VideoPipeline) -> Callable[[], Any]:
+def decoding(case: Case, model: VideoPipeline) -> Callable[[], Any]:
     """Runs the decoder, from latents to 8-bit frames on the host."""
     assert model.vae is not None
     codec = autoencoder.vae_codec(model.vae)
-    shape = (1, given.work.sampled, *given.work.cells, given.latent.channels)
+    shape = (1, case.work.sampled, *case.work.cells, case.latent.channels)
     latents = jax.random.normal(jax.random.key(0), shape)
-    pieces = Pieces(frames=2 * given.latent.temporal)
+    pieces = Pieces(frames=2 * case.latent.temporal)
     return lambda: to_uint8(to_host(codec.decode(latents, pieces)))
 
 
 def loops(repeats: int, clock: str = "wall") -> dict[str, Loop]:
     """What a call per step costs, for two sizes."""
-    found = {}
+    results = {}
     for name, work in LOOPS.items():
         runs = {"program": ours.sampling(work), "calls": ours.stepping(work)}
         times = interleaved(runs, repeats, clock)
         count = work.sampled * len(work.model.stages) * work.steps
         pairs = zip(times["calls"], times["program"], strict=True)
         extra = spread([(calls - program) / count for calls, program in pairs])
-        found[name] = Loop(spread(times["program"]), spread(times["calls"]), extra)
-    return found
+        results[name] = Loop(spread(times["program"]), spread(times["calls"]), extra)
+    return results
 
 
 def report(result: Result) -> str:
@@ -242,8 +242,8 @@ def report(result: Result) -> str:
             f"{'':16}{'one program':28}{'a call per step':28}more per step, ms",
         ]
     for name, loop in result.loops.items():
-        more = Spread(*(1000 * seconds for seconds in loop.per_step))
-        lines.append(f"{name:16}{loop.program!s:28}{loop.calls!s:28}{more}")
+        extra = Spread(*(1000 * seconds for seconds in loop.per_step))
+        lines.append(f"{name:16}{loop.program!s:28}{loop.calls!s:28}{extra}")
     return "\n".join(lines)
 
 
@@ -265,21 +265,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.reference is not None and args.preset != SMALL:
         parser.error(f"--reference runs on a CPU; leave out --preset {args.preset}")
-    given = replace(
+    measured = replace(
         case(args.preset, args.variant), attention=args.attention, scans=args.scans
     )
     how = (args.repeats, args.clock)
     result = Result(
         args.preset,
         args.variant,
-        given.size,
-        given.dtype,
-        given.attention,
-        given.parameters,
+        measured.size,
+        measured.dtype,
+        measured.attention,
+        measured.parameters,
         args.clock,
         environment(PACKAGES),
-        measure(given, *how),
-        beside(given, args.reference, *how) if args.reference else {},
+        measure(measured, *how),
+        beside(measured, args.reference, *how) if args.reference else {},
         loops(*how) if args.loops else {},
     )
     if args.to is not None:

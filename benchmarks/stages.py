@@ -38,40 +38,40 @@ class Stage(NamedTuple):
     utilisation: float | None
 
 
-def by_stage(given: Case, runs: list[Run], text: float) -> list[Stage]:
+def by_stage(case: Case, runs: list[Run], text: float) -> list[Stage]:
     """The steps of runs, gathered by stage, unit 0 apart from the others.
 
     Args:
         text: seconds of the text encoders, which come before the first step.
     """
-    found: dict[tuple[bool, int], dict[int, list[float]]] = {}
+    times: dict[tuple[bool, int], dict[int, list[float]]] = {}
     for r in runs:
         before = r.began + text
         for at, end in r.steps:
-            units = found.setdefault((at.unit > 0, at.stage), {})
+            units = times.setdefault((at.unit > 0, at.stage), {})
             units.setdefault(at.unit, []).append(end - before)
             before = end
     return [
-        _stage(given, later, k, units, len(runs)) for (later, k), units in found.items()
+        _stage(case, later, k, units, len(runs)) for (later, k), units in times.items()
     ]
 
 
-def utilisation(given: Case, count: int, seconds: float) -> float | None:
+def utilisation(case: Case, count: int, seconds: float) -> float | None:
     """The part of the chip's peak in bfloat16 that this arithmetic used, if known."""
     rate = flops.peak(jax.devices()[0].device_kind)
-    if rate is None or given.dtype != "bfloat16":
+    if rate is None or case.dtype != "bfloat16":
         return None
     return count / seconds / rate
 
 
 def _stage(
-    given: Case, later: bool, k: int, units: dict[int, list[float]], videos: int
+    case: Case, later: bool, k: int, units: dict[int, list[float]], videos: int
 ) -> Stage:
     """One stage, from the seconds of its steps by unit."""
     count, tokens = 0, []
     for unit, seconds in units.items():
-        seen = flops.frames(given.cfg, given.work.cells, k, unit)
-        row = flops.step(given.work.weights, given.cfg, LIMIT, seen)
+        seen = flops.frames(case.cfg, case.work.cells, k, unit)
+        row = flops.step(case.work.weights, case.cfg, LIMIT, seen)
         count += 2 * row * len(seconds) // videos  # a prompt, a negative prompt
         tokens.append(LIMIT + sum(seen))
     steps = [value for seconds in units.values() for value in seconds]
@@ -84,5 +84,5 @@ def _stage(
         step=spread(steps),
         seconds=total,
         flops=count,
-        utilisation=utilisation(given, count, total),
+        utilisation=utilisation(case, count, total),
     )

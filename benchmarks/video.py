@@ -118,18 +118,18 @@ class Case:
 
     def model(self) -> VideoPipeline:
         """What `pyramid_jax.load` returns for a converted model."""
-        made = self.loaded
+        weights = self.loaded
         dtype: Any = {"dtype": self.dtype}
         cfgs = [replace(cfg, **dtype) for cfg in (self.t5, *self.clips)]
-        networks = map(Network, cfgs, made["text encoders"])
+        networks = map(Network, cfgs, weights["text encoders"])
         limits = LIMIT, *(cfg.positions for cfg in self.clips)
         words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
         return VideoPipeline(
             self.cfg,
-            {"dit": made["transformer"]},
+            {"dit": weights["transformer"]},
             tokenize=lambda text: [],  # the prompts have tokenizers of their own
             defaults=self.options,
-            vae=Autoencoder(replace(self.vae, **dtype), self.latent, made["VAE"]),
+            vae=Autoencoder(replace(self.vae, **dtype), self.latent, weights["VAE"]),
             prompts=PromptEncoder(tuple(networks), words),
         )
 

@@ -103,9 +103,9 @@ class Workload:
         segments = []
         for stage, video in zip(COLUMNS, self.videos, strict=True):
             unit = fine if stage == max(COLUMNS) else coarser
-            chosen = layout.compact(layout.clips(stage, unit, unit + 1))
+            clips = layout.compact(layout.clips(stage, unit, unit + 1))
             levels = [np.asarray(x) for x in pyramid.levels(video, max(COLUMNS) + 1)]
-            segments.append(layout.segment(levels, chosen, self.model.layout))
+            segments.append(layout.segment(levels, clips, self.model.layout))
         captions = self.captions(len(COLUMNS))
         order = np.arange(len(COLUMNS), dtype=np.int32)
         lengths = [len(segment.clean) for segment in segments]

@@ -32,10 +32,10 @@ FIRST_FRAMES = ("a yellow star moves left", "a green ring moves down")
 FRAMES, FPS, SCALE = 8, 8, 8
 
 
-def main(given: flags.FlagValues) -> None:
+def main(values: flags.FlagValues) -> None:
     began = time.monotonic()
-    folder = Path(given.to)
-    sheet = make(load(given.model), folder, given.seed)
+    folder = Path(values.to)
+    sheet = make(load(values.model), folder, values.seed)
     logging.info("took %.0f s", time.monotonic() - began)
     print(f"mp4 files: {folder}\ncontact sheet: {sheet}")
 

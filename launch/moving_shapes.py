@@ -205,7 +205,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, path: str | Path) 
 
 
 class Verdict(NamedTuple):
-    """What a clip shows; None for what can not be seen."""
+    """What a clip shows; None for what cannot be seen."""
 
     colour: str | None
     shape: str | None

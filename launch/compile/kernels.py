@@ -92,7 +92,7 @@ def compiled(chip: GPU | TPU, size: AttentionSize) -> Iterator[Line]:
         elif text := _printed(program):
             kernels = list(_of_tpu(text))
         else:
-            yield Line(chip.name, size.name, used="accepted; jaxlib can not print it")
+            yield Line(chip.name, size.name, used="accepted; jaxlib cannot print it")
             return
     for kernel, used in sorted(kernels):
         yield Line(chip.name, size.name, kernel, used)

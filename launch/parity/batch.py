@@ -42,70 +42,75 @@ class Batch(NamedTuple):
 
 def read(scenario: Scenario, cut: Layout) -> Batch:
     """The batch of a scenario, cut into tokens like `cut`."""
-    given = {**scenario.settings, **scenario.settings.get("pipeline", {})}
-    given |= given.get("pipe", {})
+    settings = {**scenario.settings, **scenario.settings.get("pipeline", {})}
+    settings |= settings.get("pipe", {})
     stages = pyramid.stages(
-        given.get("stage_range", pyramid.THIRDS),
-        given.get("timestep_shift", 1.0),
-        given.get("scheduler_gamma", 1 / 3),
+        settings.get("stage_range", pyramid.THIRDS),
+        settings.get("timestep_shift", 1.0),
+        settings.get("scheduler_gamma", 1 / 3),
     )
     cut = Layout(
-        cut.patch, given.get("frame_per_unit", 1), cut.position_table, cut.interpolate
+        cut.patch,
+        settings.get("frame_per_unit", 1),
+        cut.position_table,
+        cut.interpolate,
     )
-    latents = _latent_config(given).normalise(scenario.latent("in.latents"))
+    latents = _latent_config(settings).normalise(scenario.latent("in.latents"))
     levels = pyramid.levels(latents, len(stages))
     noise = pyramid.noise_levels(scenario.latent("draw.noise"), len(stages))
     answers = [
         Answer(name, latent_back(levels[k]), TARGETS)
         for k, name in enumerate(scenario.family("mid.pyramid."))
     ]
-    chosen = _units(given, latents.shape[1], len(stages))
+    units = _units(settings, latents.shape[1], len(stages))
     if "mid.num_units_per_stage" in scenario.tensors:
-        lengths = [unit + 1 for unit in chosen]
+        lengths = [unit + 1 for unit in units]
         answers.append(Answer("mid.num_units_per_stage", lengths, 0.0))
-    ratios = given.get("sample_ratios", [1] * len(stages))
+    ratios = settings.get("sample_ratios", [1] * len(stages))
     of_column = [k for k, ratio in enumerate(ratios) for _ in range(ratio)]
     columns = []
     for index, stage in enumerate(of_column):
-        clips = _clips(given, stage, chosen[stage], latents.shape[1])
+        clips = _clips(settings, stage, units[stage], latents.shape[1])
         mine = slice(index, None, len(of_column))
         z = _white(scenario, index, clips, noise[stage][mine], cut)
         own = [level[mine] for level in levels]
         columns.append(_column(scenario, index, own, clips, z, cut))
-    corrupt = given.get("corrupt_ratio", 1 / 3)
+    corrupt = settings.get("corrupt_ratio", 1 / 3)
     return Batch(columns, stages, cut, corrupt, answers)
 
 
-def _latent_config(given: dict[str, Any]) -> LatentConfig:
+def _latent_config(settings: dict[str, Any]) -> LatentConfig:
     return LatentConfig(
-        image_shift=given["vae_shift_factor"],
-        image_scale=given["vae_scale_factor"],
-        video_shift=given["vae_video_shift_factor"],
-        video_scale=given["vae_video_scale_factor"],
+        image_shift=settings["vae_shift_factor"],
+        image_scale=settings["vae_scale_factor"],
+        video_shift=settings["vae_video_shift_factor"],
+        video_scale=settings["vae_video_scale_factor"],
     )
 
 
-def _units(given: dict[str, Any], frames: int, stages: int) -> list[int]:
+def _units(settings: dict[str, Any], frames: int, stages: int) -> list[int]:
     """The unit that each stage trains."""
-    if given["mode"] != "temporal":
+    if settings["mode"] != "temporal":
         return [0] * stages
-    per_unit = given.get("frame_per_unit", 1)
-    count = layout.units(given["max_temporal_length"], per_unit)
-    before = given.get("accumulate_steps", given.get("accumulate_steps_before_call", 0))
-    group = given["video_sync_group"]
-    turn = turn_of(given.get("rank", 0), before + 1, group, count)
+    per_unit = settings.get("frame_per_unit", 1)
+    count = layout.units(settings["max_temporal_length"], per_unit)
+    before = settings.get(
+        "accumulate_steps", settings.get("accumulate_steps_before_call", 0)
+    )
+    group = settings["video_sync_group"]
+    turn = turn_of(settings.get("rank", 0), before + 1, group, count)
     available = layout.units(frames, per_unit)
     fine, coarse = layout.balanced_units(turn, count, available)
     return [coarse] * (stages - 1) + [fine]
 
 
 def _clips(
-    given: dict[str, Any], stage: int, unit: int, frames: int
+    settings: dict[str, Any], stage: int, unit: int, frames: int
 ) -> tuple[Clip, ...]:
     """What is trained: a unit with its past, or the whole sequence at once."""
-    if given["mode"] != "temporal":
+    if settings["mode"] != "temporal":
         return (Clip(stage, np.arange(frames)),)
-    per_unit = given.get("frame_per_unit", 1)
+    per_unit = settings.get("frame_per_unit", 1)
     return layout.compact(layout.clips(stage, unit, unit + 1, per_unit))
 
 
@@ -134,8 +139,10 @@ def _column(
 ) -> Column:
     """The samples of a column as rows of one segment, with its recorded draws."""
     b, stage = len(z), clips[-1].stage
-    made = [layout.segment([x[i] for x in levels], clips, cut) for i in range(b)]
-    clean, coarser, position, frame, current = map(np.stack, zip(*made, strict=True))
+    segments = [layout.segment([x[i] for x in levels], clips, cut) for i in range(b)]
+    clean, coarser, position, frame, current = map(
+        np.stack, zip(*segments, strict=True)
+    )
     empty = np.zeros((b, 0), np.int32)
     rows = Rows(
         clean=clean,
@@ -161,12 +168,12 @@ def _column(
 
 def latents(tokens: Any, column: Column, cut: Layout) -> list[np.ndarray]:
     """The clips of a column as latents of the recorded layout."""
-    found, tokens = [], np.asarray(tokens)
+    grids, tokens = [], np.asarray(tokens)
     for t, h, w in column.shapes:
         grid = (h // cut.patch, w // cut.patch)
         part, tokens = np.split(tokens, [t * grid[0] * grid[1]], axis=1)
-        found.append(latent_back(layout.unpatchify(part, grid, cut.patch)))
-    return found
+        grids.append(latent_back(layout.unpatchify(part, grid, cut.patch)))
+    return grids
 
 
 def turn_of(rank: int, call: int, group: int, count: int) -> int:

@@ -36,25 +36,27 @@ def states(
     video = dit.video_in(tokens.values)
     if cfg.position_table is not None:
         video = video + dit._table(tokens.position)
-    found = {"time_proj": features, "temb": cond, "context": words, "tokens": video}
+    values = {"time_proj": features, "temb": cond, "context": words, "tokens": video}
 
     constants = (cond, angle, mask)
     if "double" in params:
-        (words, video), more = _double(cfg, params["double"], (words, video), constants)
-        found |= more
+        (words, video), inner = _double(
+            cfg, params["double"], (words, video), constants
+        )
+        values |= inner
     if "last_double" in params:
         block = DoubleBlock(cfg, text_attends_only=True)
         weights = {"params": params["last_double"]}
         after: Any = block.apply(weights, words, video, *constants)
         words, video = after
-        found[f"block{cfg.double_blocks - 1}.hidden"] = video
+        values[f"block{cfg.double_blocks - 1}.hidden"] = video
     x = jnp.concatenate([words, video], axis=1)
     if "single" in params:
-        x, more = _single(cfg, params["single"], x, constants)
-        found |= more
+        x, inner = _single(cfg, params["single"], x, constants)
+        values |= inner
     shift, scale = dit.head_modulation(cond, tokens.segment)
-    found["norm_out"] = layer_norm(x[:, m:]) * (1 + scale) + shift
-    return found
+    values["norm_out"] = layer_norm(x[:, m:]) * (1 + scale) + shift
+    return values
 
 
 def _double(

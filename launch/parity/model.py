@@ -32,14 +32,16 @@ class Model(NamedTuple):
 
 def load(case: Case, settings: dict[str, Any]) -> Model:
     """The transformer of a case, with the scenario's changes of its constructor."""
-    given = settings["constructor"] | settings.get("constructor_overrides", {})
+    constructor = settings["constructor"] | settings.get("constructor_overrides", {})
     units = settings.get("frame_per_unit", 1)
-    return _load(json.dumps(given, sort_keys=True), case.weights().resolve(), units)
+    return _load(
+        json.dumps(constructor, sort_keys=True), case.weights().resolve(), units
+    )
 
 
 @lru_cache(maxsize=4)
-def _load(given: str, weights: Path, units: int) -> Model:
-    arguments = configs.dit_config(json.loads(given))
+def _load(constructor: str, weights: Path, units: int) -> Model:
+    arguments = configs.dit_config(json.loads(constructor))
     cfg = DiTConfig(**arguments.dit)
     layout = Layout(**arguments.layout, frames_per_unit=units)
     table, theirs = tensor_table(cfg), tensors.read_tensors(weights)

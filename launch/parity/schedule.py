@@ -27,29 +27,31 @@ def fits(scenario: Scenario) -> bool:
 
 def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     """The answers to recorded tables, step sizes, Euler chains or jumps."""
-    given = scenario.settings["scheduler"]
-    stages = pyramid.stages(given["stage_range"], given["shift"], given["gamma"])
+    settings = scenario.settings["scheduler"]
+    stages = pyramid.stages(
+        settings["stage_range"], settings["shift"], settings["gamma"]
+    )
     names = set(scenario.tensors)
     if "global_sigmas" in names:
-        yield from _tables(stages, given)
+        yield from _tables(stages, settings)
     for name in sorted(names):
         if name.startswith("steps"):
             yield _steps(name, stages)
         if name.endswith("_prev_samples"):
             yield _euler(scenario, name)
     if "block_covariance" in names:
-        yield from _jumps(scenario, stages, given["gamma"])
+        yield from _jumps(scenario, stages, settings["gamma"])
 
 
-def _tables(stages: tuple[Stage, ...], given: dict[str, Any]) -> Iterator[Answer]:
+def _tables(stages: tuple[Stage, ...], settings: dict[str, Any]) -> Iterator[Answer]:
     start = [1 - s.start for s in stages]
     end = [1 - s.end for s in stages]
-    before = [_global(0, given), *end[:-1]]
+    before = [_global(0, settings), *end[:-1]]
     yield Answer("start_sigmas", start, SCHEDULE)
     yield Answer("end_sigmas", end, SCHEDULE)
     yield Answer("ori_start_sigmas", before, SCHEDULE)
 
-    table = np.array([_global(i, given) for i in range(TIME_SCALE)])
+    table = np.array([_global(i, settings) for i in range(TIME_SCALE)])
     yield Answer("global_sigmas", table, SCHEDULE)
     yield Answer("global_timesteps", table * TIME_SCALE, TIMES)
     yield Answer("sigma_max", table[0], SCHEDULE)
@@ -65,12 +67,12 @@ def _tables(stages: tuple[Stage, ...], given: dict[str, Any]) -> Iterator[Answer
     yield Answer("sigmas_per_stage", sigmas, SCHEDULE)
 
 
-def _global(index: int, given: dict[str, Any]) -> float:
+def _global(index: int, settings: dict[str, Any]) -> float:
     """Noise at an entry of the table of 1000: that of a stage which ends there."""
     if index == 0:
-        return 1 - pyramid.stages((0, 1), given["shift"], given["gamma"])[0].start
+        return 1 - pyramid.stages((0, 1), settings["shift"], settings["gamma"])[0].start
     edges = (0, (index + 0.5) / TIME_SCALE, 1)  # the table's index is truncated
-    return 1 - pyramid.stages(edges, given["shift"], given["gamma"])[0].end
+    return 1 - pyramid.stages(edges, settings["shift"], settings["gamma"])[0].end
 
 
 def _training(k: int, stages: tuple[Stage, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +181,7 @@ def _blocks(x: np.ndarray) -> np.ndarray:
 def _recorded_noise(name: str, blocks: np.ndarray, gamma: float) -> Iterator[Answer]:
     """The recorded draw lies in the space of our block noise and has its covariance."""
     expected = np.full((4, 4), -gamma) + (1 + gamma) * np.eye(4)
-    found = blocks.T.astype(np.float64) @ blocks / len(blocks)
+    covariance = blocks.T.astype(np.float64) @ blocks / len(blocks)
     bound = 5 * math.sqrt(2 / len(blocks))
     note = "its covariance, five standard errors"
-    yield Answer(name, expected, bound, recorded=found, note=note)
+    yield Answer(name, expected, bound, recorded=covariance, note=note)

@@ -53,64 +53,66 @@ def main(argv: list[str]) -> None:
         sys.exit(INTERRUPTED)
 
 
-def sample(given: Any) -> None:
+def sample(values: Any) -> None:
     """Does what the flags say; ends the program where they or the numbers are wrong."""
     try:
-        mesh = start.parse_mesh(given.mesh)
-        pipeline = load(given.model, mesh, given.dtype, offload=given.offload)
-        if given.show:
+        mesh = start.parse_mesh(values.mesh)
+        pipeline = load(values.model, mesh, values.dtype, offload=values.offload)
+        if values.show:
             print(description(pipeline))
             return
-        jobs = planned(pipeline, given)
+        jobs = planned(pipeline, values)
         left = waiting(pipeline, jobs)
     except ValueError as error:
         sys.exit(f"launch.sample: {error}")
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} files are finished already")
     try:
-        run(pipeline, left, given.batch)
+        run(pipeline, left, values.batch)
     except FloatingPointError as error:
         sys.exit(f"launch.sample: {error}")
 
 
-def planned(pipeline: VideoPipeline, given: Any) -> list[Job]:
+def planned(pipeline: VideoPipeline, values: Any) -> list[Job]:
     """What the flags ask of a model.
 
     Raises:
         ValueError: flags that exclude each other, or what the model can't make.
     """
-    if (given.prompt is None) == (given.prompts is None):
+    if (values.prompt is None) == (values.prompts is None):
         raise ValueError("give either --prompt=TEXT or --prompts=FILE; see --help")
-    lines = [Line(given.prompt)] if given.prompts is None else read_lines(given.prompts)
-    height, width = height_width(given.size) if given.size else (None, None)
+    lines = (
+        [Line(values.prompt)] if values.prompts is None else read_lines(values.prompts)
+    )
+    height, width = height_width(values.size) if values.size else (None, None)
     jobs: list[Job] = []
     for line in lines:
-        image = line.image or (Path(given.image) if given.image else None)
+        image = line.image or (Path(values.image) if values.image else None)
         if image is not None:
             outputs.fingerprint(image)  # raises
-        seed = given.seed + len(jobs) if line.seed is None else line.seed
+        seed = values.seed + len(jobs) if line.seed is None else line.seed
         request = pipeline.request(
             line.prompt,
-            negative_prompt=line.negative or given.negative,
+            negative_prompt=line.negative or values.negative,
             image=image,
             height=height,
             width=width,
-            num_frames=given.frames,
-            seconds=given.seconds,
+            num_frames=values.frames,
+            seconds=values.seconds,
             seed=seed,
-            options=options(pipeline, given, image is not None),
+            options=options(pipeline, values, image is not None),
         )
-        if not given.any_size:
+        if not values.any_size:
             check_preset(pipeline.defaults, request.size, pipeline.name)
-        kind = given.kind or ("png" if request.size.frames == 1 else "mp4")
-        for copy in range(given.each):
+        kind = values.kind or ("png" if request.size.frames == 1 else "mp4")
+        for copy in range(values.each):
             name = file_name(len(jobs), line.prompt, seed + copy, kind)
             one = replace(request, seed=seed + copy)
-            jobs.append(Job(one, Path(given.to) / name, image, given.scale))
+            jobs.append(Job(one, Path(values.to) / name, image, values.scale))
     return jobs
 
 
-def options(pipeline: VideoPipeline, given: Any, image: bool) -> SampleConfig:
+def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
     """Steps and guidance by the flags, or where they say nothing, by the model.
 
     Raises:
@@ -119,16 +121,16 @@ def options(pipeline: VideoPipeline, given: Any, image: bool) -> SampleConfig:
     base = pipeline.defaults.with_image() if image else pipeline.defaults
     stages = len(pipeline.cfg.stages)
     choices = {
-        "first_steps": steps(given.steps, stages),
-        "video_steps": steps(given.video_steps, stages),
-        "last_step": given.last_step,
-        "scans": given.scans,
+        "first_steps": steps(values.steps, stages),
+        "video_steps": steps(values.video_steps, stages),
+        "last_step": values.last_step,
+        "scans": values.scans,
     }
     scales = {
-        "first": given.guidance,
-        "video": given.video_guidance,
-        "decay": given.decay,
-        "floor": given.floor,
+        "first": values.guidance,
+        "video": values.video_guidance,
+        "decay": values.decay,
+        "floor": values.floor,
     }
     guidance = replace(base.guidance, **not_none(scales))
     return replace(base, guidance=guidance, **not_none(choices))
@@ -139,17 +141,17 @@ def not_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def steps(given: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
+def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
     """Euler steps of every stage, from one number for each or for all.
 
     Raises:
         ValueError: anything else.
     """
-    if given is None:
+    if counts is None:
         return None
-    if not all(text.isdecimal() for text in given):
-        raise ValueError(f"steps {','.join(given)} are no numbers; give e.g. 20,20,20")
-    return tuple(map(int, given)) * (stages if len(given) == 1 else 1)
+    if not all(text.isdecimal() for text in counts):
+        raise ValueError(f"steps {','.join(counts)} are no numbers; give e.g. 20,20,20")
+    return tuple(map(int, counts)) * (stages if len(counts) == 1 else 1)
 
 
 def run(pipeline: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:

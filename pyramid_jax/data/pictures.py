@@ -70,7 +70,7 @@ def write_gif(
     GIF counts hundredths of a second: frames differ by one, so that the rate is right.
 
     Raises:
-        ValueError: no frame, or a rate that a GIF can not have.
+        ValueError: no frame, or a rate that a GIF cannot have.
     """
     ends = np.rint(100 / fps * np.arange(len(video) + 1)) * 10
     if not len(video) or fps > 50:
@@ -146,6 +146,6 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except OSError as error:  # Pillow's own are of this kind
         raise ValueError(
-            f"{path} can not be read as an image ({error}); give the path of a whole "
+            f"{path} cannot be read as an image ({error}); give the path of a whole "
             "png, jpg or webp file"
         ) from error

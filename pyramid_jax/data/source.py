@@ -277,7 +277,7 @@ class BadFiles(grain.experimental.FlatMapTransform):
         count = len(self._bad)
         if count > self._max_bad * self._files or count == self._files:
             raise ValueError(
-                f"{count} of {self._files} files can not be used, the last is "
+                f"{count} of {self._files} files cannot be used, the last is "
                 f"{failure.path} ({failure.reason}); {self._path} lists them: repair "
                 "or remove them, or raise max_bad"
             )

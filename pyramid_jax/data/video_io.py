@@ -226,7 +226,7 @@ def _opened(path: str | Path, kind: str) -> Iterator[InputContainer]:
             yield container
     except FFmpegError as error:
         raise ValueError(
-            f"{path} can not be decoded as {kind} ({error.strerror}); replace the file "
+            f"{path} cannot be decoded as {kind} ({error.strerror}); replace the file "
             "or leave it out"
         ) from error
 

@@ -305,7 +305,7 @@ def sharded(
     """A step that all devices of a mesh do together, each with its part of a video.
 
     Rows of the batch, frames and rows of pixels are divided as `sharding.RULES` says of
-    "batch", "frames" and "height"; what can not be divided evenly is on all devices.
+    "batch", "frames" and "height"; what cannot be divided evenly is on all devices.
     The beginning of a video, which should be its first frame alone, is on all devices
     of "frames". Pasts are divided by batch and height.
 

@@ -118,7 +118,7 @@ def vae_loss(
     loss, parts = footage_loss(networks, params, batch.video, key, step)
     if batch.image is not None:
         objective = networks.objective
-        if objective.discriminator == "3d":  # which can not judge one frame
+        if objective.discriminator == "3d":  # which cannot judge one frame
             objective = replace(objective, discriminator="none")
         images, key = replace(networks, objective=objective), jax.random.fold_in(key, 1)
         image_loss, image_parts = footage_loss(images, params, batch.image, key, step)

@@ -78,7 +78,7 @@ def test_a_bad_file_is_skipped_logged_and_listed_once(tmp_path, caplog):
     assert len(lines) == 1
     listed = json.loads(lines[0])
     assert listed["path"] == str(tmp_path / "broken0.mp4")
-    assert "can not be decoded" in listed["reason"]
+    assert "cannot be decoded" in listed["reason"]
     logged = [r for r in caplog.records if r.name == "pyramid_jax.data.source"]
     assert len(logged) == 1 and listed["path"] in logged[0].getMessage()
 

@@ -97,7 +97,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
     (tmp_path / "text.png").write_text("no picture")
     for name in ("cut.png", "text.png", "missing.png"):
-        with pytest.raises(ValueError, match=f"{name} can not be read"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
             pictures.read_picture(tmp_path / name, (16, 16))
 
 

@@ -126,10 +126,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_broken_file_is_named(tmp_path, clip):
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cut\.mp4 can not be decoded as video"):
+    with pytest.raises(ValueError, match=r"cut\.mp4 cannot be decoded as video"):
         video_io.read_video(tmp_path / "cut.mp4", (8, 8), 1, 8)
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.png can not be decoded as image"):
+    with pytest.raises(ValueError, match=r"text\.png cannot be decoded as image"):
         video_io.read_image(tmp_path / "text.png", (8, 8))
 
 

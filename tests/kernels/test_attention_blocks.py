@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention by blocks against the plain form: what is skipped can not be seen."""
+"""Attention by blocks against the plain form: what is skipped cannot be seen."""
 
 import jax
 import jax.numpy as jnp
