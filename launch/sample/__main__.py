@@ -33,6 +33,7 @@ from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_preset, height_width
+from pyramid_jax.pipeline.request import not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
@@ -134,11 +135,6 @@ def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
     }
     guidance = replace(base.guidance, **not_none(scales))
     return replace(base, guidance=guidance, **not_none(choices))
-
-
-def not_none(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:

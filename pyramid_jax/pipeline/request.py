@@ -93,8 +93,8 @@ def resolve(
         "video_steps": _steps(video_num_inference_steps, cfg),
     }
     scales = {"first": guidance_scale, "video": video_guidance_scale}
-    guidance = replace(options.guidance, **_not_none(scales))
-    options = replace(options, guidance=guidance, **_not_none(steps))
+    guidance = replace(options.guidance, **not_none(scales))
+    options = replace(options, guidance=guidance, **not_none(steps))
     options.plan(cfg)  # raises
     if seed is None:
         seed = random.randrange(SEEDS)
@@ -134,5 +134,6 @@ def _steps(steps: Steps | None, cfg: ModelConfig) -> tuple[int, ...] | None:
     return None if steps is None else tuple(steps)
 
 
-def _not_none(choices: dict[str, Any]) -> dict[str, Any]:
+def not_none(choices: dict[str, Any]) -> dict[str, Any]:
+    """The choices that are made."""
     return {name: value for name, value in choices.items() if value is not None}
