@@ -9,7 +9,6 @@ because it sees nothing.
 import ast
 import functools
 import io
-import re
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -98,15 +97,14 @@ class Source:
                 yield token
 
     def code_lines(self) -> int:
-        """Lines with code: no docstrings, comments, blank lines or lone brackets."""
+        """Lines with code: without docstrings, comments and blank lines."""
         lines = set()
         for token in self._tokens():
             if token.type not in _NO_CODE:
                 lines |= set(range(token.start[0], token.end[0] + 1))
         for text in self.docstrings():
             lines -= set(range(text.lineno, text.end_lineno + 1))
-        texts = self.text.splitlines()
-        return sum(re.search(r"\w", texts[line - 1]) is not None for line in lines)
+        return len(lines)
 
     def _tokens(self) -> Iterator[tokenize.TokenInfo]:
         return tokenize.generate_tokens(io.StringIO(self.text).readline)

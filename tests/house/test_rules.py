@@ -99,10 +99,10 @@ def test_a_cycle_between_modules_is_seen():
         graphlib.TopologicalSorter(import_graph([first, second])).prepare()
 
 
-def test_docstrings_comments_blank_lines_and_lone_brackets_are_no_code():
+def test_docstrings_comments_and_blank_lines_are_no_code():
     text = '# A comment.\n"""Text."""\n\ndef f():\n    """Text.\n\n    More.\n    """\n'
     text += "    return (\n        1  # one\n    )\n"
-    assert Source("a.py", text).code_lines() == 3
+    assert Source("a.py", text).code_lines() == 4
 
 
 def test_importing_the_package_needs_no_accelerator_and_no_optional_library():
