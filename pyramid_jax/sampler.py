@@ -107,17 +107,14 @@ class SamplerPlan:
     def spans(self, frames: int) -> list[tuple[int, int]]:
         """The units after the first of a video of `frames`, as [begin, end) per scan.
 
+        Scans have about equal numbers of units.
+
         Raises:
             ValueError: the frames are not a whole number of units.
         """
         units = layout.units(frames, self.layout.frames_per_unit)
-        return spans(units, self.scans)
-
-
-def spans(units: int, scans: int) -> list[tuple[int, int]]:
-    """Units 1 .. units - 1 in `scans` runs of about equal length."""
-    bounds = np.unique(np.linspace(1, max(units, 1), scans + 1).round().astype(int))
-    return [(int(a), int(b)) for a, b in pairwise(bounds)]
+        bounds = np.linspace(1, max(units, 1), self.scans + 1).round().astype(int)
+        return [(int(a), int(b)) for a, b in pairwise(np.unique(bounds))]
 
 
 # -------------------------------------------------------------------------------- noise

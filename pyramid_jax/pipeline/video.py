@@ -70,25 +70,15 @@ class VideoPipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        image: Picture | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        seconds: float | None = None,
-        num_inference_steps: Steps | None = None,
-        video_num_inference_steps: Steps | None = None,
-        guidance_scale: float | None = None,
-        video_guidance_scale: float | None = None,
-        seed: int | None = None,
-        num_videos_per_prompt: int = 1,
-        options: SampleConfig | None = None,
         output: str = "uint8",
         callback_on_step_end: StepCallback | None = None,
+        **choices: Any,
     ) -> VideoOutput:
         """Videos for prompts; what is not given is what the model was made for.
 
         Args:
+            output: kind of the frames: "uint8", "float32" in [0, 1], or "pil".
+            callback_on_step_end: is called with a `denoise.Progress` after every step.
             image: the first frame of image-to-video: a path, a PIL image or 8-bit
                 pixels, scaled to cover the size and cropped.
             negative_prompt: what guidance steers away from; one for all prompts, or
@@ -102,32 +92,19 @@ class VideoPipeline:
                 `video_guidance_scale` of later ones.
             seed: video i is that of its prompt alone with `seed + i`, on any number of
                 devices; None draws a seed.
+            num_videos_per_prompt: with seeds that count up.
             options: all choices about steps and guidance at once, which the arguments
                 above change.
-            output: kind of the frames: "uint8", "float32" in [0, 1], or "pil".
-            callback_on_step_end: is called with a `denoise.Progress` after every step.
+
+        All but the first two are keywords of `request.resolve`, and of every method
+        that takes `choices`.
 
         Raises:
             ValueError: a size, a length or steps that the model can't use, no prompt,
                 or what it takes does not fit the devices, see `memory_plan`.
             FloatingPointError: a step made numbers that are not finite.
         """
-        request = self.request(
-            prompt,
-            image=image,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            seconds=seconds,
-            num_inference_steps=num_inference_steps,
-            video_num_inference_steps=video_num_inference_steps,
-            guidance_scale=guidance_scale,
-            video_guidance_scale=video_guidance_scale,
-            seed=seed,
-            num_videos_per_prompt=num_videos_per_prompt,
-            options=options,
-        )
+        request = self.request(prompt, **choices)
         return self.run(
             request, output=output, callback_on_step_end=callback_on_step_end
         )
