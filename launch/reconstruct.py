@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from matplotlib.image import imsave
 
 from launch import start
 from pyramid_jax.data import video_io
-from pyramid_jax.data.video_io import to_model, to_uint8
+from pyramid_jax.data.pictures import picture_size, read_picture
+from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.vae import autoencoder, quality
 from pyramid_jax.vae.autoencoder import Autoencoder
@@ -65,18 +67,20 @@ def read(
     Raises:
         ValueError: a missing or broken file, or one too small for a latent cell.
     """
-    info = video_io.video_info(path)
+    image = path.suffix.lower() in IMAGES
+    info = None if image else video_io.video_info(path)
+    shown = picture_size(path) if info is None else info[:2]
     multiple = math.lcm(latent.spatial, 2)  # H.264 wants even sizes
-    size = (info.height // multiple * multiple, info.width // multiple * multiple)
+    size = shown[0] // multiple * multiple, shown[1] // multiple * multiple
     if not min(size):
         raise ValueError(
-            f"{path} shows {info.height}x{info.width} pixels, expected at least "
+            f"{path} shows {shown[0]}x{shown[1]} pixels, expected at least "
             f"{multiple}x{multiple}; give a larger picture"
         )
-    if path.suffix.lower() in IMAGES:
-        return video_io.read_image(path, size)[None], 1.0
-    count = latent.longest(min(frames or info.frames, info.frames))
-    return video_io.read_video(path, size, count, info.fps), info.fps
+    if info is None:
+        return read_picture(path, size)[None], 1.0
+    video = list(islice(video_io.video_frames(path, size, info.fps), frames))
+    return np.stack(video[: latent.longest(len(video))]), info.fps
 
 
 def reconstruct(

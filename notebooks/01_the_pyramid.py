@@ -35,7 +35,7 @@ from einops import rearrange
 
 from pyramid_jax import layout, pyramid, sampler
 from launch import moving_shapes
-from pyramid_jax.data.video_io import to_model
+from pyramid_jax.data.pixels import to_model
 from pyramid_jax.layout import Clip, Layout
 from pyramid_jax.shapes import Text
 

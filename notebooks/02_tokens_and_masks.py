@@ -40,7 +40,7 @@ from pyramid_jax import layout, mask, pyramid
 from launch import moving_shapes
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.loader import batches
-from pyramid_jax.data.video_io import to_model
+from pyramid_jax.data.pixels import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 

@@ -211,7 +211,7 @@ def _first_frame(
     path: Path, size: tuple[int, int], changed: int
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The first frame of a file, read again only when the file has `changed`."""
-    return video_io.read_image(path, size)
+    return video_io.read_video(path, size, 1, 1)[0]
 
 
 def _text(name: str, text: str | None) -> str:

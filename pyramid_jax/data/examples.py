@@ -17,10 +17,15 @@ from pyramid_jax import layout as layouts
 from pyramid_jax import pyramid
 from pyramid_jax.config import check_entries
 from pyramid_jax.data.manifest import Record
+from pyramid_jax.data.pixels import HeightWidth, to_model
 from pyramid_jax.data.precompute import read_latent, stored_features
-from pyramid_jax.data.source import ArrayCache, SourceConfig, read_pixels
+from pyramid_jax.data.source import (
+    ArrayCache,
+    SourceConfig,
+    nearest_size,
+    read_pixels,
+)
 from pyramid_jax.data.tokenizer import Tokenize
-from pyramid_jax.data.video_io import HeightWidth, nearest_size, to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
 
@@ -189,7 +194,7 @@ def load_levels(
     """The pyramid of a record's latent, coarsest level first."""
 
     def make() -> list[np.ndarray]:
-        latent = load(record, nearest_size(cfg.all_sizes, record.path))
+        latent = load(record, nearest_size(cfg.all_sizes, record))
         levels = pyramid.levels(latent, len(cfg.stage_shares))
         return [np.asarray(level) for level in levels]
 

@@ -27,10 +27,10 @@ from pyramid_jax.data.examples import (
     segment_clips,
 )
 from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.precompute import check_features
 from pyramid_jax.data.source import ArrayCache, in_advance, read_examples
 from pyramid_jax.data.tokenizer import Tokenize
-from pyramid_jax.data.video_io import HeightWidth
 from pyramid_jax.layout import Segment
 from pyramid_jax.shapes import Rows
 

@@ -4,53 +4,63 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from pyramid_jax.data.video_io import HeightWidth
+from pyramid_jax.data.pixels import HeightWidth, array_image, over_white
 
 _COMMENT = "Comment"  # the keyword that the PNG standard has for it
+_LYING = (5, 6, 7, 8)  # values of EXIF's orientation
+# Others are rare, less well kept by Pillow, or start programs (EPS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 
 
 def read_picture(path: str | Path, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as pixels of a size, see `fit_picture`.
 
     Raises:
-        ValueError: no such file, or no picture.
+        ValueError: no such file, no picture, or one that is too large.
     """
     with _opened(path) as image:
-        return fit_picture(image, size)
+        return _fitted(image, size)
 
 
-def fit_picture(
-    image: Image.Image | UInt8[np.ndarray, "_ _ 3"], size: HeightWidth
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture scaled with a Lanczos filter until it covers `size`, and cropped.
+def picture_size(path: str | Path) -> HeightWidth:
+    """Height and width of an image file as it is shown.
+
+    Raises:
+        ValueError: no such file, no picture, or one that is too large.
+    """
+    with _opened(path) as image:
+        lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+        width, height = image.size
+        return (width, height) if lying else (height, width)
+
+
+def fit_picture(image: Any, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
+    """An image scaled with a Lanczos filter until it covers `size`, and cropped.
 
     It is cropped on both sides alike. Transparent parts become white, photographs
-    upright. An array that has the size already is returned as it is.
+    upright.
 
     Args:
-        image: a PIL image or pixels.
+        image: a PIL image, or an array as `pixels.array_image` takes it.
         size: height and width in pixels.
+
+    Raises:
+        ValueError: an array of another kind, or an image that can't be read.
 
     Source: the image-to-video page of the original's demo.
     """
-    if isinstance(image, np.ndarray):
-        if image.shape[:2] == size:
-            return image
-        image = Image.fromarray(image)
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        opaque = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
-    rgb, (height, width) = upright.convert("RGB"), size
-    fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    if not isinstance(image, Image.Image):
+        return _fitted(array_image(image), size)
+    with _reading("the image"):
+        return _fitted(image, size)
 
 
 def write_picture(
@@ -138,14 +148,27 @@ def write_contact_sheet(
     return path
 
 
+def _fitted(image: Image.Image, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
+    rgb, (height, width) = over_white(ImageOps.exif_transpose(image)), size
+    fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An open image; errors while it is read name the file and the cure."""
+    with _reading(path), Image.open(path, formats=_FORMATS) as image:
+        yield image
+
+
+@contextmanager
+def _reading(name: str | Path) -> Iterator[None]:
+    """Makes a ValueError of all that Pillow raises, which may be anything."""
     try:
-        with Image.open(path) as image:
-            yield image
-    except OSError as error:  # Pillow's own are of this kind
+        yield
+    except Exception as error:
+        reason = str(error) or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as an image ({error}); give the path of a whole "
-            "png, jpg or webp file"
+            f"{name} cannot be read as an image ({reason}); use a whole png, jpg or "
+            "webp file of ordinary size"
         ) from error

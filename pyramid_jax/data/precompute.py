@@ -24,8 +24,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
-from pyramid_jax.data.source import BadFiles, Failure, attempt, let_grain_read_flags
-from pyramid_jax.data.video_io import HeightWidth, nearest_size
+from pyramid_jax.data.pixels import HeightWidth
+from pyramid_jax.data.source import (
+    BadFiles,
+    Failure,
+    attempt,
+    let_grain_read_flags,
+    nearest_size,
+)
 from pyramid_jax.shapes import Text
 
 EMPTY = "empty.safetensors"
@@ -218,7 +224,7 @@ def _load_pixels(
     """The pixels of some records; files are decoded while latents are made."""
 
     def load(number: int, record: Record) -> LoadedPixels:
-        size = nearest_size(job.sizes, record.path)
+        size = nearest_size(job.sizes, record)
         return LoadedPixels(number, job.load(record, size))
 
     if not numbers:

@@ -23,7 +23,9 @@ from jaxtyping import Int, UInt8
 
 from pyramid_jax.config import check_entries
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.video_io import HeightWidth, read_image, read_video
+from pyramid_jax.data.pictures import picture_size, read_picture
+from pyramid_jax.data.pixels import HeightWidth
+from pyramid_jax.data.video_io import read_video, video_size
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +137,19 @@ def attempt(make: MakeExample, number: int, record: Record) -> Any | Failure:
         return Failure(str(record.path), str(error))
 
 
+def nearest_size(sizes: tuple[HeightWidth, ...], record: Record) -> HeightWidth:
+    """The size whose aspect ratio is nearest to that of a record's file.
+
+    Raises:
+        ValueError: a missing or broken file, if there is a choice.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    shown = picture_size if record.kind == "image" else video_size
+    height, width = shown(record.path)
+    return min(sizes, key=lambda s: abs(np.log(s[0] / s[1] * width / height)))
+
+
 def read_pixels(
     record: Record, size: HeightWidth, frames: int, fps: float, place: float = 0.0
 ) -> UInt8[np.ndarray, "f h w 3"]:
@@ -143,7 +158,7 @@ def read_pixels(
     Arguments and errors are those of `video_io.read_video`.
     """
     if record.kind == "image":
-        return read_image(record.path, size)[None]
+        return read_picture(record.path, size)[None]
     return read_video(record.path, size, frames, fps, place)
 
 

@@ -1,43 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video and image files as arrays of 8-bit pixels, and back.
+"""Video files as arrays of 8-bit pixels, and back.
 
-Two conventions hold in the whole package: files and functions that touch them speak
-uint8 RGB, channels last; models see float32 in [-1, 1] (`to_model`, `to_uint8`).
+All frames that a player shows are read, and no others. Headers are not trusted with
+that: many have no length, or a wrong one, so the packets of a file are counted.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import islice
-from math import ceil
+from itertools import islice, repeat
+from math import ceil, floor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import av
+import einops
 import numpy as np
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from einops import repeat
-from jaxtyping import Float, UInt8
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
 
-from pyramid_jax.shapes import Array
+from pyramid_jax.data.frames import BT709, EXACT, FrameConverter, shown_size
+from pyramid_jax.data.pixels import HeightWidth
 
 # Pictures of fewer pixels are encoded faster without threads. Without x264's macroblock
 # tree their files are the same in every run: it reads stray memory below 48 x 48.
 _SMALL = 256 * 256
-# ITU-T H.273 code point for BT.709 primaries, transfer curve and matrix.
-_BT709 = 1
-# Without these, libswscale darkens every colour by 2 to 3 of 255 on its way to a file.
-_EXACT = (
-    Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
-)
-
-
-HeightWidth = tuple[int, int]
+# FFmpeg's own decoders of these drop the alpha channel.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_SAME = 0.1  # relative difference between two rates of a file
 
 
 class VideoInfo(NamedTuple):
@@ -49,32 +46,36 @@ class VideoInfo(NamedTuple):
     fps: float
 
 
+class _Length(NamedTuple):
+    count: int
+    seconds: Fraction
+
+
 def video_info(path: str | Path) -> VideoInfo:
-    """Size, length and rate of a video or image file.
+    """Size, length and rate of a video file: at this rate it has so many frames.
 
     Raises:
         ValueError: a missing or broken file.
     """
-    with _opened(path, "video") as container:
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or 1)
-        frames = stream.frames or _length(container, fps) or 1
-        for frame in container.decode(video=0):
-            size = _upright((frame.height, frame.width), frame)
-            return VideoInfo(*size, frames, fps)
-    raise ValueError(f"{path} holds no picture; replace the file or leave it out")
+    count, seconds = _length(path)
+    measured = count / seconds
+    with _opened(path) as (_, stream):
+        rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    rate = min(rates, key=lambda rate: abs(rate - measured), default=measured)
+    rate = rate if abs(rate / measured - 1) < _SAME else measured
+    return VideoInfo(*video_size(path), _places(seconds, rate), float(rate))
 
 
-def nearest_size(sizes: tuple[HeightWidth, ...], path: Path) -> HeightWidth:
-    """The size whose aspect ratio is nearest to that of a video or image file.
+def video_size(path: str | Path) -> HeightWidth:
+    """Height and width of a video file as it is shown.
 
     Raises:
-        ValueError: a missing or broken file, if there is a choice.
+        ValueError: a missing or broken file.
     """
-    if len(sizes) == 1:
-        return sizes[0]
-    height, width, *_ = video_info(path)
-    return min(sizes, key=lambda s: abs(np.log(s[0] / s[1] * width / height)))
+    with _opened(path) as (container, stream):
+        for frame in _decoded(container, stream):
+            return shown_size(frame, stream.sample_aspect_ratio)
+    raise ValueError(f"{path} holds no picture; replace the file or leave it out")
 
 
 def read_video(
@@ -84,39 +85,40 @@ def read_video(
     fps: float,
     place: float = 0.0,
 ) -> UInt8[np.ndarray, "f h w 3"]:
-    """`frames` frames of a video file, by default the first, at `fps` and `size`.
-
-    Frame i is the source frame shown nearest to i / fps seconds after the first one
-    (the earlier of two equally near ones). Pictures are scaled until they cover
-    `size`, averaging when they shrink, and cropped at the centre. Rotation stored in
-    the file is applied.
+    """`frames` frames of a video file, by default the first, as `video_frames`.
 
     Args:
-        size: height and width in pixels.
         place: where the frames begin: 0 with the first one at `fps`, 1 with the last
             from which there are enough.
 
     Raises:
         ValueError: a missing, broken or too short file.
     """
-    _check_request(size, frames, fps)
-    scaler = VideoReformatter()
-    with _opened(path, "video") as container:
-        spare = max(0, _length(container, fps) - frames) if place else 0
-        skipped = round(place * spare)
-        shown = islice(_resampled(container, skipped + frames, fps), skipped, None)
-        pictures = [_fit(frame, size, scaler) for frame in shown]
-    if len(pictures) < frames:
-        raise ValueError(
-            f"{path} has {skipped + len(pictures)} frames at {fps:g} frames per "
-            f"second, expected at least {skipped + frames}; ask for fewer frames or "
-            "a higher rate, or leave this file out"
-        )
-    return np.stack(pictures)
+    if frames < 1:
+        raise ValueError(f"{frames} frames of {path}: ask for one or more")
+    total = _places(_length(path).seconds, _exact(fps)) if place else frames
+    for _ in range(2):
+        first = round(place * max(0, total - frames))
+        pictures = list(islice(video_frames(path, size, fps, first), frames))
+        if len(pictures) == frames:
+            return np.stack(pictures)
+        with _opened(path) as (container, stream):  # packets may promise too much
+            total = max((n for _, n in _spans(container, stream, fps)), default=0)
+    raise ValueError(
+        f"{path} has {total} frames at {fps:g} frames per second, expected at least "
+        f"{frames}; ask for fewer frames or a higher rate, or leave this file out"
+    )
 
 
-def read_image(path: str | Path, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file scaled until it covers `size`, cropped at the centre.
+def video_frames(
+    path: str | Path, size: HeightWidth, fps: float, first: int = 0
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames of a video file from number `first` on, at `fps` and `size`.
+
+    Frame i is the source frame shown nearest to i / fps seconds after the first one
+    (the earlier of two equally near ones). Frames look as players show them: upright,
+    in proportion, in the colours of BT.709. They are scaled until they cover `size`,
+    averaging when they shrink, and cropped at the centre.
 
     Args:
         size: height and width in pixels.
@@ -124,11 +126,16 @@ def read_image(path: str | Path, size: HeightWidth) -> UInt8[np.ndarray, "h w 3"
     Raises:
         ValueError: a missing or broken file.
     """
-    _check_request(size, 1, 1)
-    with _opened(path, "image") as container:
-        for frame in container.decode(video=0):
-            return _fit(frame, size, VideoReformatter())
-    raise ValueError(f"{path} holds no picture; replace the file or leave it out")
+    if min(size) < 1 or fps <= 0:
+        raise ValueError(
+            f"size {size}, fps {fps:g}: expected a positive height, width and rate"
+        )
+    with _opened(path) as (container, stream):
+        converter = FrameConverter(size, stream.sample_aspect_ratio)
+        for frame, stop in _spans(container, stream, fps):
+            if stop > first:
+                yield from repeat(converter.pixels(frame), stop - first)
+                first = stop
 
 
 def write_video(
@@ -155,7 +162,7 @@ def write_video(
             f"crf {crf}, scale {scale}, fps {fps:g}: expected a crf of 0 to 51, a "
             "scale of 1 or more and a positive number of frames per second"
         )
-    video = repeat(video, "f h w c -> f (h i) (w j) c", i=scale, j=scale)
+    video = einops.repeat(video, "f h w c -> f (h i) (w j) c", i=scale, j=scale)
     count, height, width, _ = video.shape
     if not count or height % 2 or width % 2 or not height * width:
         raise ValueError(
@@ -164,14 +171,16 @@ def write_video(
             "or use scale=2"
         )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4") as container:
+    # Players on the web start at once if the index comes first.
+    options = {"movflags": "faststart"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
         container.metadata["comment"] = comment
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": str(crf), "preset": "fast"}
         codec = stream.codec_context
-        codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
+        codec.color_primaries = codec.color_trc = codec.colorspace = BT709
         codec.color_range = ColorRange.MPEG
         if height * width < _SMALL:
             codec.thread_count = 1
@@ -188,112 +197,106 @@ def read_video_comment(path: str | Path) -> str:
     Raises:
         ValueError: a missing or broken file.
     """
-    with _opened(path, "video") as container:
+    with _opened(path) as (container, _):
         return container.metadata.get("comment", "")
 
 
-def to_model(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """8-bit pixels as float32 in [-1, 1], the range the models work in."""
-    return pixels.astype(np.float32) / 127.5 - 1
-
-
-def to_uint8(pixels: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Pixels in [-1, 1] rounded to 8 bits; values outside the range are clamped."""
-    return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def _check_request(size: HeightWidth, frames: int, fps: float) -> None:
-    if min(size) < 1 or frames < 1 or fps <= 0:
-        raise ValueError(
-            f"size {size}, frames {frames}, fps {fps:g}: expected a positive height "
-            "and width, frame count and rate"
-        )
-
-
 @contextmanager
-def _opened(path: str | Path, kind: str) -> Iterator[InputContainer]:
-    """An open container with a video stream; its errors name the file and the cure."""
+def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """An open file and its video; its errors name the file and the cure."""
     if not Path(path).is_file():
-        raise ValueError(f"{kind} {path} is not a file; correct the path")
+        raise ValueError(f"video {path} is not a file; correct the path")
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                streams = ", ".join(s.type for s in container.streams) or "nothing"
+        file = str(Path(path).absolute())  # which cannot look like "pipe:" or "http:"
+        with av.open(file, metadata_errors="replace") as container:
+            covers = Disposition.attached_pic
+            kinds = [s.type for s in container.streams if not s.disposition & covers]
+            stream = container.streams.best("video")
+            if "video" not in kinds or stream is None or stream.codec_context is None:
                 raise ValueError(
-                    f"{path} holds {streams} but no {kind}; replace the file or leave "
-                    "it out"
+                    f"holds {', '.join(kinds) or 'nothing'} but no video that "
+                    "can be decoded; replace the file or leave it out"
                 )
-            yield container
+            yield container, cast(VideoStream, stream)
     except FFmpegError as error:
         raise ValueError(
-            f"{path} cannot be decoded as {kind} ({error.strerror}); replace the file "
+            f"{path} cannot be decoded as video ({error.strerror}); replace the file "
             "or leave it out"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
 
 
-def _resampled(
-    container: InputContainer, count: int, fps: float
-) -> Iterator[VideoFrame]:
-    """Up to `count` decoded frames, each the nearest in time to its place at `fps`."""
-    places = [Fraction(i) / Fraction(fps) for i in range(count)]
-    start, shown, last = None, Fraction(0), None
-    for frame in container.decode(video=0):
-        if frame.pts is None or frame.time_base is None:
-            raise ValueError(
-                f"{container.name} has frames without time; put it into an mp4 file "
-                "first, e.g. with ffmpeg -r RATE -i INPUT OUTPUT.mp4"
-            )
-        time = frame.pts * frame.time_base
-        start = time if start is None else start
-        while places and last and 2 * places[0] <= shown + time - start:
-            places.pop(0)
-            yield last
-        if not places:
-            return
-        shown, last = time - start, frame
-    end = shown + _duration(container.streams.video[0], last)
-    while places and last and places[0] < end:
-        places.pop(0)
-        yield last
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    decoder: Any = stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1":
+        name = _ALPHA_DECODERS.get(stream.codec.name, stream.codec.name)
+        decoder = CodecContext.create(name, "r")
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
 
 
-def _length(container: InputContainer, fps: float) -> int:
-    """How many frames at `fps` a video has, by what its header says."""
-    stream = container.streams.video[0]
-    if stream.duration is None or stream.time_base is None:
-        return 0
-    return ceil(stream.duration * stream.time_base * Fraction(fps))
+def _spans(
+    container: InputContainer, stream: VideoStream, fps: float
+) -> Iterator[tuple[VideoFrame, int]]:
+    """Decoded frames, and the number of the first frame at `fps` behind each."""
+    rate, step = _exact(fps), _step(stream)
+    start, shown, last = Fraction(0), Fraction(0), None
+    for frame in _decoded(container, stream):
+        time, begin = _time(container, frame), Fraction(0)
+        if last is None:
+            start = time or start
+        else:
+            begin = shown if time is None else time - start
+            if begin <= shown:  # no time, or a wrong one
+                begin = shown + step
+            yield last, floor((shown + begin) / 2 * rate) + 1
+        shown, last = begin, frame
+    if last is not None:
+        yield last, _places(shown + _duration(container, last, step), rate)
 
 
-def _duration(stream: av.VideoStream, frame: VideoFrame | None) -> Fraction:
-    """How long a stream's last frame is shown, in seconds."""
-    if frame is not None and frame.duration and frame.time_base:
-        return frame.duration * frame.time_base
-    return 1 / stream.average_rate if stream.average_rate else Fraction(0)
+def _length(path: str | Path) -> _Length:
+    """What the packets of a file say of its length; nothing is decoded."""
+    with _opened(path) as (container, stream):
+        step, begins, ends = _step(stream), [], []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                time = _time(container, packet)
+                begins.append(len(begins) * step if time is None else time)
+                ends.append(begins[-1] + _duration(container, packet, step))
+    if not begins:
+        raise ValueError(f"{path} holds no picture; replace the file or leave it out")
+    return _Length(len(begins), max(ends) - min(begins))
 
 
-def _upright(size: HeightWidth, frame: VideoFrame) -> HeightWidth:
-    """Height and width, exchanged if the frame is stored lying on its side."""
-    height, width = size
-    return (width, height) if round(frame.rotation / 90) % 2 else (height, width)
+def _places(seconds: Fraction, rate: Fraction) -> int:
+    """How many frames at a rate begin within some seconds, which may be rounded."""
+    return max(1, ceil(seconds * rate - Fraction(1, 10)))
 
 
-def _fit(
-    frame: VideoFrame, size: HeightWidth, scaler: VideoReformatter
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture upright, scaled to cover `size` and cropped at the centre.
+def _exact(fps: float) -> Fraction:
+    """A rate such as 30000/1001, which floats only approximate."""
+    return Fraction(fps).limit_denominator(10**6)
 
-    One `scaler` for all frames of a file keeps its tables: four times faster.
-    """
-    height, width = _upright(size, frame)
-    scale = max(height / frame.height, width / frame.width)
-    tall = max(height, round(frame.height * scale))
-    wide = max(width, round(frame.width * scale))
-    method = (Interpolation.AREA if scale < 1 else Interpolation.BICUBIC) | _EXACT
-    scaled = scaler.reformat(frame, wide, tall, "rgb24", interpolation=method)
-    top, left = (tall - height) // 2, (wide - width) // 2
-    cropped = scaled.to_ndarray()[top : top + height, left : left + width]
-    return np.ascontiguousarray(np.rot90(cropped, round(frame.rotation / 90)))
+
+def _step(stream: VideoStream) -> Fraction:
+    """Seconds from a frame to the next where the file does not say."""
+    return 1 / (stream.guessed_rate or stream.average_rate or Fraction(25))
+
+
+def _time(container: InputContainer, item: VideoFrame | Packet) -> Fraction | None:
+    """When a frame is shown, in seconds. AVI knows only in which order to decode."""
+    stamp = item.dts if container.format.name == "avi" else item.pts
+    return None if stamp is None or not item.time_base else stamp * item.time_base
+
+
+def _duration(
+    container: InputContainer, item: VideoFrame | Packet, step: Fraction
+) -> Fraction:
+    if container.format.name == "avi" or not item.duration or not item.time_base:
+        return step
+    return item.duration * item.time_base
 
 
 def _to_yuv(pixels: UInt8[np.ndarray, "h w 3"], scaler: VideoReformatter) -> VideoFrame:
@@ -303,5 +306,5 @@ def _to_yuv(pixels: UInt8[np.ndarray, "h w 3"], scaler: VideoReformatter) -> Vid
         format="yuv420p",
         dst_colorspace=Colorspace.ITU709,
         dst_color_range=ColorRange.MPEG,
-        interpolation=Interpolation.BICUBIC | _EXACT,
+        interpolation=Interpolation.BICUBIC | EXACT,
     )

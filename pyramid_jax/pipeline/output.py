@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from pyramid_jax.data import pictures, video_io
-from pyramid_jax.data.video_io import to_uint8
+from pyramid_jax.data.pixels import to_uint8
 
 KINDS = ("uint8", "float32", "pil")  # of frames
 VIEW = 256  # pixels of a small video's smaller side in a notebook

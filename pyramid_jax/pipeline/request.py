@@ -10,17 +10,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Key, UInt8
+from jaxtyping import Key, Shaped, UInt8
 from PIL import Image
 
 from pyramid_jax.data.pictures import fit_picture, read_picture
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import presets
 from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.shapes import Array
 
 logger = logging.getLogger(__name__)
 
-Picture = str | Path | Image.Image | UInt8[np.ndarray, "_ _ 3"]
+Picture = str | Path | Image.Image | Shaped[Array, "..."]
 Steps = int | Sequence[int]  # Euler steps of every stage, the same number or one each
 SEEDS = 2**31
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.config import build
-from pyramid_jax.data.video_io import to_model
+from pyramid_jax.data.pixels import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 
 from pyramid_jax import sharding
 from pyramid_jax.config import check_entries
-from pyramid_jax.data.video_io import to_model
+from pyramid_jax.data.pixels import to_model
 from pyramid_jax.models import discriminator, vae
 from pyramid_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pyramid_jax.models.lpips import LPIPS, LPIPSConfig, initialise_lpips

@@ -18,7 +18,8 @@ from pyramid_jax import sharding
 from pyramid_jax.checkpoint import loss_tables
 from pyramid_jax.config import build
 from pyramid_jax.data.pictures import write_contact_sheet
-from pyramid_jax.data.video_io import to_model, to_uint8, write_video
+from pyramid_jax.data.pixels import to_model, to_uint8
+from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import DiscriminatorConfig

@@ -13,8 +13,9 @@ from pyramid_jax import layout, pyramid
 from pyramid_jax.data.examples import drops_caption, stage_of
 from pyramid_jax.data.loader import batches, longest
 from pyramid_jax.data.manifest import Record
-from pyramid_jax.data.source import ArrayCache
-from pyramid_jax.data.video_io import nearest_size, read_video, to_model
+from pyramid_jax.data.pixels import to_model
+from pyramid_jax.data.source import ArrayCache, nearest_size
+from pyramid_jax.data.video_io import read_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.shapes import Rows
 from tests.packed import (
@@ -194,7 +195,7 @@ def test_the_nearest_size_is_the_same_for_tall_and_wide_pictures(tmp_path):
     sizes = ((16, 16), (16, 32), (32, 16))
     for size in sizes:
         record = write_clips(tmp_path, 1, size=(size[0], size[1] - 2))[0]
-        assert nearest_size(sizes, record.path) == size
+        assert nearest_size(sizes, record) == size
 
 
 # ------------------------------------------------------------------------------ budgets

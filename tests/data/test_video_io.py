@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 from einops import reduce, repeat
-from PIL import Image
 
 from pyramid_jax.data import video_io
 
@@ -92,45 +91,18 @@ def test_pictures_cover_the_size_and_are_cropped_at_the_centre(tmp_path, upright
     assert_colour(video[:, 2:-2, 2:-2], GREEN)
 
 
-def test_a_shrunk_picture_is_averaged(tmp_path):
-    """Every 8 x 8 block of a checkerboard of single pixels has the same mean."""
-    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    Image.fromarray(repeat(board, "h w -> h w 3")).save(tmp_path / "board.png")
-    small = video_io.read_image(tmp_path / "board.png", (8, 8))
-    assert np.abs(small.astype(int) - 127).max() <= 2
-
-
-def test_an_image_keeps_its_pixels_at_its_own_size(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    read = video_io.read_image(str(tmp_path / "a.png"), (6, 10))
-    np.testing.assert_array_equal(read, picture)
-
-
-def test_a_photograph_taken_sideways_is_turned_upright(tmp_path):
-    orientation, turn_clockwise = 0x112, 6
-    image = Image.fromarray(stripes(RED, BLUE))
-    image.getexif()[orientation] = turn_clockwise
-    image.save(tmp_path / "a.jpg", exif=image.getexif(), quality=95)
-    read = video_io.read_image(tmp_path / "a.jpg", (64, 32))
-    assert_colour(read[4:28, 4:-4], RED)
-    assert_colour(read[36:60, 4:-4], BLUE)
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"video .*none\.mp4 is not a file"):
         video_io.read_video(tmp_path / "none.mp4", (8, 8), 1, 8)
-    with pytest.raises(ValueError, match=r"image .*none\.png is not a file"):
-        video_io.read_image(tmp_path / "none.png", (8, 8))
 
 
 def test_a_broken_file_is_named(tmp_path, clip):
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"cut\.mp4 cannot be decoded as video"):
         video_io.read_video(tmp_path / "cut.mp4", (8, 8), 1, 8)
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.png cannot be decoded as image"):
-        video_io.read_image(tmp_path / "text.png", (8, 8))
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(ValueError, match=r"text\.mp4 cannot be decoded as video"):
+        video_io.video_info(tmp_path / "text.mp4")
 
 
 def test_a_file_of_sound_only_is_named(tmp_path):
@@ -148,7 +120,7 @@ def test_a_file_of_sound_only_is_named(tmp_path):
     ("size", "frames", "fps"), [((0, 8), 1, 8), ((8, 8), 0, 8), ((8, 8), 1, 0)]
 )
 def test_an_impossible_request_is_refused(clip, size, frames, fps):
-    with pytest.raises(ValueError, match="expected a positive height"):
+    with pytest.raises(ValueError, match=r"expected a positive|ask for one"):
         video_io.read_video(clip, size, frames, fps)
 
 
@@ -192,18 +164,3 @@ def test_a_lower_crf_spends_more_bytes(tmp_path):
         video_io.write_video(tmp_path / f"{crf}.mp4", video, 8, crf=crf)
     good, bad = ((tmp_path / f"{crf}.mp4").stat().st_size for crf in (10, 40))
     assert good > 2 * bad
-
-
-def test_model_pixels_round_trip_exactly_and_are_clamped():
-    pixels = np.arange(256, dtype=np.uint8)
-    values = video_io.to_model(pixels)
-    assert values.dtype == np.float32 and (values.min(), values.max()) == (-1, 1)
-    np.testing.assert_array_equal(video_io.to_uint8(values), pixels)
-    np.testing.assert_array_equal(video_io.to_uint8(np.array([-3.0, 3.0])), [0, 255])
-    # Half a step of 1/127.5 more or less is rounded to the nearest pixel.
-    np.testing.assert_array_equal(
-        video_io.to_uint8(values[1:-1] + 0.0035), pixels[1:-1]
-    )
-    np.testing.assert_array_equal(
-        video_io.to_uint8(values[1:-1] - 0.0035), pixels[1:-1]
-    )

@@ -12,13 +12,9 @@ import pytest
 
 from launch import moving_shapes, reconstruct
 from pyramid_jax import sharding
-from pyramid_jax.data.video_io import (
-    read_image,
-    to_model,
-    to_uint8,
-    video_info,
-    write_video,
-)
+from pyramid_jax.data.pictures import read_picture
+from pyramid_jax.data.pixels import to_model, to_uint8
+from pyramid_jax.data.video_io import video_info, write_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
@@ -140,7 +136,7 @@ def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
     one = np.full((1, 4, 6, 3), 100, np.uint8)
     result = reconstruct.Reconstruction(one, one + 10, [28.1], [0.9])
     reconstruct.write(tmp_path / "a" / "out.png", result, 1)
-    picture = read_image(tmp_path / "a" / "out.png", (4, 18))
+    picture = read_picture(tmp_path / "a" / "out.png", (4, 18))
     np.testing.assert_array_equal(picture[0, ::6, 0], [100, 110, 40])
     original, _ = reconstruct.read(tmp_path / "a" / "out.png", LATENT)
     assert original.shape == (1, 4, 18, 3)

@@ -16,7 +16,7 @@ import pytest
 from configs import tiny_vae, vae
 from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
-from pyramid_jax.data.video_io import to_model
+from pyramid_jax.data.pixels import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae as models
 from pyramid_jax.models.discriminator import DiscriminatorConfig
