@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video and image files keep their colours, their timing and their proportions."""
 
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
 import av
 import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
+from av.stream import Disposition
+from av.video.frame import VideoFrame
 from einops import reduce, repeat
+from PIL import Image
 
 from pyramid_jax.data import video_io
 
@@ -46,6 +53,11 @@ def test_a_written_file_is_h264_that_players_show_in_the_right_colours(clip):
         codec = container.streams.video[0].codec_context
         assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
         assert (codec.colorspace, codec.color_primaries, codec.color_trc) == (1, 1, 1)
+
+
+def test_the_index_of_a_written_file_comes_first(clip):
+    content = clip.read_bytes()
+    assert content.find(b"moov") < content.find(b"mdat")
 
 
 def test_colours_survive_a_round_trip(tmp_path):
@@ -89,6 +101,139 @@ def test_pictures_cover_the_size_and_are_cropped_at_the_centre(tmp_path, upright
     video = video_io.read_video(tmp_path / "a.mp4", (16, 16), 1, 8)
     assert video.shape == (1, 16, 16, 3)
     assert_colour(video[:, 2:-2, 2:-2], GREEN)
+
+
+def write_as(path: Path, codec: str, rate: int = 8, **choices: Any) -> Path:
+    """A file of 12 counted frames in some container; `times` are in 1 / `rate` s."""
+    times = choices.pop("times", range(12))
+    with av.open(str(path), "w", **choices) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width = stream.height = 32
+        for place, picture in zip(times, counting(12), strict=True):
+            frame = VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = place, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mkv", "libx264"),
+        ("a.webm", "libvpx-vp9"),
+        ("b.webm", "libvpx"),  # with packets that are not shown
+        ("a.avi", "libx264"),  # which has no times for B-frames, and counts fields
+        ("b.avi", "mpeg4"),
+        ("a.ts", "libx264"),  # which does not begin at 0
+        ("a.flv", "libx264"),
+        ("a.h264", "libx264"),  # which has no times at all
+    ],
+)
+def test_any_container_is_read_to_its_end(tmp_path, name, codec):
+    path = write_as(tmp_path / name, codec)
+    assert video_io.video_info(path) == (32, 32, 12, 8.0)
+    shown = list(video_io.video_frames(path, (32, 32), 8))
+    assert counted(np.stack(shown)) == list(range(12))
+    last = video_io.read_video(path, (32, 32), 4, 8, place=1.0)
+    np.testing.assert_array_equal(last, shown[-4:])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_animations_are_videos(tmp_path, kind):
+    first, *others = (Image.fromarray(frame) for frame in counting(12))
+    path = tmp_path / f"a.{kind.lower()}"
+    first.save(path, kind, save_all=True, append_images=others, duration=120)
+    assert video_io.video_info(path) == (32, 32, 12, 25 / 3)
+    assert counted(video_io.read_video(path, (32, 32), 12, 25 / 3)) == list(range(12))
+
+
+def test_frames_that_an_edit_list_cuts_off_are_not_read(tmp_path, clip):
+    """As after a cut without encoding: what comes before 0 is stored but not shown."""
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "a.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.pts -= 3 * packet.duration
+                packet.dts -= 3 * packet.duration
+                packet.stream = stream
+                target.mux(packet)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].frames == 12
+    assert video_io.video_info(tmp_path / "a.mp4") == (32, 32, 9, 8.0)
+    shown = video_io.read_video(tmp_path / "a.mp4", (32, 32), 9, 8)
+    assert counted(shown) == list(range(3, 12))
+
+
+def test_a_header_with_a_wrong_rate_is_not_believed(tmp_path):
+    """Recorders of browsers write 1,000 frames per second."""
+    times = [125 * place + place % 2 for place in range(12)]
+    path = write_as(tmp_path / "a.mkv", "libx264", rate=1000, times=times)
+    height, width, frames, fps = video_io.video_info(path)
+    assert (height, width, frames) == (32, 32, 12) and fps == pytest.approx(8, rel=0.1)
+    assert len(list(video_io.video_frames(path, (32, 32), fps))) == 12
+
+
+def test_times_that_run_backwards_are_replaced(tmp_path):
+    """Two recordings in one file: the second begins at 0 again."""
+    path = write_as(tmp_path / "a.ts", "mpeg2video", rate=25)
+    (tmp_path / "two.ts").write_bytes(2 * path.read_bytes())
+    shown = list(video_io.video_frames(tmp_path / "two.ts", (32, 32), 25))
+    assert counted(np.stack(shown)) == 2 * list(range(12))
+
+
+def test_packets_that_promise_too_much_are_not_believed(clip, monkeypatch):
+    monkeypatch.setattr(
+        video_io, "_length", lambda _: video_io._Length(20, Fraction(3))
+    )
+    shown = video_io.read_video(clip, (16, 16), 4, 8, place=1.0)
+    assert counted(shown) == [8, 9, 10, 11]
+
+
+def test_a_cover_is_no_video(tmp_path, clip):
+    with av.open(str(tmp_path / "a.mkv"), "w") as target, av.open(str(clip)) as source:
+        cover = target.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 64
+        cover.pix_fmt, cover.disposition = "yuvj420p", Disposition.attached_pic
+        stream = target.add_stream_from_template(source.streams.video[0])
+        target.mux(cover.encode(VideoFrame(64, 64, "yuvj420p")))
+        target.mux(cover.encode(None))
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    assert video_io.video_info(tmp_path / "a.mkv") == (32, 32, 12, 8.0)
+
+
+def test_names_in_a_file_may_be_of_another_time(tmp_path):
+    path = write_as(
+        tmp_path / "a.avi", "mpeg4", metadata_encoding="latin-1", options={}
+    )
+    old = path.read_bytes().replace(b"Lavf", b"L\xf6wf")
+    path.write_bytes(old)
+    assert video_io.video_info(path).frames == 12
+
+
+def test_a_damaged_file_is_named_or_read(tmp_path):
+    """Truncations and changed bytes give frames or a `ValueError`, nothing else."""
+    draw = np.random.default_rng(0)
+    kinds = (("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"))
+    whole = [write_as(tmp_path / name, codec).read_bytes() for name, codec in kinds]
+    path = tmp_path / "damaged"
+    outcomes = set()
+    for number in range(120):
+        content = bytearray(whole[number % 3])
+        if number % 4 == 0:
+            del content[draw.integers(len(content)) :]
+        for place in draw.integers(len(content), size=5) if content else ():
+            content[place] = draw.integers(256)
+        path.write_bytes(content)
+        try:
+            outcomes.add(video_io.read_video(path, (16, 16), 4, 8, place=0.5).shape)
+        except ValueError as error:
+            assert str(path) in str(error)
+            outcomes.add(str(error))
+    assert (4, 16, 16, 3) in outcomes and len(outcomes) > 2
 
 
 def test_a_missing_file_is_named(tmp_path):
