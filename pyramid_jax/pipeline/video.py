@@ -79,8 +79,8 @@ class VideoPipeline:
         Args:
             output: kind of the frames: "uint8", "float32" in [0, 1], or "pil".
             callback_on_step_end: is called with a `denoise.Progress` after every step.
-            image: the first frame of image-to-video: a path, a PIL image or 8-bit
-                pixels, scaled to cover the size and cropped.
+            image: the first frame of image-to-video: a path, a PIL image or an array
+                (uint8, or floats in [0, 1]), scaled to cover the size and cropped.
             negative_prompt: what guidance steers away from; one for all prompts, or
                 one each; None: "", or what is recommended for the released models.
             height, width: in pixels.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,7 +73,14 @@ def test_images_may_be_paths_pictures_or_pixels(model: VideoPipeline, tmp_path: 
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "first.png")
-    kinds = pixels, picture, tmp_path / "first.png", str(tmp_path / "first.png")
+    files = tmp_path / "first.png", str(tmp_path / "first.png")
+    kinds = (
+        pixels,
+        picture,
+        (pixels / 255).astype(np.float32),
+        jnp.asarray(pixels),
+        *files,
+    )
     one, *others = (model.request("a", image=x, **SIZE).image for x in kinds)
     assert one is not None and one.shape == (32, 32, 3)
     for other in others:

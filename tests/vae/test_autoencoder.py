@@ -5,10 +5,12 @@ import json
 from functools import partial
 from pathlib import Path
 
+import av
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
 from launch import moving_shapes, reconstruct
 from pyramid_jax import sharding
@@ -130,6 +132,19 @@ def test_a_reconstruction_of_a_file_is_written_and_judged(small, tmp_path):
     assert video_info(tmp_path / "out.mp4") == (12, 48, 7, 8.0)
     assert "mean" in reconstruct.table(result).splitlines()[-1]
     assert json.dumps(result.psnr)
+
+
+def test_a_reconstruction_takes_the_frames_that_there_are(tmp_path: Path):
+    clip = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
+    with av.open(str(tmp_path / "in.avi"), "w") as container:  # counts fields
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 16
+        for picture in clip:
+            container.mux(stream.encode(VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode(None))
+    for wanted, count in ((None, 9), (20, 9), (4, 3)):
+        pixels, fps = reconstruct.read(tmp_path / "in.avi", LATENT, wanted)
+        assert len(pixels) == LATENT.longest(count) and fps == 8
 
 
 def test_a_reconstruction_of_a_picture_shows_its_difference(tmp_path: Path):
