@@ -53,9 +53,9 @@ def draw(key: jax.Array, rows: Rows) -> Draws:
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         level, corruption, z = jax.random.split(key, 3)
         return (
-            jax.random.uniform(level, (s,)),
-            jax.random.uniform(corruption, (s,)),
-            jax.random.normal(z, (n, p)),
+            jax.random.uniform(level, (s,), jnp.float32),
+            jax.random.uniform(corruption, (s,), jnp.float32),
+            jax.random.normal(z, (n, p), jnp.float32),
         )
 
     return Draws(*jax.vmap(one)(jax.random.split(key, rows.clean.shape[0])))
