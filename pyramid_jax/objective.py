@@ -6,7 +6,7 @@ from a key per row: a loss depends on neither the number of hosts nor that of de
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,11 @@ class Losses(NamedTuple):
     loss: Float[jax.Array, ""]
     stage_sum: Float[jax.Array, "stages"]
     stage_count: Float[jax.Array, "stages"]
+
+    @property
+    def weight(self) -> Any:
+        """The number of segments, over which the loss is a mean; a float32 scalar."""
+        return self.stage_count.sum()
 
 
 def draw(key: jax.Array, rows: Rows) -> Draws:

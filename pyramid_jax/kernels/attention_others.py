@@ -147,7 +147,7 @@ def _matrix(
     sees = jax.vmap(seen)(rows, columns)
     blind = ~sees.any(axis=2)
     sees = fill(sees, {1: size, 2: key_size or size})
-    first = jnp.arange(sees.shape[2])[None, None] == 0
+    first = jnp.arange(sees.shape[2], dtype=jnp.int32)[None, None] == 0
     return sees | (~sees.any(axis=2, keepdims=True) & first), blind
 
 

@@ -27,7 +27,7 @@ from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
 from pyramid_jax.pipeline.output import VideoOutput, check_kind, collect_frames
 from pyramid_jax.pipeline.presets import Preset, latent_shape, presets_of
 from pyramid_jax.pipeline.prompts import PromptEncoder
-from pyramid_jax.pipeline.request import Picture, Steps, VideoRequest, resolve
+from pyramid_jax.pipeline.request import Picture, VideoRequest, resolve
 from pyramid_jax.sampler import KeyedNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
