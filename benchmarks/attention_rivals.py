@@ -16,7 +16,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from pyramid_jax.kernels.attention import BACKENDS, OTHERS, attention
+from benchmarks.attention_libraries import LIBRARIES
+from pyramid_jax.kernels.attention import BACKENDS, attention
 from pyramid_jax.kernels.visits import fill
 from pyramid_jax.mask import TokenMask
 
@@ -30,7 +31,7 @@ NEEDS = {
     "flex": "gpu",
 }
 OF_TORCH = ("flex", "sdpa")
-NAMES = (*BACKENDS, *OTHERS, "jax_pallas", *OF_TORCH)
+NAMES = (*BACKENDS, *LIBRARIES, "jax_pallas", *OF_TORCH)
 BLOCK = 128  # tokens, of JAX's own Pallas kernel
 
 Values = Float[np.ndarray, "b l heads dim"]
@@ -76,6 +77,8 @@ def rival(name: str, problem: Problem) -> Rival:
         return _of_torch(name, problem, device)
     if name == "jax_pallas":
         return _of_jax(_segments_only, problem, without_frames(problem))
+    if name in LIBRARIES:
+        return _of_jax(LIBRARIES[name], problem, problem.mask)
     if name not in NAMES:
         raise ValueError(f"no implementation {name!r}; there are {NAMES}")
     return _of_jax(lambda *x: attention(*x, name), problem, problem.mask)

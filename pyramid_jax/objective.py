@@ -6,7 +6,7 @@ from a key per row: a loss depends on neither the number of hosts nor that of de
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,11 @@ class Losses(NamedTuple):
     stage_sum: Float[jax.Array, "stages"]
     stage_count: Float[jax.Array, "stages"]
 
+    @property
+    def weight(self) -> Any:
+        """The number of segments, over which the loss is a mean; a float32 scalar."""
+        return self.stage_count.sum()
+
 
 def draw(key: jax.Array, rows: Rows) -> Draws:
     """Independent draws for every row of a batch, from one key."""
@@ -53,9 +58,9 @@ def draw(key: jax.Array, rows: Rows) -> Draws:
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         level, corruption, z = jax.random.split(key, 3)
         return (
-            jax.random.uniform(level, (s,)),
-            jax.random.uniform(corruption, (s,)),
-            jax.random.normal(z, (n, p)),
+            jax.random.uniform(level, (s,), jnp.float32),
+            jax.random.uniform(corruption, (s,), jnp.float32),
+            jax.random.normal(z, (n, p), jnp.float32),
         )
 
     return Draws(*jax.vmap(one)(jax.random.split(key, rows.clean.shape[0])))

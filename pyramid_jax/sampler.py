@@ -161,9 +161,8 @@ class KeyedNoise:
 
         def one(key: jax.Array, stage: int) -> jax.Array:
             key = jax.random.fold_in(jax.random.fold_in(key, unit), stage)
-            return jax.random.normal(
-                key, (frames, h >> last - stage, w >> last - stage, c)
-            )
+            shape = frames, h >> last - stage, w >> last - stage, c
+            return jax.random.normal(key, shape, jnp.float32)
 
         white = [jax.vmap(partial(one, stage=k))(keys) for k in range(self.stages)]
         jumps = tuple(pyramid.block_noise(z, self.gamma) for z in white[1:])
@@ -309,9 +308,9 @@ def sample(
 
     if first_frame is None:
         rows = text.segment.shape[0] // (1 if scales is None else 2)
-        empty = jnp.zeros((rows, 1, h, w, c))
+        empty = jnp.zeros((rows, 1, h, w, c), jnp.float32)
         first_frame = sample_unit(empty, Unit(0, 1), 1)
-    later = jnp.zeros((first_frame.shape[0], t - 1, h, w, c))
+    later = jnp.zeros((first_frame.shape[0], t - 1, h, w, c), jnp.float32)
     video = jnp.concatenate([first_frame.astype(jnp.float32), later], axis=1)
     for begin, end in spans_of_units:
         video = sample_span(video, begin, end)

@@ -134,9 +134,14 @@ def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     )
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The axes of the mesh that divide an axis of arrays."""
+    return _names(spec((axis,))[0])
+
+
 def parts(axis: str, mesh: Mesh | AbstractMesh) -> int:
     """How many devices divide an axis of arrays among them."""
-    return math.prod(mesh.shape[name] for name in _names(spec((axis,))[0]))
+    return math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
 
 def shares(axis: str) -> int:

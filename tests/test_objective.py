@@ -8,8 +8,9 @@ import pytest
 
 from pyramid_jax import layout, objective, pyramid
 from pyramid_jax.layout import Layout
-from pyramid_jax.objective import Draws
+from pyramid_jax.objective import Draws, Losses
 from pyramid_jax.shapes import Rows, Text, Tokens
+from pyramid_jax.training.step import gradients
 
 STAGES = pyramid.stages()
 LEVELS = pyramid.levels(
@@ -189,6 +190,20 @@ def test_rows_without_segments_have_no_loss():
     target = jnp.asarray(ROWS.clean)
     losses = objective.squared_error(target + 1, target, empty, 3)
     assert losses.loss == 0.0 and losses.stage_count.sum() == 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_rows_with_fewer_segments_weigh_less_in_any_microbatches(parts: int):
+    def loss(scale: jax.Array, rows: Rows, _: jax.Array) -> tuple[jax.Array, Losses]:
+        ones = jnp.ones_like(rows.clean)
+        losses = objective.squared_error(scale * rows.clean, ones, rows, 3)
+        return losses.loss, losses
+
+    rows = jax.tree.map(jnp.asarray, ROWS)
+    whole = jax.grad(loss, has_aux=True)(0.3, rows, None)[0]
+    value, losses, gradient = gradients(loss, 0.3, rows, jax.random.key(0), parts)
+    assert value == pytest.approx(float(losses.stage_sum.sum()) / 5, rel=1e-6)
+    assert gradient == pytest.approx(float(whole), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------- draws

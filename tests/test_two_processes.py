@@ -14,10 +14,10 @@ from launch.moving_shapes import write_dataset
 from pyramid_jax.pipeline import video
 
 PROCESS = """
-import sys, jax
+import json, sys, jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
-address, rank, manifest, workdir, steps = sys.argv[1:]
+address, rank, manifest, workdir, steps, mesh = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 
@@ -26,19 +26,19 @@ from pyramid_jax.train import train
 
 cfg = tiny.get_config("smoke")
 cfg.data.update(manifest=manifest, batch=8)
-cfg.mesh.update(data=2, fsdp=2)
+cfg.mesh.update(json.loads(mesh))
 cfg.loop.steps = int(steps)
 cfg.prompts = ("a red circle moves left", "a green ring moves up")
 train(cfg, workdir)
 """
 
 
-def two_processes(manifest: Path, workdir: Path, steps: int) -> None:
-    """Trains to a number of steps; fails with the output of the process that failed."""
+def two_processes(manifest: Path, workdir: Path, steps: int, **mesh: int) -> list[str]:
+    """Trains to a number of steps; what the processes said that failed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    arguments = manifest, workdir, steps
+    arguments = manifest, workdir, steps, json.dumps(mesh)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, *map(str, (rank, *arguments))],
@@ -53,16 +53,19 @@ def two_processes(manifest: Path, workdir: Path, steps: int) -> None:
     finally:
         for process in processes:
             process.kill()
-    for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text[-3000:]
+    return [
+        text[-3000:]
+        for process, text in zip(processes, said, strict=True)
+        if process.returncode
+    ]
 
 
 def test_two_processes_train_save_and_continue_one_model(tmp_path: Path):
     manifest = write_dataset(tmp_path / "shapes", 16, seed=1)
     run = tmp_path / "run"
-    two_processes(manifest, run, steps=2)
+    assert not two_processes(manifest, run, steps=2, data=2, fsdp=2)
     first = video.load(run / "model")
-    two_processes(manifest, run, steps=3)
+    assert not two_processes(manifest, run, steps=3, data=2, fsdp=2)
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
@@ -71,3 +74,11 @@ def test_two_processes_train_save_and_continue_one_model(tmp_path: Path):
         lambda a, b: not np.array_equal(a, b), first.params, last.params
     )
     assert any(jax.tree.leaves(moved))
+
+
+def test_processes_that_share_rows_are_refused(tmp_path: Path):
+    manifest = write_dataset(tmp_path / "shapes", 8, seed=1)
+    said = two_processes(manifest, tmp_path / "run", steps=2, data=1, tensor=4)
+    assert len(said) == 2
+    for text in said:
+        assert "the mesh's axis 'tensor' of 4 devices spans processes" in text

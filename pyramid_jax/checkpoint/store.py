@@ -2,10 +2,11 @@
 """Checkpoints of a training run: written in the background, restored onto any mesh.
 
 Weights, average, optimizer, counters, position in the data and config are separate
-items of a checkpoint, so that sampling reads the average alone.
+items of a checkpoint.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,11 +15,14 @@ import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from grain.checkpoint import CheckpointRestore, CheckpointSave
-from jax.sharding import SingleDeviceSharding
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
 
 State = TypeVar("State")  # a NamedTuple of arrays and trees of arrays
 
 COUNTERS, DATA, CONFIG = "counters", "data", "config"
+DAMAGED = ".damaged"
 
 
 class Resumable(Protocol):
@@ -69,74 +73,69 @@ class Store:
         items[CONFIG] = ocp.args.JsonSave(self.config)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(
-        self, like: State, data: Resumable | None = None, step: int | None = None
-    ) -> State:
-        """The state of a checkpoint (default: the newest), laid out as `like`.
+    def restore(self, like: State, data: Resumable | None = None) -> State:
+        """The state of the newest checkpoint that is whole, laid out as `like`.
+
+        Newer ones that are damaged get the suffix `DAMAGED`; a warning names them.
 
         Args:
             like: a state, or its `jax.ShapeDtypeStruct`s with shardings, of any mesh.
             data: the iterator that is set to where it was when the checkpoint was made.
 
         Raises:
-            ValueError: there is no such checkpoint, or it is of another config.
+            ValueError: no checkpoint is whole, or that one is of another config.
         """
         self._manager.wait_until_finished()
-        path = _checkpoint(self.folder, step)
-        stored = restore_config(self.folder, int(path.name))
-        if differing := _differences(stored, self.config):
-            raise ValueError(
-                f"checkpoint {path} is of another config: {'; '.join(differing)}. "
-                "Continue with the checkpoint's values, or train in another folder"
-            )
+        damaged: dict[Path, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                config, state = self._read(step, like, data)
+            except Exception as error:  # Orbax has no class for damage
+                damaged[self.folder / str(step)] = error
+                continue
+            if differing := _differences(config, self.config):
+                raise ValueError(
+                    f"checkpoint {self.folder / str(step)} is of another config: "
+                    f"{'; '.join(differing)}. Continue with the checkpoint's values, "
+                    "or train in another folder"
+                )
+            self._set_aside(damaged)
+            return state
+        reasons = [f"{path.name} is damaged ({why})" for path, why in damaged.items()]
+        raise ValueError(
+            f"{self.folder} holds no checkpoint that is whole "
+            f"{'; '.join(reasons)}; copy one there, or train in another folder"
+        )
+
+    def close(self) -> None:
+        """Waits until all checkpoints are written."""
+        self._manager.close()
+
+    def _read(
+        self, step: int, like: Any, data: Resumable | None
+    ) -> tuple[dict[str, Any], Any]:
+        """The config and the state of one checkpoint."""
         items: dict[str, Any] = {
             name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
             for name, tree in _items(like).items()
         }
         if data is not None:
             items[DATA] = CheckpointRestore(_Position(data))
-        restored = self._manager.restore(
-            int(path.name), args=ocp.args.Composite(**items)
-        )
-        trees = {name: restored[name] for name in items if name != DATA}
-        named: Any = like
-        return named._replace(**trees.pop(COUNTERS), **trees)
+        items[CONFIG] = ocp.args.JsonRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        trees = {n: restored[n] for n in items if n not in (DATA, CONFIG)}
+        return restored[CONFIG], like._replace(**trees.pop(COUNTERS), **trees)
 
-    def close(self) -> None:
-        """Waits until all checkpoints are written."""
-        self._manager.close()
-
-
-def restore_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
-    """The config that a checkpoint (default: the newest) was made with.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(_checkpoint(folder, step) / CONFIG)
-
-
-def restore_params(
-    folder: str | Path, like: Any = None, item: str = "ema", step: int | None = None
-) -> Any:
-    """One item of a checkpoint (default: the average of the newest), for sampling.
-
-    Args:
-        like: the item's shapes with shardings; None: on this host's first device.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    path: Any = _checkpoint(folder, step) / item
-    if like is None:
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            ocp.StandardCheckpointHandler().metadata(path).tree,
-        )
-    with ocp.StandardCheckpointer() as reader:
-        return reader.restore(path, jax.tree.map(_abstract, like))
+    def _set_aside(self, damaged: Mapping[Path, Exception]) -> None:
+        """Renames checkpoints, whose steps will be written again."""
+        for path, error in damaged.items():
+            aside = path.with_name(path.name + DAMAGED)
+            logger.warning("checkpoint %s is damaged (%s): see %s", path, error, aside)
+            if jax.process_index() == 0:
+                path.rename(aside)
+        if damaged:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
 
 
 class _Position:
@@ -165,20 +164,6 @@ def _items(state: Any) -> dict[str, Any]:
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _checkpoint(folder: str | Path, step: int | None) -> Path:
-    """The folder of one checkpoint among those in `folder`."""
-    folder = Path(folder).absolute()
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-    if not steps:
-        raise ValueError(
-            f"{folder} holds no checkpoint; train first, or give the folder that a "
-            "training run wrote its checkpoints to"
-        )
-    if step is not None and step not in steps:
-        raise ValueError(f"{folder} holds no checkpoint of step {step}; it has {steps}")
-    return folder / str(steps[-1] if step is None else step)
 
 
 def _differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

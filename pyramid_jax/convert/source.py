@@ -8,14 +8,12 @@ PyTorch. The SD3-style model has three text encoders, miniFLUX two. Names, types
 shapes come from the headers of files: opening a folder reads no weights.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import jax
 import numpy as np
 
@@ -35,7 +33,6 @@ from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import EncoderConfig
 
 DIT, VAE = "diffusion_transformer", "causal_video_vae"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 DTYPE = "bfloat16"  # in which the released models run
 NetworkConfig = DiTConfig | VAEConfig | EncoderConfig
 
@@ -125,36 +122,6 @@ class ReleasedModel:
         self.problems += [f"{name}: {problem}" for problem in problems]
         self.networks[name] = network
         return network
-
-
-def released_folder(name: str | Path, variant: str | None = None) -> Path:
-    """The folder itself, or the files of a model of the hub like "owner/model".
-
-    Args:
-        variant: the transformer to download; None: all of them.
-
-    Raises:
-        ValueError: there is no such folder, and no such model can be downloaded.
-    """
-    if (path := Path(name)).is_dir():
-        return path
-    parts = (variant or f"{DIT}_*", VAE, "text_encoder*", "tokenizer*")
-    patterns = [f"{part}/*" for part in parts]
-    if not HUB_NAME.fullmatch(str(name)):
-        raise ValueError(
-            f"{name} is no folder, and no name of a model of the hub (owner/model); "
-            "give the folder of a released model, or its name"
-        )
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(str(name), allow_patterns=patterns)
-        )
-    except OSError as error:  # of the network, or a refusal of the hub
-        raise ValueError(
-            f"{name} is no folder here, and can't be downloaded ({error}). Download "
-            f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
-            "a network, keep their folders, and give the folder that holds these"
-        ) from error
 
 
 def open_released(source: ReleasedFolder) -> ReleasedModel:

@@ -18,13 +18,13 @@ from pyramid_jax import pyramid
 from pyramid_jax.config import check_entries
 from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.pixels import HeightWidth, to_model
-from pyramid_jax.data.precompute import read_latent, stored_features
 from pyramid_jax.data.source import (
     ArrayCache,
     SourceConfig,
     nearest_size,
     read_pixels,
 )
+from pyramid_jax.data.stored import read_latent, stored_features
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
@@ -220,7 +220,7 @@ def pixel_latent(
 def stored_latent(
     cfg: LatentConfig, frames: int, record: Record, size: HeightWidth
 ) -> Float[np.ndarray, "t h w c"]:
-    """The normalised latent that `data.precompute` stored for a record.
+    """The normalised latent that launch.prepare stored for a record.
 
     Args:
         frames: latent frames of a video; longer ones are cut.

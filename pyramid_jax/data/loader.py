@@ -28,8 +28,8 @@ from pyramid_jax.data.examples import (
 )
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.pixels import HeightWidth
-from pyramid_jax.data.precompute import check_features
 from pyramid_jax.data.source import ArrayCache, in_advance, read_examples
+from pyramid_jax.data.stored import check_features
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.layout import Segment
 from pyramid_jax.shapes import Rows
@@ -48,7 +48,7 @@ def batches(
 
     Args:
         tokenize: token ids of a caption, also of the empty one; picklable. None: the
-            records name stored features of their captions (`data.precompute`).
+            records name stored features of their captions (`data.stored`).
         folder: gets `skipped.jsonl`, a line for each file that could not be used.
         shard: index and count of the hosts; each has examples of its own.
         load: the latent of a record; picklable. None: as `latent_loader` says.

@@ -5,7 +5,7 @@
     {"image": "stills/00000.png", "text": "a lighthouse at dusk"}
 
 Paths are relative to the manifest's folder. A record may also name files that
-`data.precompute` made from it: "text_fea", features of its text, and "latent", its
+launch.prepare made from it: "text_fea", features of its text, and "latent", its
 latent. Other keys are ignored.
 """
 

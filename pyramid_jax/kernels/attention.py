@@ -10,7 +10,6 @@ from einops import rearrange
 from jaxtyping import Float
 
 from pyramid_jax.kernels.attention_blocks import blocks
-from pyramid_jax.kernels.attention_others import cudnn, splash, tokamax
 from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.exchange import AttentionFn, over_mesh
@@ -21,9 +20,7 @@ from pyramid_jax.mask import TokenMask, dense_mask
 
 logger = logging.getLogger(__name__)
 
-# Those of this project, and those of other libraries.
 BACKENDS = ("xla", "blocks", "pallas_tpu", "pallas_triton")
-OTHERS = ("cudnn", "splash", "tokamax")
 # perf: in shorter rows the loop over blocks costs more than it saves.
 SHORT = 512
 WIDEST = 128  # of the heads that the kernels' tiles are made for
@@ -42,7 +39,7 @@ def attention(
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        backend: one of BACKENDS or OTHERS; None takes the kernel of the device if it
+        backend: one of BACKENDS; None takes the kernel of the device if it
             passes a trial there, else "xla" or "blocks". Pallas kernels run on their
             device only; compiled for a CPU they are interpreted, exactly and slowly.
             All follow the mesh that is set.
@@ -66,10 +63,9 @@ def attention(
 
 def _form(backend: str, dim: int, tiles: Sizes | None) -> AttentionFn:
     """A backend as a function of each device's part of the arrays."""
-    if backend not in BACKENDS + OTHERS:
+    if backend not in BACKENDS:
         raise ValueError(
-            f"unknown attention backend {backend!r}; use one of {BACKENDS}, one of "
-            f"{OTHERS}, or None"
+            f"unknown attention backend {backend!r}; use one of {BACKENDS}, or None"
         )
     if backend in ("xla", "blocks"):
         plain = _xla if backend == "xla" else blocks
@@ -79,12 +75,6 @@ def _form(backend: str, dim: int, tiles: Sizes | None) -> AttentionFn:
             f"heads of width {dim} are too wide for {backend}, which takes up to "
             f"{WIDEST}; use the backend 'xla'"
         )
-    if backend == "cudnn":
-        return cudnn
-    if backend == "tokamax":
-        return tokamax
-    if backend == "splash":
-        return _interpreted_on_cpu(splash)
     kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
     sizes = None if tiles is None else Tiles.of(tiles)
     return _interpreted_on_cpu(functools.partial(kernel, tiles=sizes))
@@ -112,11 +102,9 @@ def _works(backend: str, dim: int, dtype: str) -> bool:
     why = failure(kernel, plain, dim, dtype)
     if why is not None:
         logger.warning(
-            "attention goes without %s, which failed its trial on this device (%s); "
-            "others to name are %s",
+            "attention goes without %s, which failed its trial on this device (%s)",
             backend,
             why,
-            OTHERS,
         )
     return why is None
 

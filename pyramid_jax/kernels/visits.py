@@ -87,7 +87,7 @@ def pairs(kind: Int[Array, "b _ _"]) -> BlockPairs:
     rows, _, others = kind.shape
     meets = kind != NONE
     alone = ~meets.any(axis=-1, keepdims=True)
-    listed = meets | (alone & (jnp.arange(others) == 0)[None, None])
+    listed = meets | (alone & (jnp.arange(others, dtype=jnp.int32) == 0)[None, None])
     order = jnp.argsort(~listed.ravel(), stable=True).astype(jnp.int32)
     entry = jnp.arange(order.size, dtype=jnp.int32)
     count = listed.sum(dtype=jnp.int32)
@@ -125,7 +125,7 @@ def _latest(
 ) -> Int[Array, "b blocks _"]:
     """The latest frame of each segment in each block."""
     bucket = jnp.where(segment < 0, -1, segment % BUCKETS)
-    member = bucket[..., None] == jnp.arange(BUCKETS)[None, None, None]
+    member = bucket[..., None] == jnp.arange(BUCKETS, dtype=jnp.int32)[None, None, None]
     # One off the limit, so that its negative exists and absence never meets absence.
     never = jnp.iinfo(jnp.int32).min + 2
     return jnp.where(member, frame[..., None], never).max(axis=2)

@@ -69,7 +69,7 @@ class CLIPEncoder(nn.Module):
         self.words = self.param("words", normal, (c.vocabulary, c.width))
         self.positions = self.param("positions", normal, (c.positions, c.width))
         order = jnp.zeros((1, 1), jnp.int32)
-        inputs = jnp.zeros((1, 1, c.width)), TokenMask(order, order)
+        inputs = jnp.zeros((1, 1, c.width), jnp.float32), TokenMask(order, order)
         block = CLIPBlock(c, parent=None)
         self.blocks = self.param(
             "blocks", lambda key: stacked(key, block, c.blocks, *inputs)
@@ -98,7 +98,9 @@ class CLIPEncoder(nn.Module):
 
     def mask(self, ids: Int[jax.Array, "b m"]) -> TokenMask:
         """A token sees itself and those before it."""
-        order = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        order = jnp.broadcast_to(
+            jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape
+        )
         return TokenMask(jnp.zeros_like(ids), order)
 
 

@@ -105,7 +105,7 @@ def instance_norm(x: Float[jax.Array, "b *_ c"]) -> Float[jax.Array, "b *_ c"]:
 
 def initialise_discriminator(cfg: DiscriminatorConfig, key: jax.Array) -> Any:
     """Fresh weights, in boxes that name their axes."""
-    video = jnp.zeros((1, *cfg.smallest, cfg.pixels))
+    video = jnp.zeros((1, *cfg.smallest, cfg.pixels), jnp.float32)
     return Discriminator(cfg).init(key, video)["params"]
 
 

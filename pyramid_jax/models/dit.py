@@ -267,8 +267,8 @@ class DiT(nn.Module):
         c = self.cfg
 
         def init(key: jax.Array) -> Any:
-            token = jnp.zeros((1, 1, c.width))
-            angle = jnp.zeros((1, streams, c.head_dim // 2))
+            token = jnp.zeros((1, 1, c.width), jnp.float32)
+            angle = jnp.zeros((1, streams, c.head_dim // 2), jnp.float32)
             order = jnp.zeros((1, streams), jnp.int32)
             inputs = (*[token] * streams, token, angle, TokenMask(order, order))
             return layers.stacked(key, block, count, *inputs)
@@ -278,10 +278,13 @@ class DiT(nn.Module):
 
 def initialise_dit(cfg: DiTConfig, key: jax.Array) -> Any:
     """Fresh weights, in boxes that name the axes of each."""
-    time, order = jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32)
-    patches, position = jnp.zeros((1, 1, cfg.patch_values)), jnp.zeros((1, 1, 3))
-    features = jnp.zeros((1, 1, cfg.text_width))
-    pooled = jnp.zeros((1, 1, cfg.pooled_width))
+    time, order = jnp.zeros((1, 1), jnp.float32), jnp.zeros((1, 1), jnp.int32)
+    patches, position = (
+        jnp.zeros((1, 1, cfg.patch_values), jnp.float32),
+        jnp.zeros((1, 1, 3), jnp.float32),
+    )
+    features = jnp.zeros((1, 1, cfg.text_width), jnp.float32)
+    pooled = jnp.zeros((1, 1, cfg.pooled_width), jnp.float32)
     tokens = Tokens(patches, position, order, order)
     text = Text(features, order, pooled)
     return DiT(cfg).init(key, tokens, time, text)["params"]

@@ -117,7 +117,7 @@ def distance(
 
 def initialise_lpips(cfg: LPIPSConfig, key: jax.Array) -> Any:
     """Fresh weights, in boxes that name their axes; only trained ones are of use."""
-    image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
+    image = jnp.zeros((1, SMALLEST, SMALLEST, 3), jnp.float32)
     return LPIPS(cfg).init(key, image, image)["params"]
 
 

@@ -59,7 +59,10 @@ class T5Encoder(nn.Module):
         self.distances = self.param(
             "distances", named(normal, (None, "heads")), distances
         )
-        inputs = jnp.zeros((1, 1, c.width)), jnp.zeros((1, c.heads, 1, 1))
+        inputs = (
+            jnp.zeros((1, 1, c.width), jnp.float32),
+            jnp.zeros((1, c.heads, 1, 1), jnp.float32),
+        )
         block = T5Block(c, parent=None)
         self.blocks = self.param(
             "blocks", lambda key: stacked(key, block, c.blocks, *inputs)

@@ -84,7 +84,7 @@ class TextBlock(nn.Module):
 
 def _order(segment: Int[jax.Array, "b m"]) -> Float[jax.Array, "b m"]:
     """The place of each token inside its segment, from 0."""
-    index = jnp.arange(segment.shape[1])[None, :]
+    index = jnp.arange(segment.shape[1], dtype=jnp.int32)[None, :]
     starts = jnp.concatenate(
         [jnp.ones_like(segment[:, :1], bool), segment[:, 1:] != segment[:, :-1]], axis=1
     )

@@ -132,8 +132,8 @@ def moments(raw: Float[jax.Array, "b t h w _"]) -> Moments:
 def initialise_vae(cfg: VAEConfig, key: jax.Array) -> Any:
     """Fresh weights of encoder and decoder, in boxes that name their axes."""
     side = cfg.spatial_factor
-    pixels = jnp.zeros((1, 1, side, side, cfg.pixels))
-    latents = jnp.zeros((1, 1, 1, 1, cfg.latent))
+    pixels = jnp.zeros((1, 1, side, side, cfg.pixels), jnp.float32)
+    latents = jnp.zeros((1, 1, 1, 1, cfg.latent), jnp.float32)
     first, second = jax.random.split(key)
     return {
         "encoder": Encoder(cfg).init(first, pixels)["params"],

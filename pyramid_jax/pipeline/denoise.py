@@ -78,7 +78,8 @@ def denoise(
     units = _units(shape[0], plan, first_frame is not None)
     count, stages = 1 + units[-1].index if units else 1, len(plan.stages)
     shares = _shares(units, plan)
-    video = jnp.zeros((len(text.segment) // (1 + (scales is not None)), *shape))
+    videos = len(text.segment) // (1 + (scales is not None))
+    video = jnp.zeros((videos, *shape), jnp.float32)
     mesh = mesh or _mesh_of(params)
     if mesh is not None:
         arrays = (text, noise, first_frame, video)

@@ -327,6 +327,6 @@ def _vae_working(cfg: VAEConfig, values: int, frames: int, cells: int) -> int:
 @cache
 def decoder_past(cfg: VAEConfig) -> int:
     """Bytes that the decoder remembers of a video per latent cell of a frame; exact."""
-    cell = jnp.zeros((1, 1, 1, 1, cfg.latent))
+    cell = jnp.zeros((1, 1, 1, 1, cfg.latent), jnp.float32)
     trace = jax.eval_shape(Decoder(cfg).init_with_output, jax.random.key(0), cell)
     return _bytes(trace[0][1])

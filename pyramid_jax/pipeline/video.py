@@ -258,7 +258,8 @@ class VideoPipeline:
         pixels = np.stack([to_model(request.image)[None]] * len(request.prompts))
         if self.cfg.latent.spatial == 1:
             return self.cfg.latent.normalise(pixels)
-        draw = partial(jax.random.normal, shape=(1, *self._shape(request)[1:]))
+        shape = 1, *self._shape(request)[1:]
+        draw = partial(jax.random.normal, shape=shape, dtype=jnp.float32)
         with self._codec("encoder") as codec:
             return to_host(codec.encode(pixels, jax.vmap(draw)(request.keys)))
 

@@ -112,6 +112,25 @@ def train_loop(
     return state
 
 
+def check_processes(mesh: Mesh) -> None:
+    """Checks that devices which share rows belong to one process, which reads them.
+
+    Raises:
+        ValueError: an axis that does not divide a batch spans processes.
+    """
+    for name, axis in zip(mesh.axis_names, range(mesh.devices.ndim), strict=True):
+        if name in sharding.mesh_axes("batch"):
+            continue
+        owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+        if (owners != owners.take([0], axis)).any():
+            raise ValueError(
+                f"the mesh's axis {name!r} of {mesh.shape[name]} devices spans "
+                "processes, which would train on different rows; make it at most the "
+                f"number of devices of a process ({jax.local_device_count()}), and "
+                "divide the batch among processes (data, fsdp)"
+            )
+
+
 def global_batch(batch: Any, mesh: Mesh) -> Any:
     """The batch of all processes on the mesh, from this process's rows.
 

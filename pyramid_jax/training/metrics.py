@@ -21,10 +21,10 @@ AHEAD = 2  # steps in the device's queue while the host prepares the next one
 
 
 class Means(NamedTuple):
-    """Values that a loss reports by name: their sums over `count` microbatches."""
+    """Values that a loss reports by name: their sums over `weight` microbatches."""
 
     sums: dict[str, Any]
-    count: Any
+    weight: Any
 
 
 class Metrics:
@@ -115,8 +115,9 @@ def summary(reports: Sequence[Report]) -> dict[str, float]:
     it is `Means`, each of its means.
     """
     last = reports[-1]
+    weights = [report.aux.weight for report in reports]
     values = {
-        "loss": float(np.mean([report.loss for report in reports])),
+        "loss": float(np.average([report.loss for report in reports], weights=weights)),
         "gradient_norm": float(np.mean([report.gradient_norm for report in reports])),
         "learning_rate": float(last.learning_rate),
         "skipped": int(last.skipped),
@@ -127,10 +128,9 @@ def summary(reports: Sequence[Report]) -> dict[str, float]:
         for stage in np.flatnonzero(count):
             values[f"loss_stage_{stage}"] = float(total[stage] / count[stage])
     if isinstance(last.aux, Means):
-        count = sum(report.aux.count for report in reports)
         for name in last.aux.sums:
             total = sum(report.aux.sums[name] for report in reports)
-            values[name] = float(total / count)
+            values[name] = float(total / sum(weights))
     return values
 
 

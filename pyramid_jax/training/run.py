@@ -15,7 +15,7 @@ import optax
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import build
-from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
+from pyramid_jax.training.loop import LoopConfig, Sample, check_processes, train_loop
 from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
 from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
 from pyramid_jax.training.step import Loss, StepConfig, train_step
@@ -52,6 +52,7 @@ def run_training(
     """
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
+    check_processes(mesh)
     like = abstract_state(init, optimizer, mesh)
     step = train_step(
         loss, optimizer, rate, build(StepConfig, cfg.step.to_dict()), like

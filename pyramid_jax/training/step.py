@@ -17,8 +17,9 @@ from pyramid_jax.config import check_entries
 from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
 
-# (params, batch, key) -> (mean loss, sums for the metrics). `train_step` also gives it
-# `step=`, the number of steps so far, since a loss may change over a run.
+# (params, batch, key) -> (mean loss, sums for the metrics); their `weight` is what the
+# mean is over, e.g. a number of segments. `train_step` also gives it `step=`: steps so
+# far, since a loss may change over a run.
 Loss = Callable[..., tuple[jax.Array, Any]]
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, "Report"]]
 
@@ -119,26 +120,37 @@ def train_step(
 def gradients(
     loss: Loss, params: Any, batch: Any, key: Key[jax.Array, ""], parts: int = 1
 ) -> tuple[Float[Array, ""], Any, Any]:
-    """The loss and its gradient, means over `parts` microbatches, and the sum of aux.
+    """The loss of a batch cut into `parts` microbatches, the sum of aux, the gradient.
+
+    Loss and gradient are those of the whole batch, whatever each microbatch weighs.
 
     Raises:
         ValueError: the rows of the batch can't be cut into `parts`.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, tuple[Any, Any]]:
-        index, rows = part
-        out, gradient = value_and_grad(params, rows, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, gradient), out
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
     if parts == 1:  # perf: inside a loop XLA's convolutions on CPUs are 13 times slower
-        total, (value, aux) = add(zeros, (jnp.int32(0), batch))
-        return value, aux, total
+        first = jax.random.fold_in(key, 0)
+        (value, aux), gradient = value_and_grad(params, batch, first)
+        return value, aux, gradient
+
+    def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        index, rows = part
+        own_key = jax.random.fold_in(key, index)
+        (value, aux), gradient = value_and_grad(params, rows, own_key)
+        return jax.tree.map(
+            lambda t, x: t + aux.weight * x, total, (value, gradient)
+        ), aux
+
+    zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
     microbatches = jax.tree.map(lambda x: _cut(x, parts), batch)
-    total, (values, aux) = jax.lax.scan(add, zeros, (jnp.arange(parts), microbatches))
-    mean = jax.tree.map(lambda g: g / parts, total)
-    return values.mean(), jax.tree.map(lambda x: x.sum(axis=0), aux), mean
+    total, aux = jax.lax.scan(
+        add, zeros, (jnp.arange(parts, dtype=jnp.int32), microbatches)
+    )
+    aux = jax.tree.map(lambda x: x.sum(axis=0), aux)
+    whole = jnp.maximum(aux.weight, 1)  # there may be nothing in the rows
+    value, gradient = jax.tree.map(lambda x: x / whole, total)
+    return value, aux, gradient
 
 
 def _cut(x: Array, parts: int) -> Array:

@@ -127,7 +127,7 @@ def _noise(
     key: jax.Array, numbers: jax.Array, shape: tuple[int, ...]
 ) -> Float[jax.Array, "b t h w c"]:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)

@@ -143,7 +143,7 @@ def footage_loss(
         encoder = jax.lax.stop_gradient(encoder)
     raw = whole(vae.encode, networks.vae, {"encoder": encoder}, video)
     moments = vae.moments(raw)
-    latents = moments.sample(jax.random.normal(key, moments.mean.shape))
+    latents = moments.sample(jax.random.normal(key, moments.mean.shape, jnp.float32))
 
     def reconstruct(kernel: jax.Array) -> jax.Array:
         decoder = with_last_kernel(weights["decoder"], kernel)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints come back bit for bit, on any mesh, and only for their own config."""
 
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from pyramid_jax import sharding
-from pyramid_jax.checkpoint.store import Store, restore_config, restore_params
+from pyramid_jax.checkpoint.store import Store
 
 CONFIG = {"model": {"width": 8, "axes": (4, 4)}, "seed": 0}
 
@@ -95,9 +96,8 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
             store.save(step, state(step))
         assert store.latest() == 3
     with Store(tmp_path, CONFIG) as store:
-        assert_equal(store.restore(state(0), step=2), state(2))
-        with pytest.raises(ValueError, match=r"step 1; it has \[2, 3\]"):
-            store.restore(state(0), step=1)
+        assert_equal(store.restore(state(0)), state(3))
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
 
 
 def test_a_checkpoint_of_another_config_is_refused_with_the_keys_that_differ(tmp_path):
@@ -113,20 +113,38 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_keys_that_differ(tmp
     assert "axes" not in message and "seed" not in message
 
 
-def test_sampling_reads_one_item_without_knowing_the_run(tmp_path):
-    saved = state(0)
+def test_a_damaged_checkpoint_is_set_aside_for_the_newest_whole_one(tmp_path, caplog):
+    with Store(tmp_path, CONFIG, keep=4) as store:
+        for step in (1, 2, 3, 4):
+            store.save(step, state(step))
+    shutil.rmtree(tmp_path / "4" / "params")
+    for file in (tmp_path / "3").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:9])
+    data = Count()
+    with Store(tmp_path, CONFIG, keep=4) as store:
+        assert_equal(store.restore(state(0)), state(2))
+        assert store.latest() == 2
+        store.save(3, state(5), data)
+    assert "4 is damaged" in caplog.text and "3 is damaged" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("1", "2", "3", "3.damaged", "4.damaged")
+    }
+    with Store(tmp_path, CONFIG, keep=4) as store:
+        assert_equal(store.restore(state(0), data), state(5))
+
+
+def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
     with Store(tmp_path, CONFIG) as store:
-        store.save(5, saved)
-    average = restore_params(tmp_path)
-    assert_equal(average, saved.ema)
-    assert average["a"]["kernel"].sharding.device_set == {jax.devices()[0]}
-    weights = restore_params(tmp_path, like=saved.params, item="params", step=5)
-    assert_equal(weights, saved.params)
-    assert weights["a"]["kernel"].sharding == saved.params["a"]["kernel"].sharding
-    assert restore_config(tmp_path)["model"] == {"width": 8, "axes": [4, 4]}
+        store.save(1, state(0))
+    shutil.rmtree(tmp_path / "1" / "ema")
+    with Store(tmp_path, CONFIG) as store:
+        with pytest.raises(ValueError, match=r"no checkpoint that is whole.*1 is dam"):
+            store.restore(state(0))
+        assert store.latest() == 1
 
 
-@pytest.mark.parametrize("name", ["", "nowhere"])
-def test_a_folder_without_checkpoints_says_so(tmp_path, name):
-    with pytest.raises(ValueError, match="holds no checkpoint; train first"):
-        restore_params(tmp_path / name)
+def test_a_folder_without_checkpoints_says_so(tmp_path):
+    refused = pytest.raises(ValueError, match="holds no checkpoint that is whole")
+    with Store(tmp_path, CONFIG) as store, refused:
+        store.restore(state(0))

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from launch import convert
 from pyramid_jax.checkpoint.tensors import StoredTensor, open_safetensors
 from pyramid_jax.convert.convert import convert_model, export_model
-from pyramid_jax.convert.source import ReleasedFolder, open_released, released_folder
+from pyramid_jax.convert.source import ReleasedFolder, open_released
 from pyramid_jax.pipeline.folder import TINY
 from tests import original_files
 
@@ -198,11 +199,11 @@ def test_a_model_that_is_not_here_and_cannot_be_downloaded_says_what_is_needed(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="can't be downloaded") as raised:
-        released_folder("rain1011/pyramid-flow-sd3", VARIANT)
+        convert.released_folder("rain1011/pyramid-flow-sd3", VARIANT)
     for needed in (VARIANT, VAE, "text_encoder*", "tokenizer*"):
         assert f"{needed}/*" in str(raised.value)
     with pytest.raises(ValueError, match="is no folder, and no name"):
-        released_folder("/nowhere")
+        convert.released_folder("/nowhere")
 
 
 # ----------------------------------------------------------------------------- damage

@@ -13,9 +13,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from launch import prepare
+from launch.prepare import __main__ as prepare
+from launch.prepare import storage
 from pyramid_jax import sharding
-from pyramid_jax.data import precompute
+from pyramid_jax.data import stored
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.model import initialise, model_config, training_loss
 from pyramid_jax.pipeline import prompts
@@ -54,11 +55,11 @@ def manifest(tmp_path: Path) -> Path:
 def test_every_record_names_the_features_of_its_caption(manifest: Path, tmp_path: Path):
     before = read_manifest(manifest)
     after = read_manifest(
-        precompute.write_features(manifest, tmp_path / "text", Lengths())
+        storage.write_features(manifest, tmp_path / "text", Lengths())
     )
     for old, new, caption in zip(before, after, CAPTIONS, strict=True):
         assert (new.path, new.kind, new.text) == (old.path, old.kind, old.text)
-        tokens, pooled = precompute.read_features(new.features)
+        tokens, pooled = stored.read_features(new.features)
         size = len(caption)
         assert tokens.shape == (size + 1, 2) and pooled.tolist() == [[size]]
         assert tokens[:, 0].tolist() == list(range(19 - size, 20))
@@ -66,8 +67,8 @@ def test_every_record_names_the_features_of_its_caption(manifest: Path, tmp_path
 
 
 def test_the_empty_caption_is_stored_too(manifest: Path, tmp_path: Path):
-    precompute.write_features(manifest, tmp_path / "text", Lengths())
-    tokens, pooled = precompute.read_features(tmp_path / "text" / "empty.safetensors")
+    storage.write_features(manifest, tmp_path / "text", Lengths())
+    tokens, pooled = stored.read_features(tmp_path / "text" / "empty.safetensors")
     assert tokens.tolist() == [[19, 19]] and pooled.tolist() == [[0]]
 
 
@@ -75,18 +76,18 @@ def test_every_caption_is_encoded_once_in_batches_of_one_size(
     manifest: Path, tmp_path: Path
 ):
     encode = Lengths()
-    precompute.write_features(manifest, tmp_path / "text", encode, batch=3)
+    storage.write_features(manifest, tmp_path / "text", encode, batch=3)
     assert encode.asked == [["", "a red circle", "blue"], ["moves, left", "", ""]]
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(manifest: Path, tmp_path: Path):
     folder = tmp_path / "text"
-    precompute.write_features(manifest, folder, Lengths())
-    missing = precompute.features_path(folder, "blue")
+    storage.write_features(manifest, folder, Lengths())
+    missing = storage.features_path(folder, "blue")
     whole = missing.read_bytes()
     missing.unlink()
     encode = Lengths()
-    precompute.write_features(manifest, folder, encode, batch=1)
+    storage.write_features(manifest, folder, encode, batch=1)
     assert encode.asked == [["blue"]] and missing.read_bytes() == whole
 
 
@@ -94,7 +95,7 @@ def test_a_file_of_something_else_is_named(tmp_path: Path):
     (tmp_path / "x.safetensors").write_text("{}")
     for name in ("x", "missing"):
         with pytest.raises(ValueError, match=rf"{name}.* prepare it again"):
-            precompute.read_features(tmp_path / f"{name}.safetensors")
+            stored.read_features(tmp_path / f"{name}.safetensors")
 
 
 def test_the_command_stores_what_the_text_encoders_of_a_model_say(
@@ -107,13 +108,13 @@ def test_the_command_stores_what_the_text_encoders_of_a_model_say(
     mesh = sharding.device_mesh(data=1, fsdp=8)
     text = prompts.load_prompt_encoder(model, "float32", mesh)(CAPTIONS)
     for i, record in enumerate(read_manifest(to / "manifest.jsonl")):
-        tokens, pooled = precompute.read_features(record.features)
+        tokens, pooled = stored.read_features(record.features)
         known = np.asarray(text.segment[i]) >= 0
         expected = np.asarray(text.features)[i][known]
         np.testing.assert_allclose(tokens.astype(np.float32), expected, atol=2e-2)
         assert pooled.shape == (1, 8)
     names = json.loads((to / "manifest.jsonl").read_text().splitlines()[0])
-    assert names["text_fea"] == precompute.features_path(to, CAPTIONS[0]).name
+    assert names["text_fea"] == storage.features_path(to, CAPTIONS[0]).name
 
 
 # ----------------------------------------------------------------------------- training
@@ -125,7 +126,7 @@ def records(tmp_path: Path) -> list[Record]:
     paths = [tmp_path / f"{i}.mp4" for i in range(6)]
     records = [Record(p, "video", str(10 + 90 * (i % 2))) for i, p in enumerate(paths)]
     write_manifest(tmp_path / "clips.jsonl", records)
-    manifest = precompute.write_features(
+    manifest = storage.write_features(
         tmp_path / "clips.jsonl", tmp_path / "text", Lengths()
     )
     return list(read_manifest(manifest))
@@ -195,15 +196,15 @@ def test_records_without_features_are_counted_at_the_start(tmp_path: Path):
 def test_features_of_the_empty_caption_must_be_there(
     records: list[Record], tmp_path: Path
 ):
-    (tmp_path / "text" / precompute.EMPTY).unlink()
+    (tmp_path / "text" / stored.EMPTY).unlink()
     with pytest.raises(ValueError, match=r"text has no empty\.safetensors"):
-        precompute.check_features(records)
+        stored.check_features(records)
 
 
 def test_features_that_are_gone_make_a_bad_record(
     records: list[Record], tmp_path: Path
 ):
-    precompute.features_path(tmp_path / "text", "10").unlink()
+    storage.features_path(tmp_path / "text", "10").unlink()
     cfg = config(tmp_path, records, max_bad=0.3)
     with pytest.raises(ValueError, match="prepare it again"):
         take(9, cfg, tmp_path, tokenize=None)

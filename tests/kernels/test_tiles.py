@@ -125,7 +125,7 @@ def test_tiles_of_a_config_reach_the_kernel(backend, monkeypatch):
     assert set(given) == {Tiles.of([(32, 32, 2, 3)])}
 
 
-@pytest.mark.parametrize("backend", [None, "xla", "blocks", "splash"])
+@pytest.mark.parametrize("backend", [None, "xla", "blocks"])
 def test_tiles_without_a_backend_that_takes_them_are_refused(backend):
     def call(q, mask):
         return attention.attention(q, q, q, mask, backend, [(64, 64)])

@@ -4,7 +4,7 @@
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +13,15 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.objective import Losses
 from pyramid_jax.training import loop
-from pyramid_jax.training.metrics import Metrics
+from pyramid_jax.training.metrics import Means, Metrics
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import TrainState, abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
 RATE = OptimizerConfig(learning_rate=1e-2, warmup_steps=3, steps=20)
 KEY = jax.random.key(1)
-
-
-class Sums(NamedTuple):
-    """What a loss reports besides its mean."""
-
-    stage_sum: jax.Array
-    stage_count: jax.Array
 
 
 class Batches:
@@ -74,13 +68,14 @@ def loss(
     noise = jax.random.normal(key, batch.shape)
     error = jnp.square((batch + noise) @ params["kernel"] + params["bias"][None] - 1.0)
     count = jnp.float32(batch.shape[0])
-    sums = Sums(jnp.stack([error.sum(), 0 * count]), jnp.stack([count, 0 * count]))
-    return error.mean(), sums
+    sums = jnp.stack([error.sum(), 0 * count]), jnp.stack([count, 0 * count])
+    return error.mean(), Losses(error.mean(), *sums)
 
 
 def plain(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
     """A loss without noise."""
-    return jnp.square(batch @ params["kernel"] - 1.0).mean(), ()
+    error = jnp.square(batch @ params["kernel"] - 1.0).mean()
+    return error, Means({}, jnp.float32(len(batch)))
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +113,19 @@ def test_microbatches_have_the_gradient_of_the_whole_batch():
 
 
 def test_microbatches_have_noise_of_their_own():
-    _, sums, _ = gradients(
-        lambda p, x, key: (p["kernel"].sum(), jax.random.normal(key, (1,))),
+    def noise(params: Any, _: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        drawn = {"noise": jax.random.normal(key, (1,))}
+        return params["kernel"].sum(), Means(drawn, jnp.float32(1))
+
+    _, means, _ = gradients(
+        noise,
         sharding.unbox(init(KEY)),
         jnp.zeros((4, 4)),
         KEY,
         parts=2,
     )
     expected = [jax.random.normal(jax.random.fold_in(KEY, i), (1,)) for i in range(2)]
-    np.testing.assert_allclose(sums, expected[0] + expected[1], rtol=1e-6)
+    np.testing.assert_allclose(means.sums["noise"], sum(expected), rtol=1e-6)
     assert expected[0] != expected[1]
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention by other libraries: cuDNN, splash attention, tokamax.
+"""Attention by other libraries for JAX: cuDNN, splash attention, tokamax.
 
-These are baselines and fallbacks. None of them knows segments and frames, so each gets
-the mask as a matrix of queries times keys: at 15k tokens 240 MB per row as bytes, twice
-that where it is added to the logits. What each does with it:
+None of them knows segments and frames, so each gets the mask as a matrix of queries
+times keys: at 15k tokens 240 MB per row as bytes, twice that where it is added to the
+logits. What each does with it:
 
     cudnn    adds it to the logits; every pair of tokens is multiplied
     splash   skips blocks without a visible pair; heads are filled to width 128
@@ -30,11 +30,10 @@ LANES = 128  # of a TPU: what splash attention wants blocks and heads to be mult
 BLOCK = 512  # tokens in a block of splash attention
 product_of_cudnn = jax.nn.dot_product_attention
 
-Queries = Float[Array, "b lq heads dim"]
-Keys = Float[Array, "b lk heads dim"]
+Values = Float[Array, "b l heads dim"]
 
 
-def cudnn(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
+def cudnn(q: Values, k: Values, v: Values, mask: Mask) -> Values:
     """`kernels.attention.attention` by cuDNN, through JAX.
 
     Raises:
@@ -42,14 +41,14 @@ def cudnn(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
             the width of the heads.
     """
     refusal = (
-        "the backend 'cudnn' needs an NVIDIA GPU with cuDNN, bfloat16 or float16, and "
-        f"heads whose width 8 divides, up to 128; given are {q.dtype}, heads of width "
-        f"{q.shape[3]} on {jax.default_backend()}"
+        "needs an NVIDIA GPU with cuDNN, bfloat16 or float16, and heads whose width 8 "
+        f"divides, up to 128; given are {q.dtype}, heads of width {q.shape[3]} on "
+        f"{jax.default_backend()}"
     )
     two_bytes = q.dtype in (jnp.bfloat16, jnp.float16)
     if jax.default_backend() != "gpu" or not two_bytes or q.shape[3] % 8:
         raise ValueError(refusal)
-    sees, blind = _matrix(query, key, EVEN)
+    sees, blind = _matrix(mask, EVEN)
     filled = (fill(x, {1: EVEN}) for x in (q, k, v))
     try:
         out = product_of_cudnn(*filled, mask=sees[:, None], implementation="cudnn")
@@ -59,8 +58,8 @@ def cudnn(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
 
 
 def splash(
-    q: Queries, k: Keys, v: Keys, query: Mask, key: Mask, interpret: bool = False
-) -> Queries:
+    q: Values, k: Values, v: Values, mask: Mask, interpret: bool = False
+) -> Values:
     """`kernels.attention.attention` by the splash attention that comes with JAX.
 
     Rows are computed one after the other. `interpret` runs it anywhere, slowly.
@@ -72,23 +71,22 @@ def splash(
         library: Any = importlib.import_module(SPLASH)
     except ImportError as error:
         raise ValueError(
-            f"the backend 'splash' needs {SPLASH}, which jax {jax.__version__} does "
-            "not have; use another backend"
+            f"needs {SPLASH}, which jax {jax.__version__} does not have"
         ) from error
-    dim = q.shape[3]
-    queries, keys = (min(BLOCK, x.shape[1] + -x.shape[1] % LANES) for x in (q, k))
-    sees, blind = _matrix(query, key, queries, keys)
+    length, dim = q.shape[1], q.shape[3]
+    block = min(BLOCK, length + -length % LANES)
+    sees, blind = _matrix(mask, block)
     sizes = library.BlockSizes(
-        block_q=queries,
-        block_kv=keys,
-        block_q_dkv=queries,
-        block_kv_dkv=keys,
-        block_q_dq=queries,
-        block_kv_dq=keys,
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
 
-    def wide(x: Array, size: int) -> Array:
-        x = fill(x, {1: size, 3: LANES})
+    def wide(x: Array) -> Array:
+        x = fill(x, {1: block, 3: LANES})
         return rearrange(x, "b l heads dim -> b heads l dim")
 
     def one(row: tuple[Array, Array, Array, Array]) -> Array:
@@ -101,12 +99,11 @@ def splash(
         return kernel(*arrays)
 
     slope = jnp.asarray(dim**-0.5, q.dtype)
-    arrays = wide(q * slope, queries), wide(k, keys), wide(v, keys)
-    out = jax.lax.map(one, (*arrays, sees))
+    out = jax.lax.map(one, (wide(q * slope), wide(k), wide(v), sees))
     return _seeing(rearrange(out, "b heads l dim -> b l heads dim"), blind, q)
 
 
-def tokamax(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
+def tokamax(q: Values, k: Values, v: Values, mask: Mask) -> Values:
     """`kernels.attention.attention` by the kernels of tokamax for this device.
 
     Raises:
@@ -115,13 +112,10 @@ def tokamax(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
     try:
         library = importlib.import_module("tokamax")
     except ImportError as error:
-        raise ValueError(
-            "the backend 'tokamax' needs the package tokamax; pip install tokamax, or "
-            "use another backend"
-        ) from error
+        raise ValueError("needs the package tokamax") from error
     kernels = {"gpu": ("mosaic", "triton"), "tpu": ("mosaic",), "cpu": ("xla",)}
     device = jax.default_backend()
-    sees, blind = _matrix(query, key, EVEN)
+    sees, blind = _matrix(mask, EVEN)
     filled = (fill(x, {1: EVEN}) for x in (q, k, v))
     try:
         out = library.dot_product_attention(
@@ -130,28 +124,29 @@ def tokamax(q: Queries, k: Keys, v: Keys, query: Mask, key: Mask) -> Queries:
     except (NotImplementedError, ExceptionGroup) as error:
         raise ValueError(
             f"tokamax has no kernel on {device} for {q.dtype} and heads of width "
-            f"{q.shape[3]}: {error}; use another backend"
+            f"{q.shape[3]}: {error}"
         ) from error
     return _seeing(out, blind, q)
 
 
-def _matrix(
-    query: Mask, key: Mask, size: int, key_size: int | None = None
-) -> tuple[Bool[Array, "b _ _"], Bool[Array, "b lq"]]:
+LIBRARIES = {"cudnn": cudnn, "splash": splash, "tokamax": tokamax}
+
+
+def _matrix(mask: Mask, size: int) -> tuple[Bool[Array, "b _ _"], Bool[Array, "b l"]]:
     """Which query sees which key, filled to whole blocks, and which queries see none.
 
     Those that see none, and the added ones, are shown the first key.
     """
-    rows = [jnp.asarray(x)[:, :, None] for x in query]
-    columns = [jnp.asarray(x)[:, None] for x in key]
+    rows = [jnp.asarray(x)[:, :, None] for x in mask]
+    columns = [jnp.asarray(x)[:, None] for x in mask]
     sees = jax.vmap(seen)(rows, columns)
     blind = ~sees.any(axis=2)
-    sees = fill(sees, {1: size, 2: key_size or size})
-    first = jnp.arange(sees.shape[2])[None, None] == 0
+    sees = fill(sees, {1: size, 2: size})
+    first = jnp.arange(sees.shape[2], dtype=jnp.int32)[None, None] == 0
     return sees | (~sees.any(axis=2, keepdims=True) & first), blind
 
 
-def _seeing(out: Array, blind: Bool[Array, "b lq"], q: Queries) -> Queries:
+def _seeing(out: Array, blind: Bool[Array, "b l"], q: Values) -> Values:
     """The part of `out` that belongs to `q`, with zeros for queries that see no key."""
     out = out[:, : q.shape[1], :, : q.shape[3]]
     return jnp.where(blind[:, :, None, None], 0, out).astype(q.dtype)

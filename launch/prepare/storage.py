@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of captions and latents of videos, stored once and read while training.
+"""Writes features of captions and latents of videos, which `data.stored` reads.
 
-A folder of features holds one safetensors file per different caption, named after it,
-and `empty.safetensors` for the empty one, which training needs where it drops captions.
-A folder of latents holds one safetensors file per video or image, named after its path,
-with its raw `latent` in float16: drawn from the VAE's posterior, not normalised. Either
-has a manifest.jsonl, the given one with the names of these files.
+Files are named after captions, and after the paths of videos and images.
 """
 
-import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +14,8 @@ from typing import NamedTuple
 import grain
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from jaxtyping import UInt8
+from safetensors.numpy import save_file
 
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.data.pixels import HeightWidth
@@ -32,21 +26,13 @@ from pyramid_jax.data.source import (
     let_grain_read_flags,
     nearest_size,
 )
+from pyramid_jax.data.stored import EMPTY, CaptionFeatures
 from pyramid_jax.shapes import Text
-
-EMPTY = "empty.safetensors"
 
 EncodeText = Callable[[Sequence[str]], Text]  # texts, one per row
 
 
 # ----------------------------------------------------------------------- captions
-
-
-class CaptionFeatures(NamedTuple):
-    """What a text encoder makes of one caption, in bfloat16 and without padding."""
-
-    tokens: Float[np.ndarray, "m _"]
-    pooled: Float[np.ndarray, "1 _"]
 
 
 def write_features(
@@ -81,49 +67,6 @@ def write_features(
 def features_path(folder: Path, text: str) -> Path:
     """The file with the features of a text."""
     return folder / EMPTY if not text else _named_after(folder, text)
-
-
-def read_features(path: Path) -> CaptionFeatures:
-    """The features in a file.
-
-    Raises:
-        ValueError: the file is missing or holds something else.
-    """
-    return CaptionFeatures(*_load(path, *CaptionFeatures._fields))
-
-
-def stored_features(record: Record, dropped: bool) -> CaptionFeatures:
-    """The stored features of a record's caption, or of the empty one."""
-    assert record.features is not None  # as `check_features` says
-    if dropped:
-        return _empty_features(record.features.parent)
-    return read_features(record.features)
-
-
-def check_features(records: Sequence[Record]) -> None:
-    """Checks that `stored_features` finds what it needs.
-
-    Raises:
-        ValueError: records name no features, or those of the empty caption are missing.
-    """
-    without = [record.path for record in records if record.features is None]
-    if without:
-        raise ValueError(
-            f"{len(without)} of {len(records)} records name no features of their text, "
-            f"the first is {without[0]}; the model has no text encoder of its own, so "
-            "make them with launch.prepare --text"
-        )
-    for folder in {record.features.parent for record in records if record.features}:
-        if not (folder / EMPTY).is_file():
-            raise ValueError(
-                f"{folder} has no {EMPTY}, the features of the empty caption; make it "
-                "with launch.prepare --text"
-            )
-
-
-@functools.lru_cache(maxsize=8)
-def _empty_features(folder: Path) -> CaptionFeatures:
-    return read_features(folder / EMPTY)
 
 
 def _unpadded(text: Text) -> Iterator[CaptionFeatures]:
@@ -208,16 +151,6 @@ def latent_path(folder: Path, path: Path) -> Path:
     return _named_after(folder, path.as_posix())
 
 
-def read_latent(path: Path) -> Float[np.ndarray, "t h w c"]:
-    """The raw latent in a file, in float32.
-
-    Raises:
-        ValueError: the file is missing or holds something else.
-    """
-    (latent,) = _load(path, "latent")
-    return latent.astype(np.float32)
-
-
 def _load_pixels(
     records: Sequence[Record], numbers: Sequence[int], job: LatentJob
 ) -> Iterator[LoadedPixels | Failure]:
@@ -258,13 +191,3 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     partial = path.with_suffix(".partial")
     save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, partial)
     partial.replace(path)
-
-
-def _load(path: Path, *names: str) -> list[np.ndarray]:
-    try:
-        arrays = load_file(path)
-        return [arrays[name] for name in names]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"can't read {' and '.join(names)} of {path} ({error}); prepare it again"
-        ) from error

@@ -25,8 +25,8 @@ import jax
 from absl import app, flags
 
 from launch import moving_shapes, start
+from launch.prepare.storage import LatentJob, write_features, write_latents
 from pyramid_jax import sharding
-from pyramid_jax.data import precompute
 from pyramid_jax.data.source import read_pixels
 from pyramid_jax.pipeline import presets, prompts
 from pyramid_jax.vae import autoencoder
@@ -83,7 +83,7 @@ def prepare_text(manifest: str, model: str) -> None:
     mesh = sharding.device_mesh(data=1, fsdp=len(jax.devices()))
     encode = prompts.load_prompt_encoder(model, DTYPE.value, mesh)
     batch = BATCH.value or 16
-    prepared = precompute.write_features(manifest, TO.value, encode, batch)
+    prepared = write_features(manifest, TO.value, encode, batch)
     logging.info("features of all captions: %s", prepared)
 
 
@@ -92,13 +92,13 @@ def prepare_latents(manifest: str, model: str) -> None:
     devices = len(jax.devices())
     mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load_autoencoder(model)
-    job = precompute.LatentJob(
+    job = LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),
         sizes=tuple(presets.height_width(text) for text in SIZES.value),
         batch=BATCH.value or devices,
     )
-    prepared = precompute.write_latents(manifest, TO.value, job)
+    prepared = write_latents(manifest, TO.value, job)
     logging.info("latents of all records: %s", prepared)
 
 

@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
+from launch.prepare.storage import LatentJob, latent_path, write_latents
 from pyramid_jax.data.examples import stored_latent
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
-from pyramid_jax.data.precompute import (
-    LatentJob,
-    latent_path,
-    read_latent,
-    write_latents,
-)
 from pyramid_jax.data.source import read_pixels
+from pyramid_jax.data.stored import read_latent
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 

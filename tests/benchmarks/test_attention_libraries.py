@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import attention_libraries as libraries
+from benchmarks.attention_libraries import LIBRARIES, cudnn, splash, tokamax
 from launch.compile.cases import batch
-from pyramid_jax import sharding
-from pyramid_jax.kernels import attention_others
-from pyramid_jax.kernels.attention import OTHERS, attention
+from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
 
 LENGTH, HEADS, DIM = 141, 2, 16  # two blocks of 128 tokens, the last one not full
@@ -50,8 +50,8 @@ def assert_like_the_plain_form(form) -> None:
 
 def test_splash_attention_computes_the_plain_form(monkeypatch):
     """Interpreted, in blocks of 128 tokens."""
-    monkeypatch.setattr(attention_others, "BLOCK", 128)
-    assert_like_the_plain_form(lambda *x: attention(*x, MASK, "splash"))
+    monkeypatch.setattr(libraries, "BLOCK", 128)
+    assert_like_the_plain_form(lambda *x: splash(*x, MASK, interpret=True))
 
 
 def plain_product(q, k, v, mask, implementation):
@@ -63,38 +63,24 @@ def plain_product(q, k, v, mask, implementation):
 def test_tokamax_is_given_the_mask(monkeypatch):
     library = SimpleNamespace(dot_product_attention=plain_product)
     monkeypatch.setitem(sys.modules, "tokamax", library)
-    assert_like_the_plain_form(lambda *x: attention(*x, MASK, "tokamax"))
-
-
-def test_a_mesh_divides_rows_heads_and_queries_and_changes_nothing(monkeypatch):
-    """Each device has half of the queries and all keys."""
-    library = SimpleNamespace(dot_product_attention=plain_product)
-    monkeypatch.setitem(sys.modules, "tokamax", library)
-    mask = TokenMask(*(x[:, :140] for x in MASK))
-    q, k, v, _ = (x[:, :140] for x in inputs())
-    plain = attention(q, k, v, mask, "xla")
-    with jax.set_mesh(sharding.device_mesh(data=2, context=2, tensor=2)):
-        found = jax.jit(lambda *x: attention(*x, mask, "tokamax"))(q, k, v)
-    np.testing.assert_allclose(found, plain, rtol=0, atol=2e-5)
+    assert_like_the_plain_form(lambda *x: tokamax(*x, MASK))
 
 
 def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
     """Rounded to bfloat16, which is all that cuDNN takes."""
     lengths = []
 
-    def computed(backend: str) -> jax.Array:
-        form = jax.jit(lambda *x: attention(*x, MASK, backend))
-        return form(*inputs("bfloat16")[:3])
+    arrays = inputs("bfloat16")[:3]
 
     def product(q, k, v, **given):
         lengths.append(q.shape[1])
         wide = (x.astype(jnp.float32) for x in (q, k, v))
         return plain_product(*wide, **given).astype(q.dtype)
 
-    plain = computed("xla")
-    monkeypatch.setattr(attention_others.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(attention_others, "product_of_cudnn", product)
-    found = computed("cudnn")
+    plain = jax.jit(lambda *x: attention(*x, MASK, "xla"))(*arrays)
+    monkeypatch.setattr(libraries.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(libraries, "product_of_cudnn", product)
+    found = jax.jit(lambda *x: cudnn(*x, MASK))(*arrays)
     assert lengths == [LENGTH + 3]
     assert found.dtype == jnp.bfloat16
     found, plain = (np.asarray(x, np.float32) for x in (found, plain))
@@ -102,19 +88,15 @@ def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "reason"),
+    ("library", "reason"),
     [
         ("cudnn", "needs an NVIDIA GPU with cuDNN, .* given are float32, .* on cpu"),
         ("splash", "needs jax.experimental.pallas.*, which jax .* does not have"),
         ("tokamax", "needs the package tokamax"),
     ],
 )
-def test_what_is_missing_is_named(backend, reason, monkeypatch):
-    for library in ("tokamax", attention_others.SPLASH):
-        monkeypatch.setitem(sys.modules, library, None)
+def test_what_is_missing_is_named(library, reason, monkeypatch):
+    for module in ("tokamax", libraries.SPLASH):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=reason):
-        attention(*inputs()[:3], MASK, backend)
-
-
-def test_every_library_is_tested():
-    assert set(OTHERS) == {"cudnn", "splash", "tokamax"}
+        LIBRARIES[library](*inputs()[:3], MASK)
