@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 from einops import repeat
+from PIL import ExifTags, Image
 
 from pyramid_jax.data import video_io
 from pyramid_jax.data.manifest import Record
@@ -75,6 +76,15 @@ def test_frames_are_turned_and_mirrored_as_the_file_says(tmp_path, name):
     matrix = [ONE * entry for entry in entries]
     shown = read(write_rgb(tmp_path / "a.mp4", PICTURE, matrix=matrix))
     np.testing.assert_array_equal(shown, turned(plain))
+
+
+def test_frames_are_turned_beside_data_that_pyav_has_no_name_for(tmp_path):
+    """Here the EXIF data of a photograph; other cameras store several views."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # clockwise
+    Image.fromarray(PICTURE).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    shown = video_io.read_video(tmp_path / "a.jpg", (96, 64), 1, 8)[0]
+    assert np.abs(shown.astype(int) - np.rot90(PICTURE, -1)).mean() < 3
 
 
 def test_another_angle_is_refused_with_the_cure(tmp_path):
