@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from pyramid_jax import layout, objective, pyramid, sharding
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.shapes import Rows, Text, Tokens
+from pyramid_jax.training.metrics import Means
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, gradients, train_step
@@ -220,7 +221,8 @@ def test_a_new_state_is_in_parts_on_the_devices_and_stays_so():
     def error(
         params: Any, batch: jax.Array, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Any]:
-        return jnp.square(batch @ params["kernel"] + params["bias"][None]).mean(), ()
+        squares = jnp.square(batch @ params["kernel"] + params["bias"][None])
+        return squares.mean(), Means({}, jnp.float32(1))
 
     step = train_step(
         error, optimizer(cfg), learning_rate(cfg), StepConfig(accumulate=2), like

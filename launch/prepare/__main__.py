@@ -26,9 +26,10 @@ from absl import app, flags
 
 from launch import moving_shapes, start
 from launch.prepare.storage import LatentJob, write_features, write_latents
+from launch.sizes import height_width
 from pyramid_jax import sharding
 from pyramid_jax.data.source import read_pixels
-from pyramid_jax.pipeline import presets, prompts
+from pyramid_jax.pipeline import prompts
 from pyramid_jax.vae import autoencoder
 
 EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
@@ -95,7 +96,7 @@ def prepare_latents(manifest: str, model: str) -> None:
     job = LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),
-        sizes=tuple(presets.height_width(text) for text in SIZES.value),
+        sizes=tuple(height_width(text) for text in SIZES.value),
         batch=BATCH.value or devices,
     )
     prepared = write_latents(manifest, TO.value, job)

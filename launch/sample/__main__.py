@@ -29,10 +29,10 @@ from launch import start
 from launch.sample import outputs
 from launch.sample.lists import Line, batches, file_name, read_lines, waiting
 from launch.sample.outputs import Job
+from launch.sizes import check_preset, height_width
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
 from pyramid_jax.pipeline.folder import TINY_LATENT
-from pyramid_jax.pipeline.presets import check_preset, height_width
 from pyramid_jax.pipeline.request import not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from launch.sample import outputs
 from launch.sample.outputs import Job, Recipe
+from pyramid_jax.data.manifest import text_lines
 from pyramid_jax.pipeline.video import VideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,8 @@ def read_lines(path: str | Path) -> list[Line]:
         ValueError: naming the line that is wrong; or there is no prompt.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the list of prompts {path} is not a file; correct the path")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(text_lines(path), 1):
         text = text.strip()
         if not text or text.startswith("#"):
             continue

@@ -23,9 +23,10 @@ from PIL import Image
 
 from launch.sample import outputs
 from launch.sample.outputs import Job, Render
+from launch.sizes import check_preset
 from pyramid_jax.data import video_io
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
-from pyramid_jax.pipeline.presets import Preset, check_preset
+from pyramid_jax.pipeline.presets import Preset
 from pyramid_jax.pipeline.video import VideoPipeline
 
 PROMPT = 1000  # characters

@@ -44,8 +44,10 @@ def read_config(folder: Path, kind: str, *sections: str) -> dict[str, Any]:
             "folder that has it"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = json.loads(path.read_bytes())  # of any Unicode encoding
+        if not isinstance(config, dict):
+            raise ValueError(f"it is a {type(config).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); copy it again") from error
     if missing := [name for name in sections if name not in config]:
         raise ValueError(

@@ -9,6 +9,7 @@ launch.prepare made from it: "text_fea", features of its text, and "latent", its
 latent. Other keys are ignored.
 """
 
+import codecs
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,14 +50,7 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
     """
     path = Path(path)
     records, problems = [], []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"manifest {path} can't be read as text in UTF-8 ({error}); correct the "
-            "path, or convert the file"
-        ) from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -76,6 +70,27 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
             '{"video": "clip.mp4", "text": "what it shows"}'
         )
     return tuple(records)
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8 or, if it begins with a mark, in UTF-16.
+
+    Raises:
+        ValueError: no such file, or text in another encoding.
+    """
+    try:
+        raw = path.read_bytes()
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} can't be read as text in UTF-8 ({error}); correct the path, or "
+            f"convert the file, e.g. with iconv -f LATIN1 -t UTF-8 {path}"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no text, or in UTF-16 or 32; convert it to UTF-8")
+    # Not `splitlines`, which also breaks a line where a form feed stands.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def write_manifest(path: str | Path, records: Iterable[Record]) -> Path:

@@ -28,7 +28,10 @@ def load_tokenizer(name: str | Path) -> Tokenize:
 
         return ByT5Tokenizer().encode
     try:
-        return partial(_ids, Tokenizer.from_file(str(name)))
+        tokenizer = Tokenizer.from_file(str(name))
+        tokenizer.no_padding()  # padding would be read like words
+        tokenizer.no_truncation()
+        return partial(_ids, tokenizer)
     except Exception as error:  # tokenizers raises no narrower class
         raise ValueError(
             f'{name} is no tokenizer.json ({error}); give one, or "byt5"'

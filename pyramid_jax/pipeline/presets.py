@@ -67,18 +67,6 @@ def nearest_frames(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> 
     return 1 + max(0, math.ceil(units - 0.5)) * stride
 
 
-def height_width(text: str) -> tuple[int, int]:
-    """Height and width from text such as "384x640".
-
-    Raises:
-        ValueError: anything else.
-    """
-    numbers = text.split("x")
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH; write e.g. 384x640")
-    return int(numbers[0]), int(numbers[1])
-
-
 def default_size(
     cfg: ModelConfig,
     defaults: SampleConfig,
@@ -109,26 +97,6 @@ def default_size(
         usual = nearest_frames(USUAL_SECONDS, cfg, defaults)
         frames = min([*(preset.frames for preset in fitting or sizes), usual])
     return Size(height, width, frames)
-
-
-def check_preset(defaults: SampleConfig, size: Size, name: str) -> None:
-    """Refuses sizes that the model of that name was not made for.
-
-    Raises:
-        ValueError: with the sizes and lengths that are allowed.
-    """
-    sizes = presets_of(defaults)
-    fits = any(
-        (size.height, size.width) == preset[:2] and size.frames <= preset.frames
-        for preset in sizes
-    )
-    if sizes and not fits:
-        allowed = ", ".join(map(str, sizes))
-        raise ValueError(
-            f"{size.height}x{size.width} with {size.frames} frames was asked for, but "
-            f"{name or 'this model'} was made for {allowed}; choose one of these, or "
-            "allow any size if its weights were trained on others"
-        )
 
 
 def latent_shape(cfg: ModelConfig, size: Size) -> tuple[int, int, int, int]:

@@ -38,11 +38,19 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path):
     assert files.read_config(tmp_path / "new", "a model", "model") == config
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_may_have_a_byte_order_mark(encoding: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"name": "Löwe"}', encoding=encoding)
+    assert files.read_config(tmp_path, "a model") == {"name": "Löwe"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, r"has no config\.json of a model; copy this file, too"),
         ("{", r"config\.json is no JSON"),
+        ("[1]", r"config\.json is no JSON \(it is a list, not an object\)"),
+        ("[" * 100_000, r"config\.json is no JSON"),
         ('{"sample": 1}', r"is no config\.json of a model, it lacks \['model'\]"),
     ],
 )

@@ -102,9 +102,27 @@ def test_a_missing_manifest_is_named(tmp_path):
         read_manifest(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_may_have_a_byte_order_mark_and_lines_of_windows(tmp_path, encoding):
+    lines = [
+        '{"video": "ü.mp4", "text": "a\u2028b"}',
+        '{"image": "b.png", "text": "c"}',
+    ]
+    text = "\r\n".join(lines) + "\r\n"
+    (tmp_path / "m.jsonl").write_bytes(text.encode(encoding))
+    first, second = read_manifest(tmp_path / "m.jsonl")
+    assert (first.path.name, first.text, second.text) == ("ü.mp4", "a\u2028b", "c")
+
+
+def test_text_without_a_mark_in_two_bytes_is_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes('{"text": "a"}'.encode("utf-16-le"))
+    with pytest.raises(ValueError, match="is no text, or in UTF-16 or 32; convert it"):
+        read_manifest(tmp_path / "m.jsonl")
+
+
 def test_a_file_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_bytes('{"text": "Wörter"}'.encode("latin-1"))
     with pytest.raises(
-        ValueError, match=r"can't be read as text in UTF-8 .*invalid start byte"
+        ValueError, match=r"m\.jsonl can't be read as text in UTF-8 .*iconv -f LATIN1"
     ):
         read_manifest(tmp_path / "m.jsonl")

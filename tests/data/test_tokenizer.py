@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.pipeline.folder import TINY
@@ -18,6 +19,16 @@ def test_a_tokenizer_travels_to_workers():
     for name in (TINY / "tokenizer.json", "byt5"):
         tokenize = load_tokenizer(name)
         assert pickle.loads(pickle.dumps(tokenize))("red") == tokenize("red")
+
+
+def test_padding_and_truncation_of_a_file_are_switched_off(tmp_path: Path):
+    file = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    text = "a red circle moves left"
+    plain = file.encode(text).ids
+    file.enable_padding(length=16)
+    file.enable_truncation(3)
+    file.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tokenizer.json")(text) == plain
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path):

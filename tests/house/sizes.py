@@ -14,8 +14,8 @@ from tests.house.sources import (
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 60, 6
 # Code lines of the package: no docstrings, comments or blank lines (9,501 before the
-# house was put in order; the aim is 8,000). What needs more raises it in its commit.
-BUDGET = 8240
+# house was put in order). What needs more raises it in its commit.
+BUDGET = 8000
 
 
 @each_file

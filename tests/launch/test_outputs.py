@@ -173,6 +173,27 @@ def test_lines_are_prompts_or_objects(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lists_of_any_editor_are_read(encoding: str, end: str, tmp_path: Path):
+    first = json.dumps({"prompt": "a star", "seed": 70})
+    text = end.join([first, "# a comment", "a\u2028b\fc", "Löwe"])
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    lines = [Line("a star", seed=70), Line("a\u2028b\fc"), Line("Löwe")]
+    assert lists.read_lines(tmp_path / "list.txt") == lines
+
+
+def test_a_comment_behind_a_byte_order_mark_says_nothing(tmp_path: Path):
+    (tmp_path / "list.txt").write_text("# two\na ring", encoding="utf-8-sig")
+    assert lists.read_lines(tmp_path / "list.txt") == [Line("a ring")]
+
+
+def test_a_list_in_latin_1_is_refused_with_the_cure(tmp_path: Path):
+    (tmp_path / "list.txt").write_bytes("Löwe".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"list\.txt can't be .* iconv -f LATIN1"):
+        lists.read_lines(tmp_path / "list.txt")
+
+
 @pytest.mark.parametrize(
     "line",
     ['{"prompt"', '{"negative": "x"}', '{"prompt": 3}', '{"prompt": "x", "a": 1}'],
@@ -187,7 +208,7 @@ def test_a_list_without_prompts_or_none_at_all_is_refused(tmp_path: Path):
     (tmp_path / "list.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match="has no prompt"):
         lists.read_lines(tmp_path / "list.txt")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match=r"none\.txt can't be read"):
         lists.read_lines(tmp_path / "none.txt")
 
 

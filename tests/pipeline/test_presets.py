@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
+from launch.sizes import check_preset, height_width
 from pyramid_jax.convert import convert
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.latents import LatentConfig
@@ -47,7 +48,7 @@ def size_of(
 ) -> Size:
     """The size of a request, if the model was made for it."""
     chosen = presets.default_size(model.cfg, model.defaults, *size, count)
-    presets.check_preset(model.defaults, chosen, model.name)
+    check_preset(model.defaults, chosen, model.name)
     return chosen
 
 
@@ -135,9 +136,9 @@ def test_a_model_that_does_not_say_its_sizes_makes_any_but_chooses_none():
 
 @pytest.mark.parametrize("text", ["384", "384x", "ax640", "384x640x3", "-64x64"])
 def test_a_size_that_is_none_is_refused(text: str):
-    assert presets.height_width("384x640") == (384, 640)
+    assert height_width("384x640") == (384, 640)
     with pytest.raises(ValueError, match="is not HEIGHTxWIDTH"):
-        presets.height_width(text)
+        height_width(text)
 
 
 def test_a_given_first_frame_has_guidance_of_its_own():
