@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pyramid_jax.data.manifest import Record, write_manifest
+from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.data.video_io import read_video, write_video
 from pyramid_jax.vae.clips import Footage, VAEDataConfig, vae_batches
 from tests.packed import SIZE, write_clips
@@ -64,7 +65,8 @@ def test_held_out_records_are_the_last_ones_and_are_not_trained_on(tmp_path):
 
 def test_pictures_are_images_where_the_manifest_has_some(tmp_path):
     clips = write_clips(tmp_path, 2)
-    stills = [replace(record, kind="image") for record in write_clips(tmp_path, 1)]
+    write_picture(tmp_path / "a.png", np.full((*SIZE, 3), 20, np.uint8))
+    stills = [Record(tmp_path / "a.png", "image", "it is dark")]
     for records, found in ((clips, {0, 1}), (clips[1:] + stills, {0})):
         taken = take(4, config(tmp_path, records, images=3))
         assert taken[0].image is not None
