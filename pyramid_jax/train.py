@@ -15,7 +15,9 @@ from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.loader import batches
+from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.pictures import write_contact_sheet
+from pyramid_jax.data.stored import check_latents
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
@@ -49,6 +51,9 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
+    if vae is not None:
+        records = read_manifest(data.manifest)
+        check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())

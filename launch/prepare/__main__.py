@@ -17,6 +17,7 @@ writes the latents of all videos and images, drawn by the VAE in the folder of a
 and a manifest.jsonl that names them.
 """
 
+import hashlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from pyramid_jax import sharding
 from pyramid_jax.data.source import read_pixels
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.vae import autoencoder
+
+BEGINNING = 2**22  # bytes of a file of weights that tell it from others
 
 EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
 TEXT = flags.DEFINE_bool("text", False, "write features of captions")
@@ -54,6 +57,7 @@ SIZES = flags.DEFINE_list(
 )
 FRAMES = flags.DEFINE_integer("frames", 121, "frames of a video")
 FPS = flags.DEFINE_float("fps", 24, "frames per second that are taken from files")
+MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "fraction of files that may be unusable")
 
 
 def main(_: flags.FlagValues) -> None:
@@ -83,9 +87,20 @@ def prepare_text(manifest: str, model: str) -> None:
     """Writes features of captions, as the flags say."""
     mesh = sharding.device_mesh(data=1, fsdp=len(jax.devices()))
     encode = prompts.load_prompt_encoder(model, DTYPE.value, mesh)
+    made_with = {"model": text_encoders(Path(model)), "dtype": DTYPE.value}
     batch = BATCH.value or 16
-    prepared = write_features(manifest, TO.value, encode, batch)
+    prepared = write_features(manifest, TO.value, encode, batch, made_with)
     logging.info("features of all captions: %s", prepared)
+
+
+def text_encoders(model: Path) -> str:
+    """A hash of what tells the text encoders of one model from those of another."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for file in sorted(model.glob("text_encoder*/*")):
+        with file.open("rb") as content:
+            hashed.update(f"{file.name} {file.stat().st_size}".encode())
+            hashed.update(content.read(BEGINNING))
+    return hashed.hexdigest()
 
 
 def prepare_latents(manifest: str, model: str) -> None:
@@ -97,7 +112,14 @@ def prepare_latents(manifest: str, model: str) -> None:
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
         load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),
         sizes=tuple(height_width(text) for text in SIZES.value),
+        made_with={
+            "frames": FRAMES.value,
+            "fps": FPS.value,
+            "seed": SEED.value,
+            "vae": vae.digest,
+        },
         batch=BATCH.value or devices,
+        max_bad=MAX_BAD.value,
     )
     prepared = write_latents(manifest, TO.value, job)
     logging.info("latents of all records: %s", prepared)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _EXAMPLES = 8  # perf: of a message; each message costs a worker about 0.1 ms
 _SHARED = 2**20  # perf: bytes from which an array is shared instead of sent
+_SPARED = 3  # bad files of a small set that don't end a run
 _READY = 2  # batches that are made in advance
 
 # The number of an example and its record -> the example, a NamedTuple. It may raise
@@ -50,7 +51,8 @@ class SourceConfig:
         batch: rows, or clips.
         workers: processes that decode; 0 decodes in this one.
         cache_mib: memory for decoded clips, per worker.
-        max_bad: fraction of the manifest's files that may be unusable.
+        max_bad: fraction of the manifest's files that may be unusable; of a small set
+            three may be, or a quarter, unless it is 0.
 
     Raises:
         ValueError: a value is out of range.
@@ -289,10 +291,12 @@ class BadFiles(grain.experimental.FlatMapTransform):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(failure._asdict(), ensure_ascii=False) + "\n")
-        count = len(self._bad)
-        if count > self._max_bad * self._files or count == self._files:
+        count, files = len(self._bad), self._files
+        spared = min(_SPARED, files / 4) if self._max_bad else 0
+        if count > max(self._max_bad * files, spared) or count == files:
             raise ValueError(
-                f"{count} of {self._files} files cannot be used, the last is "
-                f"{failure.path} ({failure.reason}); {self._path} lists them: repair "
-                "or remove them, or raise max_bad"
+                f"{count} of {files} files cannot be used, the last is {failure.path} "
+                f"({failure.reason}); {self._path} lists them: repair or remove them, "
+                "or raise max_bad (--config.data.max_bad=0.1 in training, "
+                "--max_bad=0.1 of launch.prepare)"
             )

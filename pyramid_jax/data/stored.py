@@ -4,13 +4,15 @@
 A folder of features holds one safetensors file per different caption, and `EMPTY` for
 the empty one, which training needs where it drops captions. A folder of latents holds
 one safetensors file per video or image, with its raw `latent` in float16: drawn from
-the VAE's posterior, not normalised. Either has a manifest.jsonl that names these files.
+the VAE's posterior, not normalised. Either has a manifest.jsonl that names these files,
+and `MADE_WITH`, which says what they were made with.
 """
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -19,7 +21,7 @@ from safetensors.numpy import load_file
 
 from pyramid_jax.data.manifest import Record
 
-EMPTY = "empty.safetensors"
+EMPTY, MADE_WITH = "empty.safetensors", "made_with.json"
 
 
 class CaptionFeatures(NamedTuple):
@@ -80,6 +82,36 @@ def read_latent(path: Path) -> Float[np.ndarray, "t h w c"]:
     """
     (latent,) = _load(path, "latent")
     return latent.astype(np.float32)
+
+
+def read_made_with(folder: Path) -> dict[str, Any]:
+    """What the files of a folder were made with; {} where it does not say."""
+    path = folder / MADE_WITH
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); prepare it again") from error
+
+
+def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Words like "fps 8.0, not 24.0" about wanted entries that are made otherwise."""
+    pairs = ((name, made.get(name), value) for name, value in wanted.items())
+    return ", ".join(f"{n} {a!r}, not {b!r}" for n, a, b in pairs if a != b)
+
+
+def check_latents(records: Sequence[Record], **wanted: Any) -> None:
+    """Checks that stored latents were made with what is wanted, where they say so.
+
+    Raises:
+        ValueError: they were made with something else, e.g. at another rate.
+    """
+    for folder in {record.latent.parent for record in records if record.latent}:
+        made = read_made_with(folder)
+        if made and (wrong := differences(made, wanted)):
+            raise ValueError(
+                f"the latents in {folder} were made with {wrong}; make those of this "
+                "run with launch.prepare --latents, in a new folder"
+            )
 
 
 def _load(path: Path, *names: str) -> list[np.ndarray]:

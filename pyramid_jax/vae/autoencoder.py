@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,14 @@ class Autoencoder(NamedTuple):
     cfg: VAEConfig
     latent: LatentConfig
     params: Any
+
+    @property
+    def digest(self) -> str:
+        """A hash of the weights, by which latents tell the VAE that made them."""
+        hashed = hashlib.blake2b(digest_size=8)
+        for x in jax.tree.leaves(self.params):
+            hashed.update(np.ascontiguousarray(sharding.to_host(x)).view(np.uint8))
+        return hashed.hexdigest()
 
 
 def save_autoencoder(folder: str | Path, autoencoder: Autoencoder) -> None:

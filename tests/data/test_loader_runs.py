@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long runs of the data pipeline: stopped and resumed, with bad files, with workers."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -94,10 +95,21 @@ def test_a_skipped_example_is_not_replaced_by_another(tmp_path):
 
 
 def test_too_many_bad_files_stop_the_run_and_name_the_list(tmp_path):
-    cfg = config(tmp_path, clips_and_broken(tmp_path, 3), max_bad=0.2)  # 2 of 13 pass
-    with pytest.raises(ValueError, match=r"3 of 13 files .*skipped\.jsonl lists them"):
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 4), max_bad=0.2)  # 3 of 14 pass
+    stopped = r"4 of 14 files .*skipped\.jsonl lists them.*--config\.data\.max_bad"
+    with pytest.raises(ValueError, match=stopped):
         take(20, cfg, tmp_path, load=None)
-    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("max_bad", "ends"), [(0.01, False), (0.0, True)])
+def test_a_small_set_may_have_a_bad_file_unless_none_is_allowed(
+    tmp_path, max_bad, ends
+):
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), max_bad=max_bad)
+    refused = pytest.raises(ValueError, match="1 of 11 files")
+    with refused if ends else contextlib.nullcontext():
+        take(4, cfg, tmp_path, load=None)
 
 
 def test_a_data_set_without_any_good_file_stops_even_if_all_may_be_bad(tmp_path):

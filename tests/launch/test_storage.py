@@ -2,6 +2,7 @@
 """Stored latents are those of their files, each made once."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from launch.prepare.storage import LatentJob, latent_path, write_latents
 from pyramid_jax.data.examples import stored_latent
 from pyramid_jax.data.manifest import Record, read_manifest, write_manifest
 from pyramid_jax.data.source import read_pixels
-from pyramid_jax.data.stored import read_latent
+from pyramid_jax.data.stored import MADE_WITH, check_latents, read_latent
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 
@@ -55,7 +56,9 @@ def manifest(tmp_path: Path) -> Path:
 
 def job(encode: Encoder, **options) -> LatentJob:
     load = partial(read_pixels, frames=FRAMES, fps=8)
-    return LatentJob(encode, load, (SIZE,), **{"batch": 2, "max_bad": 0.5} | options)
+    made_with = {"frames": FRAMES, "fps": 8.0}
+    choices = {"batch": 2, "max_bad": 0.5} | options
+    return LatentJob(encode, load, (SIZE,), made_with, **choices)
 
 
 def test_every_record_gets_the_latent_of_its_file(manifest: Path, tmp_path: Path):
@@ -86,6 +89,72 @@ def test_an_interrupted_run_goes_on_where_it_stopped(manifest: Path, tmp_path: P
     assert encode.batches == [[1, 1]]
 
 
+def test_a_file_that_was_replaced_is_encoded_again(manifest: Path, tmp_path: Path):
+    folder = tmp_path / "latents"
+    write_latents(manifest, folder, job(Encoder()))
+    write_video(tmp_path / "1.mp4", np.full((FRAMES, *SIZE, 3), 200, np.uint8), 8)
+    encode = Encoder()
+    made = write_latents(manifest, folder, job(encode))
+    assert encode.batches == [[1, 1]]
+    latent = read_latent(read_manifest(made)[1].latent)
+    np.testing.assert_allclose(latent[..., :3], 200, atol=3)
+
+
+def test_a_latent_outlives_its_file(manifest: Path, tmp_path: Path):
+    folder, encode = tmp_path / "latents", Encoder()
+    write_latents(manifest, folder, job(Encoder()))
+    (tmp_path / "1.mp4").unlink()
+    assert len(read_manifest(write_latents(manifest, folder, job(encode)))) == 5
+    assert not encode.batches
+
+
+@pytest.mark.parametrize("frames", [3, 5])
+def test_latents_made_with_something_else_are_refused(manifest, tmp_path, frames):
+    folder, encode = tmp_path / "latents", Encoder()
+    write_latents(manifest, folder, job(Encoder()))
+    other = replace(job(encode), sizes=((16, 16),))
+    if frames != FRAMES:
+        other = replace(other, sizes=(SIZE,), made_with={"frames": frames, "fps": 8.0})
+    with pytest.raises(ValueError, match=r"(frames 5, not 3|sizes .*); wr"):
+        write_latents(manifest, folder, other)
+    assert not encode.batches
+
+
+def test_latents_that_do_not_say_what_made_them_are_refused(manifest, tmp_path):
+    folder = tmp_path / "latents"
+    write_latents(manifest, folder, job(Encoder()))
+    (folder / MADE_WITH).unlink()
+    with pytest.raises(ValueError, match=r"no made_with\.json that says what made"):
+        write_latents(manifest, folder, job(Encoder()))
+
+
+def test_names_do_not_depend_on_the_working_folder(manifest, tmp_path, monkeypatch):
+    encode = Encoder()
+    write_latents(manifest, tmp_path / "latents", job(Encoder()))
+    monkeypatch.chdir(tmp_path)
+    write_latents("manifest.jsonl", "latents", job(encode))
+    assert not encode.batches
+    assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 4
+
+
+def test_latents_that_are_not_finite_are_listed_instead(manifest: Path, tmp_path: Path):
+    class Broken(Encoder):
+        def __call__(self, pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+            latents = super().__call__(pixels, numbers).copy()
+            latents[numbers == 1, 0, 0, 0] = 1e30  # too large for float16
+            return latents
+
+    made = write_latents(manifest, tmp_path / "latents", job(Broken()))
+    assert [record.path.name for record in read_manifest(made)] == [
+        *("0.mp4", "2.mp4", "2.mp4", "i.png")
+    ]
+    (line,) = (tmp_path / "latents" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "path": str(tmp_path / "1.mp4"),
+        "reason": "its latent is not finite in float16",
+    }
+
+
 def test_unusable_files_are_left_out_and_listed(manifest: Path, tmp_path: Path):
     (tmp_path / "1.mp4").write_bytes(b"nothing")
     made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
@@ -93,7 +162,7 @@ def test_unusable_files_are_left_out_and_listed(manifest: Path, tmp_path: Path):
     listed = (tmp_path / "latents" / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in listed] == [str(tmp_path / "1.mp4")]
     with pytest.raises(ValueError, match="raise max_bad"):
-        write_latents(manifest, tmp_path / "other", job(Encoder(), max_bad=0.1))
+        write_latents(manifest, tmp_path / "other", job(Encoder(), max_bad=0.0))
 
 
 def test_latents_do_not_replace_the_manifest_they_are_made_from(manifest: Path):
@@ -116,6 +185,18 @@ def test_training_reads_normalised_latents_of_its_length(manifest, tmp_path):
     loaded = stored_latent(LATENT, 2, record, SIZE)
     np.testing.assert_array_equal(loaded, LATENT.normalise(raw[:2]))
     assert loaded.dtype == np.float32
+
+
+def test_latents_of_another_rate_or_vae_are_refused(manifest, tmp_path):
+    made_with = {"frames": FRAMES, "fps": 8.0, "vae": "one"}
+    made = write_latents(
+        manifest, tmp_path / "latents", replace(job(Encoder()), made_with=made_with)
+    )
+    records = read_manifest(made)
+    check_latents(records, fps=8, vae="one")
+    for wanted in ({"fps": 24.0, "vae": "one"}, {"fps": 8.0, "vae": "other"}):
+        with pytest.raises(ValueError, match=r"were made with (fps|vae).*, not"):
+            check_latents(records, **wanted)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(4, SIZE), (2, (16, 16))])
