@@ -14,6 +14,8 @@ VENV := .venv
 # The environment with the compilers of `make test-compile`, and what they are given:
 # 5 minutes; COMPILE= also compiles the decoder, which takes hours for TPUs.
 COMPILERS := .venv-compile
+AUDIT := .venv-audit
+PYPI := https://pypi.org/pypi/pip/24.0/json
 COMPILE ?= --parts=attention
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -21,7 +23,7 @@ OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock format lint types test test-slow test-compile test-gpu \
-	test-tpu check demo web train-demo notebooks bench parity clean
+	test-tpu check audit demo web train-demo notebooks bench parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,7 +76,14 @@ test-gpu: setup ## run the tests that need a GPU
 test-tpu: setup ## run the tests that need a TPU
 	$(RUN) -m pytest -m tpu
 
-check: lint types test ## lint, types and tests; CI runs test-compile, too
+check: lint types test audit ## lint, types, tests and audit; CI runs test-compile, too
+
+audit: ## look for known holes in the pinned packages, where PyPI can be asked
+	@if $(PYTHON) -c 'import urllib.request as u; u.urlopen("$(PYPI)", timeout=10)' 2> /dev/null; then \
+		test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+			$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; } && \
+		$(AUDIT)/bin/pip-audit --disable-pip --no-deps --requirement requirements.lock; \
+	else echo "audit: skipped, $(PYPI), which lists holes, can't be reached"; fi
 
 demo: setup ## make videos with the model that ships with the project
 	$(RUN) -m launch.demo

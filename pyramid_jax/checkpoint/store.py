@@ -64,7 +64,12 @@ class Store:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data: Resumable | None = None) -> None:
-        """Starts to write a checkpoint; returns once `state` may be overwritten."""
+        """Starts to write a checkpoint; returns once `state` may be overwritten.
+
+        Raises:
+            ValueError: the one before could not be written, e.g. to a full disk.
+        """
+        self._wait()
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
         }
@@ -85,7 +90,7 @@ class Store:
         Raises:
             ValueError: no checkpoint is whole, or that one is of another config.
         """
-        self._manager.wait_until_finished()
+        self._wait()
         damaged: dict[Path, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -108,8 +113,20 @@ class Store:
         )
 
     def close(self) -> None:
-        """Waits until all checkpoints are written."""
+        """Waits until all checkpoints are written; raises as `save`."""
+        self._wait()
         self._manager.close()
+
+    def _wait(self) -> None:
+        """Waits until the checkpoint that was started is written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # of the file system, in the words of any library
+            raise ValueError(
+                f"a checkpoint could not be written to {self.folder} ({error}); the "
+                f"newest whole one is of step {self.latest()}: make room there, and "
+                "start the same command again"
+            ) from error
 
     def _read(
         self, step: int, like: Any, data: Resumable | None

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints come back bit for bit, on any mesh, and only for their own config."""
 
+import resource
 import shutil
+import signal
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +60,12 @@ def state(key: int, fsdp: int = 4, tensor: int = 2) -> State:
     placement = sharding.shardings(jax.eval_shape(build, jax.random.key(0)), mesh)
     make = jax.jit(lambda key: sharding.unbox(build(key)), out_shardings=placement)
     return make(jax.random.key(key))
+
+
+def large_state(key: int) -> State:
+    """A state of a megabyte that can't be compressed."""
+    params = {"a": jax.random.normal(jax.random.key(key), (512, 512))}
+    return State(jnp.int32(key), params, params, {"b": jnp.zeros(3)})
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -132,6 +140,28 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_newest_whole_one(tmp_path, ca
     }
     with Store(tmp_path, CONFIG, keep=4) as store:
         assert_equal(store.restore(state(0), data), state(5))
+
+
+def test_a_failing_save_is_told_and_earlier_checkpoints_stay(tmp_path):
+    """Files may not grow beyond some bytes, as on a full disk."""
+    limit, unlimited = resource.RLIMIT_FSIZE, resource.RLIM_INFINITY
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Store(tmp_path, CONFIG) as store:
+        store.save(1, large_state(1))
+        store.save(2, large_state(2))
+    store = Store(tmp_path, CONFIG)
+    try:
+        resource.setrlimit(limit, (30_000, unlimited))
+        store.save(3, large_state(3))
+        with pytest.raises(ValueError, match=r"could not be written.* is of step 2"):
+            store.close()
+    finally:
+        resource.setrlimit(limit, (unlimited, unlimited))
+        signal.signal(signal.SIGXFSZ, before)
+    assert store.latest() == 2
+    store.save(4, large_state(4))
+    assert_equal(store.restore(large_state(0)), large_state(4))
+    store.close()
 
 
 def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
