@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     from launch.parity.run import replay
 
     began, verdicts = time.monotonic(), Counter[str]()
-    for case in find(options.cases, options.only):
-        for line in replay(case):
+    for name, folder in find(options.cases, options.only).items():
+        for line in replay(folder, name):
             print(line, flush=True)
             verdicts[line.verdict] += 1
     counts = ", ".join(f"{verdicts[v]} {v}" for v in ("ok", "FAIL", "skipped"))

@@ -48,8 +48,10 @@ class Scenario(NamedTuple):
     tensors: dict[str, np.ndarray]
 
     def latent(self, name: str) -> Float[np.ndarray, "b t h w c"]:
-        """A recorded latent in the layout of this package."""
-        return rearrange(self.tensors[name], "b c t h w -> b t h w c")
+        """A recorded latent in the layout of this package; an image may lack time."""
+        x = self.tensors[name]
+        x = x[:, :, None] if x.ndim == 4 else x
+        return rearrange(x, "b c t h w -> b t h w c")
 
     def family(self, prefix: str) -> list[str]:
         """The names `prefix`0, `prefix`1, ... as far as they were recorded."""
@@ -103,39 +105,49 @@ def latent_back(x: Any) -> np.ndarray:
     return rearrange(np.asarray(x), "b t h w c -> b c t h w")
 
 
-def find(folder: Path, only: str = "*") -> list[Case]:
-    """The cases in `folder`, at any depth, whose paths inside it match `only`.
+def find(folder: Path, only: str = "*") -> dict[str, Path]:
+    """The folders of the cases in `folder`, at any depth, whose names match `only`.
 
     Raises:
         ValueError: there is none.
     """
-    cases = []
+    folders = {}
     for path in sorted(folder.rglob("config.json")):
         name = path.parent.relative_to(folder).as_posix()
         if fnmatch.fnmatch(name, only):
-            cases.append(Case(name, path.parent, json.loads(path.read_text())))
-    if not cases:
+            folders[name] = path.parent
+    if not folders:
         raise ValueError(
             f"no case (a folder with config.json) matching {only!r} in {folder}; "
             "give the folder that holds the cases, or another pattern"
         )
-    return cases
+    return folders
 
 
-def scenarios(case: Case) -> Iterator[Scenario]:
-    """The scenarios of a case, one at a time; files of weights are none."""
-    weights = {"weights.safetensors", *case.config.get("state_dict_shapes", ())}
-    described = case.config.get("scenarios", {})
-    for path in sorted(case.folder.glob("*.safetensors")):
-        if path.name not in weights:
-            settings = {**case.config, **described.get(path.stem, {})}
-            yield Scenario(path.stem, settings, load_file(path))
+def read_case(folder: Path, name: str) -> Case:
+    """The case in a folder, whose config.json is read."""
+    return Case(name, folder, json.loads((folder / "config.json").read_bytes()))
+
+
+def scenario_files(case: Case) -> list[Path]:
+    """The files of a case's scenarios; files of weights are none."""
+    config = case.config
+    named = [config.get(f"{network}_weights", "") for network in ("model", "vae")]
+    weights = {"weights.safetensors", *config.get("state_dict_shapes", ()), *named}
+    files = sorted(case.folder.glob("*.safetensors"))
+    return [path for path in files if path.name not in weights]
+
+
+def read_scenario(case: Case, path: Path) -> Scenario:
+    """The scenario in a file."""
+    own = case.config.get("scenarios", {}).get(path.stem, {})
+    return Scenario(path.stem, {**case.config, **own}, load_file(path))
 
 
 def compare(
-    case: Case, scenario: Scenario, answers: Iterable[Answer]
+    case: Case, scenario: Scenario, answers: Iterable[Answer], why: str = ""
 ) -> Iterator[Line]:
-    """One line per recorded result, those without an answer as skipped."""
+    """One line per recorded result, those without an answer as skipped, or say why."""
     recorded = {name for name in scenario.tensors if not _is_given(name)}
     answered = set()
     for answer in answers:
@@ -150,8 +162,8 @@ def compare(
         line = (case.name, scenario.name, name, verdict, error, answer.tolerance, note)
         yield Line(*line)
     for name in sorted(recorded - {name for name, _ in answered}):
-        why = _missing(name)
-        yield Line(case.name, scenario.name, name, "skipped", note=why)
+        note = why or _missing(name)
+        yield Line(case.name, scenario.name, name, "skipped", note=note)
 
 
 def _is_given(name: str) -> bool:

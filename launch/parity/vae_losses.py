@@ -83,7 +83,8 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
         (_, losses), slopes = run(networks.weights, *inputs, jnp.int32(step))
         if step == _steps(scenario)[0]:
             yield from _states(networks, scenario, losses)
-        yield from _logs(f"out.step{step}", losses)
+        factor = networks.objective.discriminator_factor
+        yield from _logs(f"out.step{step}", factor, losses)
         yield from _slopes(f"out.step{step}", scenario, networks, slopes)
 
 
@@ -136,8 +137,7 @@ def _per_image(x: jax.Array) -> np.ndarray:
 
 def _networks(case: Case, settings: dict[str, Any]) -> VAENetworks:
     arguments = settings["loss_constructor"]
-    (name,) = settings["state_dict_shapes"]
-    tensors = read_tensors(case.folder / name)
+    tensors = read_tensors(case.folder / loss_weights(settings))
     features = LPIPSConfig(tuple(arguments["lpips_vgg_widths"]))
     judge = DiscriminatorConfig(
         kind="3d" if arguments["using_3d_discriminator"] else "2d",
@@ -152,6 +152,7 @@ def _networks(case: Case, settings: dict[str, Any]) -> VAENetworks:
         discriminator=judge.kind,
         discriminator_start=arguments["disc_start"],
         adversarial_loss=arguments["disc_loss"],
+        discriminator_factor=arguments.get("disc_factor", 1.0),
         log_variance=arguments["logvar_init"],
     )
     model = load(case.folder / settings["vae_weights"], settings["vae_constructor"])
@@ -166,6 +167,13 @@ def _networks(case: Case, settings: dict[str, Any]) -> VAENetworks:
         "judge": jax.tree.map(jnp.asarray, params),
     }
     return VAENetworks(model, features, judge, objective, weights)
+
+
+def loss_weights(settings: dict[str, Any]) -> str:
+    """The name of the file with the weights of the losses' networks."""
+    shapes = settings["state_dict_shapes"]
+    start = "discriminator."
+    return next(n for n in shapes if any(key.startswith(start) for key in shapes[n]))
 
 
 def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -265,7 +273,7 @@ def _seen(networks: VAENetworks, weights: Any, video: Video, fake: Video) -> Any
     return bound(x, y), bound.features(y), (judge(video), judge(fake))
 
 
-def _logs(step: str, losses: Evaluation) -> Iterator[Answer]:
+def _logs(step: str, factor: float, losses: Evaluation) -> Iterator[Answer]:
     """The losses and their parts, as the original logs them."""
     loss, parts, _ = losses.autoencoder
     values = {
@@ -277,7 +285,7 @@ def _logs(step: str, losses: Evaluation) -> Iterator[Answer]:
         "log.train.rec_loss": parts.pixel,
         "log.train.perception_loss": parts.perceptual,
         "log.train.d_weight": parts.adversarial_weight,
-        "log.train.disc_factor": parts.adversarial_weight > 0,
+        "log.train.disc_factor": factor * (parts.adversarial_weight > 0),
         "log.train.g_loss": parts.adversarial,
         "disc_loss": losses.discriminator.loss,
         "log_disc.train.disc_loss": losses.discriminator.loss,

@@ -48,6 +48,7 @@ class ObjectiveConfig:
             its slope in the last kernel is as large as that of pixel and perceptual.
         discriminator: judges single frames ("2d"), clips ("3d"), or there is "none".
         discriminator_start: the step from which the discriminator learns and counts.
+        discriminator_factor: of both losses that the discriminator is in.
         adversarial_loss: of the discriminator, "hinge" or "vanilla" (logistic).
         log_variance: of the reconstruction error; its initial value if it is learned.
         learn_log_variance: the caller trains it and gives it to the loss.
@@ -62,12 +63,14 @@ class ObjectiveConfig:
     adversarial: float = 0.5
     discriminator: str = "none"
     discriminator_start: int = 250_000
+    discriminator_factor: float = 1.0
     adversarial_loss: str = "hinge"
     log_variance: float = 0.0
     learn_log_variance: bool = False
 
     def __post_init__(self):
-        names = ("pixel", "perceptual", "kl", "adversarial", "discriminator_start")
+        names = ("pixel", "perceptual", "kl", "adversarial")
+        names += ("discriminator_start", "discriminator_factor")
         check_entries(self, lambda x: x >= 0, "0 or more", *names)
         kinds, losses = f"one of {DISCRIMINATORS}", f"one of {ADVERSARIAL_LOSSES}"
         check_entries(self, DISCRIMINATORS.__contains__, kinds, "discriminator")
@@ -122,7 +125,7 @@ def autoencoder_loss(
 
         error = mean over frames of pixel·mean (x - y)² + perceptual·LPIPS(x, y)
         nll   = error / exp(log_variance) + log_variance
-        loss  = nll + kl·mean KL + w·g,          g = -mean judge(y), from the start on
+        loss  = nll + kl·mean KL + factor·w·g,   g = -mean judge(y), from the start on
         w     = adversarial·clip(|∂nll/∂k| / (|∂g/∂k| + 1e-4), 0, 1e4)
 
     with k the decoder's last kernel. w is a constant for the gradient.
@@ -160,9 +163,11 @@ def autoencoder_loss(
             partial(_judgement, judge, pull, slope, frozen),
             lambda: (jnp.float32(0), jnp.zeros_like(frozen), jnp.float32(0)),
         )
-        weight = cfg.adversarial * jnp.clip(ratio / scale, 0, WEIGHT_LIMIT)
+        share = cfg.adversarial if cfg.discriminator_factor else 0.0
+        weight = share * jnp.clip(ratio / scale, 0, WEIGHT_LIMIT)
         adversarial = _linear(g, g_slope, reconstruction)
-        loss = loss + jax.lax.stop_gradient(weight) * adversarial
+        factor = cfg.discriminator_factor * jax.lax.stop_gradient(weight)
+        loss = loss + factor * adversarial
     losses = VAELosses(nll, pixel, distance, mean_kl, adversarial, weight, log_scale)
     return Reconstructed(loss, jax.lax.stop_gradient(losses), reconstruction)
 
@@ -174,7 +179,7 @@ def discriminator_loss(
     fake: Float[jax.Array, "b f h w c"],
     step: int | Int[jax.Array, ""],
 ) -> Judged:
-    """The loss of the discriminator on videos and their reconstructions.
+    """The loss of the discriminator on videos and their reconstructions, times factor.
 
         hinge:   (mean relu(1 - judge(real)) + mean relu(1 + judge(fake))) / 2
         vanilla: (mean softplus(-judge(real)) + mean softplus(judge(fake))) / 2
@@ -190,7 +195,8 @@ def discriminator_loss(
     else:
         loss = jax.nn.softplus(-at_real).mean() + jax.nn.softplus(at_fake).mean()
     begun = jnp.asarray(step >= cfg.discriminator_start, jnp.float32)
-    return Judged(begun * loss / 2, at_real.mean(), at_fake.mean())
+    loss = begun * cfg.discriminator_factor * loss / 2
+    return Judged(loss, at_real.mean(), at_fake.mean())
 
 
 def _check(cfg: ObjectiveConfig, **critics: Any) -> None:

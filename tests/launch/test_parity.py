@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launch.parity.__main__ import main
+from launch.parity.arguments import not_replayed
 from launch.parity.cases import (
     NO_WEIGHTS,
     Answer,
@@ -17,17 +18,17 @@ from launch.parity.cases import (
     Scenario,
     compare,
     find,
-    scenarios,
+    read_case,
+    read_scenario,
+    scenario_files,
 )
 from launch.parity.run import KINDS, replay_scenario
+from launch.parity.vae_losses import loss_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-CASES = {case.name: case for case in find(GOLDEN)}
+CASES = {name: read_case(folder, name) for name, folder in find(GOLDEN).items()}
 RECORDED = [
-    (case.name, path.stem)
-    for case in CASES.values()
-    for path in sorted(case.folder.glob("*.safetensors"))
-    if path.stem != "weights"
+    (case.name, path.stem) for case in CASES.values() for path in scenario_files(case)
 ]
 
 # Many sizes to compile; `make parity` replays them.
@@ -36,7 +37,7 @@ LONG = {"tiled_image", "temporal_chunk17"}
 
 def recorded(case: str, scenario: str) -> Scenario:
     """A scenario of the committed cases."""
-    return next(s for s in scenarios(CASES[case]) if s.name == scenario)
+    return read_scenario(CASES[case], CASES[case].folder / f"{scenario}.safetensors")
 
 
 def copied(case: str, folder: Path) -> Path:
@@ -128,6 +129,69 @@ def test_the_command_fails_on_one_wrong_value(tmp_path, capsys):
     assert " 1 FAIL" in out.splitlines()[-1]
     failed = [line.split()[2] for line in out.splitlines()[:-1] if "FAIL" in line]
     assert failed == ["start_sigmas"]
+
+
+def test_what_cannot_be_read_fails_and_the_others_go_on(tmp_path, capsys):
+    copied("scheduler/two_stage_shift2", tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    file = copied("scheduler/default_3stage", tmp_path) / "tables.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(["--cases", str(tmp_path)]) == 1
+    *lines, totals = capsys.readouterr().out.splitlines()
+    failed = {tuple(line.split()[:2]) for line in lines if "FAIL" in line}
+    broken = {("broken", "config.json"), ("scheduler/default_3stage", "tables")}
+    assert failed == broken and " 2 FAIL" in totals
+    assert any("two_stage" in line and line.endswith("ok") for line in lines)
+    assert all("can't be replayed: " in line for line in lines if "FAIL" in line)
+
+
+def test_other_schedules_than_those_of_released_models_are_skipped(tmp_path, capsys):
+    config = copied("scheduler/two_stage_shift2", tmp_path) / "config.json"
+    config.write_text(config.read_text().replace("1000", "500", 1))
+    assert main(["--cases", str(tmp_path)]) == 0
+    *lines, totals = capsys.readouterr().out.splitlines()
+    why = "skipped: recorded with num_train_timesteps=500, which is not replayed"
+    assert lines and all(line.endswith(why) for line in lines)
+    assert totals.startswith("0 ok, 0 FAIL")
+
+
+@pytest.mark.parametrize(
+    ("settings", "ignored"),
+    [
+        ({"constructor": {"use_temporal_causal": False}}, []),
+        ({"constructor": {"patch_size": 4}}, ["patch_size=4"]),
+        ({"constructor": {"axes_dims_rope": [4], "mlp": 3}}, ["mlp=3"]),
+        (
+            {"constructor": {}, "constructor_overrides": {"qk_norm": None}},
+            ["qk_norm=None"],
+        ),
+        ({"loss_constructor": {"disc_factor": 0.5}}, []),
+        ({"loss_constructor": {"disc_conditional": True}}, ["disc_conditional=True"]),
+        (
+            {"vae_constructor": {"decoder_up_block_types": ["A"]}},
+            ["decoder_up_block_types=['A']"],
+        ),
+        ({"configs": {"t5": {"d_model": 4, "scale": 1}}}, ["scale=1"]),
+        ({"call": {"temp": 2, "use_sde": True}}, ["use_sde=True"]),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_named(settings, ignored):
+    assert not_replayed(settings) == ignored
+
+
+def test_an_image_may_be_recorded_without_time():
+    image = np.arange(24.0).reshape(1, 2, 3, 4)
+    scenario = Scenario("s", {}, {"a": image, "b": image[:, :, None]})
+    np.testing.assert_array_equal(scenario.latent("a"), scenario.latent("b"))
+
+
+def test_weights_of_losses_are_found_beside_those_of_the_vae():
+    shapes = {
+        "weights.safetensors": {"encoder.conv_in.conv.bias": [8]},
+        "loss.safetensors": {"logvar": [], "discriminator.main.0.bias": [8]},
+    }
+    assert loss_weights({"state_dict_shapes": shapes}) == "loss.safetensors"
 
 
 def test_a_pattern_that_matches_no_case_is_an_error():
