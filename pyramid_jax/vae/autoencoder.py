@@ -48,7 +48,7 @@ class Autoencoder(NamedTuple):
         """A hash of the weights, by which latents tell the VAE that made them."""
         hashed = hashlib.blake2b(digest_size=8)
         for x in jax.tree.leaves(self.params):
-            hashed.update(np.ascontiguousarray(sharding.to_host(x)).view(np.uint8))
+            hashed.update(np.asarray(sharding.to_host(x)).tobytes())
         return hashed.hexdigest()
 
 
