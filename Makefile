@@ -22,7 +22,7 @@ STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock format lint types test test-slow test-compile test-gpu \
+.PHONY: help setup lock format lint types test test-slow fuzz test-compile test-gpu \
 	test-tpu check audit demo web train-demo notebooks bench parity clean
 
 help: ## list the targets
@@ -60,6 +60,9 @@ test: setup ## run the tests that need only a CPU and a few minutes
 
 test-slow: setup ## run the slow tests
 	$(RUN) -m pytest -n $(WORKERS) --dist=loadfile -m "slow and not gpu and not tpu"
+
+fuzz: setup ## damage many more files, other ones each time
+	$(RUN) -m pytest -q tests/test_damage.py --hypothesis-profile=fuzz
 
 test-compile: $(COMPILERS)/.installed ## compile attention for A100, H200, v5e, v5p, v6e
 	$(COMPILERS)/bin/python -m launch.compile $(COMPILE)

@@ -8,6 +8,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `pytest --hypothesis-profile=fuzz` looks further, and elsewhere each time.
+settings.register_profile(
+    "default", max_examples=60, derandomize=True, deadline=None, database=None
+)
+settings.register_profile("fuzz", max_examples=5000, deadline=None)
+settings.load_profile("default")
 
 ROOT = Path(__file__).resolve().parent.parent
 # What JAX may use in `pytest -m gpu` and `pytest -m tpu`; otherwise only the CPU.
