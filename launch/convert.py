@@ -11,13 +11,18 @@ this package. --check reads headers only, reports what is there, and exits with 
 anything is missing, left over, of another shape or damaged.
 """
 
+import math
+import re
 import sys
 from pathlib import Path
 
+import huggingface_hub
 from absl import app, flags
 
 from launch import start
 from pyramid_jax.convert import convert, source
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 
 
 def main(options: flags.FlagValues) -> None:
@@ -28,15 +33,60 @@ def main(options: flags.FlagValues) -> None:
         convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
         return
-    folder = source.released_folder(origin, options.variant)
+    folder = released_folder(origin, options.variant)
     dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
     release = source.ReleasedFolder(folder, options.variant, dit, vae, options.text)
     if options.check:
         model = source.open_released(release)
-        print(model)
+        print(report(model))
         sys.exit(bool(model.problems))
-    print(convert.convert_model(release, options.to))
+    print(report(convert.convert_model(release, options.to)))
     print(f"the model for pyramid_jax.load: {options.to}")
+
+
+def released_folder(name: str | Path, variant: str | None = None) -> Path:
+    """The folder itself, or the files of a model of the hub like "owner/model".
+
+    Args:
+        variant: the transformer to download; None: all of them.
+
+    Raises:
+        ValueError: there is no such folder, and no such model can be downloaded.
+    """
+    if (path := Path(name)).is_dir():
+        return path
+    parts = (variant or f"{source.DIT}_*", source.VAE, "text_encoder*", "tokenizer*")
+    patterns = [f"{part}/*" for part in parts]
+    if not HUB_NAME.fullmatch(str(name)):
+        raise ValueError(
+            f"{name} is no folder, and no name of a model of the hub (owner/model); "
+            "give the folder of a released model, or its name"
+        )
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(str(name), allow_patterns=patterns)
+        )
+    except OSError as error:  # of the network, or a refusal of the hub
+        raise ValueError(
+            f"{name} is no folder here, and can't be downloaded ({error}). Download "
+            f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
+            "a network, keep their folders, and give the folder that holds these"
+        ) from error
+
+
+def report(model: source.ReleasedModel) -> str:
+    """What is in the folder of a released model: its networks, and all problems."""
+    problems = model.problems
+    verdict = f"{len(problems)} problems:" if problems else "all fits"
+    lines = [*map(_line, model.networks.values()), verdict]
+    return "\n".join(lines + [f"  {problem}" for problem in problems])
+
+
+def _line(network: source.ReleasedNetwork) -> str:
+    tensors = network.tensors.values()
+    values = sum(math.prod(x.shape) for x in tensors)
+    types = ", ".join(sorted({str(x.dtype) for x in tensors}))
+    return f"{network.name:<28} {len(tensors):>5} tensors {values:>15,} values  {types}"
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ PyTorch. The SD3-style model has three text encoders, miniFLUX two. Names, types
 shapes come from the headers of files: opening a folder reads no weights.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import jax
-import numpy as np
 
 from pyramid_jax.checkpoint import dit_tables, files, rename, text_tables, vae_tables
 from pyramid_jax.checkpoint.dit_tables import Table
@@ -35,7 +32,6 @@ from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import EncoderConfig
 
 DIT, VAE = "diffusion_transformer", "causal_video_vae"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 DTYPE = "bfloat16"  # in which the released models run
 NetworkConfig = DiTConfig | VAEConfig | EncoderConfig
 
@@ -66,12 +62,6 @@ class ReleasedNetwork(NamedTuple):
     cfg: NetworkConfig
     tensors: Mapping[str, Any]
 
-    def __str__(self) -> str:
-        values = sum(int(np.prod(x.shape)) for x in self.tensors.values())
-        types = ", ".join(sorted({str(x.dtype) for x in self.tensors.values()}))
-        count = len(self.tensors)
-        return f"{self.name:<28} {count:>5} tensors {values:>15,} values  {types}"
-
 
 @dataclass
 class ReleasedModel:
@@ -80,11 +70,6 @@ class ReleasedModel:
     networks: dict[str, ReleasedNetwork] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     model: ModelConfig | None = None
-
-    def __str__(self) -> str:
-        verdict = f"{len(self.problems)} problems:" if self.problems else "all fits"
-        lines = [*map(str, self.networks.values()), verdict]
-        return "\n".join(lines + [f"  {problem}" for problem in self.problems])
 
     def attempt(self, name: str, f: Callable[..., Any], *args: Any) -> Any:
         """The result of `f`; None, and a new problem, if it raises a ValueError."""
@@ -125,36 +110,6 @@ class ReleasedModel:
         self.problems += [f"{name}: {problem}" for problem in problems]
         self.networks[name] = network
         return network
-
-
-def released_folder(name: str | Path, variant: str | None = None) -> Path:
-    """The folder itself, or the files of a model of the hub like "owner/model".
-
-    Args:
-        variant: the transformer to download; None: all of them.
-
-    Raises:
-        ValueError: there is no such folder, and no such model can be downloaded.
-    """
-    if (path := Path(name)).is_dir():
-        return path
-    parts = (variant or f"{DIT}_*", VAE, "text_encoder*", "tokenizer*")
-    patterns = [f"{part}/*" for part in parts]
-    if not HUB_NAME.fullmatch(str(name)):
-        raise ValueError(
-            f"{name} is no folder, and no name of a model of the hub (owner/model); "
-            "give the folder of a released model, or its name"
-        )
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(str(name), allow_patterns=patterns)
-        )
-    except OSError as error:  # of the network, or a refusal of the hub
-        raise ValueError(
-            f"{name} is no folder here, and can't be downloaded ({error}). Download "
-            f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
-            "a network, keep their folders, and give the folder that holds these"
-        ) from error
 
 
 def open_released(source: ReleasedFolder) -> ReleasedModel:
