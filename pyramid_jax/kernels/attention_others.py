@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from pyramid_jax.kernels.flash import seen
 from pyramid_jax.kernels.visits import Mask, fill
+from pyramid_jax.mask import visible
 
 EVEN = 8  # tokens; cuDNN takes no odd number, and reads masks in vectors
 SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
@@ -144,7 +144,7 @@ def _matrix(
     """
     rows = [jnp.asarray(x)[:, :, None] for x in query]
     columns = [jnp.asarray(x)[:, None] for x in key]
-    sees = jax.vmap(seen)(rows, columns)
+    sees = visible(rows, columns)
     blind = ~sees.any(axis=2)
     sees = fill(sees, {1: size, 2: key_size or size})
     first = jnp.arange(sees.shape[2])[None, None] == 0
