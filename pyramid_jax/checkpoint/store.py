@@ -53,7 +53,8 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Waits until all checkpoints are written."""
+        self._manager.close()
 
     def latest(self) -> int | None:
         """The newest checkpoint's step, None if there is no checkpoint."""
@@ -101,10 +102,6 @@ class Store:
         trees = {name: restored[name] for name in items if name != DATA}
         named: Any = like
         return named._replace(**trees.pop(COUNTERS), **trees)
-
-    def close(self) -> None:
-        """Waits until all checkpoints are written."""
-        self._manager.close()
 
 
 def restore_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ shapes come from the headers of files: opening a folder reads no weights.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from pyramid_jax.checkpoint import dit_tables, files, rename, text_tables, vae_t
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors, subset
 from pyramid_jax.convert import configs
-from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.models import vae as vaes
@@ -209,12 +208,7 @@ def _model(dit: ReleasedNetwork, vae: ReleasedNetwork) -> ModelConfig:
     """The model of transformer and VAE; ValueError if they don't fit."""
     arguments, pixels = configs.dit_config(dit.config), vae.cfg
     assert isinstance(dit.cfg, DiTConfig) and isinstance(pixels, VAEConfig)
-    latent = LatentConfig(
-        channels=pixels.latent,
-        spatial=pixels.spatial_factor,
-        temporal=pixels.temporal_factor,
-        **arguments.latent,
-    )
+    latent = replace(pixels.latents, **arguments.latent)
     return ModelConfig(dit.cfg, Layout(**arguments.layout), latent)
 
 
