@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import jax
 from absl import app, flags
 
 from launch import start
@@ -33,6 +34,8 @@ def main(options: flags.FlagValues) -> None:
         convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
         return
+    if options.check:  # no accelerator is started to read headers
+        jax.config.update("jax_platforms", "cpu")
     folder = released_folder(origin, options.variant)
     dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
     release = source.ReleasedFolder(folder, options.variant, dit, vae, options.text)

@@ -6,7 +6,6 @@ python -m launch.train --config=configs/tiny.py:smoke --workdir=runs/smoke
 python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.tensor=2
 """
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,12 +30,13 @@ def run(train: Callable[[Any, str, str | None], Path], _: flags.FlagValues) -> N
     """Calls `train` with the config, the work directory and the start of the flags."""
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
     cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():
             cfg.loop.max_seconds = SECONDS.value
-    logging.info("the model is in %s", train(cfg, WORKDIR.value, START.value))
+    model = train(cfg, WORKDIR.value, START.value)
+    if jax.process_index() == 0:
+        print(f"the model is in {model}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ for anything. It needs the extra `web`: `pip install "pyramid_jax[web]"`.
 
 import logging
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -37,9 +36,6 @@ WAITING = 8  # requests beside the one that is worked on
 
 
 def main(values: flags.FlagValues) -> None:
-    for chatty in ("httpx", "pyramid_jax.kernels"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, folder, model = values.host, Path(values.to), Path(values.model)
     if host not in LOOPBACK:
         reach = "everyone who reaches %s can make videos and see all in %s"
