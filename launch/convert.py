@@ -70,8 +70,9 @@ def released_folder(name: str | Path, variant: str | None = None) -> Path:
             huggingface_hub.snapshot_download(str(name), allow_patterns=patterns)
         )
     except OSError as error:  # of the network, or a refusal of the hub
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{name} is no folder here, and can't be downloaded ({error}). Download "
+            f"{name} is no folder here, and can't be downloaded ({reason}). Download "
             f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
             "a network, keep their folders, and give the folder that holds these"
         ) from error

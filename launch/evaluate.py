@@ -31,6 +31,8 @@ CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
 
 
 def main(options: flags.FlagValues) -> None:
+    if options.to:
+        start.check_writable(Path(options.to).parent)
     captions = moving_shapes.captions()
     order = np.random.default_rng(options.seed).permutation(len(captions))
     selection = [captions[order[i % len(order)]] for i in range(options.captions)]

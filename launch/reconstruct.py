@@ -43,6 +43,8 @@ class Reconstruction(NamedTuple):
 
 
 def main(options: flags.FlagValues) -> None:
+    start.check_writable(Path(options.to).parent)
+    shown_size(Path(options.input))  # raises, before a model is loaded
     vae = autoencoder.load_autoencoder(options.model)
     original, fps = read(Path(options.input), vae.latent, options.frames or None)
     pieces = Pieces(options.window * vae.latent.temporal, options.tile, options.overlap)
@@ -53,6 +55,16 @@ def main(options: flags.FlagValues) -> None:
     scores = {"input": options.input, "psnr": result.psnr, "ssim": result.ssim}
     out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
     print(out)
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Height and width of a video or image, as it is shown.
+
+    Raises:
+        ValueError: a missing or broken file.
+    """
+    image = path.suffix.lower() in IMAGES
+    return picture_size(path) if image else video_io.video_size(path)
 
 
 def read(

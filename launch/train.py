@@ -28,6 +28,7 @@ flags.mark_flag_as_required("config")
 
 def run(train: Callable[[Any, str, str | None], Path], _: flags.FlagValues) -> None:
     """Calls `train` with the config, the work directory and the start of the flags."""
+    start.check_writable(WORKDIR.value)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     cfg = CONFIG.value

@@ -28,6 +28,7 @@ from launch import moving_shapes, start
 from launch.prepare.storage import LatentJob, write_features, write_latents
 from launch.sizes import height_width
 from pyramid_jax import sharding
+from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.source import read_pixels
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.vae import autoencoder
@@ -69,6 +70,8 @@ def main(_: flags.FlagValues) -> None:
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
+    start.check_writable(TO.value)
+    read_manifest(MANIFEST.value)  # raises, before a model is loaded
     prepare = prepare_text if TEXT.value else prepare_latents
     prepare(MANIFEST.value, MODEL.value)
 
