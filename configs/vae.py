@@ -110,5 +110,6 @@ def smoke(cfg: Any) -> None:
     cfg.data.update(height=32, width=32, frames=5, fps=8.0, batch=8, images=8)
     cfg.data.update(windows=2, held_out=8, workers=0)
     cfg.data.manifest = cfg.data.manifest or "data/shapes/manifest.jsonl"
+    cfg.optimizer.warmup_steps = cfg.discriminator_optimizer.warmup_steps = 1
     cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=2)
     cfg.statistics = 8

@@ -11,14 +11,17 @@ where `main` takes the parsed flags.
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from absl import app, flags
 from jax.sharding import Mesh
 
+from launch import usage
 from pyramid_jax import sharding
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ CACHES = "XDG_CACHE_HOME"  # the variable that names the folder of all caches
 def run(
     main: Callable[[flags.FlagValues], None],
     define: Callable[[flags.FlagValues], None] | None = None,
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Runs a command with the flags of the command line, and ends the process.
 
@@ -38,6 +42,7 @@ def run(
     Args:
         main: the command.
         define: declares its flags, if they are not declared yet.
+        headings: of groups of flags in the help, each by the name of its first flag.
     """
     if define is not None:
         define(flags.FLAGS)
@@ -52,13 +57,15 @@ def run(
             logger.debug("the command ended", exc_info=True)
             sys.exit(f"{_name()}: {error}")
 
-    app.run(command)
+    app.run(command, flags_parser=partial(usage.parse, _name(), headings))
 
 
 def _name() -> str:
-    """The name of the command, e.g. "launch.web"."""
+    """The name of the command, e.g. "pyramid-jax train-vae" of launch.train_vae."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    command = name.removeprefix("launch.")
+    return name if command == name else f"pyramid-jax {command.replace('_', '-')}"
 
 
 def enable_compile_cache() -> None:
