@@ -77,7 +77,7 @@ def _add(group: argparse._ArgumentGroup, flag: flags.Flag) -> None:
     """A flag as argparse shows it; what is given is never parsed by it."""
     help = (flag.help or "").replace("%", "%%")
     default = flag.default
-    if default and default is not True:
+    if default is not None and not isinstance(default, bool):
         shown = ",".join(default) if isinstance(default, list) else default
         help += f" Default: {shown}."
     if flag.boolean:
