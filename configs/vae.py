@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The released VAE, trained from scratch: 17 frames of 256x256, then long clips.
 
-    python -m launch.train_vae --config=configs/vae.py --workdir=runs/vae \
+    pyramid-jax train-vae --config=vae --workdir=runs/vae \
         --config.data.manifest=data/videos/manifest.jsonl \
         --config.lpips.path=weights/vgg_lpips.pth
-    python -m launch.train_vae --config=configs/vae.py:long --workdir=runs/vae_long \
+    pyramid-jax train-vae --config=vae:long --workdir=runs/vae_long \
         --start=runs/vae/model (and the same two options)
-    python -m launch.train_vae --config=configs/vae.py:smoke --workdir=runs/smoke
+    pyramid-jax train-vae --config=vae:smoke --workdir=runs/smoke
 
 335 million parameters, 8x8x8 pixels per latent cell, 16 channels. The original trained
 on 32 A100 for about three days, on WebVid-10M and 6.9 million pictures of SAM. Its

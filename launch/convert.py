@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts released models, and exports models in the original's layout.
 
-  pyramid-jax convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
-      --to=models/sd3_384p
-  pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
-  pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
+    pyramid-jax convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
+        --to=models/sd3_384p
+    pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
+    pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
 
 --from is the folder of a released model (or its name on the hub), with --export one of
 this package. --check reads headers only, reports what is there, and exits with 1 if

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a model, or continues a training run.
 
-  pyramid-jax train --config=tiny --workdir=runs/tiny
-  pyramid-jax train --config=tiny:smoke --workdir=runs/smoke
-  pyramid-jax train --config=mine.py --workdir=runs/mine --start=runs/tiny/model
+    pyramid-jax train --config=tiny --workdir=runs/tiny
+    pyramid-jax train --config=tiny:smoke --workdir=runs/smoke
+    pyramid-jax train --config=mine.py --workdir=runs/mine --start=runs/tiny/model
 
 The config says everything else: data, network, optimizer, devices, length. List all its
 entries with --show_config, and set each on the command line, after --config:
 
-  pyramid-jax train --config=tiny --show_config
-  pyramid-jax train --config=tiny --workdir=runs/long --config.loop.steps=9000 \\
-      --config.data.sizes="((32, 32), (32, 64))" --config.mesh.tensor=2
+    pyramid-jax train --config=tiny --show_config
+    pyramid-jax train --config=tiny --workdir=runs/long --config.loop.steps=9000 \\
+        --config.data.sizes="((32, 32), (32, 64))" --config.mesh.tensor=2
 """
 
 import logging

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a VAE, or continues a training run.
 
-  pyramid-jax train-vae --config=tiny_vae --workdir=runs/tiny_vae
-  pyramid-jax train-vae --config=vae:smoke --workdir=runs/smoke
-  pyramid-jax train-vae --config=vae:long --workdir=runs/long --start=runs/vae/model
+    pyramid-jax train-vae --config=tiny_vae --workdir=runs/tiny_vae
+    pyramid-jax train-vae --config=vae:smoke --workdir=runs/smoke
+    pyramid-jax train-vae --config=vae:long --workdir=runs/long --start=runs/vae/model
 
 The config says everything else; list all its entries with --show_config, and set each
 on the command line, after --config, as in --config.data.batch=8.

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Prepares training data: manifests, features of captions, latents.
 
-  pyramid-jax prepare --folder=clips --to=data/mine
+    pyramid-jax prepare --folder=clips --to=data/mine
 
 writes a manifest.jsonl of the videos and images in a folder, each of which has its
 caption in a text file of the same name: waves.mp4 and waves.txt.
 
-  pyramid-jax prepare --embedded --to=data/shapes
+    pyramid-jax prepare --embedded --to=data/shapes
 
 writes the embedded data set: mp4 files, their manifest.jsonl and a tokenizer.json.
 
-  pyramid-jax prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
+    pyramid-jax prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
 
 writes the features of all captions of a manifest and of the empty caption, from the
 text encoders in the folder of a released model, and a manifest.jsonl that names them.
 
-  pyramid-jax prepare --latents --model=MODEL --manifest=clips.jsonl \
-      --to=data/latents --sizes=384x640 --frames=121 --fps=24
+    pyramid-jax prepare --latents --model=MODEL --manifest=clips.jsonl \
+        --to=data/latents --sizes=384x640 --frames=121 --fps=24
 
 writes the latents of all videos and images, drawn by the VAE in the folder of a model,
 and a manifest.jsonl that names them.

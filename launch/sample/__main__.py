@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Makes videos and images from prompts.
 
-    python -m launch.sample --prompt="a red circle moves left"
-    python -m launch.sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
-    python -m launch.sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
-    python -m launch.sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
-    python -m launch.sample --model=MODEL --show
+    pyramid-jax sample --prompt="a red circle moves left"
+    pyramid-jax sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
+    pyramid-jax sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
+    pyramid-jax sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
+    pyramid-jax sample --model=MODEL --show
 
 What is not given is what the model was made for (--show tells). Each file says what it
 was made from, inside and in a JSON file beside it. Lines of a list are prompts, or JSON

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A web page that makes videos from prompts and images.
 
-    python -m launch.web
-    python -m launch.web --model=MODEL --to=runs/mine --port=8000
+    pyramid-jax web
+    pyramid-jax web --model=MODEL --to=runs/mine --port=8000
 
 It is for this machine only, unless `--host` says otherwise, and asks no other machine
 for anything. It needs the extra `web`: `pip install "pyramid_jax[web]"`.

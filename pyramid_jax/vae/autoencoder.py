@@ -80,7 +80,7 @@ def load_autoencoder(
     folder = asset_path(folder)
     folder = folder / INSIDE if (folder / INSIDE).is_dir() else folder
     kind = (
-        f"a VAE, such as the `model` folder of launch.train_vae or {INSIDE}/ of a model"
+        f"a VAE, such as the `model` folder of a training run or {INSIDE}/ of a model"
     )
     sections = files.read_config(folder, kind, "vae", "latent")
     cfg = build(VAEConfig, sections["vae"])
