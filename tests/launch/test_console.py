@@ -100,7 +100,7 @@ def test_help_lists_every_command_in_a_line(console: Console):
 
 def test_every_program_is_a_command():
     files = [*(ROOT / "launch").glob("*.py"), *(ROOT / "launch").glob("*/__main__.py")]
-    programs = [path for path in files if "__name__ ==" in path.read_text()]
+    programs = [path for path in files if "\nif __name__ ==" in path.read_text()]
     names = {p.stem if p.parent.name == "launch" else p.parent.name for p in programs}
     assert {name.replace("_", "-") for name in names} == set(COMMANDS)
 
