@@ -11,11 +11,13 @@ this package. --check reads headers only, reports what is there, and exits with 
 anything is missing, left over, of another shape or damaged.
 """
 
+import math
 import re
 import sys
 from pathlib import Path
 
 import huggingface_hub
+import jax
 from absl import flags
 
 from launch import start
@@ -32,14 +34,16 @@ def main(options: flags.FlagValues) -> None:
         convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
         return
+    if options.check:  # no accelerator is started to read headers
+        jax.config.update("jax_platforms", "cpu")
     folder = released_folder(origin, options.variant)
     dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
     release = source.ReleasedFolder(folder, options.variant, dit, vae, options.text)
     if options.check:
         model = source.open_released(release)
-        print(model)
+        print(report(model))
         sys.exit(bool(model.problems))
-    print(convert.convert_model(release, options.to))
+    print(report(convert.convert_model(release, options.to)))
     print(f"the model for pyramid_jax.load: {options.to}")
 
 
@@ -71,6 +75,21 @@ def released_folder(name: str | Path, variant: str | None = None) -> Path:
             f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
             "a network, keep their folders, and give the folder that holds these"
         ) from error
+
+
+def report(model: source.ReleasedModel) -> str:
+    """What is in the folder of a released model: its networks, and all problems."""
+    problems = model.problems
+    verdict = f"{len(problems)} problems:" if problems else "all fits"
+    lines = [*map(_line, model.networks.values()), verdict]
+    return "\n".join(lines + [f"  {problem}" for problem in problems])
+
+
+def _line(network: source.ReleasedNetwork) -> str:
+    tensors = network.tensors.values()
+    values = sum(math.prod(x.shape) for x in tensors)
+    types = ", ".join(sorted({str(x.dtype) for x in tensors}))
+    return f"{network.name:<28} {len(tensors):>5} tensors {values:>15,} values  {types}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ PSNR and SSIM of every frame, and writes them as JSON beside the output.
 """
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -53,7 +52,7 @@ def main(options: flags.FlagValues) -> None:
     print(table(result))
     scores = {"input": options.input, "psnr": result.psnr, "ssim": result.ssim}
     out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
-    logging.info("%s", out)
+    print(out)
 
 
 def read(

@@ -13,7 +13,6 @@ entries with --show_config, and set each on the command line, after --config:
         --config.data.sizes="((32, 32), (32, 64))" --config.mesh.tensor=2
 """
 
-import logging
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -75,11 +74,12 @@ def run(
         raise ValueError("--workdir is missing; give a folder for the run")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
     if SECONDS.value:
         with cfg.unlocked():
             cfg.loop.max_seconds = SECONDS.value
-    logging.info("the model is in %s", train(cfg, WORKDIR.value, START.value))
+    model = train(cfg, WORKDIR.value, START.value)
+    if jax.process_index() == 0:
+        print(f"the model is in {model}")
 
 
 def entries(cfg: Any) -> str:

@@ -21,8 +21,8 @@ _MISSING = re.compile(r"flag --(\w+)=None: Flag .* other than None\.")
 _SIMILAR = re.compile(r'mean "(\w+)" instead of "(\w+)"')  # says ml_collections
 
 
-def parse(name: str, headings: Mapping[str, str], arguments: Sequence[str]) -> list:
-    """Parses flags; returns what is none. Ends the process after help or a mistake.
+def parse(name: str, headings: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Parses flags. Ends the process after help, or a mistake.
 
     Args:
         headings: of groups of flags, each by the name of its first flag.
@@ -32,12 +32,14 @@ def parse(name: str, headings: Mapping[str, str], arguments: Sequence[str]) -> l
         print(text(name, sys.modules["__main__"].__doc__ or "", headings))
         sys.exit()
     try:
-        return flags.FLAGS(arguments)
+        if not (rest := flags.FLAGS(arguments)[1:]):
+            return
+        reason = f"unknown arguments {rest}"
     except flags.Error as error:
         reason = _MISSING.sub(r"--\1 is missing", str(error))
     except (AttributeError, KeyError) as error:  # a config is asked for its entries
         reason = _no_entry(str(error))
-    sys.exit(f"{name}: {' '.join(reason.split())}; see {name} --help")
+    sys.exit(f"{name}: {' '.join(reason.split())}; see --help")
 
 
 def text(name: str, description: str, headings: Mapping[str, str]) -> str:
@@ -75,7 +77,8 @@ def _is_ours(module: str) -> bool:
 
 def _add(group: argparse._ArgumentGroup, flag: flags.Flag) -> None:
     """A flag as argparse shows it; what is given is never parsed by it."""
-    help = (flag.help or "").replace("%", "%%")
+    choices = "|".join(getattr(flag.parser, "enum_values", []))
+    help = (flag.help or "").removeprefix(f"<{choices}>: ").replace("%", "%%")
     default = flag.default
     if default is not None and not isinstance(default, bool):
         shown = ",".join(default) if isinstance(default, list) else default
@@ -84,6 +87,5 @@ def _add(group: argparse._ArgumentGroup, flag: flags.Flag) -> None:
         no = "" if default is False else "[no]"
         group.add_argument(f"--{no}{flag.name}", action="store_true", help=help)
         return
-    choices = getattr(flag.parser, "enum_values", None)
-    value = "|".join(choices) if choices else VALUES.get(flag.flag_type(), "VALUE")
+    value = choices or VALUES.get(flag.flag_type(), "VALUE")
     group.add_argument(f"--{flag.name}", metavar=value, help=help)

@@ -23,7 +23,6 @@ and a manifest.jsonl that names them.
 """
 
 import hashlib
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def prepare_embedded() -> None:
     texts = [caption.text for caption in moving_shapes.captions()]
     tokenizer = Path(TO.value) / "tokenizer.json"
     moving_shapes.train_tokenizer(texts, VOCABULARY.value, tokenizer)
-    logging.info("%d clips: %s", CLIPS.value, manifest)
+    print(f"{CLIPS.value} clips: {manifest}")
 
 
 def prepare_text(manifest: str, model: str) -> None:
@@ -110,7 +109,7 @@ def prepare_text(manifest: str, model: str) -> None:
     made_with = {"model": text_encoders(Path(model)), "dtype": DTYPE.value}
     batch = BATCH.value or 16
     prepared = write_features(manifest, TO.value, encode, batch, made_with)
-    logging.info("features of all captions: %s", prepared)
+    print(f"features of all captions: {prepared}")
 
 
 def text_encoders(model: Path) -> str:
@@ -142,7 +141,7 @@ def prepare_latents(manifest: str, model: str) -> None:
         max_bad=MAX_BAD.value,
     )
     prepared = write_latents(manifest, TO.value, job)
-    logging.info("latents of all records: %s", prepared)
+    print(f"latents of all records: {prepared}")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,16 @@ neither needs more memory than one tensor.
 """
 
 import json
-import math
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -42,18 +41,6 @@ METADATA = {"__metadata__": {"format": "pt"}}
 PICKLED = (".bin", ".pth", ".pt")
 # Where a training run of the original keeps its weights, beside its other states.
 TRAINED = "model"
-
-
-class Spec(NamedTuple):
-    """The type and shape of a tensor."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the values."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -190,24 +177,23 @@ def open_safetensors(path: str | Path) -> StoredTensors:
         ) from error
 
 
-@contextmanager
-def tensor_writer(
-    path: str | Path, specs: Mapping[str, Any]
-) -> Iterator[Callable[[str, np.ndarray], None]]:
+def write_tensors(
+    path: str | Path, specs: Mapping[str, Any], values: Iterable[tuple[str, Any]]
+) -> None:
     """Writes a file whose tensors are known before their values are.
 
-    In a `with`, it gives the function that writes the values of one tensor, once. The
-    file gets its name once every tensor is written, otherwise nothing is left of it.
-    Equal tensors make equal files.
+    The file gets its name once every tensor is written, otherwise nothing is left of
+    it. Equal tensors make equal files.
 
     Args:
-        specs: anything with a type and a shape for every name, e.g. `Spec`s.
+        specs: anything with a type and a shape for every name.
+        values: every name once, in any order, with what numpy can turn into an array.
 
     Raises:
         ValueError: a type that the format does not have.
         AssertionError: a tensor is unknown, of another type or shape, or was forgotten.
     """
-    expected = {name: Spec(x.dtype, tuple(x.shape)) for name, x in specs.items()}
+    expected = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in specs.items()}
     unknown = {str(spec.dtype) for spec in expected.values() if spec.dtype not in NAMES}
     if unknown:
         raise ValueError(
@@ -219,12 +205,13 @@ def tensor_writer(
         expected, key=lambda name: (-expected[name].dtype.itemsize, name)
     ):
         spec, places[name] = expected[name], end
+        size = spec.size * spec.dtype.itemsize
         header[name] = {
             "dtype": NAMES[spec.dtype],
             "shape": spec.shape,
-            "data_offsets": (end, end + spec.size),
+            "data_offsets": (end, end + size),
         }
-        end += spec.size
+        end += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGN)
     path = Path(path)
@@ -235,14 +222,12 @@ def tensor_writer(
             file.write(len(text).to_bytes(8, "little") + text)
             start = file.tell()
             file.truncate(start + end)
-
-            def write(name: str, values: np.ndarray) -> None:
+            for name, tensor in values:
                 assert name in places, f"{name} is unknown, or written twice"
-                assert Spec(values.dtype, values.shape) == expected[name], name
+                x, spec = np.asarray(tensor), expected[name]
+                assert (x.shape, x.dtype) == (spec.shape, spec.dtype), name
                 file.seek(start + places.pop(name))
-                np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(file)
-
-            yield write
+                np.ascontiguousarray(x).reshape(-1).view(np.uint8).tofile(file)
         assert not places, f"forgotten: {sorted(places)}"
         partial.replace(path)
     finally:

@@ -10,14 +10,10 @@ parameter at a time.
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from pyramid_jax.checkpoint import files, rename
-from pyramid_jax.checkpoint.tensors import subset, tensor_writer
+from pyramid_jax.checkpoint.tensors import subset, write_tensors
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table
@@ -65,7 +61,8 @@ def convert_model(
     sections = autoencoder.vae_sections(vae.cfg, released.model.latent)
     files.write_config(to / autoencoder.INSIDE, sections)
     for encoder in encoders:
-        _copy(encoder.tensors, to / encoder.name / TRANSFORMERS)
+        tensors = encoder.tensors
+        write_tensors(to / encoder.name / TRANSFORMERS, tensors, tensors.items())
         for file in (release.folder / encoder.name).glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, to / encoder.name / file.name)
@@ -112,7 +109,10 @@ def export_model(folder: str | Path, to: str | Path) -> None:
         (dit_name, model.dit, fields, subset(weights, "dit/")),
         (source.VAE, vae, configs.vae_fields(vars(vae)), of_vae),
     ):
-        _export(cfg, params, to / name / DIFFUSERS)
+        table = tensor_table(cfg)
+        specs = rename.tensor_specs(params, table)
+        tensors = rename.export_tensors(params, table)
+        write_tensors(to / name / DIFFUSERS, specs, tensors)
         original = folder / ORIGINAL / name / files.CONFIG
         if original.is_file():
             shutil.copyfile(original, to / name / files.CONFIG)
@@ -134,29 +134,11 @@ def recommended_sampling(variant: str) -> SampleConfig:
 def _write(network: source.ReleasedNetwork, path: Path, start: str = "") -> None:
     """The parameters of a network, with the types of the tensors that they are from."""
     cfg, tensors = network.cfg, network.tensors
-    specs = rename.parameter_specs(abstract_weights(cfg), tensor_table(cfg), tensors)
-    named = {f"{start}{name}": spec for name, spec in specs.items()}
-    with tensor_writer(path, named) as write:
-        rename.convert_tensors(
-            tensors,
-            tensor_table(cfg),
-            specs,
-            lambda name, x: write(f"{start}{name}", x),
-        )
-
-
-def _export(cfg: source.NetworkConfig, params: Mapping[str, Any], path: Path) -> None:
-    """The original's tensors of a network, with the types of our parameters."""
     table = tensor_table(cfg)
-    with tensor_writer(path, rename.tensor_specs(params, table)) as write:
-        for key, values in rename.export_tensors(params, table):
-            write(key, values)
-
-
-def _copy(tensors: Mapping[str, Any], path: Path) -> None:
-    with tensor_writer(path, tensors) as write:
-        for key, x in tensors.items():
-            write(key, np.asarray(x))
+    specs = rename.parameter_specs(abstract_weights(cfg), table, tensors)
+    params = rename.converted_parameters(tensors, table, specs)
+    named = {f"{start}{name}": spec for name, spec in specs.items()}
+    write_tensors(path, named, ((f"{start}{name}", x) for name, x in params))
 
 
 def _empty(to: str | Path) -> Path:

@@ -151,4 +151,4 @@ def _posterior(
     raw: Float[jax.Array, "b t h w _"], noise: Float[jax.Array, "b t h w c"] | None
 ) -> Float[jax.Array, "b t h w c"]:
     moments = vae.moments(raw)
-    return moments.mode() if noise is None else moments.sample(noise)
+    return moments.mean if noise is None else moments.sample(noise)

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
                  "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
-    "convert": {"config", "latents", "layout", "sampler", "models", "checkpoint",
+    "convert": {"config", "layout", "sampler", "models", "checkpoint",
                 "model", "vae", "pipeline"},
     "__init__": {"model", "pipeline"},
     # The console command runs launch/ by name; it imports nothing.
