@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
+from ml_collections.config_flags import get_config_filename
 
 from launch import start
 from launch.config_flag import define_config
@@ -63,8 +64,9 @@ def run(
     """
     cfg = CONFIG.value
     if section not in cfg:
+        name = get_config_filename(values["config"])
         raise ValueError(
-            f"--config={values['config'].config_filename} has no section {section!r}: "
+            f"--config={name} has no section {section!r}: "
             "configs of a VAE are for train-vae, the others for train"
         )
     if SHOW.value:

@@ -50,7 +50,7 @@ def text(name: str, description: str, headings: Mapping[str, str]) -> str:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    modules = {n: flags.FLAGS.find_module_defining_flag(n) for n in flags.FLAGS}
+    modules = {n: str(flags.FLAGS.find_module_defining_flag(n)) for n in flags.FLAGS}
     own = [n for n in modules if modules[n] == sys.argv[0] or _is_ours(modules[n])]
     group = parser.add_argument_group("options")
     for each in sorted(own, key=lambda n: modules[n] == EVERY):
