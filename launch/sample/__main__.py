@@ -14,6 +14,7 @@ that was interrupted is continued by the same command, which skips finished file
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -209,7 +210,7 @@ def progress_bar(bar: tqdm, videos: int) -> StepCallback:
 def _tell_time_left(bar: tqdm) -> None:
     """Tells it by the speed from now on; what compiling took says nothing."""
     if bar.bar_format != BAR:
-        bar.bar_format, bar.initial, bar.start_t = BAR, bar.n, bar._time()
+        bar.bar_format, bar.initial, bar.start_t = BAR, bar.n, time.time()
 
 
 def description(pipeline: VideoPipeline) -> str:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from einops import rearrange
@@ -23,6 +24,7 @@ from jax import ShapeDtypeStruct
 
 from pyramid_jax.checkpoint.dit_tables import TRANSFORMS, Rule, Table, Transform
 from pyramid_jax.checkpoint.files import Place
+from pyramid_jax.checkpoint.tensors import finite_values
 from pyramid_jax.sharding import unbox
 
 TOLERANCE = 1e-5  # between a computed constant and one stored in float32
@@ -49,7 +51,8 @@ def convert_tensors(
         place: what to do with each finished parameter, e.g. put it on the devices.
 
     Raises:
-        ValueError: listing all tensors that are missing, left over or of another shape.
+        ValueError: listing all tensors that are missing, left over, of another shape or
+            no floating-point numbers; or naming one that is not finite.
     """
     flat = converted_parameters(tensors, table, abstract)
     place = place or (lambda _, x: x)
@@ -66,7 +69,7 @@ def converted_parameters(
     for rule, layers in _layers(table, expected):
         whole = [np.empty(expected[p].shape, expected[p].dtype) for p in rule.ours]
         for layer in layers:
-            theirs = [np.asarray(tensors[key]) for key in layer.theirs]
+            theirs = [finite_values(key, tensors[key]) for key in layer.theirs]
             parts = _to_ours(theirs, layer.shapes, TRANSFORMS[rule.transform])
             for parameter, part in zip(whole, parts, strict=True):
                 parameter[layer.index] = part
@@ -139,6 +142,13 @@ def shape_problems(
         for key, spec in expected.items()
         if key in tensors and tuple(tensors[key].shape) != spec.shape
     ]
+    kinds = Counter[Any]()
+    for key in expected.keys() & tensors.keys():
+        if not jnp.issubdtype(dtype := tensors[key].dtype, jnp.floating):
+            kinds[dtype] += 1
+            if kinds[dtype] == 1:
+                problems.append(f"{key} is of {dtype}, expected floating-point numbers")
+    problems += [f"so are {n - 1} more of {t}" for t, n in kinds.items() if n > 1]
     return problems
 
 

@@ -102,9 +102,10 @@ class ReleasedModel:
             cfg = self.attempt(name, _described, describe, config)
         if config is None or cfg is None or tensors is None:
             return None
-        network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
-        unique = text_tables.without_copies(network.tensors)
         table, abstract = tensor_table(cfg), abstract_weights(cfg)
+        names = rename.tensor_specs(abstract, table)
+        network = ReleasedNetwork(name, config, cfg, subset(tensors, start, names))
+        unique = text_tables.without_copies(network.tensors)
         problems = rename.shape_problems(unique, table, abstract)
         self.problems += [f"{name}: {problem}" for problem in problems]
         self.networks[name] = network
