@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands: flags, a config, one call. Run them as `python -m launch.NAME --help`."""
+"""Commands: flags, a config, one call. Run them as `pyramid-jax NAME --help`."""
 
 import os
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts released models, and exports models in the original's layout.
 
-python -m launch.convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
-    --to=models/sd3_384p
-python -m launch.convert --from=rain1011/pyramid-flow-miniflux --check
-python -m launch.convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
+    pyramid-jax convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
+        --to=models/sd3_384p
+    pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
+    pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
 
 --from is the folder of a released model (or its name on the hub), with --export one of
 this package. --check reads headers only, reports what is there, and exits with 1 if
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import huggingface_hub
 import jax
-from absl import app, flags
+from absl import flags
 
 from launch import start
 from pyramid_jax.convert import convert, source
@@ -29,7 +29,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 def main(options: flags.FlagValues) -> None:
     origin = str(options["from"].value)  # the word itself is Python's
     if options.check == bool(options.to) or (options.check and options.export):
-        raise app.UsageError("give either --check, or --to=FOLDER; see --help")
+        raise ValueError("give either --check, or --to=FOLDER; see --help")
     if options.export:
         convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
@@ -94,12 +94,12 @@ def _line(network: source.ReleasedNetwork) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("from", None, "folder, or name on the hub", required=True)
-    flags.DEFINE_string("to", None, "new folder to write to")
-    flags.DEFINE_string("variant", None, "folder of the transformer in --from")
-    flags.DEFINE_string("dit", None, "other weights of the transformer, e.g. trained")
-    flags.DEFINE_string("vae", None, "other weights of the VAE, e.g. trained")
-    flags.DEFINE_bool("text", True, "text encoders and tokenizers, too")
-    flags.DEFINE_bool("check", False, "report what is there and write nothing")
-    flags.DEFINE_bool("export", False, "write the original's layout")
-    start.run(main)
+    flags.DEFINE_string("from", None, "Folder, or name on the hub.", required=True)
+    flags.DEFINE_string("variant", None, "Folder of the transformer in --from.")
+    flags.DEFINE_string("dit", None, "File of other weights for the transformer.")
+    flags.DEFINE_string("vae", None, "File of other weights for the VAE.")
+    flags.DEFINE_bool("text", True, "Convert text encoders and tokenizers, too.")
+    flags.DEFINE_string("to", None, "New folder to write to.")
+    flags.DEFINE_bool("check", False, "Report what is there, and write nothing.")
+    flags.DEFINE_bool("export", False, "Write the original's layout.")
+    start.run(main, headings={"from": "what to read", "to": "what to do"})

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes videos with the model that ships with the project.
 
-    python -m launch.demo
+    pyramid-jax demo
 
 writes an mp4 file per prompt (text to video, and image to video from drawn first
 frames), what each was made from, as launch.sample does, and a contact sheet.
@@ -94,7 +94,7 @@ def _name(caption: str) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
-    flags.DEFINE_string("to", "runs/demo", "folder to write to")
-    flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
+    flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
+    flags.DEFINE_string("to", "runs/demo", "Folder to write to.")
+    flags.DEFINE_integer("seed", 0, "Seed of the first video; the others count up.")
     start.run(main)

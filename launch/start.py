@@ -17,9 +17,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from jax.sharding import Mesh
 
+from launch import usage
 from pyramid_jax import sharding
 
 logger = logging.getLogger(__name__)
@@ -47,12 +50,13 @@ CURES = {
     errno.EROFS: "give a path on a disk that can be written to",
 }
 
-flags.DEFINE_bool("verbose", False, "tell everything: programs, memory, tracebacks")
+flags.DEFINE_bool("verbose", False, "Tell everything: programs, memory, tracebacks.")
 
 
 def run(
     main: Callable[[flags.FlagValues], None],
     define: Callable[[flags.FlagValues], None] | None = None,
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Runs a command with the flags of the command line, and ends the process.
 
@@ -61,13 +65,12 @@ def run(
     Args:
         main: the command.
         define: declares its flags, if they are not declared yet.
+        headings: of groups of flags in the help, each by the name of its first flag.
     """
     if define is not None:
         define(flags.FLAGS)
 
-    def command(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"unknown arguments {arguments[1:]}; see --help")
+    def command(_: object) -> None:
         if not flags.FLAGS.verbose:
             _quieten()
         enable_compile_cache()
@@ -75,7 +78,7 @@ def run(
         with one_line_errors():
             main(flags.FLAGS)
 
-    app.run(command)
+    app.run(command, flags_parser=partial(usage.parse, _name(), headings))
 
 
 @contextmanager
@@ -128,9 +131,11 @@ def _quieten() -> None:
 
 
 def _name() -> str:
-    """The name of the command, e.g. "launch.web"."""
+    """The name of the command, e.g. "pyramid-jax train-vae" of launch.train_vae."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    command = name.removeprefix("launch.")
+    return name if command == name else f"pyramid-jax {command.replace('_', '-')}"
 
 
 def enable_compile_cache() -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Makes videos and images from prompts.
 
-    python -m launch.sample --prompt="a red circle moves left"
-    python -m launch.sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
-    python -m launch.sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
-    python -m launch.sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
-    python -m launch.sample --model=MODEL --show
+    pyramid-jax sample --prompt="a red circle moves left"
+    pyramid-jax sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
+    pyramid-jax sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
+    pyramid-jax sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
+    pyramid-jax sample --model=MODEL --show
 
 What is not given is what the model was made for (--show tells). Each file says what it
 was made from, inside and in a JSON file beside it. Lines of a list are prompts, or JSON
@@ -236,34 +236,42 @@ def define(into: flags.FlagValues) -> None:
     switch = partial(flags.DEFINE_bool, flag_values=into)
     texts = partial(flags.DEFINE_list, flag_values=into)
     choice = partial(flags.DEFINE_enum, flag_values=into)
-    text("model", str(TINY_LATENT), "folder of the model")
-    text("prompt", None, "what the video shows")
-    text("prompts", None, "file with a prompt, or a JSON object, on every line")
-    text("negative", None, "what it should not show; none: what the model recommends")
-    text("image", None, "file of the first frame, scaled to cover, and cropped")
-    text("size", None, "HEIGHTxWIDTH in pixels")
-    whole("frames", None, "of a video; 1 makes images", lower_bound=1)
-    real("seconds", None, "instead of frames; the nearest length that can be made")
-    switch("any_size", False, "allow sizes that the model was not made for")
-    whole("seed", 0, "of the first video; the others count up", lower_bound=0)
-    whole("each", 1, "videos of every prompt", lower_bound=1)
-    whole("batch", 1, "videos sampled together", lower_bound=1)
-    texts("steps", None, "of every stage, first frame: 20 or 20,20,20")
-    texts("video_steps", None, "the same, other frames")
-    real("guidance", None, "of the first frame; 0: none at all", lower_bound=0)
-    real("video_guidance", None, "of the other frames", lower_bound=0)
-    real("decay", None, "guidance falls by so much with every unit of the video")
-    real("floor", None, "where falling guidance ends")
-    switch("last_step", None, "take each stage's last step, which is 0.001 wide")
-    whole("scans", None, "the video in so many runs: less work, more compiling")
-    choice("dtype", None, ["float32", "bfloat16"], "of weights and products")
-    texts("mesh", None, "devices that share the work, e.g. data=2,fsdp=-1")
-    switch("offload", False, "weights wait in the host's memory until they are used")
-    text("to", "runs/sample", "folder to write to")
-    choice("kind", None, outputs.KINDS, "of files; none: mp4, or png for images")
-    whole("scale", 1, "shows pixels as blocks of so many", lower_bound=1)
-    switch("show", False, "print what the model was made for, and end")
+    text("prompt", None, "What the video shows.")
+    text("prompts", None, "File with a prompt, or a JSON object, on every line.")
+    text("negative", None, "What it does not show; none: what the model recommends.")
+    text("image", None, "File of the first frame, scaled to cover, and cropped.")
+    whole("seed", 0, "Seed of the first video; the others count up.", lower_bound=0)
+    whole("each", 1, "Videos of every prompt.", lower_bound=1)
+    text("size", None, "HEIGHTxWIDTH in pixels.")
+    whole("frames", None, "Frames of a video; 1 makes images.", lower_bound=1)
+    real("seconds", None, "Length instead of --frames; the nearest that can be made.")
+    switch("any_size", False, "Allow sizes that the model was not made for.")
+    texts("steps", None, "Steps of every stage, first frame: 20 or 20,20,20.")
+    texts("video_steps", None, "Steps of every stage, other frames.")
+    real("guidance", None, "Guidance of the first frame; 0: none.", lower_bound=0)
+    real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
+    real("decay", None, "Guidance falls by so much with every unit of the video.")
+    real("floor", None, "Falling guidance ends here.")
+    switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
+    text("model", str(TINY_LATENT), "Folder of the model.")
+    switch("show", False, "Print what the model was made for, and end.")
+    choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
+    texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
+    switch("offload", False, "Weights wait in the host's memory until they are used.")
+    whole("batch", 1, "Videos sampled together.", lower_bound=1)
+    whole("scans", None, "Divide a video into so many runs: less work, more compiling.")
+    text("to", "runs/sample", "Folder to write to.")
+    choice("kind", None, outputs.KINDS, "Kind of files; none: mp4, or png for images.")
+    whole("scale", 1, "Show every pixel as a block of so many.", lower_bound=1)
 
+
+HEADINGS = {
+    "prompt": "what to make",
+    "size": "size and length",
+    "steps": "how close to the prompt, and how exact",
+    "model": "model and devices",
+    "to": "files",
+}
 
 if __name__ == "__main__":
-    start.run(sample, define)
+    start.run(sample, define, HEADINGS)

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from pyramid_jax.config import asset_path
+
 # Prompts are padded to a multiple of it, so that few lengths compile.
 MULTIPLE = 16
 
@@ -28,7 +30,7 @@ def load_tokenizer(name: str | Path) -> Tokenize:
 
         return ByT5Tokenizer().encode
     try:
-        tokenizer = Tokenizer.from_file(str(name))
+        tokenizer = Tokenizer.from_file(str(asset_path(name)))
         tokenizer.no_padding()  # padding would be read like words
         tokenizer.no_truncation()
         tokenizer.encode("a")  # raises where its parts don't fit together

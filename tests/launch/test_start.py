@@ -123,7 +123,7 @@ def test_the_message_begins_with_the_name_of_the_command(tmp_path: Path):
     parts += ["--input=missing.mp4", f"--to={tmp_path}/out.mp4"]
     done = subprocess.run(parts, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("launch.reconstruct: ")
+    assert done.stderr.splitlines()[-1].startswith("pyramid-jax reconstruct: ")
 
 
 def test_missing_files_and_full_disks_are_one_line():
