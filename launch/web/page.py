@@ -40,12 +40,9 @@ PROMPTS = (
 FIRST_FRAMES = ("a yellow star moves left", "a magenta square moves down")
 GLANCE = 0.1  # seconds between two looks at a task
 # Events that no other program can call: one that does not wait, one that follows tasks.
-AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-FOLLOWING: dict[str, Any] = {
-    "concurrency_limit": None,
-    "show_progress": "hidden",
-    "api_visibility": "private",
-}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = PRIVATE | {"queue": False}
+FOLLOWING: dict[str, Any] = PRIVATE | {"concurrency_limit": None}
 
 Widgets = dict[str, Any]
 
@@ -62,12 +59,7 @@ def page(tasks: TaskQueue, examples: bool) -> gr.Blocks:
         ValueError: the model makes no videos.
     """
     service = tasks.service
-    demo = gr.Blocks(
-        title="pyramid_jax",
-        analytics_enabled=False,
-        delete_cache=CACHE,
-        fill_width=True,
-    )
+    demo = gr.Blocks(title="pyramid_jax", analytics_enabled=False, delete_cache=CACHE)
     with demo:
         gr.Markdown(f"# pyramid_jax\n{_about(service, examples)}")
         visitor = gr.BrowserState("", storage_key="pyramid_jax")
@@ -131,16 +123,16 @@ def _form(
     widgets["prompt"] = gr.Textbox(label="Prompt", lines=2, max_length=web.PROMPT)
     if examples:
         _examples(widgets, service.uploads)
-    narrow: dict[str, Any] = {"scale": 2, "min_width": 100}
+    narrow: dict[str, Any] = {"scale": 2, "min_width": 120}
     with gr.Row():
         sizes = list(service.sizes())
         size = gr.Dropdown(sizes, label="Height x width", **narrow)
-        frames = _frames(service, sizes[0])
         seed = gr.Number(
             -1, label="Seed (-1: any)", precision=0, minimum=-1, maximum=SEED, **narrow
         )
+        frames = _frames(service, sizes[0])
     fit = partial(_frames, service)
-    size.change(fit, size, frames, show_progress="hidden", **AT_ONCE)
+    size.change(fit, size, frames, **AT_ONCE)
     widgets |= {"size": size, "frames": frames, "seed": seed}
     with gr.Accordion("Steps, guidance, negative prompt", open=False):
         widgets |= _details(service, image)
@@ -180,7 +172,7 @@ def _frames(service: VideoService, size: str) -> gr.Slider:
         precision=0,
         label=f"Frames ({preset.fps:g}/s)",
         scale=3,
-        min_width=100,
+        min_width=200,
     )
 
 

@@ -10,20 +10,26 @@ from launch.sample.outputs import Render
 from launch.web import service as web
 
 STYLE = """
-.gradio-container main { max-width: 1100px; margin: 0 auto; }
+.gradio-container .fillable { max-width: 1140px !important; }
 #status { border: 1px dashed var(--border-color-primary); border-radius: 4px; }
 #status p { margin: 0; padding: 16px; overflow-wrap: anywhere; }
-#status progress { display: block; width: 100%; height: 8px; margin-bottom: 8px; }
+#status progress { appearance: none; display: block; width: 100%; height: 6px; }
+#status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+#status progress::-webkit-progress-value { background: var(--color-accent); }
+#status progress::-moz-progress-bar { background: var(--color-accent); }
 #status .refusal { color: var(--error-text-color); }
 #made video { max-height: 384px; }
 #made video, #results img { image-rendering: pixelated; }
 #results .grid-wrap { min-height: 0; max-height: 420px; }
+#results .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
+}
 """
 EMPTY = "<p>The video will be here.</p>"
 
 
 class Screen:
-    """A status, a video and what made it, of which only those are seen that say something.
+    """A status, a video, and what made it; of these, those that say something are seen.
 
     Each function returns what its `parts` show from then on.
     """
@@ -37,7 +43,7 @@ class Screen:
             buttons=["download"],
             visible=False,
         )
-        self.status = gr.HTML(EMPTY, elem_id="status")
+        self.status = gr.HTML(EMPTY, elem_id="status", padding=False)
         self.recipe = gr.Textbox(
             label="Made with", lines=1, interactive=False, visible=False
         )
