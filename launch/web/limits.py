@@ -25,10 +25,12 @@ HELD = 2**28  # bytes of all requests that are being read
 PATIENCE = 120.0  # seconds for a request to arrive
 
 ADDRESSES = re.compile(
-    r"/|/config|/favicon\.ico|/manifest\.json|/theme\.css|/(assets|static)/.+"
+    r"/|/config|/favicon\.ico|/manifest\.json|/theme\.css"
+    r"|/(assets|static)/[\w./-]{1,200}"
     r"|/gradio_api/(cancel|reset|startup-events|upload|upload_progress"
-    r"|queue/(join|data)|run/predict|heartbeat/\w+|file=/.+)"
+    r"|queue/(join|data)|run/predict|heartbeat/\w{1,64}|file=/.+)"
 )
+QUERY = 2000  # bytes of an address after its "?"
 FILES = "/gradio_api/file="
 _RANGE = re.compile(rb"bytes=\d{1,18}-\d{0,18}")
 # A file of a visitor is never a page of this site, and no other site shows this one.
@@ -100,6 +102,8 @@ def check_head(request: Request) -> None:
     headers = request.headers
     if not ADDRESSES.fullmatch(request.scope["path"]):
         raise HTTPException(404, "nothing is here")
+    if len(request.scope.get("query_string", b"")) > QUERY:
+        raise HTTPException(414, f"the address has more than {QUERY} bytes after ?")
     # A proxy may change the host; pages of other sites can't send its header.
     hosts = headers.get("host"), headers.get("x-forwarded-host")
     if "origin" in headers and headers["origin"].partition("://")[2] not in hosts:

@@ -168,6 +168,10 @@ def test_odd_ranges_are_answered(server: Server, part: str):
         "/gradio_api/vibe-code",
         "/gradio_api/deep_link?session_hash=results",
         "/gradio_api/custom_component/x/server/component/index.js",
+        f"/assets/{'a' * 3000}",
+        f"/static/{'a/' * 100}a",
+        "/static/%00",
+        f"/gradio_api/heartbeat/{'a' * 3000}",
     ],
 )
 def test_the_page_fetches_nothing_and_leads_nowhere(server: Server, path: str):
@@ -219,6 +223,12 @@ def test_large_requests_and_back_doors_are_refused(server: Server):
             assert status(f"/gradio_api/{name}", json=sent) == 404
         sent = wish(client, image={"path": "https://example.org/first.png"})
         assert status(JOIN, json=sent) == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/data"])
+def test_long_addresses_are_refused(server: Server, path: str):
+    """Gradio fails with a traceback where one does not fit in an URL of its own."""
+    assert raw(server, f"{path}?{'a' * 60_000}")[0] == 414
 
 
 def test_slow_senders_delay_nobody(server: Server):
