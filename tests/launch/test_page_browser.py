@@ -54,6 +54,7 @@ def visit(browser: Any, server: Server, width: int = 1280) -> Any:
 
 
 def ask(page: Any, prompt: str) -> None:
+    page.wait_for_timeout(500)  # Gradio drops a click in the moment that ends an event
     page.get_by_label("Prompt", exact=True).first.fill(prompt)
     page.get_by_role("button", name="Make a video").first.click()
 
@@ -130,6 +131,14 @@ def test_a_video_survives_a_reload(browser: Any, server: Server):
     expect_settings(page, "a green star moves up")  # it was still being made
     page.reload()
     expect_settings(page, "a green star moves up")
+    ask(page, "a green star moves down")
+    page.locator("#status progress").wait_for()
+    page.reload()
+    page.locator("#status progress").wait_for()
+    ask(page, "")
+    page.get_by_text("the prompt is empty").wait_for()
+    page.wait_for_timeout(1000)
+    assert page.get_by_text("the prompt is empty").is_visible()
     other.reload()
     other.locator("#results button img").first.wait_for()
     assert not other.locator("#made").is_visible()
