@@ -129,7 +129,7 @@ def _form(
             height=240,
         )
         # It opens the file all the same, and says "Error" of one that is no image.
-        widgets["image"].preprocess = lambda file: file and file.path
+        widgets["image"].preprocess = _path
     widgets["prompt"] = gr.Textbox(label="Prompt", lines=2, max_length=web.PROMPT)
     if examples:
         _examples(widgets, service.uploads)
@@ -147,6 +147,11 @@ def _form(
     with gr.Accordion("Steps, guidance, negative prompt", open=False):
         widgets |= _details(service, image)
     return widgets, gr.Button("Make a video", variant="primary")
+
+
+def _path(payload: Any) -> str | None:
+    """The path of an uploaded file."""
+    return payload and payload.path
 
 
 def _details(service: VideoService, image: bool) -> Widgets:
