@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from pyramid_jax.kernels.flash import seen
 from pyramid_jax.kernels.visits import Mask, fill
+from pyramid_jax.mask import visible
 
 EVEN = 8  # tokens; cuDNN takes no odd number, and reads masks in vectors
 SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
@@ -139,7 +139,7 @@ def _matrix(mask: Mask, size: int) -> tuple[Bool[Array, "b _ _"], Bool[Array, "b
     """
     rows = [jnp.asarray(x)[:, :, None] for x in mask]
     columns = [jnp.asarray(x)[:, None] for x in mask]
-    sees = jax.vmap(seen)(rows, columns)
+    sees = visible(rows, columns)
     blind = ~sees.any(axis=2)
     sees = fill(sees, {1: size, 2: size})
     first = jnp.arange(sees.shape[2], dtype=jnp.int32)[None, None] == 0

@@ -97,6 +97,7 @@ def choose(cfg: Any, mode: str) -> Any:
     frames = min(3, cfg.data.frames)
     cfg.data.update(height=32, width=32, frames=frames, fps=8.0, batch=8, workers=0)
     cfg.data.update(tokens=600, text_tokens=128, segments=4)
+    cfg.optimizer.warmup_steps = 1
     cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=0)
     steps = (2,) * (len(cfg.model.edges) - 1)
     cfg.sample.update(first_steps=steps, video_steps=steps)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""miniFLUX, 384x640, 121 frames (5 s).
 
-    python -m launch.prepare --text --model=models/miniflux_384p \
+    pyramid-jax prepare --text --model=models/miniflux_384p \
         --manifest=data/videos/manifest.jsonl --to=data/text
-    python -m launch.prepare --latents --model=models/miniflux_384p \
+    pyramid-jax prepare --latents --model=models/miniflux_384p \
         --manifest=data/text/manifest.jsonl --to=data/latents_384p \
         --sizes=384x640 --frames=121 --fps=24
-    python -m launch.train --config=configs/flux_384p.py --workdir=runs/flux_384p \
+    pyramid-jax train --config=flux_384p --workdir=runs/flux_384p \
         --config.data.manifest=data/latents_384p/manifest.jsonl \
         --config.autoencoder=models/miniflux_384p
-    python -m launch.train --config=configs/flux_384p.py:smoke --workdir=runs/smoke
+    pyramid-jax train --config=flux_384p:smoke --workdir=runs/smoke
 
 The first two commands store features of captions and latents of videos, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own

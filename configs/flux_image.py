@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""miniFLUX, images of about 1024x1024: paper stage 1.
 
-    python -m launch.prepare --text --model=models/miniflux_image \
+    pyramid-jax prepare --text --model=models/miniflux_image \
         --manifest=data/images/manifest.jsonl --to=data/text
-    python -m launch.prepare --latents --model=models/miniflux_image \
+    pyramid-jax prepare --latents --model=models/miniflux_image \
         --manifest=data/text/manifest.jsonl --to=data/latents_image \
         --sizes=1024x1024,768x1280,1280x768 --frames=1
-    python -m launch.train --config=configs/flux_image.py --workdir=runs/flux_image \
+    pyramid-jax train --config=flux_image --workdir=runs/flux_image \
         --config.data.manifest=data/latents_image/manifest.jsonl \
         --config.autoencoder=models/miniflux_image
-    python -m launch.train --config=configs/flux_image.py:smoke --workdir=runs/smoke
+    pyramid-jax train --config=flux_image:smoke --workdir=runs/smoke
 
 The first two commands store features of captions and latents of images, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own

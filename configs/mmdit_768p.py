@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""SD3 style, 768x1280, 241 frames (10 s): paper stage 3.
 
-    python -m launch.prepare --text --model=models/sd3_768p \
+    pyramid-jax prepare --text --model=models/sd3_768p \
         --manifest=data/videos/manifest.jsonl --to=data/text
-    python -m launch.prepare --latents --model=models/sd3_768p \
+    pyramid-jax prepare --latents --model=models/sd3_768p \
         --manifest=data/text/manifest.jsonl --to=data/latents_768p \
         --sizes=768x1280 --frames=241 --fps=24
-    python -m launch.train --config=configs/mmdit_768p.py --workdir=runs/mmdit_768p \
+    pyramid-jax train --config=mmdit_768p --workdir=runs/mmdit_768p \
         --config.data.manifest=data/latents_768p/manifest.jsonl \
         --config.autoencoder=models/sd3_768p
-    python -m launch.train --config=configs/mmdit_768p.py:smoke --workdir=runs/smoke
+    pyramid-jax train --config=mmdit_768p:smoke --workdir=runs/smoke
 
 The first two commands store features of captions and latents of videos, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own

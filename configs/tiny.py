@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The embedded model: 32x32 pixels, 8 frames, "a red circle moves left".
 
-    python -m launch.prepare --embedded --to=data/shapes       # 3000 mp4 files
-    python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
-    python -m launch.train --config=configs/tiny.py:finish --workdir=runs/tiny2 \
+    pyramid-jax prepare --embedded --to=data/shapes       # 3000 mp4 files
+    pyramid-jax train --config=tiny --workdir=runs/tiny
+    pyramid-jax train --config=tiny:finish --workdir=runs/tiny2 \
         --start=runs/tiny/model
-    python -m launch.train --config=configs/tiny.py:finish --workdir=runs/tiny3 \
+    pyramid-jax train --config=tiny:finish --workdir=runs/tiny3 \
         --start=runs/tiny2/model --config.optimizer.learning_rate=7e-4 \
         --config.optimizer.steps=4000 --config.loop.steps=4000 --config.seed=2 \
         --config.data.seed=2

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The second embedded model: the clips in the latent space of configs/tiny_vae.py.
 
-    python -m launch.prepare --latents --model=pyramid_jax/assets/tiny_latent \
+    pyramid-jax prepare --latents --model=pyramid_jax/assets/tiny_latent \
         --manifest=data/shapes/manifest.jsonl --to=data/shape_latents \
         --sizes=32x32 --frames=7 --fps=8
-    python -m launch.train --config=configs/tiny_latent.py --workdir=runs/tiny_latent
-    python -m launch.train --config=configs/tiny_latent.py --workdir=runs/tiny_latent2 \
+    pyramid-jax train --config=tiny_latent --workdir=runs/tiny_latent
+    pyramid-jax train --config=tiny_latent --workdir=runs/tiny_latent2 \
         --start=runs/tiny_latent/model --config.optimizer.learning_rate=8e-4 \
         --config.optimizer.warmup_steps=20 --config.optimizer.steps=900 \
         --config.loop.steps=900 --config.seed=1 --config.data.seed=1
-    python -m launch.train --config=configs/tiny_latent.py --workdir=runs/tiny_latent3 \
+    pyramid-jax train --config=tiny_latent --workdir=runs/tiny_latent3 \
         --start=runs/tiny_latent2/model --config.optimizer.learning_rate=1e-3 \
         --config.optimizer.warmup_steps=20 --config.optimizer.final_rate=1e-5 \
         --config.optimizer.steps=3300 --config.loop.steps=3300 --config.seed=2 \

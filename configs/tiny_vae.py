@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The embedded VAE: clips of 32x32 pixels and 7 frames to 4 latent frames of 8x8x8.
 
-    python -m launch.prepare --embedded --to=data/shapes       # 3000 mp4 files
-    python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae
-    python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae2 \
+    pyramid-jax prepare --embedded --to=data/shapes       # 3000 mp4 files
+    pyramid-jax train-vae --config=tiny_vae --workdir=runs/tiny_vae
+    pyramid-jax train-vae --config=tiny_vae --workdir=runs/tiny_vae2 \
         --start=runs/tiny_vae/model --config.optimizer.steps=2200 \
         --config.loop.steps=2200 --config.seed=1 --config.data.seed=1
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The released VAE, trained from scratch: 17 frames of 256x256, then long clips.
 
-    python -m launch.train_vae --config=configs/vae.py --workdir=runs/vae \
+    pyramid-jax train-vae --config=vae --workdir=runs/vae \
         --config.data.manifest=data/videos/manifest.jsonl \
         --config.lpips.path=weights/vgg_lpips.pth
-    python -m launch.train_vae --config=configs/vae.py:long --workdir=runs/vae_long \
+    pyramid-jax train-vae --config=vae:long --workdir=runs/vae_long \
         --start=runs/vae/model (and the same two options)
-    python -m launch.train_vae --config=configs/vae.py:smoke --workdir=runs/smoke
+    pyramid-jax train-vae --config=vae:smoke --workdir=runs/smoke
 
 335 million parameters, 8x8x8 pixels per latent cell, 16 channels. The original trained
 on 32 A100 for about three days, on WebVid-10M and 6.9 million pictures of SAM. Its
@@ -110,5 +110,6 @@ def smoke(cfg: Any) -> None:
     cfg.data.update(height=32, width=32, frames=5, fps=8.0, batch=8, images=8)
     cfg.data.update(windows=2, held_out=8, workers=0)
     cfg.data.manifest = cfg.data.manifest or "data/shapes/manifest.jsonl"
+    cfg.optimizer.warmup_steps = cfg.discriminator_optimizer.warmup_steps = 1
     cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=2)
     cfg.statistics = 8

@@ -1,2 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands: flags, a config, one call. Run them as `python -m launch.NAME --help`."""
+"""Commands: flags, a config, one call. Run them as `pyramid-jax NAME --help`."""
+
+import os
+
+# Tokenizers need no PyTorch; transformers would say at every start that it is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts released models, and exports models in the original's layout.
 
-python -m launch.convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
-    --to=models/sd3_384p
-python -m launch.convert --from=rain1011/pyramid-flow-miniflux --check
-python -m launch.convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
+    pyramid-jax convert --from=pyramid-flow-sd3 --variant=diffusion_transformer_384p \\
+        --to=models/sd3_384p
+    pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
+    pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
 
 --from is the folder of a released model (or its name on the hub), with --export one of
 this package. --check reads headers only, reports what is there, and exits with 1 if
 anything is missing, left over, of another shape or damaged.
 """
 
+import math
 import re
 import sys
 from pathlib import Path
 
 import huggingface_hub
-from absl import app, flags
+import jax
+from absl import flags
 
 from launch import start
 from pyramid_jax.convert import convert, source
@@ -27,19 +29,21 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 def main(options: flags.FlagValues) -> None:
     origin = str(options["from"].value)  # the word itself is Python's
     if options.check == bool(options.to) or (options.check and options.export):
-        raise app.UsageError("give either --check, or --to=FOLDER; see --help")
+        raise ValueError("give either --check, or --to=FOLDER; see --help")
     if options.export:
         convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
         return
+    if options.check:  # no accelerator is started to read headers
+        jax.config.update("jax_platforms", "cpu")
     folder = released_folder(origin, options.variant)
     dit, vae = (Path(x) if x else None for x in (options.dit, options.vae))
     release = source.ReleasedFolder(folder, options.variant, dit, vae, options.text)
     if options.check:
         model = source.open_released(release)
-        print(model)
+        print(report(model))
         sys.exit(bool(model.problems))
-    print(convert.convert_model(release, options.to))
+    print(report(convert.convert_model(release, options.to)))
     print(f"the model for pyramid_jax.load: {options.to}")
 
 
@@ -66,20 +70,36 @@ def released_folder(name: str | Path, variant: str | None = None) -> Path:
             huggingface_hub.snapshot_download(str(name), allow_patterns=patterns)
         )
     except OSError as error:  # of the network, or a refusal of the hub
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{name} is no folder here, and can't be downloaded ({error}). Download "
+            f"{name} is no folder here, and can't be downloaded ({reason}). Download "
             f"{', '.join(patterns)} of https://huggingface.co/{name} where there is "
             "a network, keep their folders, and give the folder that holds these"
         ) from error
 
 
+def report(model: source.ReleasedModel) -> str:
+    """What is in the folder of a released model: its networks, and all problems."""
+    problems = model.problems
+    verdict = f"{len(problems)} problems:" if problems else "all fits"
+    lines = [*map(_line, model.networks.values()), verdict]
+    return "\n".join(lines + [f"  {problem}" for problem in problems])
+
+
+def _line(network: source.ReleasedNetwork) -> str:
+    tensors = network.tensors.values()
+    values = sum(math.prod(x.shape) for x in tensors)
+    types = ", ".join(sorted({str(x.dtype) for x in tensors}))
+    return f"{network.name:<28} {len(tensors):>5} tensors {values:>15,} values  {types}"
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("from", None, "folder, or name on the hub", required=True)
-    flags.DEFINE_string("to", None, "new folder to write to")
-    flags.DEFINE_string("variant", None, "folder of the transformer in --from")
-    flags.DEFINE_string("dit", None, "other weights of the transformer, e.g. trained")
-    flags.DEFINE_string("vae", None, "other weights of the VAE, e.g. trained")
-    flags.DEFINE_bool("text", True, "text encoders and tokenizers, too")
-    flags.DEFINE_bool("check", False, "report what is there and write nothing")
-    flags.DEFINE_bool("export", False, "write the original's layout")
-    start.run(main)
+    flags.DEFINE_string("from", None, "Folder, or name on the hub.", required=True)
+    flags.DEFINE_string("variant", None, "Folder of the transformer in --from.")
+    flags.DEFINE_string("dit", None, "File of other weights for the transformer.")
+    flags.DEFINE_string("vae", None, "File of other weights for the VAE.")
+    flags.DEFINE_bool("text", True, "Convert text encoders and tokenizers, too.")
+    flags.DEFINE_string("to", None, "New folder to write to.")
+    flags.DEFINE_bool("check", False, "Report what is there, and write nothing.")
+    flags.DEFINE_bool("export", False, "Write the original's layout.")
+    start.run(main, headings={"from": "what to read", "to": "what to do"})

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes videos with the model that ships with the project.
 
-    python -m launch.demo
+    pyramid-jax demo
 
 writes an mp4 file per prompt (text to video, and image to video from drawn first
-frames) and a contact sheet of all of them.
+frames), what each was made from, as launch.sample does, and a contact sheet.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from launch import moving_shapes, start
-from pyramid_jax.data.pictures import write_contact_sheet
-from pyramid_jax.data.video_io import write_video
+from launch.sample import outputs
+from launch.sample.outputs import Job, Render
+from pyramid_jax.data import video_io
+from pyramid_jax.data.pictures import write_contact_sheet, write_picture
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
@@ -29,50 +31,70 @@ PROMPTS = (
     "a magenta star moves up",
 )
 FIRST_FRAMES = ("a yellow star moves left", "a green ring moves down")
-FRAMES, FPS, SCALE = 8, 8, 8
+FRAMES, SCALE = 8, 8
 
 
 def main(values: flags.FlagValues) -> None:
-    began = time.monotonic()
-    folder = Path(values.to)
+    start.check_writable(values.to)
+    began, folder = time.monotonic(), Path(values.to)
+    print(f"making {len(PROMPTS) + len(FIRST_FRAMES)} videos with {values.model}")
     sheet = make(load(values.model), folder, values.seed)
-    logging.info("took %.0f s", time.monotonic() - began)
     print(f"mp4 files: {folder}\ncontact sheet: {sheet}")
+    print(f"took {time.monotonic() - began:.0f} s")
 
 
 def make(model: VideoPipeline, folder: Path, seed: int) -> Path:
     """Writes the videos into a folder; returns the path of their contact sheet."""
-    captioned = [*text_to_video(model, seed), *image_to_video(model, seed)]
-    for i, (caption, video) in enumerate(captioned):
-        write_video(folder / f"{i}_{_name(caption)}.mp4", video, FPS, scale=SCALE)
-    captions, videos = zip(*captioned, strict=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = text_to_video(model, folder, seed)
+    continued = image_to_video(model, folder, seed)
+    captions = [render.recipe.prompt for render in drawn]
+    captions += [f"{render.recipe.prompt} (first frame given)" for render in continued]
+    videos = list(map(shown, [*drawn, *continued]))
     return write_contact_sheet(folder / "contact_sheet.png", videos, captions)
 
 
-def text_to_video(model: VideoPipeline, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(caption, video) of every prompt, sampled as one batch."""
-    videos = model(PROMPTS, num_frames=model.cfg.latent.longest(FRAMES), seed=seed)
-    return zip(PROMPTS, videos.frames, strict=True)
-
-
-def image_to_video(model: VideoPipeline, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(caption, video) of prompts whose first frame is drawn, not generated."""
+def text_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Render]:
+    """A file for every prompt, sampled as one batch."""
     frames = model.cfg.latent.longest(FRAMES)
+    jobs = [
+        Job(
+            model.request(prompt, num_frames=frames, seed=seed + i),
+            folder / f"{i}_{_name(prompt)}.mp4",
+            scale=SCALE,
+        )
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    return outputs.make(model, jobs)
+
+
+def image_to_video(model: VideoPipeline, folder: Path, seed: int) -> Sequence[Render]:
+    """A file for every prompt whose first frame is drawn, not generated."""
+    frames, renders = model.cfg.latent.longest(FRAMES), []
     for i, prompt in enumerate(FIRST_FRAMES):
         rng = np.random.default_rng((seed, i))
-        image = moving_shapes.small(
-            moving_shapes.render(moving_shapes.parse(prompt), rng)
-        )[0]
-        videos = model(prompt, image=image, num_frames=frames, seed=seed + i)
-        yield f"{prompt} (first frame given)", videos.frames[0]
+        clip = moving_shapes.render(moving_shapes.parse(prompt), rng)
+        image = folder / f"first_frame_{i}.png"
+        write_picture(image, moving_shapes.small(clip)[0])
+        request = model.request(prompt, image=image, num_frames=frames, seed=seed + i)
+        path = folder / f"{len(PROMPTS) + i}_{_name(prompt)}_from_image.mp4"
+        renders += outputs.make(model, [Job(request, path, image, SCALE)])
+    return renders
+
+
+def shown(render: Render) -> np.ndarray:
+    """The frames in a file."""
+    recipe = render.recipe
+    size = recipe.height * recipe.scale, recipe.width * recipe.scale
+    return video_io.read_video(render.path, size, recipe.frames, recipe.fps)
 
 
 def _name(caption: str) -> str:
-    return "_".join(caption.replace("(", "").replace(")", "").split())
+    return "_".join(caption.split())
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
-    flags.DEFINE_string("to", "runs/demo", "folder to write to")
-    flags.DEFINE_integer("seed", 0, "of the first video; the others count up")
+    flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
+    flags.DEFINE_string("to", "runs/demo", "Folder to write to.")
+    flags.DEFINE_integer("seed", 0, "Seed of the first video; the others count up.")
     start.run(main)

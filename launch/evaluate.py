@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures an embedded model: does a video show what its caption says?
 
-    python -m launch.evaluate --captions=200
-    python -m launch.evaluate --captions=200 --model=pyramid_jax/assets/tiny
+    pyramid-jax evaluate --captions=200
+    pyramid-jax evaluate --captions=200 --model=pyramid_jax/assets/tiny
 
 Samples captions, lets the judge of launch/moving_shapes.py look at the videos, and
 prints how often shape, colour and direction are right, with 95 % intervals, next to
@@ -31,6 +31,8 @@ CHANCE["all three"] = float(np.prod(list(CHANCE.values())))
 
 
 def main(options: flags.FlagValues) -> None:
+    if options.to:
+        start.check_writable(Path(options.to).parent)
     captions = moving_shapes.captions()
     order = np.random.default_rng(options.seed).permutation(len(captions))
     selection = [captions[order[i % len(order)]] for i in range(options.captions)]
@@ -108,9 +110,9 @@ def table(rows: dict[str, dict[str, int]], n: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
-    flags.DEFINE_integer("captions", 200, "how many to sample", lower_bound=1)
-    flags.DEFINE_integer("batch", 40, "videos sampled together", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of captions and videos")
-    flags.DEFINE_string("to", None, "JSON file to write the numbers to")
+    flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
+    flags.DEFINE_integer("captions", 200, "Captions to sample.", lower_bound=1)
+    flags.DEFINE_integer("batch", 40, "Videos sampled together.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the choice of captions, and of videos.")
+    flags.DEFINE_string("to", None, "JSON file to write the numbers to.")
     start.run(main)

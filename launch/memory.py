@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the memory that released models take, without weights and without a device.
+"""Prints the memory that released models take, without weights or a device.
 
-    python -m launch.memory --height=768 --width=1280 --frames=241
-    python -m launch.memory --variant=miniflux --offload --limit=16
+    pyramid-jax memory --height=768 --width=1280 --frames=241
+    pyramid-jax memory --variant=miniflux --offload --limit=16
 
 prints bytes on a device phase by phase, and fails if they exceed the limit. For a model
 in a folder, `VideoPipeline.memory_plan` gives the same table.
@@ -91,14 +91,17 @@ def released_parts(
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("variant", "mmdit", list(VARIANTS), "of the DiT")
-    flags.DEFINE_integer("height", 384, "in pixels", lower_bound=1)
-    flags.DEFINE_integer("width", 640, "in pixels", lower_bound=1)
-    flags.DEFINE_integer("frames", 121, "of a video", lower_bound=1)
-    flags.DEFINE_integer("videos", 1, "made at once", lower_bound=1)
-    flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "of weights")
-    flags.DEFINE_bool("offload", False, "parts take turns on the device")
-    flags.DEFINE_bool("streamed", False, "units are decoded as they are made")
-    flags.DEFINE_bool("image", False, "the first frame is given")
-    flags.DEFINE_float("limit", None, "GiB of the device; fail if it has too few")
-    start.run(main)
+    flags.DEFINE_enum("variant", "mmdit", list(VARIANTS), "Which released model.")
+    flags.DEFINE_enum(
+        "dtype", "bfloat16", ["bfloat16", "float32"], "Number type of the weights."
+    )
+    flags.DEFINE_integer("height", 384, "Height in pixels.", lower_bound=1)
+    flags.DEFINE_integer("width", 640, "Width in pixels.", lower_bound=1)
+    flags.DEFINE_integer("frames", 121, "Frames of a video.", lower_bound=1)
+    flags.DEFINE_integer("videos", 1, "Videos made at once.", lower_bound=1)
+    flags.DEFINE_bool("image", False, "The first frame is given.")
+    flags.DEFINE_bool("offload", False, "The parts take turns on the device.")
+    flags.DEFINE_bool("streamed", False, "Units are decoded as soon as they are made.")
+    flags.DEFINE_float("limit", None, "GiB of the device; fail if they are too few.")
+    headings = {"variant": "the model", "height": "the videos", "offload": "the device"}
+    start.run(main, headings=headings)

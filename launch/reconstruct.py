@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shows how well a VAE reconstructs a video or an image.
 
-    python -m launch.reconstruct --model=runs/vae/model --input=clip.mp4 --to=out.mp4
-    python -m launch.reconstruct --model=MODEL --input=photo.jpg --to=out.png --tile=256
+    pyramid-jax reconstruct --model=runs/vae/model --input=clip.mp4 --to=out.mp4
+    pyramid-jax reconstruct --model=MODEL --input=photo.jpg --to=out.png --tile=256
 
 writes original, reconstruction and four times their difference side by side, prints
 PSNR and SSIM of every frame, and writes them as JSON beside the output.
 """
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -44,6 +43,8 @@ class Reconstruction(NamedTuple):
 
 
 def main(options: flags.FlagValues) -> None:
+    start.check_writable(Path(options.to).parent)
+    shown_size(Path(options.input))  # raises, before a model is loaded
     vae = autoencoder.load_autoencoder(options.model)
     original, fps = read(Path(options.input), vae.latent, options.frames or None)
     pieces = Pieces(options.window * vae.latent.temporal, options.tile, options.overlap)
@@ -53,7 +54,17 @@ def main(options: flags.FlagValues) -> None:
     print(table(result))
     scores = {"input": options.input, "psnr": result.psnr, "ssim": result.ssim}
     out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
-    logging.info("%s", out)
+    print(out)
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Height and width of a video or image, as it is shown.
+
+    Raises:
+        ValueError: a missing or broken file.
+    """
+    image = path.suffix.lower() in IMAGES
+    return picture_size(path) if image else video_io.video_size(path)
 
 
 def read(
@@ -119,11 +130,11 @@ def table(result: Reconstruction) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", None, "folder of a VAE, or of a model", required=True)
-    flags.DEFINE_string("input", None, "video or image", required=True)
-    flags.DEFINE_string("to", None, "mp4 or png file to write", required=True)
-    flags.DEFINE_integer("frames", 0, "at most so many; 0: all", lower_bound=0)
-    flags.DEFINE_integer("window", 2, "latent frames worked on at once", lower_bound=1)
-    flags.DEFINE_integer("tile", None, "height and width of tiles; none: whole frames")
-    flags.DEFINE_float("overlap", 0.25, "fraction of a tile shared with the next one")
-    start.run(main)
+    flags.DEFINE_string("model", None, "Folder of a VAE, or of a model.", required=True)
+    flags.DEFINE_string("input", None, "Video or image to read.", required=True)
+    flags.DEFINE_string("to", None, "File to write, mp4 or png.", required=True)
+    flags.DEFINE_integer("frames", 0, "Read at most so many; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("window", 2, "Latent frames worked on at once.", lower_bound=1)
+    flags.DEFINE_integer("tile", None, "Side of tiles in pixels; none: whole frames.")
+    flags.DEFINE_float("overlap", 0.25, "Share of a tile that the next one has, too.")
+    start.run(main, headings={"model": "files", "frames": "how much at once"})

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every command does: parse flags, keep compiled programs, say what is wrong.
 
+A user's mistake, a full disk or an interruption is one line on stderr, whenever it
+shows; `--verbose` adds the traceback, and what libraries tell.
+
     if __name__ == "__main__":
         flags.DEFINE_string("to", "runs/demo", "folder to write to")
         start.run(main)
@@ -8,57 +11,131 @@
 where `main` takes the parsed flags.
 """
 
+import errno
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from jax.sharding import Mesh
 
+from launch import usage
 from pyramid_jax import sharding
 
 logger = logging.getLogger(__name__)
 
 CACHES = "XDG_CACHE_HOME"  # the variable that names the folder of all caches
+INTERRUPTED = 130  # the exit code of a program that SIGINT ended
+# Who tells more than a user wants to know: of devices that are missing, of every kernel
+# and every memory plan, of every request and every file.
+CHATTY = (
+    *("jax", "absl", "orbax", "httpx", "launch.start"),
+    *("pyramid_jax.kernels", "pyramid_jax.pipeline"),
+)
+
+CURES = {
+    errno.ENOSPC: "make room, or write to another disk; finished files stay",
+    errno.EDQUOT: "make room, or write to another disk; finished files stay",
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EROFS: "give a path on a disk that can be written to",
+}
+
+flags.DEFINE_bool("verbose", False, "Tell everything: programs, memory, tracebacks.")
 
 
 def run(
     main: Callable[[flags.FlagValues], None],
     define: Callable[[flags.FlagValues], None] | None = None,
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Runs a command with the flags of the command line, and ends the process.
 
-    A ValueError says what the user gave, and what to do: it is printed without a
-    traceback, which `--verbosity=1` shows. The exit code is then 1.
+    Its ValueErrors say what the user gave, and what to do. SIGTERM interrupts it.
 
     Args:
         main: the command.
         define: declares its flags, if they are not declared yet.
+        headings: of groups of flags in the help, each by the name of its first flag.
     """
     if define is not None:
         define(flags.FLAGS)
 
-    def command(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"unknown arguments {arguments[1:]}; see --help")
+    def command(_: object) -> None:
+        if not flags.FLAGS.verbose:
+            _quieten()
         enable_compile_cache()
-        try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with one_line_errors():
             main(flags.FLAGS)
-        except ValueError as error:
-            logger.debug("the command ended", exc_info=True)
-            sys.exit(f"{_name()}: {error}")
 
-    app.run(command)
+    app.run(command, flags_parser=partial(usage.parse, _name(), headings))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line for what a user can mend, and exit code 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{_name()}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        if flags.FLAGS.verbose:
+            raise
+        sys.exit(f"{_name()}: {sentence(error)}")
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says; of files, which one it is, and what to do."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    files = [str(name) for name in (error.filename, error.filename2) if name]
+    where = f"{' and '.join(files)}: " if files else ""
+    cure = CURES.get(error.errno or 0, "correct the path, or give another one")
+    return f"{where}{error.strerror}; {cure}"
+
+
+def check_writable(folder: str | Path) -> None:
+    """Checks that a folder is there or can be made, and takes files.
+
+    Raises:
+        ValueError: naming the folder, and the reason.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to the folder {folder} ({error.strerror}); give "
+            "another one"
+        ) from error
+
+
+def _quieten() -> None:
+    """Leaves what a command prints, and warnings without the time and the place."""
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _name() -> str:
-    """The name of the command, e.g. "launch.web"."""
+    """The name of the command, e.g. "pyramid-jax train-vae" of launch.train_vae."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    command = name.removeprefix("launch.")
+    return name if command == name else f"pyramid-jax {command.replace('_', '-')}"
 
 
 def enable_compile_cache() -> None:

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a model, or continues a training run.
 
-python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
-python -m launch.train --config=configs/tiny.py:smoke --workdir=runs/smoke
-python -m launch.train --config=configs/tiny.py --workdir=runs/a --config.mesh.tensor=2
+    pyramid-jax train --config=tiny --workdir=runs/tiny
+    pyramid-jax train --config=tiny:smoke --workdir=runs/smoke
+    pyramid-jax train --config=mine.py --workdir=runs/mine --start=runs/tiny/model
+
+The config says everything else: data, network, optimizer, devices, length. List all its
+entries with --show_config, and set each on the command line, after --config:
+
+    pyramid-jax train --config=tiny --show_config
+    pyramid-jax train --config=tiny --workdir=runs/long --config.loop.steps=9000 \\
+        --config.data.sizes="((32, 32), (32, 64))" --config.mesh.tensor=2
 """
 
-import logging
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,30 +21,75 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from flax.traverse_util import flatten_dict
+from ml_collections.config_flags import get_config_filename
 
 from launch import start
+from launch.config_flag import define_config
 from pyramid_jax.train import train
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-SECONDS = flags.DEFINE_float("max_seconds", None, "save and end after so much time")
-START = flags.DEFINE_string("start", None, "folder of a trained model to start from")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a cluster")
+CONFIG = define_config()
+SHOW = flags.DEFINE_bool(
+    "show_config", False, "Print all entries of the config as options, and end."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; what it holds already is continued."
+)
+START = flags.DEFINE_string(
+    "start", None, "Folder of a trained model whose weights a new run starts from."
+)
+SECONDS = flags.DEFINE_float(
+    "max_seconds", None, "Save and end after this time, if the run is not done before."
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a cluster, which run this as well."
+)
 flags.mark_flag_as_required("config")
+HEADINGS = {
+    "config": "what to train",
+    "workdir": "where, and from what",
+    "max_seconds": "how",
+}
 
 
-def run(train: Callable[[Any, str, str | None], Path], _: flags.FlagValues) -> None:
-    """Calls `train` with the config, the work directory and the start of the flags."""
+def run(
+    train: Callable[[Any, str, str | None], Path],
+    section: str,
+    values: flags.FlagValues,
+) -> None:
+    """Calls `train` with the config, the work directory and the start of the flags.
+
+    Raises:
+        ValueError: the config has no such section, or there is no folder.
+    """
+    cfg = CONFIG.value
+    if section not in cfg:
+        name = get_config_filename(values["config"])
+        raise ValueError(
+            f"--config={name} has no section {section!r}: "
+            "configs of a VAE are for train-vae, the others for train"
+        )
+    if SHOW.value:
+        print(entries(cfg))
+        return
+    if not WORKDIR.value:
+        raise ValueError("--workdir is missing; give a folder for the run")
+    start.check_writable(WORKDIR.value)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every detail
-    cfg = CONFIG.value
     if SECONDS.value:
         with cfg.unlocked():
             cfg.loop.max_seconds = SECONDS.value
-    logging.info("the model is in %s", train(cfg, WORKDIR.value, START.value))
+    model = train(cfg, WORKDIR.value, START.value)
+    if jax.process_index() == 0:
+        print(f"the model is in {model}")
+
+
+def entries(cfg: Any) -> str:
+    """All entries of a config, each as the option that sets it to what it is."""
+    flat = flatten_dict(cfg.to_dict(), sep=".", keep_empty_nodes=True)
+    return "\n".join(shlex.quote(f"--config.{name}={x}") for name, x in flat.items())
 
 
 if __name__ == "__main__":
-    start.run(partial(run, train))
+    start.run(partial(run, train, "model"), headings=HEADINGS)

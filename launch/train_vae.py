@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Trains a VAE, or continues a training run; the flags are those of launch.train.
+"""Trains a VAE, or continues a training run.
 
-python -m launch.train_vae --config=configs/tiny_vae.py --workdir=runs/tiny_vae
-python -m launch.train_vae --config=configs/vae.py:smoke --workdir=runs/smoke
-python -m launch.train_vae --config=configs/vae.py:long --workdir=runs/long \
-    --start=runs/vae/model
+    pyramid-jax train-vae --config=tiny_vae --workdir=runs/tiny_vae
+    pyramid-jax train-vae --config=vae:smoke --workdir=runs/smoke
+    pyramid-jax train-vae --config=vae:long --workdir=runs/long --start=runs/vae/model
+
+The config says everything else; list all its entries with --show_config, and set each
+on the command line, after --config, as in --config.data.batch=8.
 """
 
 from functools import partial
@@ -16,4 +18,4 @@ from pyramid_jax.vae.train import train_vae
 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(train)
-    start.run(partial(train.run, train_vae))
+    start.run(partial(train.run, train_vae, "vae"), headings=train.HEADINGS)

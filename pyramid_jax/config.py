@@ -6,6 +6,7 @@ Nothing beyond the functions that train sees a ConfigDict.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -34,6 +35,18 @@ def check_entries(
     for name in names:
         if not fits(value := getattr(cfg, name)):
             raise ValueError(f"{name} {value!r} must be {expected}")
+
+
+def asset_path(path: str | Path) -> Path:
+    """The path itself, or where a file is that ships with the package.
+
+    Configs name such files as "pyramid_jax/assets/tiny/tokenizer.json", whatever the
+    working folder.
+    """
+    path, package = Path(path), Path(__file__).resolve().parent
+    if path.parts[:2] == (package.name, "assets") and not path.exists():
+        return package.parent / path
+    return path
 
 
 def _frozen(value: Any) -> Any:

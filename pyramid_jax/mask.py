@@ -7,6 +7,7 @@ and the first frame, and every frame sees the text. Without causality all tokens
 frame 0.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -41,12 +42,11 @@ def joint(
 
 def dense_mask(mask: TokenMask) -> Bool[Array, "b l l"]:
     """The definition: `[b, query, key]` is true where the query sees the key."""
-    return visible(mask, mask)
+    return visible([x[:, :, None] for x in mask], [x[:, None] for x in mask])
 
 
-def visible(query: TokenMask, key: TokenMask) -> Bool[Array, "b _ _"]:
-    """`dense_mask` between queries and keys from different parts of the same rows."""
-    query = TokenMask(*(part[:, :, None] for part in query))
-    key = TokenMask(*(part[:, None, :] for part in key))
-    same = (query.segment == key.segment) & (query.segment >= 0)
-    return same & (key.frame <= query.frame)
+def visible(query: Sequence[Array], key: Sequence[Array]) -> Bool[Array, "*sides"]:
+    """Who sees whom, from segment and frame of both; their shapes are broadcast."""
+    (segment, frame), (key_segment, key_frame) = query, key
+    same = (segment == key_segment) & (segment >= 0)
+    return same & (key_frame <= frame)

@@ -25,6 +25,8 @@ from pyramid_jax.layout import Clip, Layout
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens, Velocity
 
+MOST_GUIDANCE = 100.0  # videos are noise long before
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -33,12 +35,23 @@ class Guidance:
     Args:
         first, video: scale for the first frame and for later units.
         decay: if given, unit u uses max(first - decay·u, floor) for both instead.
+
+    Raises:
+        ValueError: a number below 0 or above `MOST_GUIDANCE`, or none at all (NaN).
     """
 
     first: float = 7.0
     video: float = 5.0
     decay: float | None = None
     floor: float = 2.0
+
+    def __post_init__(self):
+        for name in ("first", "video", "decay", "floor"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= MOST_GUIDANCE:
+                raise ValueError(
+                    f"guidance {name}={value} must be 0 to {MOST_GUIDANCE:g}"
+                )
 
     def scales(self, units: int) -> np.ndarray:
         """The scale of every unit."""

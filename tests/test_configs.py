@@ -135,5 +135,5 @@ def test_a_latent_model_trains_on_stored_latents(tmp_path: Path):
     cfg = build("mmdit_384p", "full")
     model = model_config(cfg.model.to_dict())
     load = latent_loader(data_config(cfg, model))
-    with pytest.raises(ValueError, match=r"no latent .* launch.prepare --latents"):
+    with pytest.raises(ValueError, match=r"no latent .* pyramid-jax prepare --latents"):
         load(Record(tmp_path / "a.mp4", "video", "a"), (384, 640))

@@ -269,6 +269,9 @@ def test_every_unit_is_guided_by_its_own_scale():
 def test_the_first_frame_has_a_scale_of_its_own():
     np.testing.assert_array_equal(Guidance(9.0, 4.0).scales(3), [9, 4, 4])
     np.testing.assert_array_equal(Guidance(9.0, 4.0).scales(1), [9])
+    for wrong in ({"first": np.nan}, {"video": -1}, {"decay": np.inf}, {"floor": 1e9}):
+        with pytest.raises(ValueError, match=f"guidance {next(iter(wrong))}="):
+            Guidance(**wrong)
 
 
 def test_decaying_guidance_falls_to_its_floor():

@@ -81,6 +81,16 @@ def test_a_run_of_another_config_is_not_continued(run: Path, manifest: Path):
         train(cfg, run)
 
 
+def test_a_run_that_ends_within_its_warm_up_says_so(
+    run: Path, manifest: Path, caplog: pytest.LogCaptureFixture
+):
+    cfg = config(manifest)
+    cfg.optimizer.warmup_steps = 9
+    with pytest.raises(ValueError, match="another config"):  # before a step is made
+        train(cfg, run)
+    assert "ends after 2 steps (loop.steps), within its warm-up of 9" in caplog.text
+
+
 def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Path):
     cfg = config(manifest)
     model = model_config(cfg.model.to_dict())

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles for chips that are not here; see `python -m launch.compile --help`."""
+"""Compiles for chips that are not here; see `pyramid-jax compile --help`."""

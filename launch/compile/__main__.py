@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles attention, both passes, and the VAE's decoder for chips that are not here.
+"""Compiles attention and the VAE's decoder for chips that are not here.
 
-    python -m launch.compile [--chips a100,v5e] [--parts attention] [--only PATTERN]
+    pyramid-jax compile [--chips a100,v5e] [--parts attention] [--only PATTERN]
 
 The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), but not the
-programs. One line is printed for each size of each kernel, or of the decoder's step:
-what it takes on the chip. The exit code is 1 if a compiler refuses one. `make
-test-compile` installs the compilers and runs the command for attention, which takes
-minutes; libtpu needs more than ten for each step of the decoder.
+programs. One line is printed for each size of each kernel (attention has two passes),
+or of the decoder's step: what it takes on the chip. The exit code is 1 if a compiler
+refuses one. `make test-compile` installs the compilers and runs the command for
+attention, which takes minutes; libtpu needs more than ten for each step of the decoder.
 """
 
 import argparse
@@ -32,14 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     from launch.compile import kernels, vae
     from launch.compile.chips import CHIPS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.compile", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="pyramid-jax compile", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--chips", default=",".join(CHIPS), help=f"of {list(CHIPS)}")
+    parser.add_argument(
+        "--chips", default=",".join(CHIPS), help=f"Some of {list(CHIPS)}."
+    )
     parts = {"attention": kernels, "decoder": vae}
-    parser.add_argument("--parts", default=",".join(parts), help=f"of {list(parts)}")
-    parser.add_argument("--only", default="*", help="pattern of sizes, e.g. '768p*'")
+    parser.add_argument(
+        "--parts", default=",".join(parts), help=f"Some of {list(parts)}."
+    )
+    parser.add_argument("--only", default="*", help="Pattern of sizes, e.g. '768p*'.")
     options = parser.parse_args(arguments)
     chip_names, part_names = options.chips.split(","), options.parts.split(",")
     for kind, names, table in (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares this package with values recorded from the original implementation.
 
-    python -m launch.parity --cases DIR [--only GLOB]
+    pyramid-jax parity --cases DIR [--only GLOB]
 
 prints one line per recorded result: case, scenario, tensor, largest error, tolerance
 and `ok`, `FAIL` or `skipped: why`; then totals. The exit code is 1 if anything failed.
@@ -18,13 +18,13 @@ import jax
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.parity", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="pyramid-jax parity", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--cases", type=Path, required=True, help="folder of the cases")
     parser.add_argument(
-        "--only", default="*", help="pattern of case names, e.g. 'sd3*'"
+        "--cases", type=Path, required=True, help="Folder of the cases."
+    )
+    parser.add_argument(
+        "--only", default="*", help="Pattern of case names, e.g. 'sd3*'."
     )
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")

@@ -138,7 +138,7 @@ def _whole(model: Autoencoder, scenario: Scenario, pixels: Any) -> Iterator[Answ
     raw, _ = model.encode(pixels, None)
     posterior = vae.moments(raw)
     z = posterior.sample(jnp.asarray(scenario.latent("in.posterior_noise")))
-    decoded, mode = model.decode(z, None)[0], model.decode(posterior.mode(), None)[0]
+    decoded, mode = model.decode(z, None)[0], model.decode(posterior.mean, None)[0]
     values = {
         "moments": raw,
         "mean": posterior.mean,

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Prepares training data: the embedded data set, features of captions, latents.
+r"""Prepares training data: manifests, features of captions, latents.
 
-    python -m launch.prepare --embedded --to=data/shapes
+    pyramid-jax prepare --folder=clips --to=data/mine
+
+writes a manifest.jsonl of the videos and images in a folder, each of which has its
+caption in a text file of the same name: waves.mp4 and waves.txt.
+
+    pyramid-jax prepare --embedded --to=data/shapes
 
 writes the embedded data set: mp4 files, their manifest.jsonl and a tokenizer.json.
 
-    python -m launch.prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
+    pyramid-jax prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
 
 writes the features of all captions of a manifest and of the empty caption, from the
 text encoders in the folder of a released model, and a manifest.jsonl that names them.
 
-    python -m launch.prepare --latents --model=MODEL --manifest=clips.jsonl \
+    pyramid-jax prepare --latents --model=MODEL --manifest=clips.jsonl \
         --to=data/latents --sizes=384x640 --frames=121 --fps=24
 
 writes the latents of all videos and images, drawn by the VAE in the folder of a model,
@@ -18,58 +23,75 @@ and a manifest.jsonl that names them.
 """
 
 import hashlib
-import logging
 from functools import partial
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from launch import moving_shapes, start
+from launch.prepare.captioned import list_folder
 from launch.prepare.storage import LatentJob, write_features, write_latents
 from launch.sizes import height_width
 from pyramid_jax import sharding
+from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.source import read_pixels
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.vae import autoencoder
 
 BEGINNING = 2**22  # bytes of a file of weights that tell it from others
 
-EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
-TEXT = flags.DEFINE_bool("text", False, "write features of captions")
-LATENTS = flags.DEFINE_bool("latents", False, "write latents of videos and images")
-TO = flags.DEFINE_string("to", None, "folder to write to", required=True)
-CLIPS = flags.DEFINE_integer("clips", 3000, "clips of the embedded data set")
-SEED = flags.DEFINE_integer(
-    "seed", 0, "seed of the embedded data set, or of the noise in latents"
+FOLDER = flags.DEFINE_string(
+    "folder", None, "List the videos and images of this folder with their captions."
 )
-VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "vocabulary of its tokenizer")
-MANIFEST = flags.DEFINE_string("manifest", None, "manifest whose records are encoded")
-MODEL = flags.DEFINE_string("model", None, "folder of a released model, or of a VAE")
+EMBEDDED = flags.DEFINE_bool("embedded", False, "Write the embedded data set.")
+TEXT = flags.DEFINE_bool("text", False, "Write the features of captions.")
+LATENTS = flags.DEFINE_bool("latents", False, "Write latents of videos and images.")
+TO = flags.DEFINE_string("to", None, "Folder to write to.", required=True)
+CLIPS = flags.DEFINE_integer("clips", 3000, "Clips to draw.")
+VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "Vocabulary of the tokenizer.")
+MANIFEST = flags.DEFINE_string("manifest", None, "Manifest whose records are encoded.")
+MODEL = flags.DEFINE_string("model", None, "Folder of a released model, or of a VAE.")
 BATCH = flags.DEFINE_integer(
-    "batch", None, "how many are encoded at once; 16 captions, or a video per device"
+    "batch", None, "Encode so many at once; none: 16 captions, or a video per device."
 )
 DTYPE = flags.DEFINE_string(
-    "dtype", "bfloat16", "number type of the encoders' matrix products"
+    "dtype", "bfloat16", "Number type of the text encoders' matrix products."
 )
 SIZES = flags.DEFINE_list(
-    "sizes", ["384x640"], "HEIGHTxWIDTH of videos; files get the nearest aspect ratio"
+    "sizes", ["384x640"], "HEIGHTxWIDTH of latents; each file gets the nearest shape."
 )
-FRAMES = flags.DEFINE_integer("frames", 121, "frames of a video")
-FPS = flags.DEFINE_float("fps", 24, "frames per second that are taken from files")
-MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "fraction of files that may be unusable")
+FRAMES = flags.DEFINE_integer("frames", 121, "Frames of a video.")
+FPS = flags.DEFINE_float("fps", 24, "Frames per second that are taken from files.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the embedded data set, or of the noise in latents."
+)
+MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "Share of files that may be unusable.")
+HEADINGS = {
+    "folder": "what to write, one of these",
+    "to": "where",
+    "clips": "with --embedded",
+    "manifest": "with --text and --latents",
+    "sizes": "with --latents",
+}
 
 
 def main(_: flags.FlagValues) -> None:
-    if EMBEDDED.value + TEXT.value + LATENTS.value != 1:
-        raise app.UsageError(
-            "give --embedded, --text or --latents, and --to=FOLDER; see --help"
+    modes = EMBEDDED.value, TEXT.value, LATENTS.value, FOLDER.value is not None
+    if sum(modes) != 1:
+        raise ValueError(
+            "give one of --folder=FOLDER, --embedded, --text and --latents; see --help"
         )
+    if FOLDER.value is not None:
+        print(f"the manifest: {list_folder(FOLDER.value, TO.value)}")
+        return
     if EMBEDDED.value:
         prepare_embedded()
         return
     if MANIFEST.value is None or MODEL.value is None:
-        raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
+        raise ValueError("this needs --manifest=FILE and --model=FOLDER")
+    start.check_writable(TO.value)
+    read_manifest(MANIFEST.value)  # raises, before a model is loaded
     prepare = prepare_text if TEXT.value else prepare_latents
     prepare(MANIFEST.value, MODEL.value)
 
@@ -80,7 +102,7 @@ def prepare_embedded() -> None:
     texts = [caption.text for caption in moving_shapes.captions()]
     tokenizer = Path(TO.value) / "tokenizer.json"
     moving_shapes.train_tokenizer(texts, VOCABULARY.value, tokenizer)
-    logging.info("%d clips: %s", CLIPS.value, manifest)
+    print(f"{CLIPS.value} clips: {manifest}")
 
 
 def prepare_text(manifest: str, model: str) -> None:
@@ -90,7 +112,7 @@ def prepare_text(manifest: str, model: str) -> None:
     made_with = {"model": text_encoders(Path(model)), "dtype": DTYPE.value}
     batch = BATCH.value or 16
     prepared = write_features(manifest, TO.value, encode, batch, made_with)
-    logging.info("features of all captions: %s", prepared)
+    print(f"features of all captions: {prepared}")
 
 
 def text_encoders(model: Path) -> str:
@@ -122,8 +144,8 @@ def prepare_latents(manifest: str, model: str) -> None:
         max_bad=MAX_BAD.value,
     )
     prepared = write_latents(manifest, TO.value, job)
-    logging.info("latents of all records: %s", prepared)
+    print(f"latents of all records: {prepared}")
 
 
 if __name__ == "__main__":
-    start.run(main)
+    start.run(main, headings=HEADINGS)

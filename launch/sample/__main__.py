@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Makes videos and images from prompts.
 
-    python -m launch.sample --prompt="a red circle moves left"
-    python -m launch.sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
-    python -m launch.sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
-    python -m launch.sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
-    python -m launch.sample --model=MODEL --show
+    pyramid-jax sample --prompt="a red circle moves left"
+    pyramid-jax sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
+    pyramid-jax sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
+    pyramid-jax sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
+    pyramid-jax sample --model=MODEL --show
 
 What is not given is what the model was made for (--show tells). Each file says what it
 was made from, inside and in a JSON file beside it. Lines of a list are prompts, or JSON
@@ -13,16 +13,15 @@ objects with "prompt", "negative", "seed" and "image". Seeds count up over a run
 that was interrupted is continued by the same command, which skips finished files.
 """
 
-import logging
-import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from launch import start
@@ -30,67 +29,87 @@ from launch.sample import outputs
 from launch.sample.lists import Line, batches, file_name, read_lines, waiting
 from launch.sample.outputs import Job
 from launch.sizes import check_preset, height_width
+from pyramid_jax.data.pictures import read_picture
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
 from pyramid_jax.pipeline.folder import TINY_LATENT
-from pyramid_jax.pipeline.request import not_none
+from pyramid_jax.pipeline.presets import check_seconds
+from pyramid_jax.pipeline.request import check_seed, check_text, not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
+from pyramid_jax.sampler import Guidance
 
+# Time is left to tell once everything is compiled.
+COMPILING = "{n:.2f}/{total} |{bar:20}| {elapsed}, compiling{postfix}"
 BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
-INTERRUPTED = 130  # the exit code of a program that SIGINT ended
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    start.enable_compile_cache()
-    # The choice of attention is logged at every compilation, in the middle of the bar.
-    logging.getLogger("pyramid_jax.kernels").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sample(flags.FLAGS)
-    except KeyboardInterrupt:
-        print("interrupted; the same command makes what is not finished")
-        sys.exit(INTERRUPTED)
+UNREAD = (8, 8)  # pixels that an image is read in to see whether it can be
 
 
 def sample(values: Any) -> None:
-    """Does what the flags say; ends the program where they or the numbers are wrong."""
-    try:
-        mesh = start.parse_mesh(values.mesh)
-        pipeline = load(values.model, mesh, values.dtype, offload=values.offload)
-        if values.show:
-            print(description(pipeline))
-            return
-        jobs = planned(pipeline, values)
-        left = waiting(pipeline, jobs)
-    except ValueError as error:
-        sys.exit(f"launch.sample: {error}")
+    """Does what the flags say.
+
+    Raises:
+        ValueError: what can't be done, before anything is made; most of it before the
+            model is loaded.
+    """
+    mesh = start.parse_mesh(values.mesh)
+    lines = [] if values.show else given_lines(values)
+    pipeline = load(values.model, mesh, values.dtype, offload=values.offload)
+    if values.show:
+        print(description(pipeline))
+        return
+    jobs = planned(pipeline, values, lines)
+    left = waiting(pipeline, jobs)
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} files are finished already")
     try:
         run(pipeline, left, values.batch)
-    except FloatingPointError as error:
-        sys.exit(f"launch.sample: {error}")
+    except KeyboardInterrupt:
+        print("the same command makes what is not finished")
+        raise
 
 
-def planned(pipeline: VideoPipeline, values: Any) -> list[Job]:
-    """What the flags ask of a model.
+def given_lines(values: Any) -> list[Line]:
+    """What the flags ask for, as far as it can be checked without a model.
 
     Raises:
-        ValueError: flags that exclude each other, or what the model can't make.
+        ValueError: flags that exclude each other, prompts, seeds or images that can't
+            be read, or a folder that can't be written to.
     """
     if (values.prompt is None) == (values.prompts is None):
         raise ValueError("give either --prompt=TEXT or --prompts=FILE; see --help")
     lines = (
         [Line(values.prompt)] if values.prompts is None else read_lines(values.prompts)
     )
+    own = Path(values.image) if values.image else None
+    lines = [line._replace(image=line.image or own) for line in lines]
+    for number, line in enumerate(lines):
+        check_text(line.prompt)
+        check_text(line.negative or values.negative or "")
+        counted = values.seed + number * values.each
+        check_seed(counted if line.seed is None else line.seed, values.each)
+    for image in {line.image for line in lines if line.image is not None}:
+        read_picture(image, UNREAD)
+    if values.size:
+        height_width(values.size)
+    if values.seconds is not None:
+        check_seconds(values.seconds)
+    for counts in (values.steps, values.video_steps):
+        steps(counts, 1)
+    Guidance(**scales(values))
+    start.check_writable(values.to)
+    return lines
+
+
+def planned(pipeline: VideoPipeline, values: Any, lines: Sequence[Line]) -> list[Job]:
+    """The files to make.
+
+    Raises:
+        ValueError: what the model can't make.
+    """
     height, width = height_width(values.size) if values.size else (None, None)
     jobs: list[Job] = []
     for line in lines:
-        image = line.image or (Path(values.image) if values.image else None)
-        if image is not None:
-            outputs.fingerprint(image)  # raises
+        image = line.image
         seed = values.seed + len(jobs) if line.seed is None else line.seed
         request = pipeline.request(
             line.prompt,
@@ -127,14 +146,19 @@ def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
         "last_step": values.last_step,
         "scans": values.scans,
     }
-    scales = {
+    guidance = replace(base.guidance, **scales(values))
+    return replace(base, guidance=guidance, **not_none(choices))
+
+
+def scales(values: Any) -> dict[str, float]:
+    """The scales of guidance that flags give, by the names of `Guidance`."""
+    given = {
         "first": values.guidance,
         "video": values.video_guidance,
         "decay": values.decay,
         "floor": values.floor,
     }
-    guidance = replace(base.guidance, **not_none(scales))
-    return replace(base, guidance=guidance, **not_none(choices))
+    return not_none(given)
 
 
 def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
@@ -153,8 +177,16 @@ def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
 def run(pipeline: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
     """Makes all files, and shows the progress."""
     every = 0.1 if sys.stderr.isatty() else 30.0
-    with tqdm(total=len(jobs), bar_format=BAR, smoothing=0, mininterval=every) as bar:
-        for group in batches(jobs, batch):
+    groups = list(batches(jobs, batch))
+    if len(groups) > -(-len(jobs) // batch):
+        print(
+            f"{len(jobs)} videos are made in {len(groups)} batches: those of one batch "
+            "have one size, one first frame, the same choices, and seeds that count up"
+        )
+    with tqdm(
+        total=len(jobs), bar_format=COMPILING, smoothing=0, mininterval=every
+    ) as bar:
+        for group in groups:
             begun = bar.n
             for render in outputs.make(pipeline, group, progress_bar(bar, len(group))):
                 bar.write(str(render.path))
@@ -164,13 +196,21 @@ def run(pipeline: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
 def progress_bar(bar: tqdm, videos: int) -> StepCallback:
     """Moves a bar that counts videos after every step of so many of them."""
     begun = bar.n
-    bar.set_postfix_str("compiles, or loads what was compiled before")
 
     def step(progress: Progress) -> None:
         bar.set_postfix_str(str(progress), refresh=False)
         bar.update(begun + progress.done * videos - bar.n)
+        last_shape = progress.unit > 0 or progress.units == 1
+        if last_shape and progress.stage == progress.stages - 1:
+            _tell_time_left(bar)
 
     return step
+
+
+def _tell_time_left(bar: tqdm) -> None:
+    """Tells it by the speed from now on; what compiling took says nothing."""
+    if bar.bar_format != BAR:
+        bar.bar_format, bar.initial, bar.start_t = BAR, bar.n, time.time()
 
 
 def description(pipeline: VideoPipeline) -> str:
@@ -196,35 +236,42 @@ def define(into: flags.FlagValues) -> None:
     switch = partial(flags.DEFINE_bool, flag_values=into)
     texts = partial(flags.DEFINE_list, flag_values=into)
     choice = partial(flags.DEFINE_enum, flag_values=into)
-    text("model", str(TINY_LATENT), "folder of the model")
-    text("prompt", None, "what the video shows")
-    text("prompts", None, "file with a prompt, or a JSON object, on every line")
-    text("negative", None, "what it should not show; none: what the model recommends")
-    text("image", None, "file of the first frame, scaled to cover, and cropped")
-    text("size", None, "HEIGHTxWIDTH in pixels")
-    whole("frames", None, "of a video; 1 makes images", lower_bound=1)
-    real("seconds", None, "instead of frames; the nearest length that can be made")
-    switch("any_size", False, "allow sizes that the model was not made for")
-    whole("seed", 0, "of the first video; the others count up", lower_bound=0)
-    whole("each", 1, "videos of every prompt", lower_bound=1)
-    whole("batch", 1, "videos sampled together", lower_bound=1)
-    texts("steps", None, "of every stage, first frame: 20 or 20,20,20")
-    texts("video_steps", None, "the same, other frames")
-    real("guidance", None, "of the first frame; 0: none at all", lower_bound=0)
-    real("video_guidance", None, "of the other frames", lower_bound=0)
-    real("decay", None, "guidance falls by so much with every unit of the video")
-    real("floor", None, "where falling guidance ends")
-    switch("last_step", None, "take each stage's last step, which is 0.001 wide")
-    whole("scans", None, "the video in so many runs: less work, more compiling")
-    choice("dtype", None, ["float32", "bfloat16"], "of weights and products")
-    texts("mesh", None, "devices that share the work, e.g. data=2,fsdp=-1")
-    switch("offload", False, "weights wait in the host's memory until they are used")
-    text("to", "runs/sample", "folder to write to")
-    choice("kind", None, outputs.KINDS, "of files; none: mp4, or png for images")
-    whole("scale", 1, "shows pixels as blocks of so many", lower_bound=1)
-    switch("show", False, "print what the model was made for, and end")
+    text("prompt", None, "What the video shows.")
+    text("prompts", None, "File with a prompt, or a JSON object, on every line.")
+    text("negative", None, "What it does not show; none: what the model recommends.")
+    text("image", None, "File of the first frame, scaled to cover, and cropped.")
+    whole("seed", 0, "Seed of the first video; the others count up.", lower_bound=0)
+    whole("each", 1, "Videos of every prompt.", lower_bound=1)
+    text("size", None, "HEIGHTxWIDTH in pixels.")
+    whole("frames", None, "Frames of a video; 1 makes images.", lower_bound=1)
+    real("seconds", None, "Length instead of --frames; the nearest that can be made.")
+    switch("any_size", False, "Allow sizes that the model was not made for.")
+    texts("steps", None, "Steps of every stage, first frame: 20 or 20,20,20.")
+    texts("video_steps", None, "Steps of every stage, other frames.")
+    real("guidance", None, "Guidance of the first frame; 0: none.", lower_bound=0)
+    real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
+    real("decay", None, "Guidance falls by so much with every unit of the video.")
+    real("floor", None, "Falling guidance ends here.")
+    switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
+    text("model", str(TINY_LATENT), "Folder of the model.")
+    switch("show", False, "Print what the model was made for, and end.")
+    choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
+    texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
+    switch("offload", False, "Weights wait in the host's memory until they are used.")
+    whole("batch", 1, "Videos sampled together.", lower_bound=1)
+    whole("scans", None, "Divide a video into so many runs: less work, more compiling.")
+    text("to", "runs/sample", "Folder to write to.")
+    choice("kind", None, outputs.KINDS, "Kind of files; none: mp4, or png for images.")
+    whole("scale", 1, "Show every pixel as a block of so many.", lower_bound=1)
 
+
+HEADINGS = {
+    "prompt": "what to make",
+    "size": "size and length",
+    "steps": "how close to the prompt, and how exact",
+    "model": "model and devices",
+    "to": "files",
+}
 
 if __name__ == "__main__":
-    define(flags.FLAGS)
-    app.run(main)
+    start.run(sample, define, HEADINGS)

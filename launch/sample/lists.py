@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from launch.sample import outputs
 from launch.sample.outputs import Job, Recipe
 from pyramid_jax.data.manifest import text_lines
@@ -118,5 +120,6 @@ def _differences(path: Path, recipe: Recipe) -> str:
         old = dataclasses.asdict(outputs.read(path).recipe)
     except ValueError:
         return "it does not say what from"
-    pairs = ((k, old[k], v) for k, v in dataclasses.asdict(recipe).items())
-    return ", ".join(f"{k} {a!r}, not {b!r}" for k, a, b in pairs if a != b)
+    was, wanted = (flatten_dict(x, sep=".") for x in (old, dataclasses.asdict(recipe)))
+    pairs = ((name, was.get(name), value) for name, value in wanted.items())
+    return ", ".join(f"{n} {a!r}, not {b!r}" for n, a, b in pairs if a != b)

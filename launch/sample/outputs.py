@@ -204,8 +204,8 @@ def read(path: str | Path) -> Render:
         return Render(path, made_from, record["made"])
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(
-            f"{path} does not say what it was made from; only files that launch.sample "
-            "wrote do"
+            f"{path} does not say what it was made from; only files that "
+            "pyramid-jax sample wrote do"
         ) from error
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web page for a model; see `python -m launch.web --help`."""
+"""A web page for a model; see `pyramid-jax web --help`."""

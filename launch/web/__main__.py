@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web page that makes videos from prompts and images.
+"""Shows a web page that makes videos from prompts and images.
 
-    python -m launch.web
-    python -m launch.web --model=MODEL --to=runs/mine --port=8000
+    pyramid-jax web
+    pyramid-jax web --model=MODEL --to=runs/mine --port=8000
 
 It is for this machine only, unless `--host` says otherwise, and asks no other machine
 for anything. It needs the extra `web`: `pip install "pyramid_jax[web]"`.
@@ -10,7 +10,6 @@ for anything. It needs the extra `web`: `pip install "pyramid_jax[web]"`.
 
 import logging
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,16 +31,13 @@ try:
     from launch.web.page import page
     from launch.web.screen import STYLE
 except ModuleNotFoundError as error:
-    sys.exit(f"launch.web: {error}; run pip install 'pyramid_jax[web]'")
+    sys.exit(f"pyramid-jax web: {error}; run pip install 'pyramid_jax[web]'")
 
 LOOPBACK = ("127.0.0.1", "localhost")
 FOLLOWERS = 1000  # events that may wait; each begins at once
 
 
 def main(values: flags.FlagValues) -> None:
-    for chatty in ("httpx", "pyramid_jax.kernels"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, folder, model = values.host, Path(values.to), Path(values.model)
     if host not in LOOPBACK:
         reach = "everyone who reaches %s can make videos and see all in %s"
@@ -95,13 +91,16 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(TINY_LATENT), "folder of the model")
-    flags.DEFINE_string("to", "runs/web", "folder for results, which the page shows")
-    flags.DEFINE_string("host", LOOPBACK[0], "address to listen on")
-    flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=1, upper_bound=65535)
-    flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16"], "of weights; none: as stored"
+    flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
+    flags.DEFINE_string("to", "runs/web", "Folder for results, which the page shows.")
+    flags.DEFINE_string("host", LOOPBACK[0], "Address to listen on.")
+    flags.DEFINE_integer(
+        "port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535
     )
-    flags.DEFINE_list("mesh", None, "devices, e.g. fsdp=2,tensor=-1; none: the first")
-    flags.DEFINE_bool("offload", False, "weights wait in the host's memory")
-    start.run(main)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "Type of weights; none: as stored."
+    )
+    flags.DEFINE_list("mesh", None, "Devices, e.g. fsdp=2,tensor=-1; none: the first.")
+    flags.DEFINE_bool("offload", False, "Weights wait in the host's memory.")
+    headings = {"model": "files", "host": "address", "dtype": "devices"}
+    start.run(main, headings=headings)

@@ -20,7 +20,7 @@ from pyramid_jax import sharding
 from pyramid_jax.checkpoint.tensors import (
     StoredTensors,
     open_safetensors,
-    tensor_writer,
+    write_tensors,
 )
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -67,9 +67,7 @@ def write_config(folder: Path, config: Any) -> None:
 def write_weights(folder: Path, params: Any) -> None:
     """Writes a nested dict of host arrays as the weights of a folder."""
     flat = flatten_dict(params, sep="/")
-    with tensor_writer(folder / WEIGHTS, flat) as write:
-        for name, values in flat.items():
-            write(name, np.asarray(values))
+    write_tensors(folder / WEIGHTS, flat, flat.items())
 
 
 def read_weights(folder: Path, abstract: Any, place: Place) -> Any:

@@ -15,14 +15,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import ShapeDtypeStruct
 
 from pyramid_jax.checkpoint.dit_tables import TRANSFORMS, Rule, Table, Transform
 from pyramid_jax.checkpoint.files import Place
-from pyramid_jax.checkpoint.tensors import Spec
+from pyramid_jax.checkpoint.tensors import finite_values
 from pyramid_jax.sharding import unbox
 
 TOLERANCE = 1e-5  # between a computed constant and one stored in float32
@@ -49,24 +51,29 @@ def convert_tensors(
         place: what to do with each finished parameter, e.g. put it on the devices.
 
     Raises:
-        ValueError: listing all tensors that are missing, left over or of another shape.
+        ValueError: listing all tensors that are missing, left over, of another shape or
+            no floating-point numbers; or naming one that is not finite.
     """
+    flat = converted_parameters(tensors, table, abstract)
+    place = place or (lambda _, x: x)
+    return unflatten_dict({path: place(path, x) for path, x in flat}, sep="/")
+
+
+def converted_parameters(
+    tensors: Mapping[str, Any], table: Table, abstract: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters by path, one after the other; otherwise like `convert_tensors`."""
     expected = _flatten(abstract)
     problems = shape_problems(tensors, table, abstract)
-    problems += constant_problems(tensors, table)
-    if problems:
-        raise ValueError(_report(problems))
-    tree: dict[str, Any] = {}
+    _check_none(problems + constant_problems(tensors, table))
     for rule, layers in _layers(table, expected):
         whole = [np.empty(expected[p].shape, expected[p].dtype) for p in rule.ours]
         for layer in layers:
-            theirs = [np.asarray(tensors[key]) for key in layer.theirs]
+            theirs = [finite_values(key, tensors[key]) for key in layer.theirs]
             parts = _to_ours(theirs, layer.shapes, TRANSFORMS[rule.transform])
             for parameter, part in zip(whole, parts, strict=True):
                 parameter[layer.index] = part
-        for path, parameter in zip(rule.ours, whole, strict=True):
-            tree[path] = parameter if place is None else place(path, parameter)
-    return unflatten_dict(tree, sep="/")
+        yield from zip(rule.ours, whole, strict=True)
 
 
 def export_tensors(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
@@ -91,7 +98,7 @@ def export_tensors(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]
                 yield key, np.ascontiguousarray(tensor)
 
 
-def tensor_specs(params: Any, table: Table) -> dict[str, Spec]:
+def tensor_specs(params: Any, table: Table) -> dict[str, ShapeDtypeStruct]:
     """The types and shapes of the tensors that `export_tensors` gives.
 
     Constants have the type that all weights have, or float32.
@@ -100,14 +107,13 @@ def tensor_specs(params: Any, table: Table) -> dict[str, Spec]:
         ValueError: as `export_tensors`.
     """
     flat = _flatten(params)
-    if problems := list(_parameter_problems(table, flat)):
-        raise ValueError(_report(problems))
+    _check_none(list(_parameter_problems(table, flat)))
     return dict(_uses(table, flat))
 
 
 def parameter_specs(
     abstract: Any, table: Table, tensors: Mapping[str, Any]
-) -> dict[str, Spec]:
+) -> dict[str, ShapeDtypeStruct]:
     """The parameters of `abstract` by path, with the types of the tensors they're from.
 
     A parameter whose tensors have several types is float32.
@@ -115,7 +121,7 @@ def parameter_specs(
     flat, specs = _flatten(abstract), {}
     for rule, layers in _layers(table, flat):
         dtype = _common(tensors[key].dtype for layer in layers for key in layer.theirs)
-        specs |= {path: Spec(dtype, tuple(flat[path].shape)) for path in rule.ours}
+        specs |= {p: ShapeDtypeStruct(flat[p].shape, dtype) for p in rule.ours}
     return specs
 
 
@@ -136,6 +142,13 @@ def shape_problems(
         for key, spec in expected.items()
         if key in tensors and tuple(tensors[key].shape) != spec.shape
     ]
+    kinds = Counter[Any]()
+    for key in expected.keys() & tensors.keys():
+        if not jnp.issubdtype(dtype := tensors[key].dtype, jnp.floating):
+            kinds[dtype] += 1
+            if kinds[dtype] == 1:
+                problems.append(f"{key} is of {dtype}, expected floating-point numbers")
+    problems += [f"so are {n - 1} more of {t}" for t, n in kinds.items() if n > 1]
     return problems
 
 
@@ -158,18 +171,18 @@ def constant_problems(tensors: Mapping[str, Any], table: Table) -> list[str]:
     return problems
 
 
-def _uses(table: Table, flat: Mapping[str, Any]) -> list[tuple[str, Spec]]:
+def _uses(table: Table, flat: Mapping[str, Any]) -> list[tuple[str, ShapeDtypeStruct]]:
     """Name, type and shape of every tensor that the table uses, as often as it does."""
     uses = []
     for rule, layers in _layers(table, flat):
         dtype = np.dtype(flat[rule.ours[0]].dtype)
         for layer in layers:
             shapes = _their_shapes(rule.transform, layer.shapes, len(layer.theirs))
-            specs = [Spec(dtype, shape) for shape in shapes]
+            specs = [ShapeDtypeStruct(shape, dtype) for shape in shapes]
             uses += zip(layer.theirs, specs, strict=True)
     common = _common(spec.dtype for _, spec in uses)
     constants = table.constants.items()
-    return [(key, Spec(common, constant.shape)) for key, constant in constants] + uses
+    return [(k, ShapeDtypeStruct(x.shape, common)) for k, x in constants] + uses
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -215,11 +228,12 @@ def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
     return different.pop() if len(different) == 1 else np.dtype(np.float32)
 
 
-def _report(problems: list[str]) -> str:
-    return (
-        "the tensors do not fit the model; check that its config belongs to them. "
-        f"{len(problems)} problems:\n  " + "\n  ".join(problems)
-    )
+def _check_none(problems: list[str]) -> None:
+    if problems:
+        raise ValueError(
+            "the tensors do not fit the model; check that its config belongs to them. "
+            f"{len(problems)} problems:\n  " + "\n  ".join(problems)
+        )
 
 
 # ---------------------------------------------------------------------------- one layer
@@ -268,7 +282,7 @@ def _their_shapes(
     name: str, shapes: tuple[TensorShape, ...], count: int
 ) -> list[TensorShape]:
     """The shapes of their `count` tensors for parameters of `shapes` of ours."""
-    leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    leaves = [ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     transform = TRANSFORMS[name]
     out = jax.eval_shape(lambda *x: _to_theirs(list(x), count, transform), *leaves)
     return [leaf.shape for leaf in out]

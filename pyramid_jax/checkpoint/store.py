@@ -57,7 +57,9 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Waits until all checkpoints are written; raises as `save`."""
+        self._wait()
+        self._manager.close()
 
     def latest(self) -> int | None:
         """The newest checkpoint's step, None if there is no checkpoint."""
@@ -111,11 +113,6 @@ class Store:
             f"{self.folder} holds no checkpoint that is whole "
             f"{'; '.join(reasons)}; copy one there, or train in another folder"
         )
-
-    def close(self) -> None:
-        """Waits until all checkpoints are written; raises as `save`."""
-        self._wait()
-        self._manager.close()
 
     def _wait(self) -> None:
         """Waits until the checkpoint that was started is written."""

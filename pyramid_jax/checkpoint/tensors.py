@@ -7,21 +7,27 @@ knows names, types and shapes writes the header first and the values in any orde
 neither needs more memory than one tensor.
 """
 
+import itertools
 import json
+import logging
 import math
+import os
+import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
 
 DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -36,24 +42,20 @@ DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Types of one byte, which bfloat16 holds exactly.
+NARROW = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
 ALIGN = 8  # bytes; the header is filled up with spaces
 # Libraries that read the original's files ask for this entry.
 METADATA = {"__metadata__": {"format": "pt"}}
 PICKLED = (".bin", ".pth", ".pt")
+# The names that libraries give to weights, and those of parts of them.
+PLAIN = ("diffusion_pytorch_model", "pytorch_model", "model")
+PART = re.compile(r"(.+)-(\d+)-of-(\d+)")
 # Where a training run of the original keeps its weights, beside its other states.
 TRAINED = "model"
-
-
-class Spec(NamedTuple):
-    """The type and shape of a tensor."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the values."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,16 @@ def read_tensors(path: str | Path) -> StoredTensors:
     """The tensors of a file, or of all files in a folder that hold tensors.
 
     In a folder .safetensors files come first; only without any, those of PyTorch (.bin,
-    .pth, .pt) are read, which needs torch to be installed.
+    .pth, .pt) are read, which needs torch to be installed. Which of several files count
+    says an index, else their names, see `weight_files`. Numbers of one byte (float8)
+    become bfloat16.
 
     Raises:
         ValueError: there is no such file, one is damaged, one that the folder's index
             lists is missing, two of them hold the same tensor, or torch is missing.
     """
     path = Path(path)
-    files = _files(path) if path.is_dir() else [path]
+    files = weight_files(path) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise ValueError(
             f"{path} has no .safetensors file, nor one of PyTorch "
@@ -102,26 +106,98 @@ def read_tensors(path: str | Path) -> StoredTensors:
     return stored
 
 
-def subset(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
+def subset(
+    tensors: Mapping[str, Any], start: str, names: Collection[str] = ()
+) -> dict[str, Any]:
     """The tensors whose names begin with `start`, without it; all, if none does.
 
     The checkpoints of the original's training runs name all tensors of the transformer
-    `dit.…` and those of the VAE `vae.…`, beside tensors of other networks.
+    `dit.…` and those of the VAE `vae.…`, beside tensors of other networks. What else
+    all names have in front (`module.`, `ema.`) is left out if `names` are behind it.
     """
+    parts = [name.split(".")[:-1] for name in tensors]
+    common = itertools.takewhile(
+        lambda column: len(set(column)) == 1, zip(*parts, strict=False)
+    )
+    fronts = itertools.accumulate((f"{column[0]}." for column in common), initial="")
+    for front, head in itertools.product(fronts, (start, "")):
+        prefix = front + head
+        own = {k[len(prefix) :]: x for k, x in tensors.items() if k.startswith(prefix)}
+        if own.keys() & set(names):
+            if front:
+                logger.warning("names of tensors are read without their %r", front)
+            return own
     own = {k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)}
     return own or dict(tensors)
 
 
-def _files(folder: Path) -> list[Path]:
+def finite_values(name: str, tensor: Any) -> np.ndarray:
+    """The values of a tensor.
+
+    Raises:
+        ValueError: some of them are infinite, or no numbers.
+    """
+    values = np.asarray(tensor)
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        raise ValueError(
+            f"{bad} of {values.size} values of {name} are infinite or no numbers; get "
+            "undamaged weights, of another precision if these overflowed"
+        )
+    return values
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its network; [] if there are none.
+
+    Hidden files and those of LoRAs don't count. Where there is an index, the files that
+    it lists do; else that with a plain name (`PLAIN`), or all parts; copies in another
+    precision (`model.fp16.safetensors`) only where they are alone.
+
+    Raises:
+        ValueError: an index is damaged, or a part is missing.
+    """
+    visible = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    visible = [path for path in visible if "lora" not in path.stem.lower()]
     for suffixes in ((".safetensors",), PICKLED):
-        names = {file.name for file in folder.iterdir() if file.suffix in suffixes}
-        for index in folder.glob(f"*{suffixes[0]}.index.json"):
-            listed = set(json.loads(index.read_text())["weight_map"].values())
-            if missing := sorted(listed - names):
-                raise ValueError(f"{folder} lacks {missing}; copy these files, too")
-        if names:
-            return [folder / name for name in sorted(names)]
+        files = [path for path in visible if path.suffix in suffixes]
+        stems = {path.stem for path in files}
+        plain = [path for path in files if path.stem in PLAIN]
+        indexes = [folder / f"{stem}{suffixes[0]}.index.json" for stem in PLAIN]
+        wanted = {name for index in indexes for name in _listed(index)}
+        wanted |= set() if wanted or plain else _all_parts(files)
+        if missing := sorted(wanted - {path.name for path in files}):
+            raise ValueError(f"{folder} lacks {missing}; copy these files, too")
+        if wanted or plain:
+            return [folder / name for name in sorted(wanted)] or plain
+        if files:
+            return [x for x in files if x.stem.split(".")[0] not in stems - {x.stem}]
     return []
+
+
+def _listed(index: Path) -> set[str]:
+    """The names of the files that an index lists; none where there is no index."""
+    if not index.is_file():
+        return set()
+    try:
+        return set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is no index of weights ({type(error).__name__}: {error}); copy "
+            "it again, or remove it if one file holds all weights"
+        ) from error
+
+
+def _all_parts(files: Iterable[Path]) -> set[str]:
+    """The names of all parts of files such as `model-00001-of-00002.safetensors`."""
+    names = set()
+    for path in files:
+        if match := PART.fullmatch(path.stem):
+            stem, digits, count = match.groups()
+            numbers = range(1, int(count) + 1)
+            names |= {
+                f"{stem}-{i:0{len(digits)}}-of-{count}{path.suffix}" for i in numbers
+            }
+    return names
 
 
 def _pickled(path: Path) -> StoredTensors:
@@ -160,10 +236,17 @@ def _pickled(path: Path) -> StoredTensors:
 
 
 def _mapped(tensor: Any, torch: Any) -> StoredTensor:
-    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-    # numpy alone has no bfloat16: by way of its bits
-    bits = tensor.view(torch.int16) if dtype.name == "bfloat16" else tensor
-    return StoredTensor(dtype, tuple(tensor.shape), lambda: bits.numpy().view(dtype))
+    dtype, shape = np.dtype(str(tensor.dtype).removeprefix("torch.")), tensor.shape
+    wide, narrow = DTYPES["BF16"], dtype in NARROW.values()
+    # numpy alone has neither bfloat16 nor float8: by way of their bits
+    if narrow or dtype == wide:
+        tensor = tensor.view(torch.int8 if narrow else torch.int16)
+
+    def read() -> np.ndarray:
+        values = tensor.numpy().view(dtype)
+        return values.astype(wide) if narrow else values
+
+    return StoredTensor(wide if narrow else dtype, tuple(shape), read)
 
 
 # -------------------------------------------------------------------------- safetensors
@@ -181,8 +264,10 @@ def open_safetensors(path: str | Path) -> StoredTensors:
         tensors = {}
         for name in file.offset_keys():
             entry, read = file.get_slice(name), partial(file.get_tensor, name)
-            dtype = DTYPES[entry.get_dtype()]
-            tensors[name] = StoredTensor(dtype, tuple(entry.get_shape()), read)
+            kind, shape = entry.get_dtype(), tuple(entry.get_shape())
+            if kind in NARROW:
+                kind, read = "BF16", partial(_widened, path, name, shape, NARROW[kind])
+            tensors[name] = StoredTensor(DTYPES[kind], shape, read)
         return tensors
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
@@ -190,24 +275,34 @@ def open_safetensors(path: str | Path) -> StoredTensors:
         ) from error
 
 
-@contextmanager
-def tensor_writer(
-    path: str | Path, specs: Mapping[str, Any]
-) -> Iterator[Callable[[str, np.ndarray], None]]:
+def _widened(
+    path: str | Path, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """The values of a `NARROW` tensor, which the library does not read for numpy."""
+    with Path(path).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        file.seek(header[name]["data_offsets"][0], os.SEEK_CUR)
+        values = np.fromfile(file, dtype, math.prod(shape))
+    return values.reshape(shape).astype(ml_dtypes.bfloat16)
+
+
+def write_tensors(
+    path: str | Path, specs: Mapping[str, Any], values: Iterable[tuple[str, Any]]
+) -> None:
     """Writes a file whose tensors are known before their values are.
 
-    In a `with`, it gives the function that writes the values of one tensor, once. The
-    file gets its name once every tensor is written, otherwise nothing is left of it.
-    Equal tensors make equal files.
+    The file gets its name once every tensor is written, otherwise nothing is left of
+    it. Equal tensors make equal files.
 
     Args:
-        specs: anything with a type and a shape for every name, e.g. `Spec`s.
+        specs: anything with a type and a shape for every name.
+        values: every name once, in any order, with what numpy can turn into an array.
 
     Raises:
         ValueError: a type that the format does not have.
         AssertionError: a tensor is unknown, of another type or shape, or was forgotten.
     """
-    expected = {name: Spec(x.dtype, tuple(x.shape)) for name, x in specs.items()}
+    expected = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in specs.items()}
     unknown = {str(spec.dtype) for spec in expected.values() if spec.dtype not in NAMES}
     if unknown:
         raise ValueError(
@@ -219,12 +314,13 @@ def tensor_writer(
         expected, key=lambda name: (-expected[name].dtype.itemsize, name)
     ):
         spec, places[name] = expected[name], end
+        size = spec.size * spec.dtype.itemsize
         header[name] = {
             "dtype": NAMES[spec.dtype],
             "shape": spec.shape,
-            "data_offsets": (end, end + spec.size),
+            "data_offsets": (end, end + size),
         }
-        end += spec.size
+        end += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGN)
     path = Path(path)
@@ -235,14 +331,12 @@ def tensor_writer(
             file.write(len(text).to_bytes(8, "little") + text)
             start = file.tell()
             file.truncate(start + end)
-
-            def write(name: str, values: np.ndarray) -> None:
+            for name, tensor in values:
                 assert name in places, f"{name} is unknown, or written twice"
-                assert Spec(values.dtype, values.shape) == expected[name], name
+                x, spec = np.asarray(tensor), expected[name]
+                assert (x.shape, x.dtype) == (spec.shape, spec.dtype), name
                 file.seek(start + places.pop(name))
-                np.ascontiguousarray(values).reshape(-1).view(np.uint8).tofile(file)
-
-            yield write
+                np.ascontiguousarray(x).reshape(-1).view(np.uint8).tofile(file)
         assert not places, f"forgotten: {sorted(places)}"
         partial.replace(path)
     finally:

@@ -14,6 +14,13 @@ CLASSES = {
     "PyramidDiffusionMMDiT": "pos_embed_max_size",
     "PyramidFluxTransformer": "axes_dims_rope",
 }
+# Fields of both by the names of our arguments.
+DIT_FIELDS = {
+    "heads": "num_attention_heads",
+    "double_blocks": "num_layers",
+    "text_width": "joint_attention_dim",
+    "pooled_width": "pooled_projection_dim",
+}
 # Fields whose other values the original knows but no released model uses.
 ONLY = {
     "qk_norm": "rms_norm",
@@ -62,15 +69,10 @@ def dit_config(config: Mapping[str, Any]) -> DiTArguments:
     """
     variant = _variant(config)
     _check_fixed(config, ONLY, "transformer")
-    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
-    dit = {
-        "width": heads * head_dim,
-        "heads": heads,
-        "double_blocks": config["num_layers"],
-        "text_width": config["joint_attention_dim"],
-        "pooled_width": config["pooled_projection_dim"],
-        "causal": config.get("use_temporal_causal", True),
-    }
+    head_dim = config["attention_head_dim"]
+    dit = {ours: config[theirs] for ours, theirs in DIT_FIELDS.items()}
+    dit["width"] = dit["heads"] * head_dim
+    dit["causal"] = config.get("use_temporal_causal", True)
     if variant == "PyramidFluxTransformer":
         return _flux(config, dit)
     return _mmdit(config, dit, head_dim)
@@ -156,15 +158,9 @@ def dit_fields(dit: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, A
     Raises:
         ValueError: the original has no such transformer.
     """
-    head_dim = dit["width"] // dit["heads"]
-    config = {
-        "num_attention_heads": dit["heads"],
-        "attention_head_dim": head_dim,
-        "num_layers": dit["double_blocks"],
-        "joint_attention_dim": dit["text_width"],
-        "pooled_projection_dim": dit["pooled_width"],
-        "use_temporal_causal": dit["causal"],
-    }
+    config = {theirs: dit[ours] for ours, theirs in DIT_FIELDS.items()}
+    config["attention_head_dim"] = dit["width"] // dit["heads"]
+    config["use_temporal_causal"] = dit["causal"]
     if dit["position_table"] is None:
         config |= {
             "_class_name": "PyramidFluxTransformer",

@@ -10,14 +10,13 @@ parameter at a time.
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from pyramid_jax.checkpoint import files, rename
-from pyramid_jax.checkpoint.tensors import subset, tensor_writer
+from pyramid_jax.checkpoint.tensors import finite_values, subset, write_tensors
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table
@@ -47,7 +46,6 @@ def convert_model(
         ValueError: listing everything that is wrong with the model, before anything is
             written; or `to` holds something already.
     """
-    to = _empty(to)
     released = source.open_released(release)
     problems = [*released.problems]
     for network in released.networks.values():
@@ -57,6 +55,12 @@ def convert_model(
         raise ValueError(
             f"{release.folder} can't be converted:\n  " + "\n  ".join(problems)
         )
+    with _whole_folder(to) as part:
+        _write_model(released, release.folder, part)
+    return released
+
+
+def _write_model(released: source.ReleasedModel, folder: Path, to: Path) -> None:
     assert released.model is not None
     dit, vae, *encoders = released.networks.values()
     _write(dit, to / files.WEIGHTS, "dit/")
@@ -65,23 +69,24 @@ def convert_model(
     sections = autoencoder.vae_sections(vae.cfg, released.model.latent)
     files.write_config(to / autoencoder.INSIDE, sections)
     for encoder in encoders:
-        _copy(encoder.tensors, to / encoder.name / TRANSFORMERS)
-        for file in (release.folder / encoder.name).glob("*.json"):
+        tensors = encoder.tensors
+        values = ((name, finite_values(name, x)) for name, x in tensors.items())
+        write_tensors(to / encoder.name / TRANSFORMERS, tensors, values)
+        for file in (folder / encoder.name).glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, to / encoder.name / file.name)
         tokenizer = encoder.name.replace("text_encoder", "tokenizer")
-        shutil.copytree(release.folder / tokenizer, to / tokenizer)
+        shutil.copytree(folder / tokenizer, to / tokenizer)
     for network in (dit, vae):
         original = to / ORIGINAL / network.name / files.CONFIG
         original.parent.mkdir(parents=True)
-        shutil.copyfile(release.folder / network.name / files.CONFIG, original)
+        shutil.copyfile(folder / network.name / files.CONFIG, original)
     sections = {
         "model": model_section(released.model),
         "sample": dataclasses.asdict(recommended_sampling(dit.name)),
         ORIGINAL: dit.name,
     }
     files.write_config(to, sections)
-    return released
 
 
 def export_model(folder: str | Path, to: str | Path) -> None:
@@ -94,7 +99,11 @@ def export_model(folder: str | Path, to: str | Path) -> None:
         ValueError: a file is missing or damaged, the original has no such model, or
             `to` holds something already.
     """
-    folder, to = Path(folder), _empty(to)
+    with _whole_folder(to) as part:
+        _export_model(Path(folder), part)
+
+
+def _export_model(folder: Path, to: Path) -> None:
     inside = folder / autoencoder.INSIDE
     sections = files.read_config(folder, "a model", "model")
     model = model_config(sections["model"])
@@ -112,7 +121,10 @@ def export_model(folder: str | Path, to: str | Path) -> None:
         (dit_name, model.dit, fields, subset(weights, "dit/")),
         (source.VAE, vae, configs.vae_fields(vars(vae)), of_vae),
     ):
-        _export(cfg, params, to / name / DIFFUSERS)
+        table = tensor_table(cfg)
+        specs = rename.tensor_specs(params, table)
+        tensors = rename.export_tensors(params, table)
+        write_tensors(to / name / DIFFUSERS, specs, tensors)
         original = folder / ORIGINAL / name / files.CONFIG
         if original.is_file():
             shutil.copyfile(original, to / name / files.CONFIG)
@@ -134,33 +146,21 @@ def recommended_sampling(variant: str) -> SampleConfig:
 def _write(network: source.ReleasedNetwork, path: Path, start: str = "") -> None:
     """The parameters of a network, with the types of the tensors that they are from."""
     cfg, tensors = network.cfg, network.tensors
-    specs = rename.parameter_specs(abstract_weights(cfg), tensor_table(cfg), tensors)
-    named = {f"{start}{name}": spec for name, spec in specs.items()}
-    with tensor_writer(path, named) as write:
-        rename.convert_tensors(
-            tensors,
-            tensor_table(cfg),
-            specs,
-            lambda name, x: write(f"{start}{name}", x),
-        )
-
-
-def _export(cfg: source.NetworkConfig, params: Mapping[str, Any], path: Path) -> None:
-    """The original's tensors of a network, with the types of our parameters."""
     table = tensor_table(cfg)
-    with tensor_writer(path, rename.tensor_specs(params, table)) as write:
-        for key, values in rename.export_tensors(params, table):
-            write(key, values)
+    specs = rename.parameter_specs(abstract_weights(cfg), table, tensors)
+    params = rename.converted_parameters(tensors, table, specs)
+    named = {f"{start}{name}": spec for name, spec in specs.items()}
+    write_tensors(path, named, ((f"{start}{name}", x) for name, x in params))
 
 
-def _copy(tensors: Mapping[str, Any], path: Path) -> None:
-    with tensor_writer(path, tensors) as write:
-        for key, x in tensors.items():
-            write(key, np.asarray(x))
-
-
-def _empty(to: str | Path) -> Path:
+@contextmanager
+def _whole_folder(to: str | Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `to` if nothing goes wrong, else nothing."""
     to = Path(to)
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"{to} holds something already; give a new folder to write to")
-    return to
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as folder:
+        (part := Path(folder) / to.name).mkdir()
+        yield part
+        part.replace(to)

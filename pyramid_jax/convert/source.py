@@ -9,19 +9,17 @@ shapes come from the headers of files: opening a folder reads no weights.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from pyramid_jax.checkpoint import dit_tables, files, rename, text_tables, vae_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors, subset
 from pyramid_jax.convert import configs
-from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.models import vae as vaes
@@ -63,12 +61,6 @@ class ReleasedNetwork(NamedTuple):
     cfg: NetworkConfig
     tensors: Mapping[str, Any]
 
-    def __str__(self) -> str:
-        values = sum(int(np.prod(x.shape)) for x in self.tensors.values())
-        types = ", ".join(sorted({str(x.dtype) for x in self.tensors.values()}))
-        count = len(self.tensors)
-        return f"{self.name:<28} {count:>5} tensors {values:>15,} values  {types}"
-
 
 @dataclass
 class ReleasedModel:
@@ -77,11 +69,6 @@ class ReleasedModel:
     networks: dict[str, ReleasedNetwork] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     model: ModelConfig | None = None
-
-    def __str__(self) -> str:
-        verdict = f"{len(self.problems)} problems:" if self.problems else "all fits"
-        lines = [*map(str, self.networks.values()), verdict]
-        return "\n".join(lines + [f"  {problem}" for problem in self.problems])
 
     def attempt(self, name: str, f: Callable[..., Any], *args: Any) -> Any:
         """The result of `f`; None, and a new problem, if it raises a ValueError."""
@@ -115,9 +102,10 @@ class ReleasedModel:
             cfg = self.attempt(name, _described, describe, config)
         if config is None or cfg is None or tensors is None:
             return None
-        network = ReleasedNetwork(name, config, cfg, subset(tensors, start))
-        unique = text_tables.without_copies(network.tensors)
         table, abstract = tensor_table(cfg), abstract_weights(cfg)
+        names = rename.tensor_specs(abstract, table)
+        network = ReleasedNetwork(name, config, cfg, subset(tensors, start, names))
+        unique = text_tables.without_copies(network.tensors)
         problems = rename.shape_problems(unique, table, abstract)
         self.problems += [f"{name}: {problem}" for problem in problems]
         self.networks[name] = network
@@ -221,12 +209,7 @@ def _model(dit: ReleasedNetwork, vae: ReleasedNetwork) -> ModelConfig:
     """The model of transformer and VAE; ValueError if they don't fit."""
     arguments, pixels = configs.dit_config(dit.config), vae.cfg
     assert isinstance(dit.cfg, DiTConfig) and isinstance(pixels, VAEConfig)
-    latent = LatentConfig(
-        channels=pixels.latent,
-        spatial=pixels.spatial_factor,
-        temporal=pixels.temporal_factor,
-        **arguments.latent,
-    )
+    latent = replace(pixels.latents, **arguments.latent)
     return ModelConfig(dit.cfg, Layout(**arguments.layout), latent)
 
 

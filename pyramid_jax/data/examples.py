@@ -232,7 +232,7 @@ def stored_latent(
     if record.latent is None:
         raise ValueError(
             "has no latent in the manifest; make latents with "
-            "python -m launch.prepare --latents"
+            "pyramid-jax prepare --latents"
         )
     raw = read_latent(record.latent)
     frames = frames if record.kind == "video" else 1

@@ -298,5 +298,5 @@ class BadFiles(grain.experimental.FlatMapTransform):
                 f"{count} of {files} files cannot be used, the last is {failure.path} "
                 f"({failure.reason}); {self._path} lists them: repair or remove them, "
                 "or raise max_bad (--config.data.max_bad=0.1 in training, "
-                "--max_bad=0.1 of launch.prepare)"
+                "--max_bad=0.1 of prepare)"
             )

@@ -59,13 +59,13 @@ def check_features(records: Sequence[Record]) -> None:
         raise ValueError(
             f"{len(without)} of {len(records)} records name no features of their text, "
             f"the first is {without[0]}; the model has no text encoder of its own, so "
-            "make them with launch.prepare --text"
+            "make them with pyramid-jax prepare --text"
         )
     for folder in {record.features.parent for record in records if record.features}:
         if not (folder / EMPTY).is_file():
             raise ValueError(
                 f"{folder} has no {EMPTY}, the features of the empty caption; make it "
-                "with launch.prepare --text"
+                "with pyramid-jax prepare --text"
             )
 
 
@@ -110,7 +110,7 @@ def check_latents(records: Sequence[Record], **wanted: Any) -> None:
         if made and (wrong := differences(made, wanted)):
             raise ValueError(
                 f"the latents in {folder} were made with {wrong}; make those of this "
-                "run with launch.prepare --latents, in a new folder"
+                "run with pyramid-jax prepare --latents, in a new folder"
             )
 
 

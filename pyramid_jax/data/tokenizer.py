@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from pyramid_jax.config import asset_path
+
 # Prompts are padded to a multiple of it, so that few lengths compile.
 MULTIPLE = 16
 
@@ -28,11 +30,14 @@ def load_tokenizer(name: str | Path) -> Tokenize:
 
         return ByT5Tokenizer().encode
     try:
-        tokenizer = Tokenizer.from_file(str(name))
+        tokenizer = Tokenizer.from_file(str(asset_path(name)))
         tokenizer.no_padding()  # padding would be read like words
         tokenizer.no_truncation()
+        tokenizer.encode("a")  # raises where its parts don't fit together
         return partial(_ids, tokenizer)
-    except Exception as error:  # tokenizers raises no narrower class
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # no narrower class; that of a panic is this one
         raise ValueError(
             f'{name} is no tokenizer.json ({error}); give one, or "byt5"'
         ) from error

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pyramid_jax.kernels.flash import FLOOR
-from pyramid_jax.kernels.visits import fill
-from pyramid_jax.mask import TokenMask, dense_mask, visible
+from pyramid_jax.kernels.visits import BlockPairs, fill, kinds, pairs
+from pyramid_jax.mask import TokenMask, visible
 
 BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
 
@@ -35,14 +35,6 @@ class Row(NamedTuple):
     k: Blocks
     v: Blocks
     mask: TokenMask  # blocks x size
-
-
-class VisiblePairs(NamedTuple):
-    """The blocks of queries and keys that meet, in the first `count` entries."""
-
-    query: Int[Array, "_"]
-    key: Int[Array, "_"]
-    count: Int[Array, ""]
 
 
 def blocks(
@@ -75,10 +67,10 @@ def _row(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> Blocks:
 
 
 def _forward(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> tuple[Blocks, tuple]:
-    row, pairs = Row(q, k, v, mask), _pairs(mask)
+    row, met = Row(q, k, v, mask), _pairs(mask)
 
     def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-        i, j = pairs.query[at], pairs.key[at]
+        i, j = met.own[at], met.other[at]
         out, peak, total = (_at(x, i) for x in state)
         logits, seen = _logits(row, i, j)
         logits = jnp.where(seen, logits, FLOOR)
@@ -95,20 +87,20 @@ def _forward(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> tuple[Blocks, 
     zero = jnp.zeros(q.shape, jnp.float32)
     none = zero[..., :1]
     out, peak, total = jax.lax.fori_loop(
-        0, pairs.count, visit, (zero, jnp.full_like(none, FLOOR), none)
+        0, met.count, visit, (zero, jnp.full_like(none, FLOOR), none)
     )
     total = jnp.maximum(total, 1e-30)
     out = out / total
-    return out.astype(v.dtype), (row, pairs, out, peak + jnp.log(total))
+    return out.astype(v.dtype), (row, met, out, peak + jnp.log(total))
 
 
 def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]:
-    row, pairs, out, norm = saved
+    row, met, out, norm = saved
     back = back.astype(jnp.float32)
     along = (back * out).sum(axis=-1, keepdims=True)
 
     def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-        i, j = pairs.query[at], pairs.key[at]
+        i, j = met.own[at], met.other[at]
         back_i, (dq, dk, dv) = _at(back, i), state
         logits, seen = _logits(row, i, j)
         weights = jnp.where(seen, jnp.exp(logits - _at(norm, i)), 0.0)
@@ -120,7 +112,7 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]
         )
 
     zero = jnp.zeros(row.q.shape, jnp.float32)
-    dq, dk, dv = jax.lax.fori_loop(0, pairs.count, visit, (zero, zero, zero))
+    dq, dk, dv = jax.lax.fori_loop(0, met.count, visit, (zero, zero, zero))
     dtype = row.v.dtype
     return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None
 
@@ -128,18 +120,17 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]
 _row.defvjp(_forward, _backward)
 
 
-def _pairs(mask: TokenMask) -> VisiblePairs:
+def _pairs(mask: TokenMask) -> BlockPairs:
     """The pairs of blocks in which any query sees any key."""
     size = mask.segment.shape[1]
-    seen = dense_mask(TokenMask(*(x.reshape(1, -1) for x in mask)))[0]
-    meet = rearrange(seen, "(i q) (j k) -> i j q k", q=size, k=size).any((2, 3))
-    order = jnp.argsort(~meet.ravel(), stable=True)
-    return VisiblePairs(order // len(meet), order % len(meet), meet.sum())
+    row = TokenMask(*(x.reshape(1, -1) for x in mask))
+    return pairs(kinds(row, row, size, size))
 
 
 def _logits(row: Row, i: Array, j: Array) -> tuple[Array, Array]:
     """Products of the queries of block i and the keys of block j, and their mask."""
-    query, key = (TokenMask(*(_at(x, b)[None] for x in row.mask)) for b in (i, j))
+    query = [_at(x, i)[:, None] for x in row.mask]
+    key = [_at(x, j)[None] for x in row.mask]
     return _product(_at(row.q, i), _at(row.k, j).mT), visible(query, key)
 
 

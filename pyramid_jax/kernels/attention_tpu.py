@@ -19,7 +19,6 @@ Compiled for v5e, v5p and v6e (docs/kernels.md), run only by the interpreter.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pyramid_jax.kernels import flash, visits
-from pyramid_jax.kernels.flash import Ref, Refs
+from pyramid_jax.kernels.flash import KernelCall, Ref, Refs
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import BlockPairs, Mask, fill
 
@@ -51,15 +50,6 @@ class Grid(NamedTuple):
     by_key: BlockPairs
 
 
-@dataclass(frozen=True)
-class TPUCall:
-    """What is fixed while tracing."""
-
-    tile: Tile
-    slope: float
-    interpret: Interpret
-
-
 def attention_tpu(
     q: Float[Array, "b lq heads dim"],
     k: Float[Array, "b lk heads dim"],
@@ -76,7 +66,8 @@ def attention_tpu(
     """
     rows, length, _, dim = q.shape
     tiles = tiles or tiles_for("pallas_tpu", dim, q.dtype, k.shape[1])
-    tile = _fitted(tiles, length, k.shape[1])
+    tiles = _fitted(tiles, length, k.shape[1])
+    tile = tiles.forward
     kind = visits.kinds(query, key, tile.query, tile.key)
     grid = Grid(
         _identities(query, tile.query),
@@ -85,7 +76,7 @@ def attention_tpu(
         visits.pairs(kind.mT),
     )
     out: Any = _attend(
-        TPUCall(tile, flash.slope_of_logits(dim), interpret),
+        KernelCall(tiles, flash.slope_of_logits(dim), interpret),
         _lanes(q, tile.query),
         _lanes(k, tile.key),
         _lanes(v, tile.key),
@@ -95,13 +86,13 @@ def attention_tpu(
     return out[:, :length, :, :dim]
 
 
-def _fitted(tiles: Tiles, queries: int, keys: int) -> Tile:
-    """The tile of all kernels, no larger than needed for so many queries and keys."""
+def _fitted(tiles: Tiles, queries: int, keys: int) -> Tiles:
+    """The one tile of all kernels, no larger than needed for such queries and keys."""
     tile = tiles.forward
     if any((other.query, other.key) != (tile.query, tile.key) for other in tiles):
         raise ValueError(f"attention tiles {tiles} differ; pallas_tpu takes one tile")
     wide = (math.ceil(length / LANES) * LANES for length in (queries, keys))
-    return Tile(*map(min, (tile.query, tile.key), wide))
+    return Tiles(*[Tile(*map(min, (tile.query, tile.key), wide))] * 3)
 
 
 def _lanes(x: Float[Array, "b _ heads dim"], size: int) -> Lanes:
@@ -117,12 +108,12 @@ def _identities(mask: Mask, size: int) -> Int[Array, "rows _"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: TPUCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid) -> Lanes:
+def _attend(call: KernelCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid) -> Lanes:
     return _forward(call, q, k, v, grid)[0]
 
 
 def _forward(
-    call: TPUCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid
+    call: KernelCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid
 ) -> tuple[Lanes, tuple]:
     heads, dim, tokens = q.shape
     both = [(q.shape, v.dtype), ((heads, 1, tokens), jnp.float32)]
@@ -131,7 +122,7 @@ def _forward(
 
 
 def _backward(
-    call: TPUCall, saved: tuple, back: Lanes
+    call: KernelCall, saved: tuple, back: Lanes
 ) -> tuple[Lanes, Lanes, Lanes, None]:
     q, k, v, grid, out, norm = saved
     along = (back.astype(jnp.float32) * out.astype(jnp.float32)).sum(1, keepdims=True)
@@ -146,7 +137,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _walk(
-    call: TPUCall,
+    call: KernelCall,
     kernel: Callable[..., None],
     grid: Grid,
     queries: Sequence[Array],
@@ -163,11 +154,11 @@ def _walk(
         out: shapes and types of the results, which are cut into blocks of the own side.
         scratch: rows of what stays, of a block's tokens each.
     """
-    keys_own = kernel is _key_kernel
+    keys_own, tile = kernel is _key_kernel, call.tiles.forward
     walk = grid.by_key if keys_own else grid.by_query
     sides = [
-        ([*queries, grid.query], call.tile.query),
-        ([*keys, grid.key], call.tile.key),
+        ([*queries, grid.query], tile.query),
+        ([*keys, grid.key], tile.key),
     ]
     (own, size), (other, other_size) = sides[::-1] if keys_own else sides
     shapes = [jax.ShapeDtypeStruct(*each) for each in out]

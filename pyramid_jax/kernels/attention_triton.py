@@ -19,7 +19,6 @@ Compiled for sm_80 and sm_90 (docs/kernels.md), run only by the interpreter.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pyramid_jax.kernels import flash
-from pyramid_jax.kernels.flash import Ref, Refs
+from pyramid_jax.kernels.flash import KernelCall, Ref, Refs
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import Mask, fill, fill_mask, kinds, visits
 
@@ -40,15 +39,6 @@ POWER = "{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{:08X}, $2; ex2.approx.ftz.f32 $0, 
 Heads = Float[Array, "b _ heads _"]
 
 
-@dataclass(frozen=True)
-class TritonCall:
-    """What is fixed while tracing."""
-
-    tiles: Tiles
-    slope: float
-    interpret: bool
-
-
 class Program(NamedTuple):
     """What is fixed while the programs of one kernel are traced.
 
@@ -56,7 +46,7 @@ class Program(NamedTuple):
     blocks of `other_size` tokens. `last_first` is the order in which they start.
     """
 
-    call: TritonCall
+    call: KernelCall
     size: int
     other_size: int
     count: int
@@ -126,7 +116,7 @@ def attention_triton(
     dim = q.shape[3]
     wide = max(16, 1 << (dim - 1).bit_length())
     tiles = tiles or tiles_for("pallas_triton", wide, q.dtype, k.shape[1])
-    call = TritonCall(tiles, flash.slope_of_logits(dim), interpret)
+    call = KernelCall(tiles, flash.slope_of_logits(dim), interpret)
     q, k, v = (fill(x, {3: wide}) for x in (q, k, v))
     out: Any = _attend(call, q, k, v, query, key)
     return out[..., :dim]
@@ -134,13 +124,13 @@ def attention_triton(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    call: TritonCall, q: Heads, k: Heads, v: Heads, query: Mask, key: Mask
+    call: KernelCall, q: Heads, k: Heads, v: Heads, query: Mask, key: Mask
 ) -> Heads:
     return _forward(call, q, k, v, query, key)[0]
 
 
 def _forward(
-    call: TritonCall, q: Heads, k: Heads, v: Heads, query: Mask, key: Mask
+    call: KernelCall, q: Heads, k: Heads, v: Heads, query: Mask, key: Mask
 ) -> tuple[Heads, tuple]:
     tile = call.tiles.forward
     filled = q.shape[1] + -q.shape[1] % tile.query
@@ -152,7 +142,7 @@ def _forward(
 
 
 def _backward(
-    call: TritonCall, saved: tuple, back: Heads
+    call: KernelCall, saved: tuple, back: Heads
 ) -> tuple[Heads, Heads, Heads, None, None]:
     q, k, v, query, key, out, norm = saved
     along = jnp.einsum(
@@ -188,7 +178,7 @@ class Side(NamedTuple):
 
 
 def _run(
-    call: TritonCall,
+    call: KernelCall,
     kernel: Callable[..., None],
     tile: Tile,
     queries: Side,

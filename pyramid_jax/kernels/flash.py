@@ -10,11 +10,15 @@ exactly zero, so nothing is infinite and nothing has to be hidden twice.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from pyramid_jax.kernels.tiles import Tiles
+from pyramid_jax.mask import visible
 
 Ref = Any  # an array in a kernel's memory, which Pallas gives no public type
 Refs = Sequence[Ref]  # of one side, of results, or of scratch memory
@@ -23,6 +27,15 @@ Weigh = Callable[[Array, float, Array], Array]  # `weigh`, as a device does it b
 
 FLOOR = -1e30
 HIDDEN = -1e38  # far below FLOOR after any slope, and still finite
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """What is fixed while kernels are traced; `interpret` is Pallas' own argument."""
+
+    tiles: Tiles
+    slope: float
+    interpret: Any
 
 
 def slope_of_logits(dim: int) -> float:
@@ -42,18 +55,11 @@ def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "_ _"]
     )
 
 
-def seen(query: Numbers, key: Numbers) -> Bool[Array, "_ _"]:
-    """`mask.visible` for one pair of blocks, queries along either axis."""
-    (segment, frame), (key_segment, key_frame) = query, key
-    same = (segment == key_segment) & (segment >= 0)
-    return same & (key_frame <= frame)
-
-
 def hide(
     logits: Float[Array, "_ _"], query: Numbers, key: Numbers
 ) -> Float[Array, "_ _"]:
-    """The logits, HIDDEN where the query does not see the key."""
-    return jnp.where(seen(query, key), logits, HIDDEN)
+    """The logits, HIDDEN where the query does not see the key; queries on any axis."""
+    return jnp.where(visible(query, key), logits, HIDDEN)
 
 
 def weigh(

@@ -2,6 +2,7 @@
 """A network that tells videos from reconstructions, patch by patch."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Float
 
+from pyramid_jax.models.layers import convolution, layer_norm
 from pyramid_jax.sharding import named
 
 KINDS = ("2d", "3d")
@@ -80,12 +82,16 @@ class Discriminator(nn.Module):
         c = self.cfg
         _check(c, video.shape)
         x = video if c.kind == "3d" else rearrange(video, "b f h w c -> (b f) h w c")
-        last = len(c.strides) - 1
+        rank, last = len(c.strides[0]), len(c.strides) - 1
+        axes = (*[None] * rank, "embed", None)
+        init = named(nn.initializers.normal(0.02), axes)
+        layer = partial(convolution, kernel=(KERNEL,) * rank, dtype=c.dtype, init=init)
         for i, strides in enumerate(c.strides):
             width = 1 if i == last else c.width * min(2**i, GROWTH)
-            x = _convolution(width, strides, c.dtype, name=f"layer_{i}")(x)
+            x = layer(width, strides=strides, name=f"layer_{i}")(x)
             if 0 < i < last:
-                x = instance_norm(x)
+                # Each channel of each example alone.
+                x = layer_norm(x, EPS, tuple(range(1, rank + 1))).astype(x.dtype)
             if i < last:
                 x = nn.leaky_relu(x, SLOPE)
         x = x.astype(jnp.float32).squeeze(-1)
@@ -94,35 +100,10 @@ class Discriminator(nn.Module):
         )
 
 
-def instance_norm(x: Float[jax.Array, "b *_ c"]) -> Float[jax.Array, "b *_ c"]:
-    """Zero mean and unit variance of each channel of each example, in float32."""
-    axes = tuple(range(1, x.ndim - 1))
-    y = x.astype(jnp.float32)
-    y = y - y.mean(axes, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + EPS)
-    return y.astype(x.dtype)
-
-
 def initialise_discriminator(cfg: DiscriminatorConfig, key: jax.Array) -> Any:
     """Fresh weights, in boxes that name their axes."""
     video = jnp.zeros((1, *cfg.smallest, cfg.pixels), jnp.float32)
     return Discriminator(cfg).init(key, video)["params"]
-
-
-def _convolution(
-    width: int, strides: tuple[int, ...], dtype: str, name: str
-) -> nn.Conv:
-    axes = (*[None] * len(strides), "embed", None)
-    return nn.Conv(
-        width,
-        (KERNEL,) * len(strides),
-        strides,
-        padding=1,
-        dtype=jnp.dtype(dtype),
-        kernel_init=named(nn.initializers.normal(0.02), axes),
-        bias_init=named(nn.initializers.zeros, (None,)),
-        name=name,
-    )
 
 
 def _check(cfg: DiscriminatorConfig, shape: tuple[int, ...]) -> None:

@@ -92,10 +92,8 @@ class Stream(nn.Module):
     def condition(self, cond: jax.Array, segment: jax.Array) -> tuple[Affine, Affine]:
         """How a segment's time and prompt change what is around attention and MLP."""
         vectors = self.modulation(cond, segment)
-        if self.attends_only:
-            shift, scale = vectors
-            unused = jnp.zeros_like(shift)
-            return Affine(shift, scale, unused), Affine(unused, unused, unused)
+        # What a stream that only attends lacks is not used.
+        vectors += [jnp.zeros_like(vectors[0])] * (6 - len(vectors))
         return Affine(*vectors[:3]), Affine(*vectors[3:])
 
     def project(

@@ -2,6 +2,7 @@
 """Layers shared by the models: dense, norms, modulation, embeddings, stacks."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,13 +56,13 @@ def fused_qkv(
 
 
 def layer_norm(
-    x: Float[jax.Array, "b n d"], eps: float = 1e-6
-) -> Float[jax.Array, "b n d"]:
-    """Zero mean and unit variance over the width, in float32, without weights."""
+    x: Float[jax.Array, "*shape"], eps: float = 1e-6, axes: Sequence[int] = (-1,)
+) -> Float[jax.Array, "*shape"]:
+    """Zero mean and unit variance over `axes`, in float32, without weights."""
     x = x.astype(jnp.float32)
-    mean = x.mean(axis=-1, keepdims=True)
+    mean = x.mean(axis=axes, keepdims=True)
     centred = x - mean
-    return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+    return centred * jax.lax.rsqrt((centred**2).mean(axis=axes, keepdims=True) + eps)
 
 
 class RMSNorm(nn.Module):
@@ -195,6 +196,25 @@ def interpolate_table(
     rows = jnp.asarray(table)
     below, above = rows[index.clip(0, last)], rows[(index + 1).clip(0, last)]
     return below * (1 - fraction) + above * fraction
+
+
+def convolution(
+    width: int, kernel: tuple[int, ...], dtype: str, *, init: Any, **others: Any
+) -> nn.Conv:
+    """A convolution that pads with one cell; `init` names the axes of its weights.
+
+    Args:
+        others: of `nn.Conv`, such as its strides.
+    """
+    return nn.Conv(
+        width,
+        kernel,
+        padding=1,
+        dtype=jnp.dtype(dtype),
+        kernel_init=init,
+        bias_init=named(nn.initializers.zeros, (None,)),
+        **others,
+    )
 
 
 def stacked(key: jax.Array, block: nn.Module, count: int, *inputs: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
+from pyramid_jax.models.layers import convolution
 from pyramid_jax.sharding import named
 
 # Convolutions of each slice of VGG16; all slices but the first begin by halving.
@@ -60,8 +61,9 @@ class LPIPS(nn.Module):
 
     def setup(self):
         c, ones = self.cfg, nn.initializers.ones
+        he = named(nn.initializers.he_normal(), (None,) * 4)
         self.slices = [
-            [_convolution(width, c.dtype) for _ in range(count)]
+            [convolution(width, (3, 3), c.dtype, init=he) for _ in range(count)]
             for width, count in zip(c.widths, CONVOLUTIONS, strict=True)
         ]
         self.heads = [
@@ -131,15 +133,3 @@ def _unit(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
     square = jnp.square(x).sum(axis=-1, keepdims=True)
     # The slope of the root is infinite at zero, that of its lower bound is zero.
     return x / (jnp.sqrt(jnp.maximum(square, TINY)) + EPS)
-
-
-def _convolution(width: int, dtype: str) -> nn.Conv:
-    he, zeros = nn.initializers.he_normal(), nn.initializers.zeros
-    return nn.Conv(
-        width,
-        (3, 3),
-        padding=1,
-        dtype=jnp.dtype(dtype),
-        kernel_init=named(he, (None,) * 4),
-        bias_init=named(zeros, (None,)),
-    )

@@ -106,10 +106,6 @@ class Moments(NamedTuple):
         """Standard deviations."""
         return jnp.exp(self.log_variance / 2)
 
-    def mode(self) -> Float[jax.Array, "b t h w c"]:
-        """The most likely latents."""
-        return self.mean
-
     def sample(
         self, noise: Float[jax.Array, "b t h w c"]
     ) -> Float[jax.Array, "b t h w c"]:

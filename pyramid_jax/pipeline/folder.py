@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from pyramid_jax import model, sharding
 from pyramid_jax.checkpoint import files
+from pyramid_jax.config import asset_path
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
@@ -49,7 +50,7 @@ def read_model(
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    folder = Path(folder)
+    folder = asset_path(folder)
     sections = files.read_config(folder, "a model", "model", "sample")
     cfg = model.model_config(sections["model"])
     if dtype is not None:
@@ -89,10 +90,10 @@ def save_model(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if Path(cfg.tokenizer).is_file():
+    if (tokenizer := asset_path(cfg.tokenizer)).is_file():
         copy = folder / "tokenizer.json"
-        if not (copy.exists() and copy.samefile(cfg.tokenizer)):
-            shutil.copyfile(cfg.tokenizer, copy)
+        if not (copy.exists() and copy.samefile(tokenizer)):
+            shutil.copyfile(tokenizer, copy)
         cfg = replace(cfg, tokenizer=copy.name)
     files.write_config(
         folder, {"model": model.model_section(cfg), "sample": asdict(defaults)}

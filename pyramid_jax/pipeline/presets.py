@@ -60,11 +60,16 @@ def nearest_frames(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> 
     Raises:
         ValueError: no positive number of seconds.
     """
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{seconds} seconds: expected a positive, finite number")
+    check_seconds(seconds)
     stride = cfg.latent.temporal
     units = (seconds * defaults.fps - 1) / stride
     return 1 + max(0, math.ceil(units - 0.5)) * stride
+
+
+def check_seconds(seconds: float) -> None:
+    """Raises ValueError unless it is a positive, finite number."""
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{seconds} seconds: expected a positive, finite number")
 
 
 def default_size(

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image | Shaped[Array, "..."]
 Steps = int | Sequence[int]  # Euler steps of every stage, the same number or one each
-SEEDS = 2**31
+SEEDS = 2**31  # different ones below it make different videos
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def resolve(
             f"{num_videos_per_prompt} videos of each); give at least one"
         )
     negatives = _each(negative_prompt, len(prompts))
+    for text in (*prompts, *negatives):
+        check_text(text)
     if options is None:
         options = defaults if image is None else defaults.with_image()
     steps = {
@@ -97,18 +99,43 @@ def resolve(
     guidance = replace(options.guidance, **not_none(scales))
     options = replace(options, guidance=guidance, **not_none(steps))
     options.plan(cfg)  # raises
+    videos = len(prompts) * num_videos_per_prompt
     if seed is None:
-        seed = random.randrange(SEEDS)
+        seed = random.randrange(SEEDS - videos)
         logger.info("the seed is %d", seed)
+    check_seed(seed, videos)
     copies = range(num_videos_per_prompt)
     return VideoRequest(
         prompts=tuple(text for text in prompts for _ in copies),
         negative_prompts=tuple(text for text in negatives for _ in copies),
-        seed=seed,
+        seed=int(seed),
         size=size,
         options=options,
         image=None if image is None else _picture(image, size.height_width),
     )
+
+
+def check_text(text: Any) -> None:
+    """Raises ValueError for a prompt that is no text, or not in Unicode."""
+    if not isinstance(text, str):
+        raise ValueError(f"the prompt {text!r} is a {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the prompt {text!r} is no text in UTF-8 ({error.reason}); type it in a "
+            "terminal that uses UTF-8, or give it in a file"
+        ) from error
+
+
+def check_seed(seed: Any, videos: int = 1) -> None:
+    """Raises ValueError unless the seeds of so many videos are whole, 0 to 2³¹ - 1."""
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed <= SEEDS - videos:
+        raise ValueError(
+            f"seed {seed!r} must be a whole number of 0 to {SEEDS - videos} (of "
+            f"{videos} videos, whose seeds count up)"
+        )
 
 
 def _picture(image: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:

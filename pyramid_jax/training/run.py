@@ -20,6 +20,8 @@ from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
 from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
 from pyramid_jax.training.step import Loss, StepConfig, train_step
 
+logger = logging.getLogger(__name__)
+
 # Sections that may differ when a run is continued.
 MAY_CHANGE = {"loop", "mesh", "sample", "prompts"}
 
@@ -59,6 +61,13 @@ def run_training(
     )
     sections = {k: v for k, v in cfg.to_dict().items() if k not in MAY_CHANGE}
     loop = build(LoopConfig, cfg.loop.to_dict())
+    if loop.steps < cfg.optimizer.warmup_steps:
+        logger.warning(
+            "the run ends after %d steps (loop.steps), within its warm-up of %d "
+            "(optimizer.warmup_steps): it never has the full learning rate",
+            loop.steps,
+            cfg.optimizer.warmup_steps,
+        )
     with (
         Store(workdir / "checkpoints", sections) as store,
         closing(Metrics(workdir)) as metrics,
@@ -67,7 +76,7 @@ def run_training(
             state = create_state(key, init, optimizer, mesh)
             state = with_weights(state, pretrained())
         else:
-            logging.info("continuing from step %d", store.latest())
+            logger.info("continuing from step %d", store.latest())
             state = store.restore(like, batches)
         last = train_loop(
             loop,
@@ -83,7 +92,7 @@ def run_training(
         sampled = loop.sample_every and int(last.step) % loop.sample_every == 0
         if not sampled and (values := sample(int(last.step), last.ema)):
             metrics.write(int(last.step), values)
-            logging.info("after %d steps: %s", last.step, values)
+            logger.info("after %d steps: %s", last.step, values)
     if jax.process_index() == 0:
         plot_loss(workdir / JSONL, workdir / "loss.png")
     return last

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint import files
-from pyramid_jax.config import build
+from pyramid_jax.config import asset_path, build
 from pyramid_jax.data.pixels import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
@@ -77,10 +77,10 @@ def load_autoencoder(
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    folder = Path(folder)
+    folder = asset_path(folder)
     folder = folder / INSIDE if (folder / INSIDE).is_dir() else folder
     kind = (
-        f"a VAE, such as the `model` folder of launch.train_vae or {INSIDE}/ of a model"
+        f"a VAE, such as the `model` folder of a training run or {INSIDE}/ of a model"
     )
     sections = files.read_config(folder, kind, "vae", "latent")
     cfg = build(VAEConfig, sections["vae"])
@@ -151,4 +151,4 @@ def _posterior(
     raw: Float[jax.Array, "b t h w _"], noise: Float[jax.Array, "b t h w c"] | None
 ) -> Float[jax.Array, "b t h w c"]:
     moments = vae.moments(raw)
-    return moments.mode() if noise is None else moments.sample(noise)
+    return moments.mean if noise is None else moments.sample(noise)

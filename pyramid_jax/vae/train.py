@@ -142,7 +142,7 @@ def reconstruct(
     """Clips after encoder and decoder, without noise, and their mean PSNR and SSIM."""
     video = to_model(pixels)
     raw, _ = vae.encode(cfg, params, video)
-    result = vae.decode(cfg, params, vae.moments(raw).mode())[0].clip(-1, 1)
+    result = vae.decode(cfg, params, vae.moments(raw).mean)[0].clip(-1, 1)
     return result, psnr(video, result).mean(), ssim(video, result).mean()
 
 

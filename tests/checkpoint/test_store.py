@@ -149,19 +149,18 @@ def test_a_failing_save_is_told_and_earlier_checkpoints_stay(tmp_path):
     with Store(tmp_path, CONFIG) as store:
         store.save(1, large_state(1))
         store.save(2, large_state(2))
-    store = Store(tmp_path, CONFIG)
+    refused = pytest.raises(ValueError, match=r"could not be written.* is of step 2")
     try:
         resource.setrlimit(limit, (30_000, unlimited))
-        store.save(3, large_state(3))
-        with pytest.raises(ValueError, match=r"could not be written.* is of step 2"):
-            store.close()
+        with refused, Store(tmp_path, CONFIG) as store:
+            store.save(3, large_state(3))
     finally:
         resource.setrlimit(limit, (unlimited, unlimited))
         signal.signal(signal.SIGXFSZ, before)
-    assert store.latest() == 2
-    store.save(4, large_state(4))
-    assert_equal(store.restore(large_state(0)), large_state(4))
-    store.close()
+    with Store(tmp_path, CONFIG) as store:
+        assert store.latest() == 2
+        store.save(4, large_state(4))
+        assert_equal(store.restore(large_state(0)), large_state(4))
 
 
 def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):

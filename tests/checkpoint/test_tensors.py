@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of tensors: those of the safetensors library, made and read piece by piece."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pyramid_jax.checkpoint.tensors import Spec, open_safetensors, tensor_writer
+from pyramid_jax.checkpoint.tensors import open_safetensors, write_tensors
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -18,13 +19,10 @@ TENSORS = {
     "count": np.arange(3, dtype=np.int64),
     "empty": np.zeros((0, 4), np.float16),
 }
-SPECS = {name: Spec(x.dtype, x.shape) for name, x in TENSORS.items()}
 
 
 def write(path: Path) -> Path:
-    with tensor_writer(path, SPECS) as write_one:
-        for name, values in TENSORS.items():
-            write_one(name, values)
+    write_tensors(path, TENSORS, TENSORS.items())
     return path
 
 
@@ -67,34 +65,25 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path):
 
 
 def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path):
-    with (
-        pytest.raises(KeyboardInterrupt),
-        tensor_writer(tmp_path / "x.safetensors", SPECS) as write_one,
-    ):
-        write_one("count", TENSORS["count"])
+    def interrupted() -> Iterator[tuple[str, np.ndarray]]:
+        yield "count", TENSORS["count"]
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(tmp_path / "x.safetensors", TENSORS, interrupted())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_forgotten_and_unknown_tensors_and_other_types_are_mistakes(tmp_path: Path):
     path = tmp_path / "x.safetensors"
-    with (
-        pytest.raises(AssertionError, match="forgotten"),
-        tensor_writer(path, SPECS) as write_one,
-    ):
-        write_one("count", TENSORS["count"])
-    with (
-        pytest.raises(AssertionError, match="unknown"),
-        tensor_writer(path, SPECS) as write_one,
-    ):
-        write_one("c", TENSORS["count"])
-    with (
-        pytest.raises(AssertionError, match="count"),
-        tensor_writer(path, SPECS) as write_one,
-    ):
-        write_one("count", TENSORS["count"].astype(np.int32))
+    with pytest.raises(AssertionError, match="forgotten"):
+        write_tensors(path, TENSORS, [("count", TENSORS["count"])])
+    with pytest.raises(AssertionError, match="unknown"):
+        write_tensors(path, TENSORS, [("c", TENSORS["count"])])
+    with pytest.raises(AssertionError, match="count"):
+        write_tensors(path, TENSORS, [("count", TENSORS["count"].astype(np.int32))])
 
 
 def test_types_without_a_name_in_the_format_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="complex64"):
-        tensor_writer(tmp_path / "x", {"a": Spec(np.dtype("c8"), (1,))}).__enter__()
+        write_tensors(tmp_path / "x", {"a": np.zeros(1, "c8")}, [])

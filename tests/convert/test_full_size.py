@@ -3,13 +3,15 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from jax import ShapeDtypeStruct
 
-from pyramid_jax.checkpoint.tensors import Spec, open_safetensors, tensor_writer
+from pyramid_jax.checkpoint.tensors import open_safetensors, write_tensors
 from tests import original_files
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -19,7 +21,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from pyramid_jax.checkpoint import rename
-from pyramid_jax.checkpoint.tensors import read_tensors, tensor_writer
+from pyramid_jax.checkpoint.tensors import read_tensors, write_tensors
 from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.model import VARIANTS
 
@@ -27,12 +29,10 @@ theirs, ours, back = map(Path, sys.argv[1:])
 cfg = VARIANTS["mmdit"]
 table, tensors = tensor_table(cfg), read_tensors(theirs)
 specs = rename.parameter_specs(abstract_weights(cfg), table, tensors)
-with tensor_writer(ours, specs) as write:
-    rename.convert_tensors(tensors, table, specs, write)
+write_tensors(ours, specs, rename.converted_parameters(tensors, table, specs))
 params = dict(read_tensors(ours))
-with tensor_writer(back, rename.tensor_specs(params, table)) as write:
-    for key, values in rename.export_tensors(params, table):
-        write(key, values)
+specs = rename.tensor_specs(params, table)
+write_tensors(back, specs, rename.export_tensors(params, table))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB
 """
 
@@ -43,14 +43,16 @@ def test_the_released_size_is_converted_and_exported_in_little_memory(tmp_path: 
     shapes = original_files.mmdit(original_files.MMDIT)
     rng = np.random.default_rng(0)
     row = rng.normal(size=2**20).astype(BFLOAT16)
-    with tensor_writer(
-        theirs, {key: Spec(BFLOAT16, s) for key, s in shapes.items()}
-    ) as write:
+    specs = {key: ShapeDtypeStruct(s, BFLOAT16) for key, s in shapes.items()}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for i, (key, shape) in enumerate(shapes.items()):
             values = np.resize(np.roll(row, i), shape)
             if key == "pos_embed.pos_embed":
                 values = original_files.positions(original_files.MMDIT).astype(BFLOAT16)
-            write(key, values)
+            yield key, values
+
+    write_tensors(theirs, specs, tensors())
     command = [sys.executable, "-c", SCRIPT, *map(str, (theirs, ours, back))]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert float(run.stdout.split()[-1]) < LIMIT

@@ -41,13 +41,15 @@ MAY_IMPORT: dict[str, set[str]] = {
               "sampler", "models"},
     "vae": {"shapes", "sharding", "config", "latents", "kernels", "models", "data",
             "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "layout", "sampler", "kernels", "models",
-                 "data", "checkpoint", "model", "vae"},
+    "pipeline": {"shapes", "sharding", "config", "layout", "sampler", "kernels",
+                 "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
-    "convert": {"config", "latents", "layout", "sampler", "models", "checkpoint",
+    "convert": {"config", "layout", "sampler", "models", "checkpoint",
                 "model", "vae", "pipeline"},
     "__init__": {"model", "pipeline"},
+    # The console command runs launch/ by name; it imports nothing.
+    "__main__": set(),
 }
 # fmt: on
 

@@ -32,12 +32,14 @@ MAKEFILE = ROOT / "Makefile"
 # Folders of models that are not here: converted from released ones, or trained.
 CONVERTED, TRAINED = "models/", "runs/"
 # Commands that take seconds, and those that take a minute or two; all are parsed.
-QUICK = ("launch.sample --prompt=", "cat ")
+QUICK = ("pyramid-jax sample --prompt=", "cat ")
 SLOW = (
-    *("launch.sample --prompts=", "cat ", "launch.prepare --embedded"),
-    "launch.train --config=configs/tiny.py:smoke",
+    *("pyramid-jax sample --prompts=", "cat ", "pyramid-jax prepare --embedded"),
+    "pyramid-jax train --config=tiny:smoke",
 )
 PYTHON = re.compile(r"(?:taskset -c \d+ )?(?:\.venv/bin/)?python -m ")
+CONSOLE = re.compile(r"pyramid-jax (?=\w)")
+OTHERS = ("cat", "pip", ".venv/bin/pre-commit")  # which are not ours
 
 # Reads commands as lists of words; writes, for each, the flags that its program knows,
 # or what the program has against it. Programs end when they have parsed their flags.
@@ -85,7 +87,8 @@ WRONG = {
     ("launch.sample", "--seed=one"),
     ("launch.demo", "runs/demo"),
     ("launch.parity", "--casses", "tests/golden"),
-    ("launch.train", "--config=configs/tiny.py", "--config.data.bach=2"),
+    ("launch.train", "--config=tiny", "--config.data.bach=2"),
+    ("launch.train", "--config=tinny"),
 }
 
 
@@ -142,13 +145,21 @@ def recipes() -> list[str]:
 
 
 def is_command(line: str) -> bool:
-    return bool(PYTHON.match(line)) or line.startswith("make ")
+    return bool(program(line)) or line.startswith("make ")
+
+
+def program(line: str) -> re.Match[str] | None:
+    """What stands before the name of a program of this project."""
+    return PYTHON.match(line) or CONSOLE.match(line)
 
 
 def words(command: str) -> list[str]:
     """The module and the flags of a command that runs a module; else nothing."""
-    match = PYTHON.match(command)
-    return shlex.split(command[match.end() :], comments=True) if match else []
+    match = program(command)
+    parts = shlex.split(command[match.end() :], comments=True) if match else []
+    if CONSOLE.match(command):
+        parts[0] = f"launch.{parts[0].replace('-', '_')}"
+    return parts
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +182,8 @@ def answers() -> Answers:
 
 def run(lines: list[str], folder: Path) -> None:
     """Runs commands one after the other, with this interpreter and this checkout."""
-    script = "\n".join(
-        line.replace(".venv/bin/python", sys.executable) for line in lines
-    )
+    console = f"{sys.executable} -m pyramid_jax "
+    script = "\n".join(CONSOLE.sub(console, line, count=1) for line in lines)
     for name in INSTALLED:
         (folder / name).symlink_to(ROOT / name)
     one_device = re.sub(r"\S*device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
@@ -195,7 +205,7 @@ def run(lines: list[str], folder: Path) -> None:
 def short(lines: list[str], beginnings: tuple[str, ...]) -> list[str]:
     """The commands that begin like this and need nothing that is not here."""
     lines = [line for line in lines if CONVERTED not in line]
-    return [line for line in lines if PYTHON.sub("", line).startswith(beginnings)]
+    return [line for line in lines if line.startswith(beginnings)]
 
 
 def test_python_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -225,13 +235,13 @@ def test_commands_in_documents_are_understood(document: Path, answers: Answers):
     complaints = []
     for command in commands(document):
         first, *rest = command.split()
-        if PYTHON.match(command):
+        if program(command):
             error = answers[tuple(words(command))].error
         elif first == "make":
             is_target = re.search(rf"^{rest[0]}:", makefile, re.MULTILINE)
             error = "" if is_target else "no such target"
         else:
-            error = "" if first in ("cat", ".venv/bin/pre-commit") else "what is it?"
+            error = "" if first in OTHERS else "what is it?"
         if error:
             complaints.append(f"{command}: {error}")
     assert not complaints, "\n".join(complaints)
@@ -256,12 +266,12 @@ def test_wrong_commands_are_seen(answers: Answers):
 
 def test_short_commands_of_readme_run(tmp_path: Path):
     lines = short(commands(README), QUICK)
-    assert any("launch.sample" in line for line in lines)
+    assert any("sample" in line for line in lines)
     run(lines, tmp_path)
 
 
 @pytest.mark.slow
 def test_commands_of_readme_that_take_a_minute_run(tmp_path: Path):
     lines = short(commands(README), SLOW)
-    assert any("launch.train" in line for line in lines)
+    assert any("train" in line for line in lines)
     run(lines, tmp_path)

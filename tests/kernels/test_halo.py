@@ -134,7 +134,7 @@ def coded(params: Any, x: jax.Array, run: Any) -> tuple[jax.Array, jax.Array]:
         return jnp.concatenate([first, rest], axis=1)
 
     raw = whole(vae.encode, x)
-    return raw, whole(vae.decode, vae.moments(raw).mode())
+    return raw, whole(vae.decode, vae.moments(raw).mean)
 
 
 def on_one(f: Any, params: Any, x: jax.Array, past: Any) -> Any:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command makes what its flags say, and ends well whatever happens."""
 
+import errno
 import json
-import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 from tqdm import tqdm
 
-from launch import moving_shapes
+from launch import moving_shapes, start
 from launch.sample import __main__, outputs
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import denoise
@@ -66,6 +68,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
 
     monkeypatch.setattr(VideoPipeline, "run", grey)
+
+
+def planned(model: VideoPipeline, values: flags.FlagValues) -> list[outputs.Job]:
+    """The files that flags ask of a model."""
+    return __main__.planned(model, values, __main__.given_lines(values))
 
 
 def files(folder: Path) -> list[str]:
@@ -128,12 +135,12 @@ def test_flags_change_what_the_model_recommends_and_nothing_else(
     model: VideoPipeline, tmp_path: Path
 ):
     none = given(PROMPT)
-    (job,) = __main__.planned(model, none)
+    (job,) = planned(model, none)
     assert job.request.options == model.defaults
     assert job.request.size == Size(32, 32, 7)
 
     some = ["--video_steps=3,4", "--decay=0.5", "--floor=1", "--scans=2", "--last_step"]
-    (job,) = __main__.planned(model, given(PROMPT, *some))
+    (job,) = planned(model, given(PROMPT, *some))
     guidance = replace(model.defaults.guidance, decay=0.5, floor=1.0)
     assert job.request.options == replace(
         model.defaults, video_steps=(3, 4), guidance=guidance, scans=2, last_step=True
@@ -146,11 +153,9 @@ def test_a_given_image_has_the_guidance_for_images(
     other = replace(model, defaults=replace(model.defaults, image_guidance=3.5))
     image = tmp_path / "a.png"
     pictures.write_picture(image, np.zeros((32, 32, 3), np.uint8))
-    (job,) = __main__.planned(other, given(PROMPT, f"--image={image}"))
+    (job,) = planned(other, given(PROMPT, f"--image={image}"))
     assert job.request.options.guidance.video == 3.5
-    (job,) = __main__.planned(
-        other, given(PROMPT, f"--image={image}", "--video_guidance=6")
-    )
+    (job,) = planned(other, given(PROMPT, f"--image={image}", "--video_guidance=6"))
     assert job.request.options.guidance.video == 6.0
 
 
@@ -161,13 +166,15 @@ def test_the_model_tells_what_it_was_made_for(capsys):
     assert "guidance: 2 for the first frame, then 2" in shown
 
 
-def test_a_bar_counts_videos_by_the_finished_work(capsys):
-    with tqdm(total=6, initial=2, bar_format=__main__.BAR) as bar:
+def test_a_bar_counts_videos_and_tells_time_left_once_all_is_compiled():
+    with tqdm(total=6, initial=2, bar_format=__main__.COMPILING) as bar:
         step = __main__.progress_bar(bar, 4)
         for done in (0.25, 0.5):
             step(denoise.Progress(1, 4, 0, 2, 2, 6, done, jnp.zeros(1)))
-        assert bar.n == pytest.approx(4)
-    assert "unit 2/4, stage 1/2, step 3/6" in capsys.readouterr().err
+        assert bar.n == pytest.approx(4) and "compiling" in str(bar)
+        assert "unit 2/4, stage 1/2, step 3/6" in str(bar)
+        step(denoise.Progress(1, 4, 1, 2, 0, 6, 0.6, jnp.zeros(1)))
+        assert "compiling" not in str(bar)
 
 
 # -------------------------------------------------------------------------------- ends
@@ -184,26 +191,68 @@ def test_a_bar_counts_videos_by_the_finished_work(capsys):
         ([PROMPT, "--steps=1,2,3"], "one entry for each of the 2 stages"),
         ([PROMPT, "--steps=1"], "1 steps per stage: give 1 or more (2 without the"),
         ([PROMPT, "--steps=ten"], "steps ten are no numbers"),
-        ([PROMPT, "--image=missing.jpg"], "missing.jpg is not a file"),
+        ([PROMPT, "--image=missing.jpg"], "missing.jpg cannot be read as an image"),
         ([PROMPT, "--kind=png"], "a png file holds one frame"),
         ([PROMPT, "--mesh=data=2,rows=4"], "'rows=4' is not AXIS=SIZE"),
         ([PROMPT, "--mesh=data=3"], "set one size to -1"),
-        (["--model=missing"], "has no config.json"),
+        ([PROMPT, "--model=missing"], "has no config.json"),
     ],
 )
 def test_wrong_flags_end_with_one_sentence_before_anything_is_made(
     arguments: list[str], message: str, tmp_path: Path
 ):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(ValueError, match=re.escape(message)):
         __main__.sample(given(*arguments, f"--to={tmp_path / 'made'}"))
-    assert message in str(ended.value.code)
+    assert not (tmp_path / "made").exists()
+
+
+def unreadable(folder: Path) -> dict[str, str]:
+    """Flags that no model can do anything about, and what is said about each."""
+    (folder / "notes.jpg").write_text("no picture")
+    Image.new("L", (20_000, 20_000)).save(folder / "bomb.png")
+    Image.new("RGB", (64, 64), "red").save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:90])
+    (folder / "latin.txt").write_bytes("Löwe".encode("latin-1"))
+    (folder / "seeds.txt").write_text('{"prompt": "a", "seed": 2147483648}')
+    return {
+        f"--image={folder}/notes.jpg": "notes.jpg cannot be read",
+        f"--image={folder}/bomb.png": "bomb.png",
+        f"--image={folder}/cut.png": "cut.png cannot be read",
+        "--seed=18446744073709551615": "must be a whole number of 0 to 2147483647",
+        "--seed=2147483648": "must be a whole number",
+        f"--prompts={folder}/latin.txt": "latin.txt can't be read as text in UTF-8",
+        f"--prompts={folder}/seeds.txt": "seed 2147483648 must be",
+        "--prompt=L\udcf6we": "is no text in UTF-8",
+        "--guidance=nan": "guidance first=nan must be 0 to 100",
+        "--guidance=1e9": "guidance first=1000000000.0 must be 0 to 100",
+        "--decay=nan": "guidance decay=nan must be 0 to 100",
+        "--seconds=inf": "inf seconds: expected a positive, finite number",
+        "--to=/proc/nope": "nothing can be written to the folder /proc/nope",
+        "--to=/dev/null/a": "nothing can be written to the folder /dev/null/a",
+    }
+
+
+def test_what_no_model_can_do_is_refused_before_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(__main__, "load", too_late)
+    for flag, message in unreadable(tmp_path).items():
+        own = [] if flag.startswith(("--prompt=", "--prompts=")) else [PROMPT]
+        to = [] if flag.startswith("--to") else [f"--to={tmp_path / 'made'}"]
+        with pytest.raises(ValueError) as refused:
+            __main__.sample(given(*own, *to, flag))
+        assert message in str(refused.value), flag
     assert not (tmp_path / "made").exists()
 
 
 def test_other_files_are_not_overwritten(tmp_path: Path, quick):
     __main__.sample(given(PROMPT, f"--to={tmp_path}"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(SystemExit, match="write to another folder"):
+    differs = r"\(options\.guidance\.first 2\.0, not 9\.0\)\nwrite to another folder"
+    with pytest.raises(ValueError, match=differs):
         __main__.sample(given(PROMPT, f"--to={tmp_path}", "--guidance=9"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -212,7 +261,8 @@ def test_other_files_are_not_overwritten(tmp_path: Path, quick):
 def test_an_interrupted_run_keeps_what_was_finished_and_is_continued(
     sent: int, tmp_path: Path, quick, monkeypatch: pytest.MonkeyPatch
 ):
-    make, before = outputs.make, signal.getsignal(signal.SIGTERM)
+    make = outputs.make
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def interrupted(model, jobs, callback_on_step_end):
         if jobs[0].request.seed == 2:
@@ -220,13 +270,11 @@ def test_an_interrupted_run_keeps_what_was_finished_and_is_continued(
         return make(model, jobs, callback_on_step_end)
 
     monkeypatch.setattr(outputs, "make", interrupted)
-    monkeypatch.setattr(flags, "FLAGS", given(PROMPT, f"--to={tmp_path}", "--each=4"))
     try:
-        with pytest.raises(SystemExit) as ended:
-            __main__.main(["sample"])
+        with pytest.raises(SystemExit) as ended, start.one_line_errors():
+            __main__.sample(given(PROMPT, f"--to={tmp_path}", "--each=4"))
     finally:
         signal.signal(signal.SIGTERM, before)
-        logging.getLogger("pyramid_jax.kernels").setLevel(logging.NOTSET)
     assert ended.value.code == 130
     assert len(files(tmp_path)) == 4 and not any(tmp_path.glob(".*"))
 
@@ -242,8 +290,33 @@ def test_numbers_that_are_not_finite_end_the_run_without_a_traceback(
         raise FloatingPointError("unit 1/4: the video is no longer finite")
 
     monkeypatch.setattr(VideoPipeline, "run", broken)
-    with pytest.raises(SystemExit, match="no longer finite"):
+    ends = pytest.raises(SystemExit, match="no longer finite")
+    with ends, start.one_line_errors():
         __main__.sample(given(PROMPT, f"--to={tmp_path}"))
+
+
+def test_a_full_disk_is_one_line_and_whole_files_stay(
+    tmp_path: Path, quick, monkeypatch: pytest.MonkeyPatch
+):
+    write = video_io.write_video
+
+    def full(path: Path, *arguments: object, **options: object) -> None:
+        if "_2." in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(video_io, "write_video", full)
+    ends = pytest.raises(SystemExit, match="No space left on device; make room")
+    with ends, start.one_line_errors():
+        __main__.sample(given(PROMPT, f"--to={tmp_path}", "--each=4"))
+    assert len(list(tmp_path.glob("*.mp4"))) == 2 and not any(tmp_path.glob(".*"))
+
+
+def test_a_list_that_makes_many_batches_says_so(tmp_path: Path, quick, capsys):
+    (tmp_path / "list.txt").write_text('a\n{"prompt": "b", "seed": 70}\nc\n')
+    arguments = [f"--prompts={tmp_path}/list.txt", f"--to={tmp_path}", "--batch=3"]
+    __main__.sample(given(*arguments))
+    assert "3 videos are made in 3 batches" in capsys.readouterr().out
 
 
 @pytest.mark.slow

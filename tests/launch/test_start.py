@@ -68,6 +68,7 @@ def test_programs_that_a_process_compiles_are_in_its_folder(tmp_path: Path):
 
 
 COMMAND = """
+import jax
 from absl import flags
 from launch import start
 
@@ -75,6 +76,16 @@ def main(values):
     print(values.to)
     if values.to == "nowhere":
         raise ValueError("nowhere is no folder; give another --to")
+    if values.to == "missing":
+        open("missing/file")
+    if values.to == "full":
+        with open("/dev/full", "w") as file:
+            file.write("a" * 100_000)
+    if values.to == "logs":
+        import logging, transformers
+        logging.getLogger("pyramid_jax.kernels.attention").info("attention over rows")
+        logging.getLogger("pyramid_jax.data").warning("skipped a.mp4")
+        jax.devices()
 
 def define(flag_values):
     flags.DEFINE_string("to", "runs", "folder", flag_values=flag_values)
@@ -98,7 +109,7 @@ def test_a_wrong_value_becomes_one_line_and_exit_code_1():
     done = command("--to=nowhere")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.endswith(": nowhere is no folder; give another --to\n")
-    assert "Traceback" in command("--to=nowhere", "--verbosity=1").stderr
+    assert "Traceback" in command("--to=nowhere", "--verbose").stderr
 
 
 def test_arguments_that_are_no_flags_are_refused():
@@ -112,4 +123,31 @@ def test_the_message_begins_with_the_name_of_the_command(tmp_path: Path):
     parts += ["--input=missing.mp4", f"--to={tmp_path}/out.mp4"]
     done = subprocess.run(parts, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("launch.reconstruct: ")
+    assert done.stderr.splitlines()[-1].startswith("pyramid-jax reconstruct: ")
+
+
+def test_missing_files_and_full_disks_are_one_line():
+    for to, said in {
+        "missing": "missing/file: No such file or directory; correct the path",
+        "full": "No space left on device; make room, or write to another disk",
+    }.items():
+        done = command(f"--to={to}")
+        assert done.returncode == 1 and said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" in command("--to=missing", "--verbose").stderr
+
+
+def test_a_command_says_what_it_does_and_warnings_and_no_more():
+    done = command("--to=logs")
+    assert (done.stdout, done.stderr) == ("logs\n", "skipped a.mp4\n")
+    told = command("--to=logs", "--verbose").stderr
+    assert "attention over rows" in told and "compiled programs are kept" in told
+
+
+def test_a_folder_that_takes_no_files_is_refused(tmp_path: Path):
+    start.check_writable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "a", Path("/proc/nope")):
+        with pytest.raises(ValueError, match="nothing can be written to the folder"):
+            start.check_writable(folder)

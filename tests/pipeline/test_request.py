@@ -14,6 +14,7 @@ from pyramid_jax.data import video_io
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.request import check_seed, check_text
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 PROMPTS = ("a red circle", "a green star moves up")
@@ -116,6 +117,35 @@ def test_a_model_is_described_in_a_line(model: VideoPipeline):
 def test_choices_that_make_no_sense_are_refused(choices: dict, message: str):
     with pytest.raises(ValueError, match=message):
         load(TINY).request("a ring", **choices)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**63, 1.5, True, "1", None])
+def test_seeds_that_would_share_a_video_are_refused(seed):
+    with pytest.raises(ValueError, match="must be a whole number of 0 to 2147483647"):
+        check_seed(seed)
+
+
+def test_the_seeds_of_several_videos_stay_in_range(model: VideoPipeline):
+    last = 2**31 - 2
+    assert model.request(PROMPTS, seed=last).seed == last
+    check_seed(np.int64(last))
+    with pytest.raises(ValueError, match=r"0 to 2147483645 \(of 3 videos"):
+        model.request("a", seed=last, num_videos_per_prompt=3)
+
+
+@pytest.mark.parametrize("wrong", ["L\udcf6we", 3, None, b"a"])
+def test_a_prompt_that_is_no_text_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"is (no text in UTF-8|a \w+, not a text)"):
+        check_text(wrong)
+
+
+def test_a_prompt_in_another_encoding_is_refused(model: VideoPipeline):
+    for choices in (
+        {"prompt": "L\udcf6we"},
+        {"prompt": "a", "negative_prompt": "\udcf6"},
+    ):
+        with pytest.raises(ValueError, match="is no text in UTF-8"):
+            model.request(**choices)
 
 
 def test_videos_are_saved_by_their_suffix(tmp_path: Path):
