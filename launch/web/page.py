@@ -15,7 +15,6 @@ from typing import Any
 import gradio as gr
 import jax
 import numpy as np
-from gradio.events import Dependency
 
 from launch import moving_shapes
 from launch.sample.outputs import Render
@@ -77,9 +76,18 @@ def page(tasks: TaskQueue, examples: bool) -> gr.Blocks:
         returned = known.then(
             partial(_resume, tasks, screen), visitor, screen.parts, **FOLLOWING
         )
-        made = [_connect(tasks, *form, visitor, screen) for form in (text, image)]
-        for event in (returned, *made):
-            event.then(fill, outputs=results, **AT_ONCE)
+        returned.then(fill, outputs=results, **AT_ONCE)
+        for widgets, button in (text, image):
+            event = button.click(
+                partial(_make, tasks, screen, widgets, visitor),
+                {*widgets.values(), visitor},
+                screen.parts,
+                cancels=[returned],
+                **FOLLOWING,
+            )
+            # Gradio itself refuses what its widgets don't allow.
+            event.failure(screen.empty, outputs=screen.parts, **AT_ONCE)
+            event.success(fill, outputs=results, **AT_ONCE)
     return demo
 
 
@@ -120,6 +128,8 @@ def _form(
             image_mode=None,
             height=240,
         )
+        # It opens the file all the same, and says "Error" of one that is no image.
+        widgets["image"].preprocess = _path
     widgets["prompt"] = gr.Textbox(label="Prompt", lines=2, max_length=web.PROMPT)
     if examples:
         _examples(widgets, service.uploads)
@@ -137,6 +147,11 @@ def _form(
     with gr.Accordion("Steps, guidance, negative prompt", open=False):
         widgets |= _details(service, image)
     return widgets, gr.Button("Make a video", variant="primary")
+
+
+def _path(payload: Any) -> str | None:
+    """The path of an uploaded file."""
+    return payload and payload.path
 
 
 def _details(service: VideoService, image: bool) -> Widgets:
@@ -194,32 +209,26 @@ def _first_frame(folder: Path, prompt: str) -> Path:
     return path
 
 
-def _connect(
+async def _make(
     tasks: TaskQueue,
-    widgets: Widgets,
-    button: gr.Button,
-    visitor: gr.BrowserState,
     screen: Screen,
-) -> Dependency:
-    """Makes a video when the button is pressed."""
-
-    async def make(values: dict[Any, Any]) -> AsyncIterator[list[Any]]:
-        form = {name: values[widget] for name, widget in widgets.items()}
+    widgets: Widgets,
+    visitor: gr.BrowserState,
+    values: dict[Any, Any],
+) -> AsyncIterator[list[Any]]:
+    """Makes the video that a form asks for."""
+    yield screen.progress("reading the prompt", 0)
+    form = {name: values[widget] for name, widget in widgets.items()}
+    try:
+        if form.get("image", "") is None:
+            raise ValueError("there is no first frame; upload an image")
         name = _name(values[visitor])
-        try:
-            if form.get("image", "") is None:
-                raise ValueError("there is no first frame; upload an image")
-            task = await asyncio.to_thread(tasks.add, WebForm(**form), name)
-        except ValueError as error:
-            yield screen.refusal(str(error))
-            return
-        async for shown in _follow(tasks, screen, task):
-            yield shown
-
-    # What the last video left goes first: Gradio itself may refuse the next one.
-    cleared = button.click(screen.empty, outputs=screen.parts, **AT_ONCE)
-    inputs = {*widgets.values(), visitor}
-    return cleared.then(make, inputs, screen.parts, **FOLLOWING)
+        task = await asyncio.to_thread(tasks.add, WebForm(**form), name)
+    except ValueError as error:
+        yield screen.refusal(str(error))
+        return
+    async for shown in _follow(tasks, screen, task):
+        yield shown
 
 
 def _name(visitor: Any) -> str:
