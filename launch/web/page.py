@@ -74,15 +74,17 @@ def page(tasks: TaskQueue, examples: bool) -> gr.Blocks:
         demo.load(fill, outputs=results, **AT_ONCE)
         known = demo.load(_name, visitor, visitor, **AT_ONCE)
         returned = known.then(
-            partial(_resume, tasks, screen), visitor, screen.parts, **FOLLOWING
+            partial(_resume, tasks, screen),
+            [visitor, screen.watched],
+            screen.parts,
+            **FOLLOWING,
         )
         returned.then(fill, outputs=results, **AT_ONCE)
         for widgets, button in (text, image):
             event = button.click(
-                partial(_make, tasks, screen, widgets, visitor),
-                {*widgets.values(), visitor},
+                partial(_make, tasks, screen, widgets | {"visitor": visitor}),
+                {*widgets.values(), visitor, screen.watched},
                 screen.parts,
-                cancels=[returned],
                 **FOLLOWING,
             )
             # Gradio itself refuses what its widgets don't allow.
@@ -213,21 +215,22 @@ async def _make(
     tasks: TaskQueue,
     screen: Screen,
     widgets: Widgets,
-    visitor: gr.BrowserState,
     values: dict[Any, Any],
 ) -> AsyncIterator[list[Any]]:
     """Makes the video that a form asks for."""
+    watched = values[screen.watched]
+    watched.clear()
     yield screen.progress("reading the prompt", 0)
     form = {name: values[widget] for name, widget in widgets.items()}
+    visitor = _name(form.pop("visitor"))
     try:
         if form.get("image", "") is None:
             raise ValueError("there is no first frame; upload an image")
-        name = _name(values[visitor])
-        task = await asyncio.to_thread(tasks.add, WebForm(**form), name)
+        task = await asyncio.to_thread(tasks.add, WebForm(**form), visitor)
     except ValueError as error:
         yield screen.refusal(str(error))
         return
-    async for shown in _follow(tasks, screen, task):
+    async for shown in _follow(tasks, screen, task, watched):
         yield shown
 
 
@@ -238,28 +241,30 @@ def _name(visitor: Any) -> str:
 
 
 async def _resume(
-    tasks: TaskQueue, screen: Screen, visitor: Any
+    tasks: TaskQueue, screen: Screen, visitor: Any, watched: dict[str, VideoTask]
 ) -> AsyncIterator[list[Any]]:
     """Shows a visitor who comes back what became of his last video."""
     task = tasks.latest(_name(visitor))
     if task is None:
         yield screen.empty()
     else:
-        async for shown in _follow(tasks, screen, task):
+        async for shown in _follow(tasks, screen, task, watched):
             yield shown
 
 
 async def _follow(
-    tasks: TaskQueue, screen: Screen, task: VideoTask
+    tasks: TaskQueue, screen: Screen, task: VideoTask, watched: dict[str, VideoTask]
 ) -> AsyncIterator[list[Any]]:
-    """Shows a task until it has ended, and then its result."""
-    last = None
+    """Shows a task until it has ended or another is watched, and then its result."""
+    watched["task"], last = task, None
     while not task.future.done():
         now = tasks.status(task), task.done
         if now != last:
             yield screen.progress(*now)
         last = now
         await asyncio.sleep(GLANCE)
+        if watched.get("task") is not task:
+            return
     error = task.error()
     yield screen.refusal(error) if error else screen.result(task.future.result())
 

@@ -31,7 +31,8 @@ EMPTY = "<p>The video will be here.</p>"
 class Screen:
     """A status, a video, and what made it; of these, those that say something are seen.
 
-    Each function returns what its `parts` show from then on.
+    Each function returns what its `parts` show from then on. `watched` names the task
+    that a visitor's page follows.
     """
 
     def __init__(self):
@@ -47,6 +48,7 @@ class Screen:
         self.recipe = gr.Textbox(
             label="Made with", lines=1, interactive=False, visible=False
         )
+        self.watched = gr.State({})
         self.parts = [self.status, self.video, self.recipe]
 
     def empty(self) -> list[Any]:

@@ -47,7 +47,7 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, server: Server, width: int = 1280) -> Any:
     """The page as a new visitor sees it."""
     page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     page.goto(server.url)
     page.get_by_role("button", name="Make a video").first.wait_for()
     return page
@@ -65,7 +65,7 @@ def test_a_visitor_makes_videos_and_finds_them_again(
     asked: list[str] = []
     refused: list[str] = []
     page = browser.new_page(viewport={"width": 1180, "height": 900})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     page.on("request", lambda request: asked.append(request.url))
     page.on(
         "response", lambda answer: answer.ok or refused.append(f"{answer.url} refused")
@@ -90,7 +90,7 @@ def test_columns_stand_below_each_other_on_a_phone(browser: Any, server: Server)
         ask(page, PROMPT)
         expect_settings(page, PROMPT)
         assert page.evaluate(OUTSIDE) == []
-        page.wait_for_function("document.querySelector('#made video').videoWidth")
+        page.wait_for_function("document.querySelector('#made video')?.videoWidth")
         video = page.locator("#made video").bounding_box()
         assert 250 < video["height"] <= 384
         style = "e => getComputedStyle(e).imageRendering"
