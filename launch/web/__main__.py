@@ -18,6 +18,7 @@ from absl import flags
 
 from launch import start
 from launch.web.service import VideoService
+from launch.web.tasks import TaskQueue
 from pyramid_jax.pipeline.folder import ASSETS, TINY_LATENT
 from pyramid_jax.pipeline.video import load
 
@@ -27,12 +28,13 @@ try:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from launch.web import limits
-    from launch.web.page import STYLE, page
+    from launch.web.page import page
+    from launch.web.screen import STYLE
 except ModuleNotFoundError as error:
     sys.exit(f"pyramid-jax web: {error}; run pip install 'pyramid_jax[web]'")
 
 LOOPBACK = ("127.0.0.1", "localhost")
-WAITING = 8  # requests beside the one that is worked on
+FOLLOWERS = 1000  # events that may wait; each begins at once
 
 
 def main(values: flags.FlagValues) -> None:
@@ -45,13 +47,13 @@ def main(values: flags.FlagValues) -> None:
     pipeline = load(model, mesh, values.dtype, offload=values.offload)
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        service = VideoService(pipeline, folder, Path(uploads))
+        tasks = TaskQueue(VideoService(pipeline, folder, Path(uploads)))
         ships = model.resolve().parent == ASSETS.resolve()
-        demo = page(service, examples=ships)
+        demo = page(tasks, examples=ships)
         url = serve(demo, host, values.port)
         print(f"the page: {url}\nits results: {folder}", flush=True)
         demo.block_thread()
-        service.close()
+        tasks.close()
 
 
 def serve(demo: gr.Blocks, host: str, port: int) -> str:
@@ -60,7 +62,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
     Raises:
         ValueError: another program has the port.
     """
-    demo.queue(max_size=WAITING, api_open=False)
+    demo.queue(max_size=FOLLOWERS, api_open=False)
     # A browser sends the name it was given: no other site may pose as this one.
     names = [*LOOPBACK] if host in LOOPBACK else ["*"]
     guards = [

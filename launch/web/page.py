@@ -5,7 +5,9 @@ Gradio checks on the server what its widgets allow: the bounds of numbers, the c
 of menus, that files were uploaded. `launch/web/service.py` checks the rest.
 """
 
-from collections.abc import Callable
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,14 @@ from typing import Any
 import gradio as gr
 import jax
 import numpy as np
-from gradio.events import Dependency
 
 from launch import moving_shapes
 from launch.sample.outputs import Render
 from launch.web import service as web
+from launch.web.screen import Screen
 from launch.web.service import VideoService, WebForm
+from launch.web.tasks import TaskQueue, VideoTask
 from pyramid_jax.data.pictures import write_picture
-from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.presets import default_size
 from pyramid_jax.pipeline.request import SEEDS
 
@@ -35,20 +37,18 @@ PROMPTS = (
     "a cyan ring moves right",
 )
 FIRST_FRAMES = ("a yellow star moves left", "a magenta square moves down")
-STYLE = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-#results .grid-wrap { min-height: 0; max-height: 420px; }
-#made video, #results img { image-rendering: pixelated; }
-"""
-# An event that no other program can call, and that does not wait for videos.
-AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+GLANCE = 0.1  # seconds between two looks at a task
+# Events that no other program can call: one that does not wait, one that follows tasks.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = PRIVATE | {"queue": False}
+FOLLOWING: dict[str, Any] = PRIVATE | {"concurrency_limit": None}
 
 Widgets = dict[str, Any]
 
 _slider = partial(gr.Slider, buttons=[])  # without a button that resets it
 
 
-def page(service: VideoService, examples: bool) -> gr.Blocks:
+def page(tasks: TaskQueue, examples: bool) -> gr.Blocks:
     """The page: two ways to make a video, the video, and the results so far.
 
     Args:
@@ -57,12 +57,11 @@ def page(service: VideoService, examples: bool) -> gr.Blocks:
     Raises:
         ValueError: the model makes no videos.
     """
-    name = service.model.name or "a model"
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    service = tasks.service
     demo = gr.Blocks(title="pyramid_jax", analytics_enabled=False, delete_cache=CACHE)
     with demo:
-        devices = devices.removeprefix("1 x ")
-        gr.Markdown(f"# pyramid_jax\nVideos of **{name}**, on {devices}.")
+        gr.Markdown(f"# pyramid_jax\n{_about(service, examples)}")
+        visitor = gr.BrowserState("", storage_key="pyramid_jax")
         with gr.Row():
             with gr.Column(), gr.Tabs():
                 with gr.Tab("Text to video"):
@@ -70,20 +69,51 @@ def page(service: VideoService, examples: bool) -> gr.Blocks:
                 with gr.Tab("Image to video"):
                     image = _form(service, True, examples)
             with gr.Column():
-                video = gr.Video(
-                    label="Video",
-                    elem_id="made",
-                    autoplay=True,
-                    loop=True,
-                    buttons=["download"],
-                )
-                recipe = gr.Textbox(label="Made with", lines=7, interactive=False)
-        results, fill = _gallery(service, [video, recipe])
+                screen = Screen()
+        results, fill = _gallery(service, screen)
         demo.load(fill, outputs=results, **AT_ONCE)
+        known = demo.load(_name, visitor, visitor, **AT_ONCE)
+        returned = known.then(
+            partial(_resume, tasks, screen),
+            [visitor, screen.watched],
+            screen.parts,
+            **FOLLOWING,
+        )
+        returned.then(fill, outputs=results, **AT_ONCE)
         for widgets, button in (text, image):
-            event = _connect(service, widgets, button, [video, recipe])
+            event = button.click(
+                partial(_make, tasks, screen, widgets | {"visitor": visitor}),
+                {*widgets.values(), visitor, screen.watched},
+                screen.parts,
+                **FOLLOWING,
+            )
+            # Gradio itself refuses what its widgets don't allow.
+            event.failure(screen.empty, outputs=screen.parts, **AT_ONCE)
             event.success(fill, outputs=results, **AT_ONCE)
     return demo
+
+
+def _about(service: VideoService, examples: bool) -> str:
+    """What the model can draw, and where it runs."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    device = device.removeprefix("1 x ")
+    name = service.model.name or "a model"
+    sizes = ", ".join(map(str, service.sizes().values()))
+    about = f"Videos of **{name}**, on {device}: {sizes}."
+    if examples:
+        shapes, colours = _choice(moving_shapes.SHAPES), _choice(moving_shapes.COLOURS)
+        ways = _choice(moving_shapes.DIRECTIONS)
+        about += (
+            " It draws one shape that moves and nothing else. Write *a COLOUR SHAPE "
+            f"moves DIRECTION*; it knows the colours {colours}, the shapes {shapes}, "
+            f"and the directions {ways}."
+        )
+    return about
+
+
+def _choice(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}"
 
 
 def _form(
@@ -100,23 +130,30 @@ def _form(
             image_mode=None,
             height=240,
         )
+        # It opens the file all the same, and says "Error" of one that is no image.
+        widgets["image"].preprocess = _path
     widgets["prompt"] = gr.Textbox(label="Prompt", lines=2, max_length=web.PROMPT)
     if examples:
         _examples(widgets, service.uploads)
-    narrow: dict[str, Any] = {"scale": 2, "min_width": 100}
+    narrow: dict[str, Any] = {"scale": 2, "min_width": 120}
     with gr.Row():
         sizes = list(service.sizes())
         size = gr.Dropdown(sizes, label="Height x width", **narrow)
-        frames = _frames(service, sizes[0])
         seed = gr.Number(
             -1, label="Seed (-1: any)", precision=0, minimum=-1, maximum=SEED, **narrow
         )
+        frames = _frames(service, sizes[0])
     fit = partial(_frames, service)
-    size.change(fit, size, frames, show_progress="hidden", **AT_ONCE)
+    size.change(fit, size, frames, **AT_ONCE)
     widgets |= {"size": size, "frames": frames, "seed": seed}
     with gr.Accordion("Steps, guidance, negative prompt", open=False):
         widgets |= _details(service, image)
     return widgets, gr.Button("Make a video", variant="primary")
+
+
+def _path(payload: Any) -> str | None:
+    """The path of an uploaded file."""
+    return payload and payload.path
 
 
 def _details(service: VideoService, image: bool) -> Widgets:
@@ -152,7 +189,7 @@ def _frames(service: VideoService, size: str) -> gr.Slider:
         precision=0,
         label=f"Frames ({preset.fps:g}/s)",
         scale=3,
-        min_width=100,
+        min_width=200,
     )
 
 
@@ -174,39 +211,66 @@ def _first_frame(folder: Path, prompt: str) -> Path:
     return path
 
 
-def _connect(
-    service: VideoService, widgets: Widgets, button: gr.Button, outputs: list[Any]
-) -> Dependency:
-    """Makes a video when the button is pressed, one at a time."""
-    bar = gr.Progress()
-
-    def make(values: dict[Any, Any], progress: gr.Progress = bar) -> tuple[str, str]:
-        def show(step: Progress) -> None:
-            progress(step.done, desc=str(step))
-
-        form = {name: values[widget] for name, widget in widgets.items()}
-        progress(0, desc="reading the prompt")
+async def _make(
+    tasks: TaskQueue,
+    screen: Screen,
+    widgets: Widgets,
+    values: dict[Any, Any],
+) -> AsyncIterator[list[Any]]:
+    """Makes the video that a form asks for."""
+    watched = values[screen.watched]
+    watched.clear()
+    yield screen.progress("reading the prompt", 0)
+    form = {name: values[widget] for name, widget in widgets.items()}
+    visitor = _name(form.pop("visitor"))
+    try:
         if form.get("image", "") is None:
-            raise _message("there is no first frame; upload an image")
-        try:
-            render = service.make(WebForm(**form), show)
-        except (ValueError, FloatingPointError) as error:
-            raise _message(str(error)) from error
-        return _shown(outputs[0], render)
+            raise ValueError("there is no first frame; upload an image")
+        task = await asyncio.to_thread(tasks.add, WebForm(**form), visitor)
+    except ValueError as error:
+        yield screen.refusal(str(error))
+        return
+    async for shown in _follow(tasks, screen, task, watched):
+        yield shown
 
-    return button.click(
-        make,
-        set(widgets.values()),
-        outputs,
-        concurrency_limit=1,
-        concurrency_id="sampling",
-        show_progress_on=outputs[0],
-        api_visibility="private",
-    )
+
+def _name(visitor: Any) -> str:
+    """The visitor's random id: that in his browser, or a new one."""
+    known = isinstance(visitor, str) and 0 < len(visitor) <= 64
+    return visitor if known else secrets.token_urlsafe()
+
+
+async def _resume(
+    tasks: TaskQueue, screen: Screen, visitor: Any, watched: dict[str, VideoTask]
+) -> AsyncIterator[list[Any]]:
+    """Shows a visitor who comes back what became of his last video."""
+    task = tasks.latest(_name(visitor))
+    if task is None:
+        yield screen.empty()
+    else:
+        async for shown in _follow(tasks, screen, task, watched):
+            yield shown
+
+
+async def _follow(
+    tasks: TaskQueue, screen: Screen, task: VideoTask, watched: dict[str, VideoTask]
+) -> AsyncIterator[list[Any]]:
+    """Shows a task until it has ended or another is watched, and then its result."""
+    watched["task"], last = task, None
+    while not task.future.done():
+        now = tasks.status(task), task.done
+        if now != last:
+            yield screen.progress(*now)
+        last = now
+        await asyncio.sleep(GLANCE)
+        if watched.get("task") is not task:
+            return
+    error = task.error()
+    yield screen.refusal(error) if error else screen.result(task.future.result())
 
 
 def _gallery(
-    service: VideoService, outputs: list[Any]
+    service: VideoService, screen: Screen
 ) -> tuple[list[Any], Callable[[], list[Any]]]:
     """Results so far, shown when they are selected; the function that lists them."""
     renders = gr.State([])
@@ -227,25 +291,11 @@ def _gallery(
         stills = [(web.still(render), render.recipe.prompt) for render in results]
         return [results, gr.Gallery(stills, visible=bool(stills))]
 
-    def show(event: gr.SelectData, results: list[Render]) -> tuple[str, str]:
-        render = results[event.index]
-        if not render.path.is_file():
-            raise _message("this result is gone; reload the page")
-        return _shown(outputs[0], render)
+    def show(event: gr.SelectData, results: list[Render]) -> list[Any]:
+        try:
+            return screen.result(service.result(results[event.index].path))
+        except ValueError:
+            return screen.refusal("this result is gone; reload the page")
 
-    gallery.select(show, renders, outputs, **AT_ONCE)
+    gallery.select(show, renders, screen.parts, **AT_ONCE)
     return [renders, gallery], fill
-
-
-def _shown(video: gr.Video, render: Render) -> tuple[str, str]:
-    """What the page shows of a result: its file, and the text that says what made it.
-
-    The file is a copy among the uploads, as Gradio serves no other folder.
-    """
-    copy = video.move_resource_to_block_cache(render.path)
-    return str(copy), web.recipe_text(render)
-
-
-def _message(text: str) -> gr.Error:
-    """An error that the page shows, and the log does not."""
-    return gr.Error(text, print_exception=False)

@@ -8,13 +8,12 @@ here: long texts, sizes and lengths that do not go together, files that are no i
 
 import logging
 import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from threading import Event, Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from launch.sample import outputs
 from launch.sample.outputs import Job, Render
 from launch.sizes import check_preset
 from pyramid_jax.data import video_io
-from pyramid_jax.pipeline.denoise import Progress, StepCallback
+from pyramid_jax.pipeline.denoise import StepCallback
 from pyramid_jax.pipeline.presets import Preset
 from pyramid_jax.pipeline.video import VideoPipeline
 
@@ -58,16 +57,11 @@ class WebForm(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoService:
-    """A model, the folder of its results, and the folder of visitors' `uploads`.
-
-    One video is made at a time.
-    """
+    """A model, the folder of its results, and the folder of visitors' `uploads`."""
 
     model: VideoPipeline
     folder: Path
     uploads: Path
-    busy: Lock = field(default_factory=Lock)
-    closed: Event = field(default_factory=Event)
 
     def sizes(self) -> dict[str, Preset]:
         """The sizes of videos that the model was made for, its favourite first.
@@ -107,52 +101,51 @@ class VideoService:
         )
         check_preset(self.model.defaults, request.size, self.model.name)
         words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:40]
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}_{words}_{request.seed}.mp4"
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        name = f"{now}_{words}_{request.seed}.mp4"
         scale = max(1, SIDE // min(preset.height, preset.width))
-        return Job(request, self.folder / name, image, scale)
+        job = Job(request, self.folder / name, image, scale)
+        outputs.recipe(self.model, job)  # refuses now what can't be written later
+        return job
 
-    def make(self, form: WebForm, on_step: StepCallback | None = None) -> Render:
+    def make(self, job: Job, on_step: StepCallback | None = None) -> Render:
         """A finished video, in a new file.
 
         Args:
             on_step: is called after every Euler step.
 
         Raises:
-            ValueError: the form is refused, or the service was closed.
+            ValueError: the model can't make it.
             FloatingPointError: the numbers of the video are no longer finite.
         """
-        job = self.job(form)
-
-        def step(progress: Progress) -> None:
-            self._check_open()
-            if on_step is not None:
-                on_step(progress)
-
-        with self.busy:
-            self._check_open()
-            (render,) = outputs.make(self.model, [job], step)
+        (render,) = outputs.make(self.model, [job], on_step)
         logging.info("%s", render.path)
         return render
 
     def results(self) -> list[Render]:
-        """The newest results in the folder, at most `SHOWN`, the newest first."""
-        files = [(path.stat().st_mtime_ns, path) for path in self.folder.glob("*.mp4")]
+        """The newest results in the folder, at most `SHOWN`, the newest first.
+
+        Others are left out: links, which may lead anywhere, and files that another
+        program made or that have no first frame.
+        """
         renders: list[Render] = []
-        for _, path in sorted(files, reverse=True):
+        for path in sorted(self.folder.glob("*.mp4"), key=_age):
             if len(renders) < SHOWN and not path.name.startswith("."):
-                with suppress(ValueError):  # made by another program
-                    renders.append(outputs.read(path))
+                with suppress(ValueError, OSError):
+                    render = self.result(path)
+                    still(render)
+                    renders.append(render)
         return renders
 
-    def close(self) -> None:
-        """Ends the video that is being made with its next step, and waits for that."""
-        self.closed.set()
-        with self.busy:
-            pass
+    def result(self, path: Path) -> Render:
+        """A finished video of the folder.
 
-    def _check_open(self) -> None:
-        if self.closed.is_set():
-            raise ValueError("the page was closed before the video was finished")
+        Raises:
+            ValueError: there is none.
+        """
+        if any(each.is_symlink() for each in (path, outputs.beside(path))):
+            raise ValueError(f"{path} is a link; only files in the folder are shown")
+        return outputs.read(path)
 
     def upload(self, path: str | Path) -> Path:
         """The path of an uploaded image, if it is one.
@@ -220,7 +213,19 @@ def _text(name: str, text: str | None) -> str:
     text = (text or "").strip()
     if len(text) > PROMPT:
         raise ValueError(f"the {name} has {len(text)} characters; use at most {PROMPT}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise ValueError(f"the {name} is not Unicode; type it again") from error
     return text
+
+
+def _age(path: Path) -> float:
+    """Sorts the newest first; what is gone meanwhile comes last."""
+    try:
+        return -path.lstat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _sum(steps: Sequence[int]) -> str:

@@ -106,9 +106,9 @@ def test_what_is_no_json_is_refused(sent: bytes):
 
 def test_the_page_does_not_fetch_for_its_visitors():
     for address in ("http://127.0.0.1:22/", "https://example.org/x.png"):
-        status, why = answer(request(f"/gradio_api/file={address}"))
-        assert (status, why) == (403, b"files of other machines are not shown here")
-        assert answer(request(f"/gradio_api/proxy={address}"))[0] == 403
+        for way in ("file=", "file/", "proxy="):
+            refusal = answer(request(f"/gradio_api/{way}{address}"))
+            assert refusal == (404, b"nothing is here")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,73 @@ def test_requests_are_bounded(path: str, length: int, kind: str, status: int):
 
 @pytest.mark.parametrize(
     "headers",
-    [{"transfer_encoding": "chunked"}, {"content_length": "-1"}],
+    [
+        {"transfer_encoding": "chunked"},
+        {"content_length": "-1"},
+        {"content_length": "x"},
+        {"content_length": "9" * 10_000},
+    ],
 )
 def test_requests_of_unknown_length_are_refused(headers: dict[str, str]):
     assert answer(request(JOIN, **headers))[0] == 411
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://127.0.0.1:7860", "127.0.0.1:7860", 200),
+        ("https://videos.example.org", "videos.example.org", 200),
+        ("https://example.org", "127.0.0.1:7860", 403),
+        ("http://127.0.0.1:80", "127.0.0.1:7860", 403),
+        ("http://127.0.0.1:7860.example.org", "127.0.0.1:7860", 403),
+        ("http://[", "127.0.0.1:7860", 403),
+        ("null", "127.0.0.1:7860", 403),
+    ],
+)
+def test_only_the_page_itself_may_ask(origin: str, host: str, status: int):
+    assert answer(request(origin=origin, host=host))[0] == status
+
+
+def test_a_proxy_may_say_what_the_host_was():
+    headers = {"origin": "https://videos.example.org", "host": "127.0.0.1:7860"}
+    asked = request(x_forwarded_host="videos.example.org", **headers)
+    assert answer(asked)[0] == 200
+
+
+def test_what_does_not_arrive_is_given_up():
+    """What was held of it is free again."""
+    limit = RequestLimits(_never, patience=0.05)
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        if not answers and limit._held == 0:
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    asyncio.run(limit(request(content_length="9"), receive, send))
+    assert answers[0]["status"] == 408 and limit._held == 0
+
+
+def test_requests_together_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "HELD", 20)
+    assert answer(request(sent=b"1" * 20), b"1" * 20)[0] == 200
+    refusal = answer(request(sent=b"1" * 21), b"1" * 21)
+    assert refusal == (503, b"too much is sent; try again later")
+
+
+def test_a_visitor_who_leaves_is_no_error():
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    limit: Any = RequestLimits(_never)
+    asyncio.run(limit(request(), receive, None))
+
+
+async def _never(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("this request was refused")
 
 
 def test_what_is_not_http_passes():

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from launch.sample import outputs
+from launch.sample.outputs import Render
 from launch.web import service as web
 from launch.web.service import VideoService, WebForm
 from pyramid_jax.pipeline.denoise import Progress
@@ -32,6 +33,10 @@ def uploaded(service: VideoService, name: str = "first.png", side: int = 40) -> 
     path = service.uploads / name
     Image.new("RGB", (side, side), "red").save(path)
     return path
+
+
+def made(service: VideoService, **choices: Any) -> Render:
+    return service.make(service.job(WISH._replace(**choices)))
 
 
 def test_what_a_visitor_leaves_open_is_the_models_choice(service: VideoService):
@@ -72,6 +77,7 @@ def test_a_seed_that_is_left_open_is_new_each_time(
     [
         ("prompt", " ", "the prompt is empty"),
         ("prompt", "x" * (web.PROMPT + 1), "1001 characters; use at most 1000"),
+        ("prompt", "half of a pair \ud800", "the prompt is not Unicode; type it again"),
         ("negative", "x" * (web.PROMPT + 1), "negative prompt has 1001 characters"),
         ("frames", 9, "32x32 with 9 frames was asked for, but painter was made for"),
         ("frames", 4, "4 frames are not 1 . a multiple of 2; use 3 or 5"),
@@ -81,7 +87,7 @@ def test_what_the_model_cannot_make_is_refused_in_words(
     service: VideoService, name: str, value: Any, message: str
 ):
     with pytest.raises(ValueError, match=message) as error:
-        service.make(WISH._replace(**{name: value}))
+        service.job(WISH._replace(**{name: value}))
     assert len(str(error.value)) < 300
     assert not service.folder.exists()
 
@@ -114,7 +120,7 @@ def test_no_path_that_a_visitor_names_is_read(service: VideoService, tmp_path: P
     paths += [service.uploads, "", "file:///etc/passwd"]
     for path in paths:
         with pytest.raises(ValueError, match="was not uploaded; upload a file"):
-            service.make(WISH._replace(image=path))
+            service.job(WISH._replace(image=path))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_images_of_other_formats_or_too_many_pixels_are_refused(
 
 def test_a_made_video_says_what_it_was_made_with(service: VideoService):
     seen: list[Progress] = []
-    render = service.make(WISH._replace(seed=7), seen.append)
+    render = service.make(service.job(WISH._replace(seed=7)), seen.append)
     assert seen[-1] == LAST
     assert render.path.parent == service.folder
     assert render.path.name.endswith("_a_red_circle_moves_left_7.mp4")
@@ -161,24 +167,8 @@ def test_a_made_video_says_what_it_was_made_with(service: VideoService):
     assert web.recipe_text(outputs.read(render.path)).splitlines() == lines
 
 
-def test_a_closed_service_stops_at_the_next_step_and_leaves_no_file(
-    service: VideoService,
-):
-    def watch(at: Progress) -> None:
-        service.closed.set()
-
-    with pytest.raises(ValueError, match="the page was closed before the video"):
-        service.make(WISH, watch)
-    service.close()
-    with pytest.raises(ValueError, match="the page was closed before the video"):
-        service.make(WISH)
-    assert not list(service.folder.glob("*"))
-
-
 def test_names_of_files_hold_nothing_but_letters_of_the_prompt(service: VideoService):
-    render = service.make(
-        WISH._replace(prompt="../../ä\x00/etc <b>" + "z" * 99, seed=1)
-    )
+    render = made(service, prompt="../../ä\x00/etc <b>" + "z" * 99, seed=1)
     assert render.path.parent == service.folder
     assert render.path.name.split("_", 1)[1] == f"etc_b_{'z' * 34}_1.mp4"
 
@@ -187,9 +177,7 @@ def test_the_newest_results_come_first_and_old_ones_are_left_out(
     service: VideoService, monkeypatch: pytest.MonkeyPatch
 ):
     assert service.results() == []
-    paths = [
-        service.make(WISH._replace(prompt=f"video {i}", seed=i)).path for i in range(3)
-    ]
+    paths = [made(service, prompt=f"video {i}", seed=i).path for i in range(3)]
     for path, age in zip(paths, (2, 3, 1), strict=True):
         os.utime(path, (1000 - age, 1000 - age))
     (service.folder / ".hidden.mp4").write_bytes(paths[0].read_bytes())
@@ -201,12 +189,34 @@ def test_the_newest_results_come_first_and_old_ones_are_left_out(
     assert [result.path for result in service.results()] == [paths[2], paths[0]]
 
 
+def test_links_and_files_without_pictures_are_no_results(
+    service: VideoService, tmp_path: Path
+):
+    secret = replace(service, folder=tmp_path / "secret")
+    other, own = made(secret).path, made(service).path
+    (service.folder / "link.mp4").symlink_to(other)
+    (service.folder / "beside.mp4").write_bytes(own.read_bytes())
+    outputs.beside(service.folder / "beside.mp4").symlink_to(outputs.beside(other))
+    (service.folder / "gone.mp4").symlink_to(tmp_path / "gone.mp4")
+    (service.folder / "folder.mp4").mkdir()
+    damaged = service.folder / "damaged.mp4"
+    damaged.write_bytes(own.read_bytes()[:400])
+    outputs.beside(damaged).write_bytes(outputs.beside(own).read_bytes())
+    assert [result.path for result in service.results()] == [own]
+    with pytest.raises(ValueError, match="is a link; only files in the folder"):
+        service.result(service.folder / "link.mp4")
+
+
+def test_equal_requests_of_one_second_get_files_of_their_own(service: VideoService):
+    assert made(service, seed=1).path != made(service, seed=1).path
+
+
 def test_stills_are_small_pictures_of_first_frames(service: VideoService):
-    render = service.make(WISH._replace(size="32x64", frames=5, seed=100))
+    render = made(service, size="32x64", frames=5, seed=100)
     still = web.still(render)
     assert still.shape == (128, 256, 3)
     assert np.abs(still.astype(int) - 100).max() <= 2
     assert web.still(render) is still
-    other = service.make(WISH._replace(size="32x64", frames=5, seed=200))
+    other = made(service, size="32x64", frames=5, seed=200)
     os.replace(other.path, render.path)
     assert np.abs(web.still(render).astype(int) - 200).max() <= 2

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a web page shows one video: how far it is, why there is none, or what it is."""
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from launch.sample.outputs import Render
+from launch.web import service as web
+
+STYLE = """
+.gradio-container .fillable { max-width: 1140px !important; }
+#status { border: 1px dashed var(--border-color-primary); border-radius: 4px; }
+#status p { margin: 0; padding: 16px; overflow-wrap: anywhere; }
+#status progress { appearance: none; display: block; width: 100%; height: 6px; }
+#status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+#status progress::-webkit-progress-value { background: var(--color-accent); }
+#status progress::-moz-progress-bar { background: var(--color-accent); }
+#status .refusal { color: var(--error-text-color); }
+#made video { max-height: 384px; }
+#made video, #results img { image-rendering: pixelated; }
+#results .grid-wrap { min-height: 0; max-height: 420px; }
+#results .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
+}
+"""
+EMPTY = "<p>The video will be here.</p>"
+
+
+class Screen:
+    """A status, a video, and what made it; of these, those that say something are seen.
+
+    Each function returns what its `parts` show from then on. `watched` names the task
+    that a visitor's page follows.
+    """
+
+    def __init__(self):
+        self.video = gr.Video(
+            label="Video",
+            elem_id="made",
+            autoplay=True,
+            loop=True,
+            buttons=["download"],
+            visible=False,
+        )
+        self.status = gr.HTML(EMPTY, elem_id="status", padding=False)
+        self.recipe = gr.Textbox(
+            label="Made with", lines=1, interactive=False, visible=False
+        )
+        self.watched = gr.State({})
+        self.parts = [self.status, self.video, self.recipe]
+
+    def empty(self) -> list[Any]:
+        """Shows that there is no video yet."""
+        return self._words(EMPTY)
+
+    def progress(self, step: str, done: float) -> list[Any]:
+        """Shows how far a video is, in words and as a share of the work."""
+        bar = f"<progress value={done:.3f}></progress>"
+        return self._words(f"<p>{bar}{html.escape(step)}</p>")
+
+    def refusal(self, why: str) -> list[Any]:
+        """Shows why there is no video."""
+        return self._words(f'<p class="refusal" role="alert">{html.escape(why)}</p>')
+
+    def result(self, render: Render) -> list[Any]:
+        """Shows a finished video.
+
+        The file is a copy among the uploads, as Gradio serves no other folder.
+        """
+        copy = self.video.move_resource_to_block_cache(render.path)
+        text = web.recipe_text(render)
+        return [
+            gr.HTML(visible=False),
+            gr.Video(str(copy), visible=True),
+            gr.Textbox(text, visible=True),
+        ]
+
+    def _words(self, words: str) -> list[Any]:
+        return [
+            gr.HTML(words, visible=True),
+            gr.Video(None, visible=False),
+            gr.Textbox("", visible=False),
+        ]

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web page in a real browser, wide and as narrow as a phone."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.page_server import BROWSER, Server, picture, served
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra `web`"),
+    pytest.mark.skipif(
+        BROWSER is None, reason="needs chromium or google-chrome in PATH"
+    ),
+]
+PROMPT = "a red circle moves left"
+SCRIPT = "<img src=x onerror='window.fooled = true'>"
+# The boxes of elements that stick out of the window to the right.
+OUTSIDE = """
+() => [...document.querySelectorAll('main *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width && box.right > innerWidth + 1;
+}).map(e => e.outerHTML.slice(0, 100))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("page") / "results") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield browser
+        browser.close()
+
+
+def visit(browser: Any, server: Server, width: int = 1280) -> Any:
+    """The page as a new visitor sees it."""
+    page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
+    page.set_default_timeout(30_000)
+    page.goto(server.url)
+    page.get_by_role("button", name="Make a video").first.wait_for()
+    return page
+
+
+def ask(page: Any, prompt: str) -> None:
+    page.wait_for_timeout(500)  # a click is dropped until the last video is all there
+    page.get_by_label("Prompt", exact=True).first.fill(prompt)
+    page.get_by_role("button", name="Make a video").first.click()
+
+
+def test_a_visitor_makes_videos_and_finds_them_again(
+    browser: Any, server: Server, tmp_path: Path
+):
+    asked: list[str] = []
+    refused: list[str] = []
+    page = browser.new_page(viewport={"width": 1180, "height": 900})
+    page.set_default_timeout(30_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on(
+        "response", lambda answer: answer.ok or refused.append(f"{answer.url} refused")
+    )
+    page.goto(server.url)
+    from_text(page)
+    from_image(page, picture(tmp_path / "first.png"))
+    page.locator("#results button img").nth(1).click()
+    expect_settings(page, PROMPT, "seed: 3\n")
+    here = (f"{server.url}/", "data:", "blob:")
+    assert asked and all(url.startswith(here) for url in asked), asked
+    assert not [url for url in refused if "/gradio_api/file=" not in url]
+
+
+def test_columns_stand_below_each_other_on_a_phone(browser: Any, server: Server):
+    for width, stacked in ((1280, False), (390, True)):
+        page = visit(browser, server, width)
+        button = page.get_by_role("button", name="Make a video").first.bounding_box()
+        status = page.locator("#status").bounding_box()
+        assert (status["y"] > button["y"]) == stacked
+        assert (status["x"] > button["x"] + 9) != stacked
+        ask(page, PROMPT)
+        expect_settings(page, PROMPT)
+        assert page.evaluate(OUTSIDE) == []
+        page.wait_for_function("document.querySelector('#made video')?.videoWidth")
+        video = page.locator("#made video").bounding_box()
+        assert 250 < video["height"] <= 384
+        style = "e => getComputedStyle(e).imageRendering"
+        assert page.locator("#made video").evaluate(style) == "pixelated"
+
+
+def test_only_what_says_something_is_seen(browser: Any, server: Server):
+    page = visit(browser, server)
+    page.get_by_text("It draws one shape that moves and nothing else.").wait_for()
+    assert not page.locator("#made").is_visible()
+    assert not page.get_by_text("Made with").is_visible()
+    ask(page, PROMPT)
+    page.locator("#made video").wait_for()
+    assert not page.locator("#status").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "message"),
+    [(" ", "1", "the prompt is empty"), (PROMPT, "9999999999", "greater than maximum")],
+)
+def test_an_error_takes_the_last_video_away(
+    browser: Any, server: Server, prompt: str, seed: str, message: str
+):
+    page = visit(browser, server)
+    ask(page, PROMPT)
+    expect_settings(page, PROMPT)
+    page.get_by_label("Seed").first.fill(seed)
+    ask(page, prompt)
+    page.get_by_text(message).wait_for()
+    page.locator("#made").wait_for(state="hidden")
+    assert not page.get_by_text("Made with").is_visible()
+
+
+def take_long(page: Any) -> None:
+    """Asks for many steps."""
+    page.get_by_text("Steps, guidance, negative prompt").first.click()
+    for label in ("Steps, frame 1", "Steps, later"):
+        page.get_by_label(f"number input for {label}").first.fill("100")
+
+
+def test_a_video_survives_a_reload(browser: Any, server: Server):
+    page, other = visit(browser, server), visit(browser, server)
+    take_long(page)
+    ask(page, "a green star moves up")
+    page.locator("#status progress").wait_for()
+    page.reload()
+    expect_settings(page, "a green star moves up")  # it was still being made
+    page.reload()
+    expect_settings(page, "a green star moves up")
+    take_long(page)
+    ask(page, "a green star moves down")
+    page.locator("#status progress").wait_for()
+    page.reload()
+    page.locator("#status progress").wait_for()
+    ask(page, "")
+    page.get_by_text("the prompt is empty").wait_for()
+    page.wait_for_timeout(1000)
+    assert page.get_by_text("the prompt is empty").is_visible()
+    other.reload()
+    other.locator("#results button img").first.wait_for()
+    assert not other.locator("#made").is_visible()
+
+
+def test_prompts_are_shown_as_text(browser: Any, server: Server):
+    page = visit(browser, server)
+    ask(page, SCRIPT)
+    expect_settings(page, SCRIPT)
+    other = visit(browser, server)
+    other.locator("#results button").first.wait_for()
+    for each in (page, other):
+        each.wait_for_timeout(500)
+        assert each.evaluate("window.fooled") is None
+
+
+def from_text(page: Any) -> None:
+    """Makes a video of a prompt, watching its progress, and sees it play."""
+    page.evaluate(
+        "() => { window.told = ''; new MutationObserver("
+        "() => { window.told += document.body.innerText.match(/unit .*/) ?? ''; }"
+        ").observe(document, {subtree: true, childList: true, characterData: true}); }"
+    )
+    button = page.get_by_role("button", name="Make a video").first
+    button.click()
+    page.get_by_text("the prompt is empty").wait_for()
+    page.get_by_role("button", name="a red circle moves left").click()
+    page.get_by_label("Seed").first.fill("3")
+    button.click()
+    expect_settings(page, "a red circle moves left", "seed: 3\n")
+    assert "stage 2/2, step" in page.evaluate("told")
+    page.wait_for_function(
+        "() => { const video = document.querySelector('#made video');"
+        "return video && !video.paused && video.currentTime > 0; }"
+    )
+
+
+def from_image(page: Any, path: Path) -> None:
+    """Uploads a first frame, and makes a video that begins with it."""
+    before = page.locator("#results button img").count()
+    page.get_by_role("tab", name="Image to video").click()
+    page.get_by_label("Prompt", exact=True).last.fill("a yellow star moves left")
+    button = page.get_by_role("button", name="Make a video").last
+    button.click()
+    page.get_by_text("there is no first frame; upload an image").wait_for()
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.get_by_role("button", name="Remove Image").wait_for()
+    button.click()
+    expect_settings(page, "a yellow star moves left", "first frame: first.png")
+    page.locator("#results button img").nth(before).wait_for()
+
+
+def expect_settings(page: Any, *parts: str) -> None:
+    """Waits for the text that says what a video was made with, with these parts."""
+    page.wait_for_function(
+        "parts => [...document.querySelectorAll('textarea')].some("
+        "area => parts.every(part => area.value.includes(part)))",
+        arg=["prompt: ", "made: ", *parts],
+    )
