@@ -44,6 +44,7 @@ AT_ONCE: dict[str, Any] = PRIVATE | {"queue": False}
 FOLLOWING: dict[str, Any] = PRIVATE | {"concurrency_limit": None}
 
 Widgets = dict[str, Any]
+Watched = dict[str, VideoTask | None]  # {"task": what the page follows}, or {}
 
 _slider = partial(gr.Slider, buttons=[])  # without a button that resets it
 
@@ -219,7 +220,7 @@ async def _make(
 ) -> AsyncIterator[list[Any]]:
     """Makes the video that a form asks for."""
     watched = values[screen.watched]
-    watched.clear()
+    watched["task"] = None
     yield screen.progress("reading the prompt", 0)
     form = {name: values[widget] for name, widget in widgets.items()}
     visitor = _name(form.pop("visitor"))
@@ -241,19 +242,19 @@ def _name(visitor: Any) -> str:
 
 
 async def _resume(
-    tasks: TaskQueue, screen: Screen, visitor: Any, watched: dict[str, VideoTask]
+    tasks: TaskQueue, screen: Screen, visitor: Any, watched: Watched
 ) -> AsyncIterator[list[Any]]:
     """Shows a visitor who comes back what became of his last video."""
     task = tasks.latest(_name(visitor))
-    if task is None:
-        yield screen.empty()
+    if task is None or watched:  # he may have asked for another by now
+        yield [gr.skip()] * len(screen.parts)
     else:
         async for shown in _follow(tasks, screen, task, watched):
             yield shown
 
 
 async def _follow(
-    tasks: TaskQueue, screen: Screen, task: VideoTask, watched: dict[str, VideoTask]
+    tasks: TaskQueue, screen: Screen, task: VideoTask, watched: Watched
 ) -> AsyncIterator[list[Any]]:
     """Shows a task until it has ended or another is watched, and then its result."""
     watched["task"], last = task, None
