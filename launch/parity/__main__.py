@@ -33,7 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     from launch.parity.run import replay
 
     began, verdicts = time.monotonic(), Counter[str]()
-    for name, folder in find(options.cases, options.only).items():
+    try:
+        cases = find(options.cases, options.only)
+    except ValueError as error:
+        sys.exit(f"pyramid-jax parity: {error}")
+    for name, folder in cases.items():
         for line in replay(folder, name):
             print(line, flush=True)
             verdicts[line.verdict] += 1
