@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Prepares training data: the embedded data set, features of captions, latents.
+r"""Prepares training data: the embedded data sets, features of captions, latents.
 
     python -m launch.prepare --embedded --to=data/shapes
+    python -m launch.prepare --pairs --clips=12000 --to=data/pairs
 
-writes the embedded data set: mp4 files, their manifest.jsonl and a tokenizer.json.
+write the moving shapes and the bouncing pairs: mp4 files (of the pairs also images),
+their manifest.jsonl and a tokenizer.json. `--held_out` writes other pairs, whose scans
+of digits are not in the training data.
 
     python -m launch.prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
 
@@ -26,6 +29,7 @@ import jax
 from absl import app, flags
 
 from launch import moving_shapes, start
+from launch.pairs import dataset
 from launch.prepare.storage import LatentJob, write_features, write_latents
 from launch.sizes import height_width
 from pyramid_jax import sharding
@@ -35,15 +39,19 @@ from pyramid_jax.vae import autoencoder
 
 BEGINNING = 2**22  # bytes of a file of weights that tell it from others
 
-EMBEDDED = flags.DEFINE_bool("embedded", False, "write the embedded data set")
+EMBEDDED = flags.DEFINE_bool("embedded", False, "write clips of moving shapes")
+PAIRS = flags.DEFINE_bool("pairs", False, "write clips and images of bouncing pairs")
+HELD_OUT = flags.DEFINE_bool("held_out", False, "of the pairs' held-out split")
 TEXT = flags.DEFINE_bool("text", False, "write features of captions")
 LATENTS = flags.DEFINE_bool("latents", False, "write latents of videos and images")
 TO = flags.DEFINE_string("to", None, "folder to write to", required=True)
-CLIPS = flags.DEFINE_integer("clips", 3000, "clips of the embedded data set")
+CLIPS = flags.DEFINE_integer("clips", 3000, "files of a drawn data set")
 SEED = flags.DEFINE_integer(
-    "seed", 0, "seed of the embedded data set, or of the noise in latents"
+    "seed", 0, "seed of a drawn data set, or of the noise in latents"
 )
-VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "vocabulary of its tokenizer")
+VOCABULARY = flags.DEFINE_integer(
+    "vocabulary", None, "vocabulary of its tokenizer; 384 for shapes, 512 for pairs"
+)
 MANIFEST = flags.DEFINE_string("manifest", None, "manifest whose records are encoded")
 MODEL = flags.DEFINE_string("model", None, "folder of a released model, or of a VAE")
 BATCH = flags.DEFINE_integer(
@@ -61,12 +69,13 @@ MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "fraction of files that may be unu
 
 
 def main(_: flags.FlagValues) -> None:
-    if EMBEDDED.value + TEXT.value + LATENTS.value != 1:
+    if EMBEDDED.value + PAIRS.value + TEXT.value + LATENTS.value != 1:
         raise app.UsageError(
-            "give --embedded, --text or --latents, and --to=FOLDER; see --help"
+            "give --embedded, --pairs, --text or --latents, and --to=FOLDER; see --help"
         )
-    if EMBEDDED.value:
-        prepare_embedded()
+    if EMBEDDED.value or PAIRS.value:
+        draw = prepare_embedded if EMBEDDED.value else prepare_pairs
+        draw()
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise app.UsageError("this needs --manifest=FILE and --model=FOLDER")
@@ -75,12 +84,22 @@ def main(_: flags.FlagValues) -> None:
 
 
 def prepare_embedded() -> None:
-    """Writes the embedded data set, as the flags say."""
+    """Writes the moving shapes, as the flags say."""
     manifest = moving_shapes.write_dataset(TO.value, CLIPS.value, SEED.value)
     texts = [caption.text for caption in moving_shapes.captions()]
     tokenizer = Path(TO.value) / "tokenizer.json"
-    moving_shapes.train_tokenizer(texts, VOCABULARY.value, tokenizer)
+    moving_shapes.train_tokenizer(texts, VOCABULARY.value or 384, tokenizer)
     logging.info("%d clips: %s", CLIPS.value, manifest)
+
+
+def prepare_pairs() -> None:
+    """Writes bouncing pairs, as the flags say."""
+    split = "held out" if HELD_OUT.value else "training"
+    manifest = dataset.write_pairs(TO.value, CLIPS.value, SEED.value, split)
+    tokenizer = Path(TO.value) / "tokenizer.json"
+    texts = dataset.texts()
+    moving_shapes.train_tokenizer(texts, VOCABULARY.value or 512, tokenizer)
+    logging.info("%d clips and images: %s", CLIPS.value, manifest)
 
 
 def prepare_text(manifest: str, model: str) -> None:
