@@ -4,7 +4,7 @@ r"""Bouncing pairs: 17 frames of 64x64 or 64x96 pixels, two objects over a textu
     python -m launch.prepare --pairs --clips=12000 --to=data/pairs
     python -m launch.prepare --latents --model=runs/pairs_vae/model \
         --manifest=data/pairs/manifest.jsonl --to=data/pair_latents \
-        --sizes=64x64,64x96 --frames=17 --fps=8 --batch=4 --dtype=float32
+        --sizes=64x64,64x96 --frames=17 --fps=8 --batch=4
     python -m launch.train --config=configs/pairs.py --workdir=runs/pairs \
         --config.autoencoder=runs/pairs_vae/model
 

@@ -82,9 +82,9 @@ def _moves(motion: str, rng: np.random.Generator) -> tuple[str, str]:
     """E.g. "moves sideways" and "move sideways"."""
     place = _choice(_PLACES[motion], rng)
     verbs = _VERBS[1:2] if place.startswith("off") else _VERBS
-    one, many = verbs[rng.integers(len(verbs))]
+    one, many = verbs[int(rng.integers(len(verbs)))]
     return f"{one} {place}", f"{many} {place}"
 
 
 def _choice(texts: Sequence[str], rng: np.random.Generator) -> str:
-    return texts[rng.integers(len(texts))]
+    return texts[int(rng.integers(len(texts)))]

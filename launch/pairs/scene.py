@@ -9,7 +9,7 @@ digits that the training split never shows.
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from einops import reduce
@@ -224,8 +224,10 @@ def _mask(
         return _shape(kind, side)
     scans = _scans(split)[DIGITS.index(kind)]
     scan = scans[rng.integers(len(scans))] / 16
-    smooth = ndimage.zoom(scan, side / 8, order=3, mode="grid-constant", grid_mode=True)
-    return np.clip((smooth - 0.3) / 0.25, 0, 1).astype(np.float32)
+    smooth: Any = ndimage.zoom(
+        scan, side / 8, order=3, mode="grid-constant", grid_mode=True
+    )
+    return ((smooth - 0.3) / 0.25).clip(0, 1).astype(np.float32)
 
 
 @functools.cache
@@ -258,6 +260,7 @@ def _scans(split: Split) -> tuple[np.ndarray, ...]:
         raise ImportError(
             "handwritten digits need scikit-learn; run pip install 'pyramid_jax[demo]'"
         ) from error
-    images, labels = load_digits().images, load_digits().target
+    loaded: Any = load_digits()
+    images, labels = loaded.images, loaded.target
     kept = (np.arange(len(labels)) % _HELD_OUT == 0) == (split == "held out")
     return tuple(images[kept & (labels == digit)] for digit in range(10))
