@@ -25,7 +25,6 @@ def get_config(mode: str = "full") -> Any:
     cfg.model.layout.update(patch=2, position_table=12)
     cfg.model.latent.update(channels=8, spatial=4, temporal=4)
     cfg.model.tokenizer = "pyramid_jax/assets/pairs/tokenizer.json"
-    cfg.model.text.vocabulary = 512
     cfg.autoencoder = "pyramid_jax/assets/pairs"
     cfg.data.update(
         manifest="data/pair_latents/manifest.jsonl",
@@ -53,4 +52,6 @@ def get_config(mode: str = "full") -> Any:
     if mode == "smoke":  # which has pixels instead of latents
         cfg.data.manifest = "data/pairs/manifest.jsonl"
         cfg.model.dit.position_table = cfg.model.layout.position_table = 16
-    return base.choose(cfg, mode)
+    cfg = base.choose(cfg, mode)
+    cfg.model.text.vocabulary = 512
+    return cfg

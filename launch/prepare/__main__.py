@@ -30,6 +30,7 @@ from absl import app, flags
 
 from launch import moving_shapes, start
 from launch.pairs import dataset
+from launch.pairs.scene import Settings
 from launch.prepare.storage import LatentJob, write_features, write_latents
 from launch.sizes import height_width
 from pyramid_jax import sharding
@@ -63,7 +64,9 @@ DTYPE = flags.DEFINE_string(
 SIZES = flags.DEFINE_list(
     "sizes", ["384x640"], "HEIGHTxWIDTH of videos; files get the nearest aspect ratio"
 )
-FRAMES = flags.DEFINE_integer("frames", 121, "frames of a video")
+FRAMES = flags.DEFINE_integer(
+    "frames", None, "frames of a video; 17 for pairs, 121 for latents"
+)
 FPS = flags.DEFINE_float("fps", 24, "frames per second that are taken from files")
 MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "fraction of files that may be unusable")
 
@@ -95,7 +98,8 @@ def prepare_embedded() -> None:
 def prepare_pairs() -> None:
     """Writes bouncing pairs, as the flags say."""
     split = "held out" if HELD_OUT.value else "training"
-    manifest = dataset.write_pairs(TO.value, CLIPS.value, SEED.value, split)
+    settings = Settings(FRAMES.value or 17)
+    manifest = dataset.write_pairs(TO.value, CLIPS.value, SEED.value, split, settings)
     tokenizer = Path(TO.value) / "tokenizer.json"
     texts = dataset.texts()
     moving_shapes.train_tokenizer(texts, VOCABULARY.value or 512, tokenizer)
@@ -124,15 +128,15 @@ def text_encoders(model: Path) -> str:
 
 def prepare_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
-    devices = len(jax.devices())
+    devices, frames = len(jax.devices()), FRAMES.value or 121
     mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load_autoencoder(model)
     job = LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
-        load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),
+        load=partial(read_pixels, frames=frames, fps=FPS.value),
         sizes=tuple(height_width(text) for text in SIZES.value),
         made_with={
-            "frames": FRAMES.value,
+            "frames": frames,
             "fps": FPS.value,
             "seed": SEED.value,
             "vae": vae.digest,
