@@ -18,6 +18,7 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Float, UInt8
+from scipy import ndimage
 
 import pyramid_jax
 from launch.pairs.scene import COLOURS, KINDS, Actor
@@ -31,6 +32,7 @@ _WIDTHS = 24, 48, 64, 96
 _PRESENT = 0.5  # mean probability from which an object is there
 _MOVED = 5.0  # pixels
 _BATCH = 64  # frames at once
+_CHANGE = 6.0  # of changes beside means, which vary about 11 times as much
 
 
 class Sight(NamedTuple):
@@ -124,7 +126,7 @@ def clip_features(
     for clip in clips:
         x = np.asarray(look(clip, params).features)
         change = abs(np.diff(x, axis=0)).mean(axis=0) if len(x) > 1 else 0 * x[0]
-        rows.append(np.concatenate([x.mean(axis=0), change]))
+        rows.append(np.concatenate([x.mean(axis=0), _CHANGE * change]))
     return np.stack(rows)
 
 
@@ -178,7 +180,8 @@ def _motion(places: Float[np.ndarray, "f 2"]) -> str:
     """The motion of an object from its places over time."""
     if len(places) < 2:
         return ""
-    low, high = np.percentile(places, [5, 95], axis=0)
+    smooth = ndimage.median_filter(places, (5, 1), mode="nearest")
+    low, high = np.percentile(smooth, [8, 92], axis=0)
     down, across = (high - low > _MOVED).tolist()
     if down and across:
         return "diagonally"
