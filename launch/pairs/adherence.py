@@ -11,7 +11,7 @@ real clips, and, as its floor, that of as many other real clips.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from launch.moving_shapes import wilson
 from launch.pairs.dataset import Pair, pair
 from launch.pairs.judge import clip_features, frechet, judge_pair
 from launch.pairs.scene import Settings
-from pyramid_jax.pipeline.video import VideoPipeline, load
+from pyramid_jax.pipeline.video import load
 
 WINDOW = 17  # frames that the judge sees at once
 TASKS = ("t2v", "i2v", "t2i")
 
-Clips = Sequence[UInt8[np.ndarray, "f h w 3"]]
+Clips = Sequence[UInt8[np.ndarray, "_ _ _ 3"]]
 
 
 def main(options: flags.FlagValues) -> None:
@@ -71,7 +71,7 @@ def held_out(count: int, seed: int, frames: int = WINDOW) -> list[Pair]:
 
 
 def sampled(
-    model: VideoPipeline, asked: Sequence[Pair], options: Any
+    model: Callable[..., Any], asked: Sequence[Pair], options: Any
 ) -> list[np.ndarray]:
     """A video of the model for every pair's caption, or also first frame (i2v)."""
     alone = options.task == "i2v"  # each has a first frame of its own

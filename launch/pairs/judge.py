@@ -115,7 +115,7 @@ def judge_pair(clip: UInt8[np.ndarray, "f h w 3"], params: Any = None) -> Verdic
 
 
 def clip_features(
-    clips: Sequence[UInt8[np.ndarray, "f h w 3"]], params: Any = None
+    clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]], params: Any = None
 ) -> Float[np.ndarray, "clips d"]:
     """Features of clips, of which Fréchet distances are taken.
 

@@ -117,13 +117,7 @@ class Scene:
 
 
 def scene(number: int, seed: int = 0, split: Split = "training") -> Scene:
-    """The scene of a number; the same arguments give the same scene.
-
-    Raises:
-        ValueError: an unknown split.
-    """
-    if split not in get_args(Split):
-        raise ValueError(f"unknown split {split!r}; use one of {get_args(Split)}")
+    """The scene of a number; the same arguments give the same scene."""
     rng = np.random.default_rng((seed, number, get_args(Split).index(split)))
     size = _SIZES[int(rng.random() < _WIDE)]
     colours = rng.choice(list(COLOURS), 2, replace=False).tolist()

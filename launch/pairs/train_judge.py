@@ -3,8 +3,8 @@
 
     python -m launch.pairs.train_judge --to=runs/judge
 
-The weights that ship with the package are those of the defaults, about 40 minutes on
-one shared CPU core.
+The weights that ship with the package are those of the defaults, as they were at step
+1500, after six minutes of a CPU core.
 """
 
 import json
@@ -46,8 +46,8 @@ def examples(scenes: int, seed: int, split: Split = "training") -> Examples:
     for number in range(scenes):
         rng = np.random.default_rng((seed, number))
         shown = scene(number, seed, split)
-        times = np.sort(rng.choice(_FRAMES, _TAKEN, replace=False))
-        film = shown.film(int(times[-1]) + 1)[times]
+        times = np.sort(rng.choice(_FRAMES, _TAKEN, replace=False)).tolist()
+        film = shown.film(times[-1] + 1)[times]
         left = int(rng.integers(shown.size[1] - _SIDE + 1))
         kind, place = zip(*(labels(shown, time, left) for time in times), strict=True)
         film = film[:, :, left : left + _SIDE]
