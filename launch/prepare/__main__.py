@@ -7,8 +7,11 @@ writes a manifest.jsonl of the videos and images in a folder, each of which has 
 caption in a text file of the same name: waves.mp4 and waves.txt.
 
     pyramid-jax prepare --embedded --to=data/shapes
+    pyramid-jax prepare --pairs --clips=12000 --to=data/pairs
 
-writes the embedded data set: mp4 files, their manifest.jsonl and a tokenizer.json.
+write the moving shapes and the bouncing pairs: mp4 files (of the pairs also images),
+their manifest.jsonl and a tokenizer.json. `--held_out` writes other pairs, whose scans
+of digits are not in the training data.
 
     pyramid-jax prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
 
@@ -30,6 +33,8 @@ import jax
 from absl import flags
 
 from launch import moving_shapes, start
+from launch.pairs import dataset
+from launch.pairs.scene import Settings
 from launch.prepare.captioned import list_folder
 from launch.prepare.storage import LatentJob, write_features, write_latents
 from launch.sizes import height_width
@@ -44,12 +49,16 @@ BEGINNING = 2**22  # bytes of a file of weights that tell it from others
 FOLDER = flags.DEFINE_string(
     "folder", None, "List the videos and images of this folder with their captions."
 )
-EMBEDDED = flags.DEFINE_bool("embedded", False, "Write the embedded data set.")
+EMBEDDED = flags.DEFINE_bool("embedded", False, "Write clips of moving shapes.")
+PAIRS = flags.DEFINE_bool("pairs", False, "Write clips and images of bouncing pairs.")
 TEXT = flags.DEFINE_bool("text", False, "Write the features of captions.")
 LATENTS = flags.DEFINE_bool("latents", False, "Write latents of videos and images.")
 TO = flags.DEFINE_string("to", None, "Folder to write to.", required=True)
 CLIPS = flags.DEFINE_integer("clips", 3000, "Clips to draw.")
-VOCABULARY = flags.DEFINE_integer("vocabulary", 384, "Vocabulary of the tokenizer.")
+HELD_OUT = flags.DEFINE_bool("held_out", False, "Draw those that are not trained on.")
+VOCABULARY = flags.DEFINE_integer(
+    "vocabulary", None, "Vocabulary of the tokenizer; none: 384, or 512 for pairs."
+)
 MANIFEST = flags.DEFINE_string("manifest", None, "Manifest whose records are encoded.")
 MODEL = flags.DEFINE_string("model", None, "Folder of a released model, or of a VAE.")
 BATCH = flags.DEFINE_integer(
@@ -61,32 +70,37 @@ DTYPE = flags.DEFINE_string(
 SIZES = flags.DEFINE_list(
     "sizes", ["384x640"], "HEIGHTxWIDTH of latents; each file gets the nearest shape."
 )
-FRAMES = flags.DEFINE_integer("frames", 121, "Frames of a video.")
+FRAMES = flags.DEFINE_integer(
+    "frames", None, "Frames of a video; none: 121, or 17 for pairs."
+)
 FPS = flags.DEFINE_float("fps", 24, "Frames per second that are taken from files.")
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the embedded data set, or of the noise in latents."
+    "seed", 0, "Seed of a drawn data set, or of the noise in latents."
 )
 MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "Share of files that may be unusable.")
 HEADINGS = {
     "folder": "what to write, one of these",
     "to": "where",
-    "clips": "with --embedded",
+    "clips": "with --embedded and --pairs",
     "manifest": "with --text and --latents",
     "sizes": "with --latents",
 }
 
 
 def main(_: flags.FlagValues) -> None:
-    modes = EMBEDDED.value, TEXT.value, LATENTS.value, FOLDER.value is not None
+    drawn = EMBEDDED.value, PAIRS.value
+    modes = *drawn, TEXT.value, LATENTS.value, FOLDER.value is not None
     if sum(modes) != 1:
         raise ValueError(
-            "give one of --folder=FOLDER, --embedded, --text and --latents; see --help"
+            "give one of --folder=FOLDER, --embedded, --pairs, --text and --latents; "
+            "see --help"
         )
     if FOLDER.value is not None:
         print(f"the manifest: {list_folder(FOLDER.value, TO.value)}")
         return
-    if EMBEDDED.value:
-        prepare_embedded()
+    if any(drawn):
+        draw = prepare_embedded if EMBEDDED.value else prepare_pairs
+        draw()
         return
     if MANIFEST.value is None or MODEL.value is None:
         raise ValueError("this needs --manifest=FILE and --model=FOLDER")
@@ -97,12 +111,23 @@ def main(_: flags.FlagValues) -> None:
 
 
 def prepare_embedded() -> None:
-    """Writes the embedded data set, as the flags say."""
+    """Writes the moving shapes, as the flags say."""
     manifest = moving_shapes.write_dataset(TO.value, CLIPS.value, SEED.value)
     texts = [caption.text for caption in moving_shapes.captions()]
     tokenizer = Path(TO.value) / "tokenizer.json"
-    moving_shapes.train_tokenizer(texts, VOCABULARY.value, tokenizer)
+    moving_shapes.train_tokenizer(texts, VOCABULARY.value or 384, tokenizer)
     print(f"{CLIPS.value} clips: {manifest}")
+
+
+def prepare_pairs() -> None:
+    """Writes bouncing pairs, as the flags say."""
+    split = "held out" if HELD_OUT.value else "training"
+    settings = Settings(FRAMES.value or 17)
+    manifest = dataset.write_pairs(TO.value, CLIPS.value, SEED.value, split, settings)
+    tokenizer = Path(TO.value) / "tokenizer.json"
+    texts = dataset.texts()
+    moving_shapes.train_tokenizer(texts, VOCABULARY.value or 512, tokenizer)
+    print(f"{CLIPS.value} clips and images: {manifest}")
 
 
 def prepare_text(manifest: str, model: str) -> None:
@@ -127,15 +152,15 @@ def text_encoders(model: Path) -> str:
 
 def prepare_latents(manifest: str, model: str) -> None:
     """Writes latents of videos and images, as the flags say."""
-    devices = len(jax.devices())
+    devices, frames = len(jax.devices()), FRAMES.value or 121
     mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load_autoencoder(model)
     job = LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
-        load=partial(read_pixels, frames=FRAMES.value, fps=FPS.value),
+        load=partial(read_pixels, frames=frames, fps=FPS.value),
         sizes=tuple(height_width(text) for text in SIZES.value),
         made_with={
-            "frames": FRAMES.value,
+            "frames": frames,
             "fps": FPS.value,
             "seed": SEED.value,
             "vae": vae.digest,

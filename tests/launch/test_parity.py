@@ -197,5 +197,5 @@ def test_weights_of_losses_are_found_beside_those_of_the_vae():
 def test_a_pattern_that_matches_no_case_is_an_error():
     with pytest.raises(ValueError, match="no case"):
         find(GOLDEN, "none*")
-    with pytest.raises(SystemExit, match="^pyramid-jax parity: no case"):
+    with pytest.raises(SystemExit, match=r"^pyramid-jax parity: no case"):
         main(["--cases", str(GOLDEN), "--only", "none*"])

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import tiny_vae, vae
+from configs import pairs_vae, tiny_vae, vae
 from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
 from pyramid_jax.data.pixels import to_model
@@ -327,6 +327,6 @@ def test_the_configs_have_the_sizes_they_speak_of():
 
 
 def test_an_unknown_mode_is_refused():
-    for module in (vae, tiny_vae):
+    for module in (vae, tiny_vae, pairs_vae):
         with pytest.raises(ValueError, match="unknown mode 'fast'; use 'full', 'long'"):
             module.get_config("fast")

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Bouncing pairs: 17 frames of 64x64 or 64x96 pixels, two objects over a texture.
+
+    python -m launch.prepare --pairs --clips=12000 --to=data/pairs
+    python -m launch.prepare --latents --model=runs/pairs_vae/model \
+        --manifest=data/pairs/manifest.jsonl --to=data/pair_latents \
+        --sizes=64x64,64x96 --frames=17 --fps=8 --batch=4
+    python -m launch.train --config=configs/pairs.py --workdir=runs/pairs \
+        --config.autoencoder=runs/pairs_vae/model
+
+The latents are those of configs/pairs_vae.py: 5 frames of 16x16 cells. Three stages of
+4x4, 8x8 and 16x16 cells, patches of 2x2 cells: a frame is 4, 16 or 64 tokens.
+"""
+
+from typing import Any
+
+from configs import base, tiny
+
+
+def get_config(mode: str = "full") -> Any:
+    """The config; `smoke` is a minute on a laptop."""
+    cfg = tiny.get_config()
+    cfg.model.dit.update(single_blocks=5, patch_values=2 * 2 * 8)
+    cfg.model.dit.update(position_table=12, position_table_base=12)
+    cfg.model.layout.update(patch=2, position_table=12)
+    cfg.model.latent.update(channels=8, spatial=4, temporal=4)
+    cfg.model.tokenizer = "pyramid_jax/assets/pairs/tokenizer.json"
+    cfg.autoencoder = "pyramid_jax/assets/pairs"
+    cfg.data.update(
+        manifest="data/pair_latents/manifest.jsonl",
+        height=64,
+        width=64,
+        sizes=((64, 96),),
+        frames=17,
+        batch=8,
+        tokens=256,
+        text_tokens=96,
+        segments=8,
+        stage_shares=(1, 2, 1),
+        cache_mib=2048,
+    )
+    cfg.optimizer.steps = 10_000
+    cfg.loop.update(steps=10_000, save_every=250, sample_every=1000)
+    cfg.sample.update(first_steps=(10, 10, 10), video_steps=(6, 6, 6))
+    cfg.sample.guidance.update(first=3.0, video=2.0)
+    cfg.prompts = (
+        "a red circle moves sideways while a blue seven goes up and down",
+        "a yellow star and a magenta digit three both bounce diagonally",
+        "a green handwritten 5 moves vertically, a cyan ring goes left and right",
+        "a cyan box that bounces off all four walls and a red two that moves sideways",
+    )
+    if mode == "smoke":  # which has pixels instead of latents
+        cfg.data.manifest = "data/pairs/manifest.jsonl"
+        cfg.model.dit.position_table = cfg.model.layout.position_table = 16
+    cfg = base.choose(cfg, mode)
+    cfg.model.text.vocabulary = 512
+    return cfg

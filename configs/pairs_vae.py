@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The VAE of bouncing pairs: 17 frames of 64x64 pixels to 5 latent frames of 16x16x8.
+
+    python -m launch.prepare --pairs --to=data/pairs           # mp4 and png files
+    python -m launch.train_vae --config=configs/pairs_vae.py --workdir=runs/pairs_vae
+    python -m launch.train_vae --config=configs/pairs_vae.py:finish \
+        --workdir=runs/pairs_vae2 --start=runs/pairs_vae/model
+
+The first run sees 5 frames of a clip at a time, `finish` all 17. The VAE has no layer
+that depends on the size of a frame, so it is trained on squares and also takes the
+wider clips.
+"""
+
+from typing import Any
+
+from configs import vae
+
+
+def get_config(mode: str = "full") -> Any:
+    """The config; `finish` continues its VAE, `smoke` is a minute on a laptop."""
+    cfg = vae.get_config()
+    cfg.vae.update(latent=8, groups=2, dtype="float32", remat=False)
+    cfg.vae.update(encoder_widths=(8, 24, 48), decoder_widths=(16, 32, 48))
+    cfg.vae.update(encoder_layers=(1, 1, 1), decoder_layers=(1, 1, 1))
+    cfg.vae.update(spatial=(True, True, False), temporal=(True, True, False))
+    cfg.objective.update(pixel=10.0, perceptual=0.0, kl=1e-6, discriminator="none")
+    cfg.data.update(
+        manifest="data/pairs/manifest.jsonl",
+        height=64,
+        width=64,
+        frames=5,
+        fps=8.0,
+        batch=2,
+        images=0,
+        windows=4,
+        held_out=64,
+        workers=0,
+        cache_mib=1024,
+    )
+    cfg.optimizer.update(
+        learning_rate=2e-3,
+        b2=0.99,
+        weight_decay=1e-4,
+        warmup_steps=50,
+        steps=3000,
+        final_rate=1e-4,
+    )
+    cfg.step.ema_decay = 0.995
+    cfg.loop.update(steps=3000, log_every=20, save_every=200, sample_every=500)
+    cfg.statistics = 256
+    return finish(cfg) if mode == "finish" else vae.choose(cfg, mode)
+
+
+def finish(cfg: Any) -> Any:
+    """A second, shorter run on whole clips."""
+    cfg.data.update(frames=17, batch=1, windows=1, seed=1)
+    cfg.optimizer.update(learning_rate=5e-4, final_rate=1e-5, steps=600)
+    cfg.loop.update(steps=600)
+    cfg.seed = 1
+    return cfg
