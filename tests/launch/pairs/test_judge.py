@@ -49,7 +49,10 @@ def test_equal_sets_are_at_distance_0_and_a_shift_counts_squared():
     assert frechet(a, a + np.array([3.0, 0, 4.0, 0])) == pytest.approx(25)
 
 
-@pytest.mark.parametrize("damage", ["still", "noisy", "shuffled"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("noisy", "shuffled")]
+
+
+@pytest.mark.parametrize("damage", ["still", *SLOW])
 def test_damage_is_farther_from_real_clips_than_other_real_clips(damage: str):
     rng = np.random.default_rng(0)
     first, second = PIXELS[:20], PIXELS[20:]
