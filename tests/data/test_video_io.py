@@ -206,9 +206,7 @@ def test_a_cover_is_no_video(tmp_path, clip):
 
 
 def test_names_in_a_file_may_be_of_another_time(tmp_path):
-    path = write_as(
-        tmp_path / "a.avi", "mpeg4", metadata_encoding="latin-1", options={}
-    )
+    path = write_as(tmp_path / "a.avi", "mpeg4", options={})
     old = path.read_bytes().replace(b"Lavf", b"L\xf6wf")
     path.write_bytes(old)
     assert video_io.video_info(path).frames == 12
