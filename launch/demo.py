@@ -8,7 +8,6 @@ frames), what each was made from, as launch.sample does, and a contact sheet.
 """
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,11 @@ from absl import flags
 from launch import moving_shapes, start
 from launch.sample import outputs
 from launch.sample.outputs import Job, Render
+from launch.sample.progress import run
 from pyramid_jax.data import video_io
 from pyramid_jax.data.pictures import write_contact_sheet, write_picture
 from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.request import check_seed
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 PROMPTS = (
@@ -36,6 +37,7 @@ FRAMES, SCALE = 8, 8
 
 def main(values: flags.FlagValues) -> None:
     start.check_writable(values.to)
+    check_seed(values.seed, len(PROMPTS))
     began, folder = time.monotonic(), Path(values.to)
     print(f"making {len(PROMPTS) + len(FIRST_FRAMES)} videos with {values.model}")
     sheet = make(load(values.model), folder, values.seed)
@@ -48,16 +50,17 @@ def make(model: VideoPipeline, folder: Path, seed: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = text_to_video(model, folder, seed)
     continued = image_to_video(model, folder, seed)
-    captions = [render.recipe.prompt for render in drawn]
-    captions += [f"{render.recipe.prompt} (first frame given)" for render in continued]
-    videos = list(map(shown, [*drawn, *continued]))
+    jobs = [*drawn, *continued]
+    run(model, jobs, batch=len(drawn))
+    captions = [*PROMPTS, *(f"{text} (first frame given)" for text in FIRST_FRAMES)]
+    videos = [shown(outputs.read(job.path)) for job in jobs]
     return write_contact_sheet(folder / "contact_sheet.png", videos, captions)
 
 
-def text_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Render]:
-    """A file for every prompt, sampled as one batch."""
+def text_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Job]:
+    """A file for every prompt; one batch can hold them."""
     frames = model.cfg.latent.longest(FRAMES)
-    jobs = [
+    return [
         Job(
             model.request(prompt, num_frames=frames, seed=seed + i),
             folder / f"{i}_{_name(prompt)}.mp4",
@@ -65,12 +68,11 @@ def text_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Render]
         )
         for i, prompt in enumerate(PROMPTS)
     ]
-    return outputs.make(model, jobs)
 
 
-def image_to_video(model: VideoPipeline, folder: Path, seed: int) -> Sequence[Render]:
+def image_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Job]:
     """A file for every prompt whose first frame is drawn, not generated."""
-    frames, renders = model.cfg.latent.longest(FRAMES), []
+    frames, jobs = model.cfg.latent.longest(FRAMES), []
     for i, prompt in enumerate(FIRST_FRAMES):
         rng = np.random.default_rng((seed, i))
         clip = moving_shapes.render(moving_shapes.parse(prompt), rng)
@@ -78,8 +80,8 @@ def image_to_video(model: VideoPipeline, folder: Path, seed: int) -> Sequence[Re
         write_picture(image, moving_shapes.small(clip)[0])
         request = model.request(prompt, image=image, num_frames=frames, seed=seed + i)
         path = folder / f"{len(PROMPTS) + i}_{_name(prompt)}_from_image.mp4"
-        renders += outputs.make(model, [Job(request, path, image, SCALE)])
-    return renders
+        jobs.append(Job(request, path, image, SCALE))
+    return jobs
 
 
 def shown(render: Render) -> np.ndarray:

@@ -19,6 +19,7 @@ from absl import flags
 from launch import moving_shapes, start
 from launch.moving_shapes import judge, wilson
 from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.request import SEEDS
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 ATTRIBUTES = ("shape", "colour", "direction")
@@ -113,6 +114,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
     flags.DEFINE_integer("captions", 200, "Captions to sample.", lower_bound=1)
     flags.DEFINE_integer("batch", 40, "Videos sampled together.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of the choice of captions, and of videos.")
+    flags.DEFINE_integer(
+        *("seed", 0, "Seed of the choice of captions, and of videos."),
+        lower_bound=0,
+        upper_bound=SEEDS - 1,
+    )
     flags.DEFINE_string("to", None, "JSON file to write the numbers to.")
     start.run(main)

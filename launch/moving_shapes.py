@@ -9,7 +9,6 @@ itself, never from training data.
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from launch.drawings import is_drawn, shape_inside
 from pyramid_jax.data.manifest import Record, write_manifest
 from pyramid_jax.data.video_io import write_video
 
@@ -148,20 +148,10 @@ def write_dataset(
     """
     if clips < 1:
         raise ValueError(f"clips is {clips}, expected 1 or more")
-    folder = Path(folder)
-    summary, manifest = folder / "dataset.json", folder / "manifest.jsonl"
     dataset = {"drawing": 2, "clips": clips, "seed": seed} | asdict(settings)
-    expected = json.dumps(dataset)
-    if folder.exists() and any(folder.iterdir()):
-        content = summary.read_text() if summary.is_file() else "files of another kind"
-        if content != expected:
-            raise ValueError(
-                f"{folder} holds {content}, expected {expected}; give another folder"
-            )
-    if manifest.is_file():
+    folder, manifest = Path(folder), Path(folder) / "manifest.jsonl"
+    if is_drawn(folder, dataset):
         return manifest
-    folder.mkdir(parents=True, exist_ok=True)
-    summary.write_text(expected)
     order = list(captions())
     np.random.default_rng(seed).shuffle(order)
     records = []
@@ -253,22 +243,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def _mask(shape: str, diameter: int) -> Float[np.ndarray, "d d"]:
     """How much of each pixel of a square a shape that fills it covers, 0 to 1."""
     samples = 4  # per pixel and axis
-    x = (np.arange(diameter * samples) + 0.5) * 2 / (diameter * samples) - 1
-    y = x[:, None]  # downwards
-    radius = np.hypot(x, y)
-    # A star is a kite between a tip at radius 1 and a notch, mirrored ten times.
-    sector = np.pi / 5
-    angle = abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
-    across, along = radius * np.sin(angle), radius * np.cos(angle)
-    notch = 0.42 * np.sin(sector), 0.42 * np.cos(sector)
-    inside = {
-        "circle": radius < 1,
-        "square": np.maximum(abs(x), abs(y)) < 0.9,
-        "triangle": (2 * abs(x) < y + 1) & (y < 0.9),
-        "cross": np.minimum(abs(x), abs(y)) < 0.3,
-        "ring": (radius < 1) & (radius > 0.58),
-        "star": (1 - notch[1]) * across < notch[0] * (1 - along),
-    }[shape]
+    inside = shape_inside(shape, diameter * samples)
     return reduce(inside * 1.0, "(h i) (w j) -> h w", "mean", i=samples, j=samples)
 
 

@@ -52,7 +52,9 @@ def main(options: flags.FlagValues) -> None:
     out = Path(options.to)
     write(out, result, fps)
     print(table(result))
-    scores = {"input": options.input, "psnr": result.psnr, "ssim": result.ssim}
+    # JSON has no infinity, the PSNR of equal frames.
+    psnr = [value if math.isfinite(value) else None for value in result.psnr]
+    scores = {"input": options.input, "psnr": psnr, "ssim": result.ssim}
     out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
     print(out)
 

@@ -39,9 +39,12 @@ INTERRUPTED = 130  # the exit code of a program that SIGINT ended
 # Who tells more than a user wants to know: of devices that are missing, of every kernel
 # and every memory plan, of every request and every file.
 CHATTY = (
-    *("jax", "absl", "orbax", "httpx", "launch.start"),
+    *("jax", "httpx", "launch.start"),
     *("pyramid_jax.kernels", "pyramid_jax.pipeline"),
 )
+
+# What they warn of, Orbax's registry at every start, is nothing that a user can mend.
+LIBRARIES = ("absl", "orbax")
 
 CURES = {
     errno.ENOSPC: "make room, or write to another disk; finished files stay",
@@ -49,6 +52,8 @@ CURES = {
     errno.EACCES: "change its permissions, or give another path",
     errno.EROFS: "give a path on a disk that can be written to",
 }
+
+SMALLER = "work on fewer or smaller videos at once, or on more devices"
 
 flags.DEFINE_bool("verbose", False, "Tell everything: programs, memory, tracebacks.")
 
@@ -93,6 +98,10 @@ def one_line_errors() -> Iterator[None]:
         if flags.FLAGS.verbose:
             raise
         sys.exit(f"{_name()}: {sentence(error)}")
+    except jax.errors.JaxRuntimeError as error:
+        if flags.FLAGS.verbose or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"{_name()}: {str(error).splitlines()[0]}; {SMALLER}")
 
 
 def sentence(error: BaseException) -> str:
@@ -128,6 +137,8 @@ def _quieten() -> None:
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _name() -> str:

@@ -39,7 +39,8 @@ START = flags.DEFINE_string(
     "start", None, "Folder of a trained model whose weights a new run starts from."
 )
 SECONDS = flags.DEFINE_float(
-    "max_seconds", None, "Save and end after this time, if the run is not done before."
+    *("max_seconds", None, "Save and end after this time, if the run is not done."),
+    lower_bound=0,
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of a cluster, which run this as well."

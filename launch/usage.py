@@ -2,9 +2,11 @@
 """What a command says of its flags: the help, in groups, and one line for a mistake."""
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -21,6 +23,13 @@ _MISSING = re.compile(r"flag --(\w+)=None: Flag .* other than None\.")
 _SIMILAR = re.compile(r'mean "(\w+)" instead of "(\w+)"')  # says ml_collections
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says what is wrong as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"{self.prog}: {message}; see --help")
+
+
 def parse(name: str, headings: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Parses flags. Ends the process after help, or a mistake.
 
@@ -32,9 +41,10 @@ def parse(name: str, headings: Mapping[str, str], arguments: Sequence[str]) -> N
         print(text(name, sys.modules["__main__"].__doc__ or "", headings))
         sys.exit()
     try:
-        if not (rest := flags.FLAGS(arguments)[1:]):
+        rest = flags.FLAGS(arguments)[1:]
+        reason = f"unknown arguments {rest}" if rest else _not_finite()
+        if not reason:
             return
-        reason = f"unknown arguments {rest}"
     except flags.Error as error:
         reason = _MISSING.sub(r"--\1 is missing", str(error))
     except (AttributeError, KeyError) as error:  # a config is asked for its entries
@@ -60,6 +70,15 @@ def text(name: str, description: str, headings: Mapping[str, str]) -> str:
             group = parser.add_argument_group("as for every command")
         _add(group, flags.FLAGS[each])
     return parser.format_help().rstrip()
+
+
+def _not_finite() -> str:
+    """Which flag has no finite number, if any: bounds let NaN pass."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"flag --{name}={value}: expected a finite number"
+    return ""
 
 
 def _no_entry(error: str) -> str:

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from pyramid_jax.shapes import Array
 
 TIME_SCALE = 1000  # the network's clock runs from 1000 (noise) to 0 (clean)
+MOST_STEPS = 10_000  # of a stage; the trained clock has 1000
 THIRDS = (0.0, 1 / 3, 2 / 3, 1.0)
 
 
@@ -170,9 +171,10 @@ def sigmas(steps: int, last_step: bool = True) -> np.ndarray:
     parity: the last step always covers 0.001 only. `last_step=False` leaves it out, one
     network evaluation less for an error of that order.
     """
-    if steps < 1 or not (last_step or steps > 1):
+    if not (1 if last_step else 2) <= steps <= MOST_STEPS:
         raise ValueError(
-            f"{steps} steps per stage: give 1 or more (2 without the last step)"
+            f"{steps} steps per stage: give 1 or more (2 without the last step), at "
+            f"most {MOST_STEPS}"
         )
     visited = np.linspace(1.0, 0.001, steps)
     return np.append(visited if last_step else visited[:-1], 0.0)

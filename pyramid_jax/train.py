@@ -57,7 +57,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
-    tokenize = load_tokenizer(model.tokenizer)
+    tokenize = load_tokenizer(model.tokenizer, model.text and model.text.vocabulary)
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
     shard = (jax.process_index(), jax.process_count())
 

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -40,11 +42,17 @@ def picture(kind: str) -> bytes:
         return file.getvalue()
 
 
-def video(folder: Path) -> bytes:
-    """A small mp4 file."""
-    pixels = np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), np.uint8)
-    video_io.write_video(folder / "whole.mp4", pixels, 8)
-    return (folder / "whole.mp4").read_bytes()
+def video(kind: str, codec: str) -> bytes:
+    """A small video file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3), np.uint8)
+    with io.BytesIO() as file:
+        with av.open(file, "w", format=kind) as container:
+            stream = container.add_stream(codec, rate=8)
+            stream.height, stream.width = SIZE
+            for frame in pixels:
+                container.mux(stream.encode(VideoFrame.from_ndarray(frame)))
+            container.mux(stream.encode(None))
+        return file.getvalue()
 
 
 def read_tensors(path: Path) -> None:
@@ -90,13 +98,17 @@ def prompts(path: Path) -> list[str]:
     return [line.prompt for line in lists.read_lines(path)]
 
 
-# Name of a file -> its whole bytes, or how they are made in a folder; how it is read.
-KINDS: dict[str, tuple[Any, Callable[[Path], None]]] = {
+# Name of a file -> its whole bytes, and how it is read.
+KINDS: dict[str, tuple[bytes, Callable[[Path], Any]]] = {
     "a.png": (picture("png"), lambda path: pictures.read_picture(path, SIZE)),
     "a.jpg": (picture("jpeg"), lambda path: pictures.read_picture(path, SIZE)),
     "a.webp": (picture("webp"), lambda path: pictures.read_picture(path, SIZE)),
     "a.gif": (picture("gif"), lambda path: pictures.read_picture(path, SIZE)),
-    "a.mp4": (video, read_frames),
+    "a.tiff": (picture("tiff"), lambda path: pictures.read_picture(path, SIZE)),
+    "a.avif": (picture("avif"), lambda path: pictures.read_picture(path, SIZE)),
+    "a.mp4": (video("mp4", "libx264"), read_frames),
+    "a.webm": (video("webm", "libvpx-vp9"), read_frames),
+    "a.avi": (video("avi", "mpeg4"), read_frames),
     "a.safetensors": (
         save({"a": np.arange(6.0), "b": np.zeros((2, 3), np.float16)}),
         read_tensors,
@@ -157,8 +169,7 @@ def time_limit() -> Iterator[None]:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_file_is_read_or_refused_by_name(name: str, tmp_path: Path):
     whole, read = KINDS[name]
-    whole = whole if isinstance(whole, bytes) else whole(tmp_path)
-    path = tmp_path / name
+    path, refused = tmp_path / name, set[bool]()
     path.write_bytes(whole)
     read(path)
 
@@ -168,7 +179,10 @@ def test_a_damaged_file_is_read_or_refused_by_name(name: str, tmp_path: Path):
         with time_limit():
             try:
                 read(path)
+                refused.add(False)
             except ValueError as error:
                 assert name in str(error), error
+                refused.add(True)
 
     check()
+    assert True in refused

@@ -61,8 +61,8 @@ def test_a_run_leaves_loss_samples_checkpoints_and_a_model(run: Path):
 @pytest.mark.slow
 def test_the_trained_model_makes_videos(run: Path):
     model = generate.load(run / "model")
-    video = model.text_to_video("a red circle moves left", generate.Size(32, 32, 3))
-    assert video.shape == (1, 3, 32, 32, 3)
+    video = model("a red circle moves left", height=32, width=32, num_frames=3)
+    assert video.frames.shape == (1, 3, 32, 32, 3)
 
 
 @pytest.mark.slow
@@ -79,6 +79,16 @@ def test_a_run_of_another_config_is_not_continued(run: Path, manifest: Path):
     cfg.optimizer.learning_rate = 0.5
     with pytest.raises(ValueError, match=r"of another config: optimizer.learning_rate"):
         train(cfg, run)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**32 + 1])
+def test_seeds_that_would_share_weights_are_refused(
+    seed: int, manifest: Path, tmp_path: Path
+):
+    cfg = config(manifest)
+    cfg.seed = seed
+    with pytest.raises(ValueError, match="must be a whole number of 0 to 2147483647"):
+        train(cfg, tmp_path)
 
 
 def test_a_run_that_ends_within_its_warm_up_says_so(

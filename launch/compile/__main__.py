@@ -16,6 +16,8 @@ import itertools
 import os
 import sys
 
+from launch.usage import OneLineParser
+
 # Otherwise libtpu would look for the machine that it runs on, and claim it.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     from launch.compile import kernels, vae
     from launch.compile.chips import CHIPS
 
-    parser = argparse.ArgumentParser(prog="pyramid-jax compile", description=__doc__)
+    parser = OneLineParser(prog="pyramid-jax compile", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--chips", default=",".join(CHIPS), help=f"Some of {list(CHIPS)}."

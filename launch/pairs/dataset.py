@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bouncing pairs as arrays, without files, and as a folder of mp4 and png files."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import count
@@ -11,16 +10,18 @@ from typing import NamedTuple, get_args
 import numpy as np
 from jaxtyping import UInt8
 
+from launch.drawings import is_drawn
 from launch.pairs.captions import image_caption, video_caption
 from launch.pairs.scene import Actor, Settings, Split, scene
 from pyramid_jax.data.manifest import Kind, Record, write_manifest
 from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.data.video_io import write_video
 
-DRAWING = 1  # version of scenes and captions
+DRAWING = 2  # version of scenes and captions
 FILMING = Settings()
 _EVERY = 5  # one of so many is an image
 _CRF = 14
+_WORDS = 1  # captions are drawn apart from scenes
 
 
 class Pair(NamedTuple):
@@ -47,7 +48,7 @@ def pair(
     """
     kind = kind or ("image" if number % _EVERY == _EVERY - 1 else "video")
     shown = scene(number, seed, split)
-    rng = np.random.default_rng((seed, number, len(split)))
+    rng = np.random.default_rng((seed, number, get_args(Split).index(split), _WORDS))
     caption = video_caption if kind == "video" else image_caption
     frames = settings.frames if kind == "video" else 1
     return Pair(kind, caption(shown.actors, rng), shown.actors, shown.film(frames))
@@ -86,20 +87,11 @@ def write_pairs(
     """
     if clips < 1:
         raise ValueError(f"clips is {clips}, expected 1 or more")
-    folder = Path(folder)
-    summary, manifest = folder / "dataset.json", folder / "manifest.jsonl"
-    numbers = {"pairs": DRAWING, "clips": clips, "seed": seed}
-    expected = json.dumps(numbers | {"split": split} | asdict(settings))
-    if folder.exists() and any(folder.iterdir()):
-        content = summary.read_text() if summary.is_file() else "files of another kind"
-        if content != expected:
-            raise ValueError(
-                f"{folder} holds {content}, expected {expected}; give another folder"
-            )
-    if manifest.is_file():
+    dataset = {"pairs": DRAWING, "clips": clips, "seed": seed, "split": split}
+    folder, manifest = Path(folder), Path(folder) / "manifest.jsonl"
+    if is_drawn(folder, dataset | asdict(settings)):
         return manifest
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    summary.write_text(expected)
+    (folder / "images").mkdir(exist_ok=True)
     records = []
     for number in range(clips):
         each = pair(number, seed, split, settings)

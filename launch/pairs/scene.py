@@ -16,6 +16,8 @@ from einops import reduce
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
+from launch.drawings import shape_inside
+
 Split = Literal["training", "held out"]
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
@@ -226,23 +228,7 @@ def _mask(
 
 @functools.cache
 def _shape(kind: str, side: int) -> Float[np.ndarray, "_ _"]:
-    x = (np.arange(side) + 0.5) * 2 / side - 1
-    y = x[:, None]  # downwards
-    radius = np.hypot(x, y)
-    # A star is a kite between a tip at radius 1 and a notch, mirrored ten times.
-    sector = np.pi / 5
-    angle = abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
-    across, along = radius * np.sin(angle), radius * np.cos(angle)
-    notch = 0.42 * np.sin(sector), 0.42 * np.cos(sector)
-    inside = {
-        "circle": radius < 1,
-        "square": np.maximum(abs(x), abs(y)) < 0.9,
-        "triangle": (2 * abs(x) < y + 1) & (y < 0.9),
-        "cross": np.minimum(abs(x), abs(y)) < 0.3,
-        "ring": (radius < 1) & (radius > 0.58),
-        "star": (1 - notch[1]) * across < notch[0] * (1 - along),
-    }[kind]
-    return (inside & (radius < 2)).astype(np.float32)
+    return shape_inside(kind, side).astype(np.float32)
 
 
 @functools.cache

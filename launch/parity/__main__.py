@@ -15,10 +15,12 @@ from pathlib import Path
 
 import jax
 
+from launch.usage import OneLineParser
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="pyramid-jax parity", description=__doc__)
+    parser = OneLineParser(prog="pyramid-jax parity", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--cases", type=Path, required=True, help="Folder of the cases."
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cases = find(options.cases, options.only)
     except ValueError as error:
-        sys.exit(f"pyramid-jax parity: {error}")
+        parser.error(str(error))
     for name, folder in cases.items():
         for line in replay(folder, name):
             print(line, flush=True)

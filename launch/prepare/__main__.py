@@ -42,6 +42,7 @@ from pyramid_jax import sharding
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.source import read_pixels
 from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.request import SEEDS
 from pyramid_jax.vae import autoencoder
 
 BEGINNING = 2**22  # bytes of a file of weights that tell it from others
@@ -75,7 +76,9 @@ FRAMES = flags.DEFINE_integer(
 )
 FPS = flags.DEFINE_float("fps", 24, "Frames per second that are taken from files.")
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of a drawn data set, or of the noise in latents."
+    *("seed", 0, "Seed of a drawn data set, or of the noise in latents."),
+    lower_bound=0,
+    upper_bound=SEEDS - 1,
 )
 MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "Share of files that may be unusable.")
 HEADINGS = {

@@ -13,8 +13,6 @@ objects with "prompt", "negative", "seed" and "image". Seeds count up over a run
 that was interrupted is continued by the same command, which skips finished files.
 """
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,25 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
 from launch import start
 from launch.sample import outputs
-from launch.sample.lists import Line, batches, file_name, read_lines, waiting
+from launch.sample.lists import Line, file_name, read_lines, waiting
 from launch.sample.outputs import Job
+from launch.sample.progress import run
 from launch.sizes import check_preset, height_width
 from pyramid_jax.data.pictures import read_picture
 from pyramid_jax.model import SampleConfig
-from pyramid_jax.pipeline.denoise import Progress, StepCallback
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import check_seed, check_text, not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.sampler import Guidance
 
-# Time is left to tell once everything is compiled.
-COMPILING = "{n:.2f}/{total} |{bar:20}| {elapsed}, compiling{postfix}"
-BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
 UNREAD = (8, 8)  # pixels that an image is read in to see whether it can be
 
 
@@ -174,45 +168,6 @@ def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
     return tuple(map(int, counts)) * (stages if len(counts) == 1 else 1)
 
 
-def run(pipeline: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
-    """Makes all files, and shows the progress."""
-    every = 0.1 if sys.stderr.isatty() else 30.0
-    groups = list(batches(jobs, batch))
-    if len(groups) > -(-len(jobs) // batch):
-        print(
-            f"{len(jobs)} videos are made in {len(groups)} batches: those of one batch "
-            "have one size, one first frame, the same choices, and seeds that count up"
-        )
-    with tqdm(
-        total=len(jobs), bar_format=COMPILING, smoothing=0, mininterval=every
-    ) as bar:
-        for group in groups:
-            begun = bar.n
-            for render in outputs.make(pipeline, group, progress_bar(bar, len(group))):
-                bar.write(str(render.path))
-            bar.update(begun + len(group) - bar.n)
-
-
-def progress_bar(bar: tqdm, videos: int) -> StepCallback:
-    """Moves a bar that counts videos after every step of so many of them."""
-    begun = bar.n
-
-    def step(progress: Progress) -> None:
-        bar.set_postfix_str(str(progress), refresh=False)
-        bar.update(begun + progress.done * videos - bar.n)
-        last_shape = progress.unit > 0 or progress.units == 1
-        if last_shape and progress.stage == progress.stages - 1:
-            _tell_time_left(bar)
-
-    return step
-
-
-def _tell_time_left(bar: tqdm) -> None:
-    """Tells it by the speed from now on; what compiling took says nothing."""
-    if bar.bar_format != BAR:
-        bar.bar_format, bar.initial, bar.start_t = BAR, bar.n, time.time()
-
-
 def description(pipeline: VideoPipeline) -> str:
     """What a model was made for, and what is recommended for it."""
     defaults, guidance = pipeline.defaults, pipeline.defaults.guidance
@@ -241,7 +196,7 @@ def define(into: flags.FlagValues) -> None:
     text("negative", None, "What it does not show; none: what the model recommends.")
     text("image", None, "File of the first frame, scaled to cover, and cropped.")
     whole("seed", 0, "Seed of the first video; the others count up.", lower_bound=0)
-    whole("each", 1, "Videos of every prompt.", lower_bound=1)
+    whole("each", 1, "Videos of every prompt.", lower_bound=1, upper_bound=10_000)
     text("size", None, "HEIGHTxWIDTH in pixels.")
     whole("frames", None, "Frames of a video; 1 makes images.", lower_bound=1)
     real("seconds", None, "Length instead of --frames; the nearest that can be made.")
@@ -262,7 +217,8 @@ def define(into: flags.FlagValues) -> None:
     whole("scans", None, "Divide a video into so many runs: less work, more compiling.")
     text("to", "runs/sample", "Folder to write to.")
     choice("kind", None, outputs.KINDS, "Kind of files; none: mp4, or png for images.")
-    whole("scale", 1, "Show every pixel as a block of so many.", lower_bound=1)
+    scale_help = "Show every pixel as a block of so many."
+    whole("scale", 1, scale_help, lower_bound=1, upper_bound=64)
 
 
 HEADINGS = {

@@ -50,7 +50,7 @@ def read_lines(path: str | Path) -> list[Line]:
             continue
         try:
             lines.append(_line(text, path.parent))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not lines:
         raise ValueError(f"{path} has no prompt; write one on every line")

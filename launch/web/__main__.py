@@ -42,6 +42,7 @@ def main(values: flags.FlagValues) -> None:
     if host not in LOOPBACK:
         reach = "everyone who reaches %s can make videos and see all in %s"
         logging.warning(reach, host, folder)
+    start.check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mesh = start.parse_mesh(values.mesh)
     pipeline = load(model, mesh, values.dtype, offload=values.offload)

@@ -55,7 +55,7 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
             continue
         try:
             records.append(_record(line, path.parent))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"  line {number}: {error}")
     if problems:
         rest = len(problems) - _REPORTED
@@ -80,12 +80,17 @@ def text_lines(path: Path) -> list[str]:
     """
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{path} can't be read ({error.strerror}); correct the path"
+        ) from error
+    try:
         wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = raw.decode("utf-16" if wide else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} can't be read as text in UTF-8 ({error}); correct the path, or "
-            f"convert the file, e.g. with iconv -f LATIN1 -t UTF-8 {path}"
+            f"{path} can't be read as text in UTF-8 ({error}); convert it, e.g. with "
+            f"iconv -f LATIN1 -t UTF-8 {path}"
         ) from error
     if "\0" in text:
         raise ValueError(f"{path} is no text, or in UTF-16 or 32; convert it to UTF-8")

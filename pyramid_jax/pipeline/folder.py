@@ -69,7 +69,10 @@ def read_model(
     return SavedModel(
         cfg,
         params,
-        load_tokenizer(tokenizer if tokenizer.is_file() else cfg.tokenizer),
+        load_tokenizer(
+            tokenizer if tokenizer.is_file() else cfg.tokenizer,
+            cfg.text and cfg.text.vocabulary,
+        ),
         model.sample_config(sections["sample"]),
         vae,
         prompts,

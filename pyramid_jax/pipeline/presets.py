@@ -10,6 +10,7 @@ from pyramid_jax.model import ModelConfig, SampleConfig
 
 # Of a video for which no length is given, in seconds; less if the model makes none.
 USUAL_SECONDS = 5.0
+MOST_SECONDS = 24 * 60 * 60  # nobody asks for more than a day
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ def nearest_frames(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> 
 
 
 def check_seconds(seconds: float) -> None:
-    """Raises ValueError unless it is a positive, finite number."""
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{seconds} seconds: expected a positive, finite number")
+    """Raises ValueError unless it is a positive number, at most `MOST_SECONDS`."""
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ValueError(
+            f"{seconds} seconds: expected a positive number up to {MOST_SECONDS}"
+        )
 
 
 def default_size(

@@ -81,16 +81,26 @@ def train_loop(
         ValueError: the rows of a batch can't be divided over the mesh.
     """
     mesh: Mesh = state.step.sharding.mesh
-    done, window = int(state.step), MetricsWindow()
+    done = begun = int(state.step)
+    window = MetricsWindow()
     deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
     silent = jax.process_index() > 0
-    bar = tqdm(total=cfg.steps, initial=done, unit="step", disable=silent)
+    bar = tqdm(
+        desc="compiling",
+        total=cfg.steps,
+        initial=done,
+        unit="step",
+        disable=silent,
+        smoothing=0,
+    )
     with bar, jax.set_mesh(mesh), _signals() as stopped:
         while done < cfg.steps:
             batch = next(batches)
             state, report = step(state, global_batch(batch, mesh), key)
             done += 1
             window.add(report, batch)
+            if done == begun + 1:  # compiling says nothing about the time left
+                bar.desc, bar.initial, bar.start_t = "", done, time.time()
             bar.update()
 
             logs = done % cfg.log_every == 0

@@ -52,6 +52,8 @@ def run_training(
     Raises:
         ValueError: a section is wrong, or the folder is of another config.
     """
+    if not 0 <= cfg.seed < 2**31:  # JAX keeps 32 bits; others would share weights
+        raise ValueError(f"seed {cfg.seed} must be a whole number of 0 to 2147483647")
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
     check_processes(mesh)

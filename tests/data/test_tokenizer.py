@@ -31,6 +31,13 @@ def test_padding_and_truncation_of_a_file_are_switched_off(tmp_path: Path):
     assert load_tokenizer(tmp_path / "tokenizer.json")(text) == plain
 
 
+@pytest.mark.parametrize("name", [TINY / "tokenizer.json", "byt5"])
+def test_more_ids_than_a_model_reads_are_refused(name):
+    load_tokenizer(name, 384)
+    with pytest.raises(ValueError, match=r"token ids, the model reads 100; give"):
+        load_tokenizer(name, 100)
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"no_such.json is no token.*No such file.*give one"

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from launch import moving_shapes, start
-from launch.sample import __main__, outputs
+from launch.sample import __main__, outputs, progress
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline.folder import TINY_LATENT
@@ -167,8 +167,8 @@ def test_the_model_tells_what_it_was_made_for(capsys):
 
 
 def test_a_bar_counts_videos_and_tells_time_left_once_all_is_compiled():
-    with tqdm(total=6, initial=2, bar_format=__main__.COMPILING) as bar:
-        step = __main__.progress_bar(bar, 4)
+    with tqdm(total=6, initial=2, bar_format=progress.COMPILING) as bar:
+        step = progress.progress_bar(bar, 4)
         for done in (0.25, 0.5):
             step(denoise.Progress(1, 4, 0, 2, 2, 6, done, jnp.zeros(1)))
         assert bar.n == pytest.approx(4) and "compiling" in str(bar)
@@ -189,6 +189,7 @@ def test_a_bar_counts_videos_and_tells_time_left_once_all_is_compiled():
         ([PROMPT, "--size=64x64"], "was made for 32x32 up to 7 frames"),
         ([PROMPT, "--frames=4"], "use 3 or 5"),
         ([PROMPT, "--steps=1,2,3"], "one entry for each of the 2 stages"),
+        ([PROMPT, f"--steps={10**20}"], "give 1 or more"),
         ([PROMPT, "--steps=1"], "1 steps per stage: give 1 or more (2 without the"),
         ([PROMPT, "--steps=ten"], "steps ten are no numbers"),
         ([PROMPT, "--image=missing.jpg"], "missing.jpg cannot be read as an image"),
@@ -213,6 +214,7 @@ def unreadable(folder: Path) -> dict[str, str]:
     Image.new("RGB", (64, 64), "red").save(folder / "whole.png")
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:90])
     (folder / "latin.txt").write_bytes("Löwe".encode("latin-1"))
+    (folder / "deep.txt").write_text('{"a":' * 100_000)
     (folder / "seeds.txt").write_text('{"prompt": "a", "seed": 2147483648}')
     return {
         f"--image={folder}/notes.jpg": "notes.jpg cannot be read",
@@ -226,7 +228,10 @@ def unreadable(folder: Path) -> dict[str, str]:
         "--guidance=nan": "guidance first=nan must be 0 to 100",
         "--guidance=1e9": "guidance first=1000000000.0 must be 0 to 100",
         "--decay=nan": "guidance decay=nan must be 0 to 100",
-        "--seconds=inf": "inf seconds: expected a positive, finite number",
+        "--seconds=inf": "inf seconds: expected a positive number up to 86400",
+        "--seconds=1e308": "1e+308 seconds: expected a positive number",
+        f"--prompts={folder}/deep.txt": "deep.txt, line 1: maximum recursion depth",
+        f"--prompts={folder}/none.txt": "(No such file or directory); correct",
         "--to=/proc/nope": "nothing can be written to the folder /proc/nope",
         "--to=/dev/null/a": "nothing can be written to the folder /dev/null/a",
     }

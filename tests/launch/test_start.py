@@ -85,10 +85,16 @@ def main(values):
         import logging, transformers
         logging.getLogger("pyramid_jax.kernels.attention").info("attention over rows")
         logging.getLogger("pyramid_jax.data").warning("skipped a.mp4")
+        logging.getLogger("absl").warning("a type handler is overridden")
         jax.devices()
+    if values.to == "memory":
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\\nat")
+    if values.to == "bug":
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
 def define(flag_values):
     flags.DEFINE_string("to", "runs", "folder", flag_values=flag_values)
+    flags.DEFINE_float("fps", 8, "rate", lower_bound=0, flag_values=flag_values)
 
 start.run(main, define)
 """
@@ -110,6 +116,23 @@ def test_a_wrong_value_becomes_one_line_and_exit_code_1():
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.endswith(": nowhere is no folder; give another --to\n")
     assert "Traceback" in command("--to=nowhere", "--verbose").stderr
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    for number in ("nan", "inf"):
+        done = command(f"--fps={number}")
+        assert done.returncode == 1 and not done.stdout
+        said = f"flag --fps={number}: expected a finite number; see --help\n"
+        assert done.stderr.endswith(said) and len(done.stderr.splitlines()) == 1
+
+
+def test_a_full_memory_is_one_line_and_a_bug_is_not():
+    done = command("--to=memory")
+    assert done.returncode == 1
+    assert "Out of memory.; work on fewer or smaller videos" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" in command("--to=memory", "--verbose").stderr
+    assert "Traceback" in command("--to=bug").stderr
 
 
 def test_arguments_that_are_no_flags_are_refused():
