@@ -22,14 +22,13 @@ from matplotlib.image import imsave
 
 from launch import start
 from pyramid_jax.data import video_io
-from pyramid_jax.data.pictures import picture_size, read_picture
+from pyramid_jax.data.pictures import SUFFIXES, picture_size, read_picture
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.vae import autoencoder, quality
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 STRENGTH = 4  # of the difference
 
 
@@ -65,7 +64,7 @@ def shown_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: a missing or broken file.
     """
-    image = path.suffix.lower() in IMAGES
+    image = path.suffix.lower() in SUFFIXES
     return picture_size(path) if image else video_io.video_size(path)
 
 
@@ -80,7 +79,7 @@ def read(
     Raises:
         ValueError: a missing or broken file, or one too small for a latent cell.
     """
-    image = path.suffix.lower() in IMAGES
+    image = path.suffix.lower() in SUFFIXES
     info = None if image else video_io.video_info(path)
     shown = picture_size(path) if info is None else info[:2]
     multiple = math.lcm(latent.spatial, 2)  # H.264 wants even sizes
@@ -113,7 +112,7 @@ def write(path: Path, result: Reconstruction, fps: float) -> None:
     original, decoded = (x.astype(int) for x in (result.original, result.decoded))
     difference = np.clip(STRENGTH * np.abs(decoded - original), 0, 255)
     shown = np.concatenate([original, decoded, difference], axis=2).astype(np.uint8)
-    if path.suffix.lower() in IMAGES:
+    if path.suffix.lower() in SUFFIXES:
         path.parent.mkdir(parents=True, exist_ok=True)
         imsave(path, shown[0])
     else:

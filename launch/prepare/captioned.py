@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from launch.reconstruct import IMAGES
 from pyramid_jax.data.manifest import Kind, Record, text_lines, write_manifest
+from pyramid_jax.data.pictures import SUFFIXES
 
 CAPTION = ".txt"
 BESIDE = (CAPTION, ".json", ".jsonl")  # what is no video or image
@@ -50,4 +50,4 @@ def _counts(path: Path, source: Path) -> bool:
 
 
 def _kind(path: Path) -> Kind:
-    return "image" if path.suffix.lower() in IMAGES else "video"
+    return "image" if path.suffix.lower() in SUFFIXES else "video"

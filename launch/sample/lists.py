@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from launch.sample import outputs
 from launch.sample.outputs import Job, Recipe
 from pyramid_jax.data.manifest import text_lines
+from pyramid_jax.data.stored import differences
 from pyramid_jax.pipeline.video import VideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -121,5 +122,4 @@ def _differences(path: Path, recipe: Recipe) -> str:
     except ValueError:
         return "it does not say what from"
     was, wanted = (flatten_dict(x, sep=".") for x in (old, dataclasses.asdict(recipe)))
-    pairs = ((name, was.get(name), value) for name, value in wanted.items())
-    return ", ".join(f"{n} {a!r}, not {b!r}" for n, a, b in pairs if a != b)
+    return differences(was, wanted)

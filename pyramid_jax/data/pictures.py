@@ -14,6 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from pyramid_jax.data.pixels import HeightWidth, array_image, over_white
 
+# Of image files, by which a file is known as one before it is opened.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 _COMMENT = "Comment"  # the keyword that the PNG standard has for it
 _LYING = (5, 6, 7, 8)  # values of EXIF's orientation
 # Others are rare, less well kept by Pillow, or start programs (EPS).
