@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention under a `TokenMask`: the entry, the plain form, the choice of backend."""
+"""Attention under a mask: its plan, the plain form, the choice of backend."""
 
 import functools
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,11 @@ from einops import rearrange
 from jaxtyping import Float
 
 from pyramid_jax.kernels.attention_blocks import blocks
-from pyramid_jax.kernels.attention_tpu import attention_tpu
-from pyramid_jax.kernels.attention_triton import attention_triton
-from pyramid_jax.kernels.exchange import AttentionFn, over_mesh
+from pyramid_jax.kernels.attention_tpu import attention_tpu, tpu_lists
+from pyramid_jax.kernels.attention_triton import attention_triton, triton_lists
+from pyramid_jax.kernels.exchange import over_mesh, over_rows
 from pyramid_jax.kernels.flash import FLOOR
-from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles
+from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles, tiles_for
 from pyramid_jax.kernels.trial import failure
 from pyramid_jax.mask import TokenMask, dense_mask
 
@@ -26,19 +29,37 @@ SHORT = 512
 WIDEST = 128  # of the heads that the kernels' tiles are made for
 
 
-def attention(
-    q: Float[jax.Array, "b l heads dim"],
-    k: Float[jax.Array, "b l heads dim"],
-    v: Float[jax.Array, "b l heads dim"],
-    mask: TokenMask,
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["query", "key", "lists"],
+    meta_fields=["backend", "tiles"],
+)
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Who sees whom, as a backend needs it; made once, it serves all layers.
+
+    `lists` are what a Pallas kernel visits; the other backends have none.
+    """
+
+    query: TokenMask
+    key: TokenMask
+    lists: Any
+    backend: str
+    tiles: Tiles | None
+
+
+def attention_plan(
+    query: TokenMask,
+    key: TokenMask,
+    dim: int,
+    dtype: str,
     backend: str | None = None,
     tiles: Sizes | None = None,
-) -> Float[jax.Array, "b l heads dim"]:
-    """softmax(q kᵀ / sqrt(dim)) v over the keys that `mask` lets each query see.
-
-    A query that sees no key (padding) gets zeros, also in the gradient.
+) -> AttentionPlan:
+    """Prepares attention of such queries to such keys, in heads of width `dim`.
 
     Args:
+        dtype: of queries, keys and values.
         backend: one of BACKENDS; None takes the kernel of the device if it
             passes a trial there, else "xla" or "blocks". Pallas kernels run on their
             device only; compiled for a CPU they are interpreted, exactly and slowly.
@@ -49,35 +70,65 @@ def attention(
         ValueError: the backend is unknown or not available here, the heads are too wide
             for it, or it does not take the tiles.
     """
-    length, dim = q.shape[1], q.shape[3]
+    length = key.segment.shape[1]
     if tiles is not None and backend not in TILED:
         raise ValueError(
             f"attention tiles {tiles} are given, but the backend {backend!r} takes "
             f"none; name one of {TILED}, or leave the tiles out"
         )
     if backend is None:
-        backend = default(length, dim, q.dtype.name)
+        backend = default(length, dim, dtype)
         logger.info("attention over rows of %d tokens: %s", length, backend)
-    return over_mesh(_form(backend, dim, tiles), q, k, v, mask)
-
-
-def _form(backend: str, dim: int, tiles: Sizes | None) -> AttentionFn:
-    """A backend as a function of each device's part of the arrays."""
     if backend not in BACKENDS:
         raise ValueError(
             f"unknown attention backend {backend!r}; use one of {BACKENDS}, or None"
         )
-    if backend in ("xla", "blocks"):
-        plain = _xla if backend == "xla" else blocks
-        return lambda q, k, v, query, key: plain(q, k, v, query)
+    if backend not in TILED:
+        return AttentionPlan(query, key, None, backend, None)
     if dim > WIDEST:
         raise ValueError(
             f"heads of width {dim} are too wide for {backend}, which takes up to "
             f"{WIDEST}; use the backend 'xla'"
         )
-    kernel = attention_tpu if backend == "pallas_tpu" else attention_triton
-    sizes = None if tiles is None else Tiles.of(tiles)
-    return _interpreted_on_cpu(functools.partial(kernel, tiles=sizes))
+    sizes = Tiles.of(tiles) if tiles else tiles_for(backend, dim, dtype, length)
+    make = tpu_lists if backend == "pallas_tpu" else triton_lists
+    lists = over_rows(functools.partial(make, tiles=sizes), query, key)
+    return AttentionPlan(query, key, lists, backend, sizes)
+
+
+def attend(
+    q: Float[jax.Array, "b lq heads dim"],
+    k: Float[jax.Array, "b lk heads dim"],
+    v: Float[jax.Array, "b lk heads dim"],
+    plan: AttentionPlan,
+    cut: int = 0,
+) -> Any:
+    """softmax(q kᵀ / sqrt(dim)) v over the keys that each query sees.
+
+    A query that sees no key (padding) gets zeros, also in the gradient.
+
+    Args:
+        cut: if given, the results of so many first queries are an array of their own.
+
+    Returns:
+        An array like q, or two of them, the second with the results after the cut.
+    """
+    rows = (plan.query, plan.key), plan.lists
+    form = functools.partial(_FORMS[plan.backend], plan.tiles, cut)
+    return over_mesh(form, q, k, v, rows)
+
+
+def attention(
+    q: Float[jax.Array, "b l heads dim"],
+    k: Float[jax.Array, "b l heads dim"],
+    v: Float[jax.Array, "b l heads dim"],
+    mask: TokenMask,
+    backend: str | None = None,
+    tiles: Sizes | None = None,
+) -> Float[jax.Array, "b l heads dim"]:
+    """`attend` under a mask, prepared for this one call as in `attention_plan`."""
+    dim, dtype = q.shape[3], q.dtype.name
+    return attend(q, k, v, attention_plan(mask, mask, dim, dtype, backend, tiles))
 
 
 def default(length: int, dim: int, dtype: str) -> str:
@@ -98,7 +149,7 @@ def default(length: int, dim: int, dtype: str) -> str:
 @functools.cache
 def _works(backend: str, dim: int, dtype: str) -> bool:
     """Whether a kernel computes the plain form on this device; logs why not."""
-    kernel, plain = (_form(name, dim, None) for name in (backend, "xla"))
+    kernel, plain = (functools.partial(attention, backend=b) for b in (backend, "xla"))
     why = failure(kernel, plain, dim, dtype)
     if why is not None:
         logger.warning(
@@ -109,23 +160,59 @@ def _works(backend: str, dim: int, dtype: str) -> bool:
     return why is None
 
 
-def _interpreted_on_cpu(kernel: AttentionFn) -> AttentionFn:
+# ------------------------------- backends, as functions of each device's rows and heads
+
+
+def _plain(tiles: None, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
+    return _cut(_xla(q, k, v, *rows[0]), cut)
+
+
+def _in_blocks(tiles: None, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
+    return _cut(blocks(q, k, v, *rows[0]), cut)
+
+
+def _on_tpu(tiles: Tiles, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
+    kernel = functools.partial(attention_tpu, tiles=tiles)
+    return _cut(_interpreted_on_cpu(kernel)(q, k, v, *rows), cut)
+
+
+def _on_gpu(tiles: Tiles, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
+    kernel = functools.partial(attention_triton, tiles=tiles, cut=cut)
+    out = _interpreted_on_cpu(kernel)(q, k, v, *rows)
+    return out if cut else out[0]
+
+
+_FORMS = {
+    "xla": _plain,
+    "blocks": _in_blocks,
+    "pallas_tpu": _on_tpu,
+    "pallas_triton": _on_gpu,
+}
+
+
+def _cut(x: jax.Array, cut: int) -> Any:
+    return tuple(jnp.split(x, [cut], axis=1)) if cut else x
+
+
+def _interpreted_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel, interpreted where it is compiled for a CPU, which is decided then."""
     slow = functools.partial(kernel, interpret=True)
     return functools.partial(jax.lax.platform_dependent, cpu=slow, default=kernel)
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: TokenMask) -> jax.Array:
+def _xla(
+    q: jax.Array, k: jax.Array, v: jax.Array, query: TokenMask, key: TokenMask
+) -> jax.Array:
     """The definition: a dense mask, softmax in float32, on any device."""
     heads, dim = q.shape[2:]
     # perf: batched matrix products over (b heads); on CPU the einsum over a separate
     # heads axis is three times slower (benchmarks/cpu_vs_reference.py).
     q, k, v = (rearrange(x, "b l heads dim -> (b heads) l dim") for x in (q, k, v))
-    visible = jnp.repeat(dense_mask(mask), heads, axis=0)
+    seen = jnp.repeat(dense_mask(query, key), heads, axis=0)
     logits = jnp.matmul(q * dim**-0.5, k.mT, preferred_element_type=jnp.float32)
-    logits = jnp.where(visible, logits, FLOOR)
+    logits = jnp.where(seen, logits, FLOOR)
     peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.where(visible, jnp.exp(logits - peak), 0.0)
+    weights = jnp.where(seen, jnp.exp(logits - peak), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = out / jnp.maximum(total, 1e-30)

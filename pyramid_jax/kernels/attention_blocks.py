@@ -34,40 +34,46 @@ class Row(NamedTuple):
     q: Blocks
     k: Blocks
     v: Blocks
-    mask: TokenMask  # blocks x size
+    query: TokenMask  # blocks x size
+    key: TokenMask
 
 
 def blocks(
-    q: Float[Array, "b l heads dim"],
-    k: Float[Array, "b l heads dim"],
-    v: Float[Array, "b l heads dim"],
-    mask: TokenMask,
+    q: Float[Array, "b lq heads dim"],
+    k: Float[Array, "b lk heads dim"],
+    v: Float[Array, "b lk heads dim"],
+    query: TokenMask,
+    key: TokenMask,
     size: int = BLOCK,
-) -> Float[Array, "b l heads dim"]:
-    """`attention` of `kernels.attention`, row after row."""
+) -> Float[Array, "b lq heads dim"]:
+    """`kernels.attention.attend`, row after row."""
     length, dim = q.shape[1], q.shape[-1]
 
     def cut(x: Array) -> Array:
         pattern = "b (blocks size) heads dim -> b blocks heads size dim"
         return rearrange(fill(x, {1: size}), pattern, size=size)
 
-    def cut_mask(x: Array) -> Array:
+    def cut_mask(mask: TokenMask) -> TokenMask:
         pattern = "b (blocks size) -> b blocks size"
-        return rearrange(fill(x, {1: size}, -1), pattern, size=size)
+        filled = (fill(x, {1: size}, -1) for x in mask)
+        return TokenMask(*(rearrange(x, pattern, size=size) for x in filled))
 
-    row = Row(cut(q * dim**-0.5), cut(k), cut(v), TokenMask(*map(cut_mask, mask)))
+    masks = cut_mask(query), cut_mask(key)
+    row = Row(cut(q * dim**-0.5), cut(k), cut(v), *masks)
     out = jax.lax.map(lambda row: _row(*row), row)
     out = rearrange(out, "b blocks heads size dim -> b (blocks size) heads dim")
     return out[:, :length]
 
 
 @jax.custom_vjp
-def _row(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> Blocks:
-    return _forward(q, k, v, mask)[0]
+def _row(q: Blocks, k: Blocks, v: Blocks, query: TokenMask, key: TokenMask) -> Blocks:
+    return _forward(q, k, v, query, key)[0]
 
 
-def _forward(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> tuple[Blocks, tuple]:
-    row, met = Row(q, k, v, mask), _pairs(mask)
+def _forward(
+    q: Blocks, k: Blocks, v: Blocks, query: TokenMask, key: TokenMask
+) -> tuple[Blocks, tuple]:
+    row, met = Row(q, k, v, query, key), _pairs(query, key)
 
     def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
         i, j = met.own[at], met.other[at]
@@ -94,7 +100,7 @@ def _forward(q: Blocks, k: Blocks, v: Blocks, mask: TokenMask) -> tuple[Blocks, 
     return out.astype(v.dtype), (row, met, out, peak + jnp.log(total))
 
 
-def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]:
+def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None, None]:
     row, met, out, norm = saved
     back = back.astype(jnp.float32)
     along = (back * out).sum(axis=-1, keepdims=True)
@@ -111,26 +117,26 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None]
             _put(dv, _at(dv, j) + _product(weights.mT, back_i), j),
         )
 
-    zero = jnp.zeros(row.q.shape, jnp.float32)
-    dq, dk, dv = jax.lax.fori_loop(0, met.count, visit, (zero, zero, zero))
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in row[:3])
+    dq, dk, dv = jax.lax.fori_loop(0, met.count, visit, zeros)
     dtype = row.v.dtype
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None, None
 
 
 _row.defvjp(_forward, _backward)
 
 
-def _pairs(mask: TokenMask) -> BlockPairs:
+def _pairs(query: TokenMask, key: TokenMask) -> BlockPairs:
     """The pairs of blocks in which any query sees any key."""
-    size = mask.segment.shape[1]
-    row = TokenMask(*(x.reshape(1, -1) for x in mask))
-    return pairs(kinds(row, row, size, size))
+    size = key.segment.shape[1]
+    rows = (TokenMask(*(x.reshape(1, -1) for x in mask)) for mask in (query, key))
+    return pairs(kinds(*rows, size, size))
 
 
 def _logits(row: Row, i: Array, j: Array) -> tuple[Array, Array]:
     """Products of the queries of block i and the keys of block j, and their mask."""
-    query = [_at(x, i)[:, None] for x in row.mask]
-    key = [_at(x, j)[None] for x in row.mask]
+    query = [_at(x, i)[:, None] for x in row.query]
+    key = [_at(x, j)[None] for x in row.key]
     return _product(_at(row.q, i), _at(row.k, j).mT), visible(query, key)
 
 

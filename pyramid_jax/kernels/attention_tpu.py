@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from pyramid_jax.kernels import flash, visits
 from pyramid_jax.kernels.flash import KernelCall, Ref, Refs
-from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
+from pyramid_jax.kernels.tiles import Tile, Tiles
 from pyramid_jax.kernels.visits import BlockPairs, Mask, fill
 
 LANES = 128
@@ -41,46 +41,57 @@ Lanes = Float[Array, "heads _ _"]  # heads, values of a token, tokens of all row
 Interpret = bool | pltpu.InterpretParams  # plainly, or with a TPU's memory emulated
 
 
+class Lists(NamedTuple):
+    """The pairs of blocks that meet; `count` has one entry, as arrays must."""
+
+    by_query: BlockPairs
+    by_key: BlockPairs
+
+
 class Grid(NamedTuple):
     """The mask as the kernels read it: segment and frame of tokens, pairs to walk."""
 
     query: Int[Array, "rows _"]
     key: Int[Array, "rows _"]
-    by_query: BlockPairs
-    by_key: BlockPairs
+    lists: Lists
+
+
+def tpu_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
+    """The lists of a mask, which serve every layer.
+
+    Raises:
+        ValueError: the tiles differ; the three kernels share one layout of tokens.
+    """
+    tile = _fitted(tiles, query[0].shape[1], key[0].shape[1]).forward
+    kind = visits.kinds(query, key, tile.query, tile.key)
+    both = visits.pairs(kind), visits.pairs(kind.mT)
+    return Lists(*(walk._replace(count=walk.count[None]) for walk in both))
 
 
 def attention_tpu(
     q: Float[Array, "b lq heads dim"],
     k: Float[Array, "b lk heads dim"],
     v: Float[Array, "b lk heads dim"],
-    query: Mask,
-    key: Mask,
-    tiles: Tiles | None = None,
+    sides: tuple[Mask, Mask],
+    lists: Lists,
+    tiles: Tiles,
+    *,
     interpret: Interpret = False,
 ) -> Float[Array, "b lq heads dim"]:
-    """`kernels.attention.attention` on a TPU; `interpret` runs it anywhere, slowly.
+    """`kernels.attention.attend` on a TPU; `interpret` runs it anywhere, slowly.
 
-    Raises:
-        ValueError: the tiles differ; the three kernels share one layout of tokens.
+    Args:
+        sides: the masks of queries and keys, of which `tpu_lists` made the lists.
     """
     rows, length, _, dim = q.shape
-    tiles = tiles or tiles_for("pallas_tpu", dim, q.dtype, k.shape[1])
     tiles = _fitted(tiles, length, k.shape[1])
     tile = tiles.forward
-    kind = visits.kinds(query, key, tile.query, tile.key)
-    grid = Grid(
-        _identities(query, tile.query),
-        _identities(key, tile.key),
-        visits.pairs(kind),
-        visits.pairs(kind.mT),
-    )
     out: Any = _attend(
         KernelCall(tiles, flash.slope_of_logits(dim), interpret),
         _lanes(q, tile.query),
         _lanes(k, tile.key),
         _lanes(v, tile.key),
-        grid,
+        Grid(_identities(sides[0], tile.query), _identities(sides[1], tile.key), lists),
     )
     out = rearrange(out, "heads dim (b l) -> b l heads dim", b=rows)
     return out[:, :length, :, :dim]
@@ -109,7 +120,9 @@ def _identities(mask: Mask, size: int) -> Int[Array, "rows _"]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(call: KernelCall, q: Lanes, k: Lanes, v: Lanes, grid: Grid) -> Lanes:
-    return _forward(call, q, k, v, grid)[0]
+    one, dim = [(q.shape, v.dtype)], q.shape[1]
+    (out,) = _walk(call, _forward_kernel, grid, [q], [k, v], one, [dim, 1, 1])
+    return out
 
 
 def _forward(
@@ -155,7 +168,7 @@ def _walk(
         scratch: rows of what stays, of a block's tokens each.
     """
     keys_own, tile = kernel is _key_kernel, call.tiles.forward
-    walk = grid.by_key if keys_own else grid.by_query
+    walk = grid.lists.by_key if keys_own else grid.lists.by_query
     sides = [
         ([*queries, grid.query], tile.query),
         ([*keys, grid.key], tile.key),
@@ -175,7 +188,7 @@ def _walk(
 
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
-        grid=(shapes[0].shape[0], walk.count),
+        grid=(shapes[0].shape[0], walk.count[0]),
         in_specs=[
             [block(x, size, 0) for x in own],
             [block(x, other_size, 1) for x in other],
@@ -201,7 +214,7 @@ def _forward_kernel(
 ) -> None:
     q, query = own
     k, v, key = other
-    out, norm = results
+    out, *norms = results
     sums, peak, total = scratch
 
     def start() -> None:
@@ -220,7 +233,9 @@ def _forward_kernel(
         )
 
     def stop() -> None:
-        mean, norm[...] = flash.finish(sums[...], peak[...], total[...])
+        mean, log_sum = flash.finish(sums[...], peak[...], total[...])
+        for norm in norms:
+            norm[...] = log_sum
         out[...] = mean.astype(out.dtype)
 
     _steps(walk, start, visit, stop)

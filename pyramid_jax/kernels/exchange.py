@@ -16,10 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from pyramid_jax.kernels.visits import fill
-from pyramid_jax.mask import TokenMask
 from pyramid_jax.sharding import constrain, place, shares
 
-AttentionFn = Callable[..., Any]  # of q, k, v and the masks of queries and keys
+AttentionFn = Callable[..., Any]  # of q, k, v and what is known of rows
 
 
 def by_heads(qkv: Float[Array, "b n 3 heads dim"]) -> Float[Array, "b n 3 _ dim"]:
@@ -44,22 +43,34 @@ def by_tokens(
 def over_mesh(
     form: AttentionFn,
     q: Float[Array, "b l heads dim"],
-    k: Float[Array, "b l heads dim"],
-    v: Float[Array, "b l heads dim"],
-    mask: TokenMask,
-) -> Float[Array, "b l heads dim"]:
-    """`form(q, k, v, query, key)` on each device's rows and heads.
+    k: Float[Array, "b m heads dim"],
+    v: Float[Array, "b m heads dim"],
+    of_rows: Any,
+) -> Any:
+    """`form(q, k, v, of_rows)` on each device's rows and heads.
 
     XLA can't divide a kernel by itself. Where nothing is divided, `form` is called.
+
+    Args:
+        of_rows: a tree of arrays that are divided like the rows, and not by heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if shares("batch") * shares("attended") == 1:
-        return form(q, k, v, mask, mask)
+        return form(q, k, v, of_rows)
     places = place(q.shape, ("batch", None, "attended", None), mesh).spec
-    row = P(places[0])
     return jax.shard_map(
-        lambda q, k, v, mask: form(q, k, v, mask, mask),
-        in_specs=(places, places, places, TokenMask(row, row)),
+        form,
+        in_specs=(places, places, places, P(places[0])),
         out_specs=places,
         check_vma=False,
-    )(q, k, v, mask)
+    )(q, k, v, of_rows)
+
+
+def over_rows(make: Callable[..., Any], *of_rows: Any) -> Any:
+    """`make(*of_rows)` on each device's rows, for trees with rows along first axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if shares("batch") == 1:
+        return make(*of_rows)
+    first = jax.tree.leaves(of_rows)[0]
+    row = P(place(first.shape, ("batch", None), mesh).spec[0])
+    return jax.shard_map(make, in_specs=row, out_specs=row, check_vma=False)(*of_rows)

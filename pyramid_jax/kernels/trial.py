@@ -5,6 +5,7 @@ Compilers, drivers and chips differ more than tests can foresee. So before a Pal
 kernel becomes the default, one small row goes through it, forward and backward.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pyramid_jax.kernels.exchange import AttentionFn
 from pyramid_jax.mask import TokenMask, joint
+
+Attention = Callable[..., Array]
 
 # A row of training at a quarter of 384p, a few blocks long, with blocks of every kind:
 # the video tokens of each frame of five segments, each segment's text, the padding.
@@ -25,13 +27,11 @@ TEXT, PADDING, HEADS = 32, 20, 2
 ALLOWED = {2: 0.03, 4: 2e-3}
 
 
-def failure(
-    kernel: AttentionFn, plain: AttentionFn, dim: int, dtype: str
-) -> str | None:
+def failure(kernel: Attention, plain: Attention, dim: int, dtype: str) -> str | None:
     """The reason why the kernel can't be used here; None if it can.
 
     Args:
-        kernel, plain: functions of q, k, v and the masks of queries and keys.
+        kernel, plain: functions of q, k, v and the mask.
         dim: width of a head.
     """
     # In a thread of its own, because the caller may be tracing, under a mesh.
@@ -51,9 +51,7 @@ def trial_mask() -> TokenMask:
     )
 
 
-def _failure(
-    kernel: AttentionFn, plain: AttentionFn, dim: int, dtype: str
-) -> str | None:
+def _failure(kernel: Attention, plain: Attention, dim: int, dtype: str) -> str | None:
     mask = trial_mask()
     draw = np.random.default_rng(0)
     shape = (*mask.segment.shape, HEADS, dim)
@@ -73,10 +71,10 @@ def _failure(
 
 
 def _both_ways(
-    form: AttentionFn, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
+    form: Attention, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
 ) -> list[Array]:
     """The output, and the gradients of q, k and v."""
-    out, pull = jax.vjp(lambda *x: form(*x, mask, mask), q, k, v)
+    out, pull = jax.vjp(lambda *x: form(*x, mask), q, k, v)
     return [out, *pull(back)]
 
 
