@@ -123,6 +123,6 @@ def _seen(names: list[str], row: Row) -> int:
     """How many tokens of a row pass a layer; conditioning is per segment."""
     if PER_SEGMENT & set(names):
         return row.segments
-    if names[0] == "single":
+    if names[0] in ("single", "last_single"):
         return row.text + row.video
     return row.text if OF_TEXT & set(names) else row.video

@@ -27,15 +27,13 @@ import numpy as np
 from benchmarks.attention import turn
 from benchmarks.timing import environment, interleaved, spread
 from launch.compile.cases import case
-from pyramid_jax.kernels.attention_tpu import attention_tpu
-from pyramid_jax.kernels.attention_triton import attention_triton
+from pyramid_jax.kernels.attention import attention
 from pyramid_jax.kernels.tiles import TABLE, Entry, Tile, Tiles, read_tiles, tiles_for
 from pyramid_jax.mask import TokenMask
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}
-KERNELS = {"pallas_triton": attention_triton, "pallas_tpu": attention_tpu}
 # The parts of `Tiles` that are chosen one after the other; a TPU's kernels share one.
 PARTS = {"pallas_triton": Tiles._fields, "pallas_tpu": ("all",)}
 CANDIDATES = {
@@ -219,14 +217,14 @@ def _program(
 ) -> Callable[..., list[jax.Array]]:
     """The kernels with these tiles, compiled: the forward pass or both."""
 
-    kernel = KERNELS[setting.backend]
+    sizes = [tuple(tile) for tile in tiles]
 
     @jax.jit
     def both(
         mask: TokenMask, q: jax.Array, k: jax.Array, v: jax.Array, back: jax.Array
     ):
         def form(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return kernel(q, k, v, mask, mask, tiles)
+            return attention(q, k, v, mask, setting.backend, sizes)
 
         if only_forward:
             return [form(q, k, v)]

@@ -22,6 +22,10 @@ class TokenMask(NamedTuple):
     segment: Int[Array, "b l"]
     frame: Int[Array, "b l"]
 
+    def last(self, count: int) -> "TokenMask":
+        """Only the last tokens."""
+        return TokenMask(self.segment[:, -count:], self.frame[:, -count:])
+
 
 def joint(
     text_segment: Int[Array, "b m"],
@@ -40,16 +44,9 @@ def joint(
     )
 
 
-def dense_mask(
-    query: TokenMask, key: TokenMask | None = None
-) -> Bool[Array, "b lq lk"]:
-    """The definition: `[b, query, key]` is true where the query sees the key.
-
-    Args:
-        key: None: the queries are the keys.
-    """
-    key = query if key is None else key
-    return visible([x[:, :, None] for x in query], [x[:, None] for x in key])
+def dense_mask(mask: TokenMask) -> Bool[Array, "b l l"]:
+    """The definition: `[b, query, key]` is true where the query sees the key."""
+    return visible([x[:, :, None] for x in mask], [x[:, None] for x in mask])
 
 
 def visible(query: Sequence[Array], key: Sequence[Array]) -> Bool[Array, "*sides"]:

@@ -18,7 +18,7 @@ from pyramid_jax import objective, pyramid
 from pyramid_jax.config import build, fields
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
-from pyramid_jax.models.dit import DiT, DiTConfig, initialise_dit
+from pyramid_jax.models.dit import DiT, DiTConfig, Modulations, initialise_dit
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import Guidance, SamplerPlan
@@ -198,10 +198,30 @@ def encode_text(
     return text
 
 
-def velocity_network(model: ModelConfig, params: Any) -> Velocity:
-    """The network as a function (tokens, time, text) -> velocity of every token."""
-    apply: Any = partial(DiT(model.dit).apply, {"params": params["dit"]})
+def velocity_network(
+    model: ModelConfig, params: Any, modulations: Modulations | None = None
+) -> Velocity:
+    """The network as a function of tokens, time and text.
+
+    Args:
+        modulations: at the one time that the function will be called with, if they are
+            known; time and pooled text are not read then.
+    """
+    variables = {"params": params["dit"]}
+    apply: Any = partial(DiT(model.dit).apply, variables, modulations=modulations)
     return apply
+
+
+def modulations(
+    model: ModelConfig,
+    params: Any,
+    time: Float[jax.Array, "b s"],
+    pooled: Float[jax.Array, "b s pooled"],
+) -> Modulations:
+    """What modulates the network at these times with these prompts."""
+    variables = {"params": params["dit"]}
+    made: Any = DiT(model.dit).apply(variables, time, pooled, method="modulations")
+    return made
 
 
 def row_text(model: ModelConfig, params: Any, rows: Rows) -> Text:

@@ -255,8 +255,7 @@ def guided_velocity(
     if scale is not None:
         row = Tokens(*(jnp.concatenate([part, part]) for part in row))
     time = jnp.full((row.values.shape[0], 1), time)
-    v = velocity(row, time, text)
-    v = v[:, -x.shape[1] * grid[0] * grid[1] :]
+    v = velocity(row, time, text, x.shape[1] * grid[0] * grid[1])
     if scale is not None:
         negative, positive = jnp.split(v, 2)
         v = negative + scale * (positive - negative)

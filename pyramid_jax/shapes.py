@@ -7,8 +7,7 @@ tokens, `n` video tokens, `l = m + n`, `s` segments in a row, `d` model width, `
 rotary pairs.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +62,19 @@ class Tokens(NamedTuple):
 # In a list of `Tokens` all would have the same number n; in a list of these, any.
 AnyTokens = tuple[Array, ...]
 
-# A network as the algorithms see it: (tokens, time, text) -> velocity of every token.
-Velocity = Callable[[Tokens, Float[Array, "b s"], Text], Float[Array, "b n p"]]
+
+class Velocity(Protocol):
+    """A network as the algorithms see it."""
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        time: Float[Array, "b s"],
+        text: Text,
+        last: int | None = None,
+    ) -> Float[Array, "b _ p"]:
+        """The velocity of the `last` tokens at the end of the rows; None: of all."""
+        ...
 
 
 class Rows(NamedTuple):

@@ -86,7 +86,7 @@ def to_target(target: jax.Array, cfg: SamplerPlan) -> Callable:
     levels = pyramid.levels(target, len(cfg.stages))
     patch = cfg.layout.patch
 
-    def velocity(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+    def velocity(tokens: Tokens, time: jax.Array, text: Text, last: int) -> jax.Array:
         b, t = target.shape[:2]
         frame, y, x = jnp.moveaxis(tokens.position.astype(jnp.int32), 2, 0)
         out = jnp.zeros_like(tokens.values)
@@ -101,12 +101,14 @@ def to_target(target: jax.Array, cfg: SamplerPlan) -> Callable:
             )
             v = straight(tokens.values, clean, coarser, time[..., None], stage)
             out = jnp.where(inside(time, stage), v, out)
-        return out
+        return out[:, -last:]
 
     return velocity
 
 
-def to_previous_frame(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+def to_previous_frame(
+    tokens: Tokens, time: jax.Array, text: Text, last: int
+) -> jax.Array:
     """Leads every frame to the one before it, found among the tokens (patches of 1)."""
     place = tokens.position
     before = tokens.frame[:, :, None] - 1 == tokens.frame[:, None, :]
@@ -123,15 +125,15 @@ def to_previous_frame(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
     for stage in pyramid.stages():
         v = straight(tokens.values, clean, coarser, time[..., None], stage)
         out = jnp.where(inside(time, stage), v, out)
-    return out
+    return out[:, -last:]
 
 
-def mixing(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+def mixing(tokens: Tokens, time: jax.Array, text: Text, last: int) -> jax.Array:
     """Depends on all there is: history, places, the clock and the prompt."""
     x = jnp.sin(tokens.values + tokens.position.sum(-1, keepdims=True))
     x = x[:, :, None, :]
     seen = attention(x, x, x, TokenMask(tokens.segment, tokens.frame))[:, :, 0]
-    return jnp.sin(3 * seen + (time / 300)[..., None] + text.pooled)
+    return jnp.sin(3 * seen + (time / 300)[..., None] + text.pooled)[:, -last:]
 
 
 # -------------------------------------------------------------------------------- tests
@@ -208,9 +210,9 @@ def test_dividing_the_units_into_scans_changes_nothing(mixed, scans):
 def test_the_network_is_traced_once_per_stage_and_scan(t, scans, given, expected):
     calls = []
 
-    def counting(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+    def counting(tokens: Tokens, time: jax.Array, text: Text, last: int) -> jax.Array:
         calls.append(tokens.values.shape)
-        return tokens.values
+        return tokens.values[:, -last:]
 
     cfg = SamplerPlan(scans=scans)
     image = normal(0, 2, 1, 8, 8, 1) if given else None
@@ -222,9 +224,9 @@ def test_later_scans_have_no_fewer_history_slots_than_they_need():
     """Of 9 units, two scans see at most 4 and 8 frames of history at stage 0."""
     lengths = []
 
-    def noting(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
+    def noting(tokens: Tokens, time: jax.Array, text: Text, last: int) -> jax.Array:
         lengths.append(tokens.values.shape[1])
-        return tokens.values
+        return tokens.values[:, -last:]
 
     cfg = SamplerPlan(scans=2)
     jax.eval_shape(lambda: run(noting, prompts(0, 0), 9, cfg))
@@ -255,8 +257,8 @@ def test_guidance_of_0_is_the_negative_prompt_alone(mixed):
 def test_every_unit_is_guided_by_its_own_scale():
     """Where the velocity is linear in the prompt, guidance extrapolates the prompt."""
 
-    def linear(tokens: Tokens, time: jax.Array, text: Text) -> jax.Array:
-        return jnp.broadcast_to(text.pooled, tokens.values.shape)
+    def linear(tokens: Tokens, time: jax.Array, text: Text, last: int) -> jax.Array:
+        return jnp.broadcast_to(text.pooled, tokens.values[:, -last:].shape)
 
     scales = (7.0, 5.0, 3.5)
     guided = run(linear, prompts(0.1, 0.2, 0.5, 0.3), 3, FEW, scales=scales)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from launch.parity.cases import QUICK
-from pyramid_jax.mask import TokenMask, joint
-from pyramid_jax.models.dit import DiT, DiTConfig, DoubleBlock, SingleBlock, Stream
+from pyramid_jax.kernels.attention import AttentionPlan
+from pyramid_jax.mask import joint
+from pyramid_jax.models.dit import DiT
+from pyramid_jax.models.dit_blocks import DiTConfig, DoubleBlock, SingleBlock, Stream
 from pyramid_jax.models.layers import layer_norm, sinusoid
-from pyramid_jax.models.rotary import angles
+from pyramid_jax.models.rotary import Turns
 from pyramid_jax.shapes import Text, Tokens
 
 States = dict[str, jax.Array]
@@ -29,8 +31,7 @@ def states(
     """The states by the names that the recorded cases use, layer by layer."""
     dit = DiT(cfg).bind({"params": params})
     mask = joint(text.segment, tokens.segment, tokens.frame, cfg.causal)
-    m = text.segment.shape[1]
-    angle = jnp.pad(angles(tokens.position, cfg.rope_axes), ((0, 0), (m, 0), (0, 0)))
+    m, videos = text.segment.shape[1], mask.last(tokens.segment.shape[1])
     features, words = sinusoid(time), dit.text_in(text.features)
     cond = dit.time(features) + dit.pooled(text.pooled)
     video = dit.video_in(tokens.values)
@@ -38,45 +39,57 @@ def states(
         video = video + dit._table(tokens.position)
     values = {"time_proj": features, "temb": cond, "context": words, "tokens": video}
 
-    constants = (cond, angle, mask)
+    constants = dit._turns(tokens.position, m), dit._plan(mask, mask)
+    end = constants[0], dit._plan(videos, mask)
     if "double" in params:
         (words, video), inner = _double(
-            cfg, params["double"], (words, video), constants
+            cfg, params["double"], cond, (words, video), constants
         )
         values |= inner
     if "last_double" in params:
         block = DoubleBlock(cfg, text_attends_only=True)
-        weights = {"params": params["last_double"]}
-        after: Any = block.apply(weights, words, video, *constants)
-        words, video = after
+        words, video = _after(block, params["last_double"], cond, words, video, *end)
         values[f"block{cfg.double_blocks - 1}.hidden"] = video
-    x = jnp.concatenate([words, video], axis=1)
-    if "single" in params:
-        x, inner = _single(cfg, params["single"], x, constants)
-        values |= inner
-    shift, scale = dit.head_modulation(cond, tokens.segment)
-    values["norm_out"] = layer_norm(x[:, m:]) * (1 + scale) + shift
+    if "last_single" in params:
+        x, singles = jnp.concatenate([words, video], axis=1), cfg.single_blocks - 1
+        for i in range(singles):
+            weights = jax.tree.map(lambda x, i=i: x[i], params["single"])
+            x = _after(SingleBlock(cfg), weights, cond, x, *constants)
+            values[f"single{i}.hidden"] = x
+        # The cases also have what the last block makes of the text.
+        block, weights = SingleBlock(cfg), params["last_single"]
+        values[f"single{singles}.hidden"] = _after(block, weights, cond, x, *constants)
+        video = _after(block, weights, cond, x, *end)
+    vectors = dit.head_modulation(cond)
+    shift, scale = dit.head_modulation.of_tokens(vectors, tokens.segment)
+    values["norm_out"] = layer_norm(video) * (1 + scale) + shift
     return values
+
+
+def _after(block: Any, weights: Any, *inputs: Any) -> Any:
+    """What a block makes of a condition and its other inputs."""
+    return block.apply({"params": weights}, *inputs, method="conditioned")
 
 
 def _double(
     cfg: DiTConfig,
     weights: Any,
+    cond: jax.Array,
     state: tuple[jax.Array, jax.Array],
-    constants: tuple[jax.Array, jax.Array, TokenMask],
+    constants: tuple[Turns, AttentionPlan],
 ) -> tuple[tuple[jax.Array, jax.Array], States]:
     """The streams after all equal double blocks, and what each one adds to them."""
-    cond, _, mask = constants
+    segment = constants[1].segment
 
     def step(state: tuple[jax.Array, jax.Array], layer: Any) -> tuple[Any, States]:
         words, video = state
-        affine, _ = (
-            Stream(cfg)
-            .bind({"params": layer["video"]})
-            .condition(cond, mask.segment[:, words.shape[1] :])
-        )
+        stream = Stream(cfg).bind({"params": layer["video"]})
+        affine, _ = stream.affine(stream.modulation(cond), segment[:, words.shape[1] :])
         out: Any = DoubleBlock(cfg).apply(
-            {"params": layer}, *state, *constants, capture_intermediates=_is_out
+            {"params": layer},
+            *(cond, *state, *constants),
+            capture_intermediates=_is_out,
+            method="conditioned",
         )
         after, kept = out
         attended = {
@@ -100,14 +113,3 @@ def _double(
 def _is_out(module: Any, method: str) -> bool:
     """Whether `module` is the linear map after attention."""
     return isinstance(module.parent, Stream) and module.name == "out"
-
-
-def _single(
-    cfg: DiTConfig, weights: Any, x: jax.Array, constants: tuple[Any, ...]
-) -> tuple[jax.Array, States]:
-    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
-        out: Any = SingleBlock(cfg).apply({"params": layer}, x, *constants)
-        return out, out
-
-    x, seen = jax.lax.scan(step, x, weights)
-    return x, {f"single{i}.hidden": seen[i] for i in range(len(seen))}

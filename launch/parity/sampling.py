@@ -116,15 +116,15 @@ def _as_one_program(
     """What `sampler.sample` makes, and what it asked the network."""
     calls: list[Call] = []
 
-    def velocity(tokens: Tokens, time: jax.Array, words: Text) -> jax.Array:
-        answer = velocity_of(model.cfg, model.params, tokens, time, words)
+    def velocity(tokens: Tokens, time: Any, text: Text, last: Any = None) -> jax.Array:
+        answer = velocity_of(model.cfg, model.params, tokens, time, text)
 
         def note(values: Any, segment: Any, answer: Any) -> None:
             filled = np.asarray(segment)[0] >= 0
             calls.append(Call(*(np.asarray(x)[:, filled] for x in (values, answer))))
 
         io_callback(note, None, tokens.values, tokens.segment, answer, ordered=True)
-        return answer
+        return answer[:, -last:]
 
     def sample() -> jax.Array:
         options = {"scales": run.scales, "first_frame": run.first_frame}

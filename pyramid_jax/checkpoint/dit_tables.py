@@ -99,18 +99,14 @@ def mmdit_table(blocks: int, axis_table: Float[np.ndarray, "cells half"]) -> Tab
     return Table(tuple(rules), {"pos_embed.pos_embed": both})
 
 
-def flux_table() -> Table:
-    """The table of the miniFLUX transformer, of any depth."""
-    single = "single_transformer_blocks.{i}"
-    merged = ("single/out/kernel", "single/mlp_out/kernel")
+def flux_table(blocks: int) -> Table:
+    """The table of the miniFLUX transformer with so many single blocks."""
+    single = "single_transformer_blocks"
     rules = [
         *linear_rules("x_embedder", "video_in"),
         *_shared(_text_attention("norm_added_")),
-        *_attention(single, "single", VIDEO),
-        *linear_rules(f"{single}.norm.linear", "single/modulation/linear"),
-        *linear_rules(f"{single}.proj_mlp", "single/mlp_in"),
-        Rule((f"{single}.proj_out.weight",), merged, "from_heads_and_mlp"),
-        Rule((f"{single}.proj_out.bias",), ("single/out/bias",), "vector"),
+        *_single(f"{single}.{{i}}", "single"),
+        *(_single(f"{single}.{blocks - 1}", "last_single") if blocks else ()),
     ]
     return Table(tuple(rules))
 
@@ -173,6 +169,18 @@ def _attention(theirs: str, ours: str, names: Mapping[str, str]) -> list[Rule]:
         Rule(biases, (f"{ours}/qkv/bias",), "qkv_vector"),
         weight_rule(f"{norm}q", f"{ours}/q_norm/weight"),
         weight_rule(f"{norm}k", f"{ours}/k_norm/weight"),
+    ]
+
+
+def _single(theirs: str, ours: str) -> list[Rule]:
+    """A single block, whose two last maps are one of theirs."""
+    merged = (f"{ours}/out/kernel", f"{ours}/mlp_out/kernel")
+    return [
+        *_attention(theirs, ours, VIDEO),
+        *linear_rules(f"{theirs}.norm.linear", f"{ours}/modulation/linear"),
+        *linear_rules(f"{theirs}.proj_mlp", f"{ours}/mlp_in"),
+        Rule((f"{theirs}.proj_out.weight",), merged, "from_heads_and_mlp"),
+        Rule((f"{theirs}.proj_out.bias",), (f"{ours}/out/bias",), "vector"),
     ]
 
 

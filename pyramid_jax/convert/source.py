@@ -147,7 +147,7 @@ def tensor_table(cfg: NetworkConfig) -> Table:
     if isinstance(cfg, EncoderConfig):
         return prompts.encoder_table(cfg)
     if cfg.position_table is None:
-        return dit_tables.flux_table()
+        return dit_tables.flux_table(cfg.single_blocks)
     axis = position_table(cfg.position_table, cfg.position_table_base, cfg.width)
     return dit_tables.mmdit_table(cfg.double_blocks, axis)
 

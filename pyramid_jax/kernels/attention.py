@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.attention_tpu import attention_tpu, tpu_lists
@@ -19,7 +19,8 @@ from pyramid_jax.kernels.exchange import over_mesh, over_rows
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles, tiles_for
 from pyramid_jax.kernels.trial import failure
-from pyramid_jax.mask import TokenMask, dense_mask
+from pyramid_jax.kernels.visits import Mask
+from pyramid_jax.mask import TokenMask, visible
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +42,26 @@ class AttentionPlan:
     `lists` are what a Pallas kernel visits; the other backends have none.
     """
 
-    query: TokenMask
-    key: TokenMask
+    query: Mask
+    key: Mask
     lists: Any
     backend: str
     tiles: Tiles | None
 
+    @property
+    def asking(self) -> int:
+        """How many tokens of a row have queries."""
+        return self.query[0].shape[1]
+
+    @property
+    def segment(self) -> Int[jax.Array, "b l"]:
+        """The segments of all tokens, which have keys."""
+        return self.key[0]
+
 
 def attention_plan(
-    query: TokenMask,
-    key: TokenMask,
+    query: Mask,
+    key: Mask,
     dim: int,
     dtype: str,
     backend: str | None = None,
@@ -70,7 +81,7 @@ def attention_plan(
         ValueError: the backend is unknown or not available here, the heads are too wide
             for it, or it does not take the tiles.
     """
-    length = key.segment.shape[1]
+    length = key[0].shape[1]
     if tiles is not None and backend not in TILED:
         raise ValueError(
             f"attention tiles {tiles} are given, but the backend {backend!r} takes "
@@ -200,15 +211,14 @@ def _interpreted_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(jax.lax.platform_dependent, cpu=slow, default=kernel)
 
 
-def _xla(
-    q: jax.Array, k: jax.Array, v: jax.Array, query: TokenMask, key: TokenMask
-) -> jax.Array:
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, query: Mask, key: Mask) -> jax.Array:
     """The definition: a dense mask, softmax in float32, on any device."""
     heads, dim = q.shape[2:]
     # perf: batched matrix products over (b heads); on CPU the einsum over a separate
     # heads axis is three times slower (benchmarks/cpu_vs_reference.py).
     q, k, v = (rearrange(x, "b l heads dim -> (b heads) l dim") for x in (q, k, v))
-    seen = jnp.repeat(dense_mask(query, key), heads, axis=0)
+    seen = visible([x[:, :, None] for x in query], [x[:, None] for x in key])
+    seen = jnp.repeat(seen, heads, axis=0)
     logits = jnp.matmul(q * dim**-0.5, k.mT, preferred_element_type=jnp.float32)
     logits = jnp.where(seen, logits, FLOOR)
     peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))

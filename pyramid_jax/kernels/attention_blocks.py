@@ -12,7 +12,7 @@ pairs are visible; forward and backward take 0.3 of the CPU time of the plain fo
 (benchmarks/cpu_vs_reference.py, 1442 tokens, 8 heads).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from pyramid_jax.kernels.flash import FLOOR
-from pyramid_jax.kernels.visits import BlockPairs, fill, kinds, pairs
+from pyramid_jax.kernels.visits import BlockPairs, Mask, fill, kinds, pairs
 from pyramid_jax.mask import TokenMask, visible
 
 BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
 
-Blocks = Float[Array, "blocks heads size dim"]
+Blocks = Float[Array, "_ heads size dim"]
 
 
 class Row(NamedTuple):
@@ -34,16 +34,16 @@ class Row(NamedTuple):
     q: Blocks
     k: Blocks
     v: Blocks
-    query: TokenMask  # blocks x size
-    key: TokenMask
+    query: Mask  # blocks x size
+    key: Mask
 
 
 def blocks(
     q: Float[Array, "b lq heads dim"],
     k: Float[Array, "b lk heads dim"],
     v: Float[Array, "b lk heads dim"],
-    query: TokenMask,
-    key: TokenMask,
+    query: Mask,
+    key: Mask,
     size: int = BLOCK,
 ) -> Float[Array, "b lq heads dim"]:
     """`kernels.attention.attend`, row after row."""
@@ -53,25 +53,24 @@ def blocks(
         pattern = "b (blocks size) heads dim -> b blocks heads size dim"
         return rearrange(fill(x, {1: size}), pattern, size=size)
 
-    def cut_mask(mask: TokenMask) -> TokenMask:
+    def cut_mask(mask: Mask) -> Any:
         pattern = "b (blocks size) -> b blocks size"
         filled = (fill(x, {1: size}, -1) for x in mask)
         return TokenMask(*(rearrange(x, pattern, size=size) for x in filled))
 
-    masks = cut_mask(query), cut_mask(key)
-    row = Row(cut(q * dim**-0.5), cut(k), cut(v), *masks)
+    row = Row(cut(q * dim**-0.5), cut(k), cut(v), cut_mask(query), cut_mask(key))
     out = jax.lax.map(lambda row: _row(*row), row)
     out = rearrange(out, "b blocks heads size dim -> b (blocks size) heads dim")
     return out[:, :length]
 
 
 @jax.custom_vjp
-def _row(q: Blocks, k: Blocks, v: Blocks, query: TokenMask, key: TokenMask) -> Blocks:
+def _row(q: Blocks, k: Blocks, v: Blocks, query: Mask, key: Mask) -> Blocks:
     return _forward(q, k, v, query, key)[0]
 
 
 def _forward(
-    q: Blocks, k: Blocks, v: Blocks, query: TokenMask, key: TokenMask
+    q: Blocks, k: Blocks, v: Blocks, query: Mask, key: Mask
 ) -> tuple[Blocks, tuple]:
     row, met = Row(q, k, v, query, key), _pairs(query, key)
 
@@ -93,7 +92,7 @@ def _forward(
     zero = jnp.zeros(q.shape, jnp.float32)
     none = zero[..., :1]
     out, peak, total = jax.lax.fori_loop(
-        0, met.count, visit, (zero, jnp.full_like(none, FLOOR), none)
+        0, met.count[0], visit, (zero, jnp.full_like(none, FLOOR), none)
     )
     total = jnp.maximum(total, 1e-30)
     out = out / total
@@ -118,7 +117,7 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None,
         )
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in row[:3])
-    dq, dk, dv = jax.lax.fori_loop(0, met.count, visit, zeros)
+    dq, dk, dv = jax.lax.fori_loop(0, met.count[0], visit, zeros)
     dtype = row.v.dtype
     return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None, None
 
@@ -126,11 +125,11 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None,
 _row.defvjp(_forward, _backward)
 
 
-def _pairs(query: TokenMask, key: TokenMask) -> BlockPairs:
+def _pairs(query: Mask, key: Mask) -> BlockPairs:
     """The pairs of blocks in which any query sees any key."""
-    size = key.segment.shape[1]
-    rows = (TokenMask(*(x.reshape(1, -1) for x in mask)) for mask in (query, key))
-    return pairs(kinds(*rows, size, size))
+    size = key[0].shape[1]
+    row, other = ([x.reshape(1, -1) for x in mask] for mask in (query, key))
+    return pairs(kinds((row[0], row[1]), (other[0], other[1]), size, size))
 
 
 def _logits(row: Row, i: Array, j: Array) -> tuple[Array, Array]:

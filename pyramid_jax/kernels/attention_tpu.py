@@ -42,7 +42,7 @@ Interpret = bool | pltpu.InterpretParams  # plainly, or with a TPU's memory emul
 
 
 class Lists(NamedTuple):
-    """The pairs of blocks that meet; `count` has one entry, as arrays must."""
+    """The pairs of blocks that meet."""
 
     by_query: BlockPairs
     by_key: BlockPairs
@@ -64,8 +64,7 @@ def tpu_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
     """
     tile = _fitted(tiles, query[0].shape[1], key[0].shape[1]).forward
     kind = visits.kinds(query, key, tile.query, tile.key)
-    both = visits.pairs(kind), visits.pairs(kind.mT)
-    return Lists(*(walk._replace(count=walk.count[None]) for walk in both))
+    return Lists(visits.pairs(kind), visits.pairs(kind.mT))
 
 
 def attention_tpu(

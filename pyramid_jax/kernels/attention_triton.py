@@ -56,7 +56,7 @@ def triton_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
         walk = visits(kind.mT if keys_own else kind)
         # A loop reads the next entry before it knows whether there is one.
         block = jnp.pad(walk.block, ((0, 0), (0, 0), (0, 1)))
-        return Visits(block, walk.whole[..., None], walk.count[..., None])
+        return walk._replace(block=block)
 
     return Lists(of(tiles.forward), of(tiles.query), of(tiles.key, keys_own=True))
 
@@ -139,11 +139,13 @@ def _backward(
     call: KernelCall, cut: int, saved: tuple, back: tuple[Heads, ...]
 ) -> tuple[Heads, Heads, Heads, None, None]:
     q, k, v, sides, lists, out, norm = saved
-    back, out = (jnp.concatenate(parts, axis=1) for parts in (back, out))
+    whole = jnp.concatenate(back, axis=1)
     along = jnp.einsum(
-        "blhd,blhd->bhl", back.astype(jnp.float32), out.astype(jnp.float32)
+        "blhd,blhd->bhl",
+        whole.astype(jnp.float32),
+        jnp.concatenate(out, axis=1).astype(jnp.float32),
     )
-    both = Side([q, back], sides[0], [norm, along]), Side([k, v], sides[1])
+    both = Side([q, whole], sides[0], [norm, along]), Side([k, v], sides[1])
     one, two = [(q.shape, q.dtype)], [(x.shape, x.dtype) for x in (k, v)]
     (dq,) = _run(call, query_kernel, call.tiles.query, both, lists.query, one)
     dk, dv = _run(call, key_kernel, call.tiles.key, both, lists.key, two)
@@ -186,6 +188,7 @@ def _run(
     side, and of the results, whose shapes and types are `out`.
     """
     keys_own = kernel is key_kernel
+    walk = lists._replace(whole=lists.whole[..., None], count=lists.count[..., None])
     sized = [(sides[0], tile.query), (sides[1], tile.key)]
     (own, size), (other, other_size) = sized[::-1] if keys_own else sized
     rows, length, heads = own.tokens[0].shape[:3]
@@ -216,7 +219,7 @@ def _run(
         out_shape=[shapes],
         grid=(count, heads, rows),
         in_specs=[
-            jax.tree.map(program.visited, lists),
+            jax.tree.map(program.visited, walk),
             jax.tree.map(program.block, owned),
             [*map(all_tokens, other.tokens), *jax.tree.map(all_of_row, numbers)],
         ],
@@ -226,5 +229,5 @@ def _run(
         ),
         interpret=call.interpret,
         name=kernel.__name__,
-    )(lists, owned, [*other.tokens, *numbers])
+    )(walk, owned, [*other.tokens, *numbers])
     return results

@@ -52,7 +52,7 @@ class BlockPairs(NamedTuple):
     own: Int[Array, "_"]
     other: Int[Array, "_"]
     kind: Int[Array, "_"]
-    count: Int[Array, ""]
+    count: Int[Array, "1"]
 
 
 def kinds(
@@ -90,7 +90,7 @@ def pairs(kind: Int[Array, "b _ _"]) -> BlockPairs:
     listed = meets | (alone & (jnp.arange(others, dtype=jnp.int32) == 0)[None, None])
     order = jnp.argsort(~listed.ravel(), stable=True).astype(jnp.int32)
     entry = jnp.arange(order.size, dtype=jnp.int32)
-    count = listed.sum(dtype=jnp.int32)
+    count = listed.sum(dtype=jnp.int32, keepdims=True).ravel()
     own = jnp.where(entry < count, order // others, -1)
     other = order % others + order // (kind.size // rows) * others
     kind = kind.ravel()[order]

@@ -5,7 +5,7 @@ Attention is causal, so nothing that follows the end of a text changes its vecto
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +81,12 @@ class CLIPEncoder(nn.Module):
 
     def __call__(self, ids: Int[jax.Array, "b m"]) -> Encoding:
         c = self.cfg
-        block = CLIPBlock(c, parent=None)
-        (x,) = scan(block, self.blocks, (self.embed(ids),), self.mask(ids))
+        block, mask = CLIPBlock(c, parent=None), self.mask(ids)
+
+        def run(weights: Any, _: None, x: jax.Array) -> Any:
+            return block.apply({"params": weights}, x, mask)
+
+        (x,) = scan(run, self.blocks, (self.embed(ids),))
         x = self.norm(x)
         # parity: released config files name an end that their tokenizers don't use.
         end = ids.argmax(-1) if c.end is None else (ids == c.end).argmax(-1)

@@ -2,7 +2,7 @@
 """Layers shared by the models: dense, norms, modulation, embeddings, stacks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from pyramid_jax.sharding import Axes, constrain, named
 
 Features = int | tuple[int, ...]
 Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
+Vectors = Float[jax.Array, "b s _"]  # of a modulation, side by side
 
 
 def dense(
@@ -83,7 +84,8 @@ class RMSNorm(nn.Module):
 class Affine(NamedTuple):
     """What conditioning does to tokens, in float32: before a layer and after it.
 
-    One vector per token, or a single one where the row has one segment.
+    One vector per token, or a single one where the row has one segment. It may meet
+    fewer tokens than it was made for, which then are the last ones.
     """
 
     shift: Float[jax.Array, "b _ d"]
@@ -92,18 +94,20 @@ class Affine(NamedTuple):
 
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
         """The layer's input: x, shifted and scaled."""
-        return x * (1 + self.scale) + self.shift
+        shift, scale = (part[:, -x.shape[1] :] for part in self[:2])
+        return x * (1 + scale) + shift
 
     def add(
         self, x: Float[jax.Array, "b n d"], update: Float[jax.Array, "b n d"]
     ) -> Float[jax.Array, "b n d"]:
         """The layer's output, weighed by the gate and added to the stream x."""
-        total = x.astype(jnp.float32) + self.gate * update.astype(jnp.float32)
+        gate = self.gate[:, -x.shape[1] :]
+        total = x.astype(jnp.float32) + gate * update.astype(jnp.float32)
         return total.astype(x.dtype)
 
 
 class Modulation(nn.Module):
-    """Maps the conditioning of every segment to `outputs` vectors per token."""
+    """Maps the conditioning of every segment to `outputs` vectors of the width."""
 
     outputs: int
     width: int
@@ -113,16 +117,17 @@ class Modulation(nn.Module):
         axes, zeros = ("embed", "mlp"), nn.initializers.zeros
         self.linear = dense(self.outputs * self.width, axes, self.dtype, init=zeros)
 
-    def __call__(
-        self, cond: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
-    ) -> list[Float[jax.Array, "b _ d"]]:
-        vectors = self.linear(nn.silu(cond)).astype(jnp.float32)
+    def __call__(self, cond: Float[jax.Array, "b s d"]) -> Vectors:
+        vectors = self.linear(nn.silu(cond))
         # perf: whole vectors are small; parts of them would divide the tokens' width.
-        vectors = constrain(vectors, ("batch", None, None))
-        return [
-            segment_vectors(v, segment)
-            for v in jnp.split(vectors, self.outputs, axis=-1)
-        ]
+        return constrain(vectors, ("batch", None, None))
+
+    def of_tokens(
+        self, vectors: Vectors, segment: Int[jax.Array, "b n"]
+    ) -> list[Float[jax.Array, "b _ d"]]:
+        """The vectors of each token's segment, in float32."""
+        parts = jnp.split(vectors.astype(jnp.float32), self.outputs, axis=-1)
+        return [segment_vectors(part, segment) for part in parts]
 
 
 def segment_vectors(
@@ -217,43 +222,67 @@ def convolution(
     )
 
 
-def stacked(key: jax.Array, block: nn.Module, count: int, *inputs: Any) -> Any:
+def stacked(
+    key: jax.Array, block: nn.Module, count: int, *inputs: Any, method: Any = None
+) -> Any:
     """Fresh weights of `count` equal blocks, along a leading axis called "layers".
 
     Args:
-        inputs: what a block is called with, of any size.
+        inputs: what a block, or that method of it, is called with, of any size.
     """
 
     def one(key: jax.Array) -> Any:
-        return block.init(key, *inputs)["params"]
+        return block.init(key, *inputs, method=method)["params"]
 
     weights = jax.vmap(one)(jax.random.split(key, count))
     return nn.meta.add_axis(weights, 0, {nn.PARTITION_NAME: "layers"})
 
 
+def unstacked(weights: Any) -> tuple[Any, ...]:
+    """The weights of every block by themselves, for `scan` to unroll."""
+    leaves, tree = jax.tree.flatten(weights)
+    return tuple(tree.unflatten(of_block) for of_block in zip(*leaves, strict=True))
+
+
+def each(make: Callable[[Any], Any], weights: Any) -> Any:
+    """What `make` makes of the weights of every block, along first axes."""
+    if isinstance(weights, tuple):
+        return jax.tree.map(lambda *x: jnp.stack(x), *map(make, weights))
+    return jax.lax.map(make, weights)
+
+
 def scan(
-    block: nn.Module,
+    block: Callable[..., Any],
     weights: Any,
     state: Streams,
-    *constants: Any,
+    inputs: Any = None,
+    *,
     axes: Axes | None = None,
     remat: bool = False,
 ) -> Streams:
-    """The state after all blocks, each called as block(*state, *constants).
+    """The state after all blocks, each called as block(weights, inputs, *state).
 
-    perf: compiling takes the time of one block, whatever the depth.
+    perf: compiling takes the time of one block, whatever the depth. Where the weights
+    are a tuple, one tree for each block, the loop is unrolled: programs are larger and
+    copy no slices of stacked weights.
 
     Args:
-        weights: as `stacked` makes them.
+        weights: as `stacked` or `unstacked` makes them.
+        inputs: what else every block has for itself, along first axes, or None.
         axes: of every array of the state, whose layout is pinned before each block.
         remat: the backward pass recomputes each block instead of storing its inside.
     """
 
-    def step(state: Streams, layer: Any) -> tuple[Streams, None]:
+    def step(state: Streams, layer: tuple[Any, Any]) -> tuple[Streams, None]:
         if axes is not None:
             state = tuple(constrain(x, axes) for x in state)
-        out: Any = block.apply({"params": layer}, *state, *constants)
+        out = block(*layer, *state)
         return (out if isinstance(out, tuple) else (out,)), None
 
     step = jax.checkpoint(step) if remat else step
-    return jax.lax.scan(step, state, weights)[0]
+    if isinstance(weights, tuple):
+        each = [None] * len(weights) if inputs is None else unstacked(inputs)
+        for layer in zip(weights, each, strict=True):
+            state, _ = step(state, layer)
+        return state
+    return jax.lax.scan(step, state, (weights, inputs))[0]

@@ -2,6 +2,7 @@
 """Rotary position embedding over one or several axes of a token's position."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,13 @@ from jaxtyping import Float
 from pyramid_jax.shapes import Array
 
 BASE = 10_000.0
+
+
+class Turns(NamedTuple):
+    """How far each pair of head features of a token is turned."""
+
+    cos: Float[Array, "b l r"]
+    sin: Float[Array, "b l r"]
 
 
 def angles(
@@ -35,14 +43,19 @@ def angles(
     return jnp.concatenate(parts, axis=-1)
 
 
+def turns(angle: Float[Array, "b l r"]) -> Turns:
+    """The rotations by these angles."""
+    return Turns(jnp.cos(angle), jnp.sin(angle))
+
+
 def rotate(
-    x: Float[Array, "b l heads dim"], angle: Float[Array, "b l r"]
+    x: Float[Array, "b l heads dim"], by: Turns
 ) -> Float[Array, "b l heads dim"]:
-    """Turns each neighbouring pair of head features by its angle, in float32."""
+    """Turns each neighbouring pair of head features, in float32."""
     pairs = rearrange(
         x.astype(jnp.float32), "b l heads (r two) -> two b l heads r", two=2
     )
-    cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
+    cos, sin = (part[:, :, None, :] for part in by)
     turned = jnp.stack(
         [cos * pairs[0] - sin * pairs[1], sin * pairs[0] + cos * pairs[1]]
     )

@@ -6,6 +6,7 @@ same features wherever they stand in a row.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,9 +78,12 @@ class T5Encoder(nn.Module):
             segment: of each token, -1 for padding, whose features mean nothing; tokens
                 see those of their own segment.
         """
-        block = T5Block(self.cfg, parent=None)
-        x, bias = self.embed(ids), self.bias(segment)
-        (x,) = scan(block, self.blocks, (x,), bias)
+        block, bias = T5Block(self.cfg, parent=None), self.bias(segment)
+
+        def run(weights: Any, _: None, x: jax.Array) -> Any:
+            return block.apply({"params": weights}, x, bias)
+
+        (x,) = scan(run, self.blocks, (self.embed(ids),))
         return self.norm(x)
 
     def embed(self, ids: Int[jax.Array, "b m"]) -> Float[jax.Array, "b m d"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.models.layers import dense, fused_qkv, layer_norm
-from pyramid_jax.models.rotary import angles, rotate
+from pyramid_jax.models.rotary import Turns, angles, rotate, turns
 from pyramid_jax.shapes import Text
 from pyramid_jax.sharding import named
 
@@ -50,9 +50,9 @@ class TextEncoder(nn.Module):
         init = named(nn.initializers.normal(0.5), (None, "embed"))
         table = self.param("table", init, (c.vocabulary, c.width), jnp.float32)
         x = jnp.take(table, ids, axis=0)
-        angle = angles(_order(segment)[..., None], (c.width // c.heads,))
+        rotary = turns(angles(_order(segment)[..., None], (c.width // c.heads,)))
         for i in range(c.blocks):
-            x = TextBlock(c, name=f"block_{i}")(x, angle, segment)
+            x = TextBlock(c, name=f"block_{i}")(x, rotary, segment)
         x = layer_norm(x)
         member = jax.nn.one_hot(segment, segments, dtype=x.dtype)
         total = jnp.einsum("bms,bmd->bsd", member, x)
@@ -69,14 +69,14 @@ class TextBlock(nn.Module):
     def __call__(
         self,
         x: Float[jax.Array, "b m d"],
-        angle: Float[jax.Array, "b m r"],
+        rotary: Turns,
         segment: Int[jax.Array, "b m"],
     ) -> Float[jax.Array, "b m d"]:
         c = self.cfg
         qkv = fused_qkv(c.heads, c.width // c.heads, c.dtype)(layer_norm(x))
         q, k, v = jnp.moveaxis(qkv, 2, 0)
         mask = TokenMask(segment, jnp.zeros_like(segment))
-        attended = attention(rotate(q, angle), rotate(k, angle), v, mask)
+        attended = attention(rotate(q, rotary), rotate(k, rotary), v, mask)
         x = x + dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)(attended)
         hidden = nn.gelu(dense(4 * c.width, ("embed", "mlp"), c.dtype)(layer_norm(x)))
         return x + dense(c.width, ("mlp", "embed"), c.dtype)(hidden)

@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
-from pyramid_jax import sampler
-from pyramid_jax.model import ModelConfig, velocity_network
+from pyramid_jax import pyramid, sampler
+from pyramid_jax.model import ModelConfig, modulations, velocity_network
+from pyramid_jax.models.dit import Modulations
+from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import History, SamplerPlan, Unit, UnitNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
@@ -100,6 +102,14 @@ def denoise(
         frames = jnp.asarray(first_frame)
         video = _write_unit(video, frames.astype(jnp.float32), np.int32(0))
         yield frames
+    known = {
+        (unit.slots == 1, k): [
+            _modulations(model, stage, params, text.pooled, sigma)
+            for sigma, _ in plan.sigmas(k, unit)
+        ]
+        for unit in {unit.slots == 1: unit for unit in units}.values()
+        for k, stage in enumerate(plan.stages)
+    }
     for unit in units:
         index, last = np.int32(unit.index), None
         scale = None if scales is None else np.float32(scales[unit.index])
@@ -108,8 +118,10 @@ def denoise(
             program = _Program(model, mesh, k, unit.slots)
             x, past = _start_stage(program, x, video, noise, index)
             sigmas = plan.sigmas(k, unit)
-            for i, pair in enumerate(sigmas):
-                x, finite = _euler_step(program, (params, text, scale), x, past, pair)
+            steps = zip(sigmas, known[unit.slots == 1, k], strict=True)
+            for i, (pair, vectors) in enumerate(steps):
+                conditions = params, text, scale, vectors
+                x, finite = _euler_step(program, conditions, x, past, pair)
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
                 place = (int(index), count, k, stages, i, len(sigmas))
@@ -171,18 +183,34 @@ def _start_stage(
     return program.rows(x), past._replace(tokens=program.rows(past.tokens))
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _modulations(
+    model: ModelConfig,
+    stage: Stage,
+    params: Any,
+    pooled: Float[jax.Array, "b 1 pooled"],
+    sigma: Float[Array, ""],
+) -> Modulations:
+    """What modulates the network in a step, the same for all units.
+
+    perf: a third of the weights makes it; a step does not read them.
+    """
+    clock = jnp.full((len(pooled), 1), pyramid.time(sigma, stage))
+    return modulations(model, params, clock, pooled)
+
+
 @partial(jax.jit, static_argnums=0)
 def _euler_step(
     program: _Program,
-    conditions: tuple[Any, Text, Float[Array, ""] | None],
+    conditions: tuple[Any, Text, Float[Array, ""] | None, Modulations],
     x: Float[jax.Array, "_ t h w c"],
     past: History,
     sigmas: Float[Array, "2"],
 ) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""]]:
     """One Euler step, and whether all of it is finite."""
     model, stage = program.model, program.model.stages[program.stage]
-    params, text, scale = conditions
-    velocity = velocity_network(model, params)
+    params, text, scale, vectors = conditions
+    velocity = velocity_network(model, params, vectors)
     step = partial(sampler.euler_step, velocity, text, x, past, sigmas)
     x = program.rows(step(stage=stage, scale=scale, cut=model.layout))
     return x, jnp.isfinite(x).all()

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, Mesh
 from pyramid_jax import layout, sharding
 from pyramid_jax.kernels import attention
 from pyramid_jax.model import ModelConfig, SampleConfig
-from pyramid_jax.models.dit import DiTConfig
+from pyramid_jax.models.dit import STACKED, DiTConfig
 from pyramid_jax.models.text_encoder import TextConfig
 from pyramid_jax.models.vae import Decoder, VAEConfig
 from pyramid_jax.models.vae_layers import LOGITS
@@ -212,18 +212,22 @@ def _phase(parts: ModelParts, costs: dict[str, tuple[int, int]]) -> Phase:
 def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     """State and working memory of Euler steps.
 
-    State is the video before and after a unit, and the text. A step holds tokens, what
+    State is the video before and after a unit, the text, and what modulates the network
+    at every step. A step holds tokens, what
     the network does, and one block's weights, gathered, where devices divide them.
     """
     cfg, dit = parts.cfg.dit, parts.params["dit"]
     videos, rows = (_share(n, "batch", mesh) for n in (work.videos, work.rows))
     state = 4 * (2 * videos * math.prod(work.shape) + rows * LIMIT * cfg.text_width)
+    state += rows * _steps(work) * modulation(cfg)
     tokens = longest_row(parts.cfg, work)
     working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
     working += dit_working(cfg, rows, tokens, LIMIT)
-    for x in jax.tree.leaves([dit.get("double"), dit.get("single")]):
-        whole = x.size * x.dtype.itemsize
-        working += whole // len(x) if _bytes(x) < whole else 0
+    for name in STACKED:
+        whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(dit.get(name)))
+        if _bytes(dit.get(name)) < whole:
+            blocks = cfg.double_blocks if name == "double" else cfg.single_blocks
+            working += whole // blocks
     return state, working
 
 
@@ -262,6 +266,13 @@ def longest_row(cfg: ModelConfig, work: Work) -> int:
     return cells // cfg.layout.patch**2
 
 
+def _steps(work: Work) -> int:
+    """The Euler steps that differ: those of the first frame and of later units."""
+    options = work.options
+    first = 0 if work.image else sum(options.first_steps)
+    return first + (sum(options.video_steps) if work.shape[0] > 1 else 0)
+
+
 def _share(size: int, axis: str, mesh: AnyMesh) -> int:
     """What a device has of an axis of arrays: all, if it can't be divided evenly."""
     parts = 1 if mesh is None else sharding.parts(axis, mesh)
@@ -293,6 +304,13 @@ def dit_working(cfg: DiTConfig, rows: int, tokens: int, words: int) -> int:
     if (cfg.attention or attention.default(length, cfg.head_dim, cfg.dtype)) == "xla":
         row += (4 + size) * cfg.heads * length**2
     return rows * row
+
+
+def modulation(cfg: DiTConfig) -> int:
+    """The vectors that modulate all blocks and the head of a `DiT` at one time."""
+    last = 4 if cfg.text_ends_early else 0  # vectors that text alone does not need
+    vectors = 12 * cfg.double_blocks - last + 3 * cfg.single_blocks + 2
+    return vectors * cfg.width * jnp.dtype(cfg.dtype).itemsize
 
 
 def encoder_working(cfg: VAEConfig, frames: int, height: int, width: int) -> int:

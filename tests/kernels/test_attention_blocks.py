@@ -45,7 +45,7 @@ def both(size: int = 8, dtype: str = "float32") -> tuple[list[jax.Array], ...]:
 
     mask = packed()
     return (
-        all_of(lambda *x: blocks(*x, mask, size)),
+        all_of(lambda *x: blocks(*x, mask, mask, size)),
         all_of(lambda *x: attention(*x, mask, "xla")),
     )
 
@@ -74,7 +74,7 @@ def test_padding_gets_zeros_and_gives_none():
 def test_large_logits_do_not_overflow():
     q, k, v = inputs()
     mask = packed()
-    value, pull = jax.vjp(lambda *x: blocks(*x, mask, 8), 1e4 * q, 1e4 * k, v)
+    value, pull = jax.vjp(lambda *x: blocks(*x, mask, mask, 8), 1e4 * q, 1e4 * k, v)
     assert all(jnp.isfinite(x).all() for x in (value, *pull(jnp.ones_like(value))))
 
 
@@ -83,7 +83,7 @@ def test_transformations_change_nothing(transform):
     mask = packed()
 
     def energy(q, k, v):
-        return jnp.square(blocks(q, k, v, mask, 8)).sum()
+        return jnp.square(blocks(q, k, v, mask, mask, 8)).sum()
 
     plain = jax.grad(energy, (0, 1, 2))(*inputs())
     changed = jax.grad(transform(energy), (0, 1, 2))(*inputs())
@@ -94,8 +94,8 @@ def test_transformations_change_nothing(transform):
 def test_mapping_over_a_new_axis_equals_a_loop():
     q, k, v = inputs()
     mask, several = packed(), jnp.stack([q, -q])
-    mapped = jax.vmap(lambda q: blocks(q, k, v, mask, 8))(several)
-    looped = jnp.stack([blocks(q, k, v, mask, 8) for q in several])
+    mapped = jax.vmap(lambda q: blocks(q, k, v, mask, mask, 8))(several)
+    looped = jnp.stack([blocks(q, k, v, mask, mask, 8) for q in several])
     np.testing.assert_allclose(mapped, looped, rtol=0, atol=1e-6)
 
 

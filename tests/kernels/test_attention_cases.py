@@ -15,9 +15,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from launch.compile.cases import batch, case_names
 from pyramid_jax import sharding
-from pyramid_jax.kernels import attention_tpu, attention_triton
-from pyramid_jax.kernels.attention import BACKENDS, attention, default
+from pyramid_jax.kernels.attention import (
+    BACKENDS,
+    attend,
+    attention,
+    attention_plan,
+    default,
+)
 from pyramid_jax.kernels.attention_blocks import blocks
+from pyramid_jax.kernels.attention_tpu import attention_tpu, tpu_lists
+from pyramid_jax.kernels.attention_triton import attention_triton, triton_lists
 from pyramid_jax.kernels.tiles import Tiles
 from pyramid_jax.mask import TokenMask, dense_mask
 
@@ -27,17 +34,20 @@ EVEN = Tiles.of(((16, 16),))
 UNEVEN = Tiles.of(((32, 16), (16, 32), (32, 16)))
 
 
-def with_tpu(q, k, v, mask, tiles=EVEN):
-    return attention_tpu.attention_tpu(q, k, v, mask, mask, tiles, interpret=True)
+def with_tpu(q, k, v, mask, tiles=EVEN, interpret=True):
+    lists = tpu_lists(mask, mask, tiles)
+    return attention_tpu(q, k, v, (mask, mask), lists, tiles, interpret=interpret)
 
 
-def with_triton(q, k, v, mask, tiles=EVEN):
-    return attention_triton.attention_triton(q, k, v, mask, mask, tiles, interpret=True)
+def with_triton(q, k, v, mask, tiles=EVEN, cut=0):
+    lists, how = triton_lists(mask, mask, tiles), {"cut": cut, "interpret": True}
+    out = attention_triton(q, k, v, (mask, mask), lists, tiles, **how)
+    return jnp.concatenate(out, axis=1)
 
 
 FORMS = {
     "xla": lambda *x: attention(*x, "xla"),
-    "blocks": functools.partial(blocks, size=16),
+    "blocks": lambda q, k, v, mask: blocks(q, k, v, mask, mask, 16),
     "pallas_tpu": with_tpu,
     "pallas_triton": with_triton,
 }
@@ -152,13 +162,37 @@ def test_the_memory_of_a_tpu_is_read_after_it_was_written(capfd):
     """Emulated with its spaces and copies: what nobody has written is not a number."""
     memory = pltpu.InterpretParams(detect_races=True)
 
-    def form(q, k, v, mask):
-        return attention_tpu.attention_tpu(q, k, v, mask, mask, EVEN, interpret=memory)
-
+    form = functools.partial(with_tpu, interpret=memory)
     arrays, mask = inputs(), row("packed")
     found = jax.jit(functools.partial(both_ways, form))(*arrays, mask)
     assert_close(found, by_the_formula(*arrays, mask), 1e-5)
     assert "RACE" not in "".join(capfd.readouterr()).upper()
+
+
+@pytest.mark.parametrize("cut", [16, 40, 64])
+def test_results_in_two_arrays_are_the_same(cut):
+    """Cut between blocks, which the kernel does, or inside one."""
+    arrays, mask = inputs(), row("384p stage 2 unit 8")
+    cutting = functools.partial(both_ways, functools.partial(with_triton, cut=cut))
+    found = jax.jit(cutting)(*arrays, mask)
+    for a, b in zip(found, compiled("pallas_triton")(*arrays, mask), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_queries_alone_get_what_they_get_among_all(backend):
+    (q, k, v, back), mask = inputs(), row("packed")
+    last = 37
+
+    def form(q, k, v, queries):
+        return attend(q, k, v, attention_plan(queries, mask, DIM, "float32", backend))
+
+    few = functools.partial(both_ways, form)
+    found = jax.jit(few)(q[:, -last:], k, v, back[:, -last:], mask.last(last))
+    alone = back.at[:, :-last].set(0.0)
+    out, *gradients = by_the_formula(q, k, v, alone, mask)
+    expected = [out[:, -last:], gradients[0][:, -last:], *gradients[1:]]
+    assert_close(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("backend", PALLAS)

@@ -10,7 +10,6 @@ import pytest
 
 from pyramid_jax.config import build
 from pyramid_jax.kernels import attention, tiles
-from pyramid_jax.kernels.attention_tpu import attention_tpu
 from pyramid_jax.kernels.tiles import Entry, Tile, Tiles, tiles_for
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.models.dit import DiTConfig
@@ -111,9 +110,9 @@ def test_tiles_of_a_config_reach_the_kernel(backend, monkeypatch):
     assert hash(cfg) == hash(build(DiTConfig, section))
     given = []
 
-    def kernel(*arrays, tiles, interpret=False):
+    def kernel(*arrays, tiles, cut=None, interpret=False):
         given.append(tiles)
-        return arrays[0]
+        return arrays[0] if cut is None else (arrays[0],)
 
     for name in ("attention_tpu", "attention_triton"):
         monkeypatch.setattr(attention, name, kernel)
@@ -136,8 +135,8 @@ def test_tiles_without_a_backend_that_takes_them_are_refused(backend):
 
 def test_a_tpu_takes_one_tile_for_all_kernels():
     def call(q, mask):
-        several = Tiles.of([(64, 64), (64, 64), (128, 64)])
-        return attention_tpu(q, q, q, mask, mask, several, interpret=True)
+        several = [(64, 64), (64, 64), (128, 64)]
+        return attention.attention(q, q, q, mask, "pallas_tpu", several)
 
     with pytest.raises(ValueError, match="pallas_tpu takes one tile"):
         jax.eval_shape(call, ROW, MASK)

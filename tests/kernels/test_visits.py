@@ -46,7 +46,7 @@ def test_kernels_visit_exactly_the_fraction_of_blocks_that_is_visible():
     for side, seen in ((kind, visible), (kind.swapaxes(1, 2), visible.swapaxes(1, 2))):
         assert int(visits(side).count.sum()) == seen.sum()
         walk = pairs(side)
-        listed = np.asarray(walk.kind)[: int(walk.count)]
+        listed = np.asarray(walk.kind)[: int(walk.count[0])]
         assert (listed != NONE).sum() == seen.sum()
     assert 0.1 < visible.mean() < 0.5
 
@@ -66,7 +66,7 @@ def test_a_list_of_pairs_goes_through_the_batch_block_by_block():
     """Blocks that see nothing stand alone, and name what is loaded already."""
     kind = np.array([[[1, 0], [0, 0]], [[0, 0], [2, 1]]], np.int32)
     walk = pairs(kind)
-    assert int(walk.count) == 5
+    assert int(walk.count[0]) == 5
     np.testing.assert_array_equal(walk.own, [0, 1, 2, 3, 3, -1, -1, -1, -1])
     np.testing.assert_array_equal(walk.other[:5], [0, 0, 0, 2, 3])
     np.testing.assert_array_equal(walk.kind[:5], [SOME, NONE, NONE, ALL, SOME])

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pyramid_jax.kernels.attention import attention_plan
 from pyramid_jax.mask import joint
 from pyramid_jax.model import VARIANTS
-from pyramid_jax.models.dit import DiT, DiTConfig, DoubleBlock, initialise_dit
+from pyramid_jax.models.dit import BLOCKS, DiT, DiTConfig, DoubleBlock, initialise_dit
+from pyramid_jax.models.rotary import turns
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import unbox
 
@@ -98,7 +100,7 @@ def test_fresh_blocks_are_the_identity(name):
 
     def other(path: tuple, x: jax.Array) -> jax.Array:
         keys = [entry.key for entry in path]
-        block = keys[0] in ("double", "last_double", "single")
+        block = keys[0] in BLOCKS
         return x + 1 if block and "modulation" not in keys else x
 
     changed = jax.tree_util.tree_map_with_path(other, params)
@@ -148,11 +150,12 @@ def test_text_depends_on_the_first_frame_and_on_no_other():
     words, video, cond = normal(0, 1, 3, 32), normal(1, 1, 4, 32), normal(2, 1, 1, 32)
     frame = jnp.array([[0, 0, 1, 2]])
     mask = joint(jnp.zeros((1, 3), jnp.int32), jnp.zeros_like(frame), frame)
+    plan = attention_plan(mask, mask, 16, "float32")
     one_block = jax.tree.map(lambda x: x[0], weights("miniflux")["double"])
 
     def text_after(video: jax.Array) -> jax.Array:
-        args = (words, video, cond, normal(3, 1, 7, 8), mask)
-        return block.apply({"params": one_block}, *args)[0].sum()
+        args = (cond, words, video, turns(normal(3, 1, 7, 8)), plan)
+        return block.apply({"params": one_block}, *args, method="conditioned")[0].sum()
 
     gradient = jnp.abs(jit(jax.grad(text_after))(video)).max(axis=-1)
     np.testing.assert_array_equal(gradient[0] > 0, [True, True, False, False])

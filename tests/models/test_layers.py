@@ -99,10 +99,10 @@ def test_the_vector_of_padding_is_finite():
 
 def test_fresh_modulation_does_nothing():
     module = layers.Modulation(3, 8, "float32")
-    cond, segment = jnp.asarray(normal(1, 2, 8)), jnp.array([[0, 1, 1]])
-    vectors, _ = module.init_with_output(KEY, cond, segment)
-    assert len(vectors) == 3
-    for vector in vectors:
+    vectors, _ = module.init_with_output(KEY, jnp.asarray(normal(1, 2, 8)))
+    of_tokens = module.of_tokens(vectors, jnp.array([[0, 1, 1]]))
+    assert len(of_tokens) == 3
+    for vector in of_tokens:
         np.testing.assert_array_equal(vector, 0.0)
 
 

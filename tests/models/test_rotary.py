@@ -16,8 +16,8 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def products(q: jax.Array, k: jax.Array, position: jax.Array) -> jax.Array:
-    angle = rotary.angles(position, DIMS)
-    q, k = rotary.rotate(q, angle), rotary.rotate(k, angle)
+    by = rotary.turns(rotary.angles(position, DIMS))
+    q, k = rotary.rotate(q, by), rotary.rotate(k, by)
     return jnp.einsum("bqhd,bkhd->bhqk", q, k)
 
 
@@ -42,7 +42,7 @@ def test_turning_keeps_the_norm_of_every_pair():
     x, angle = normal(0, 2, 3, 2, 64), 10 * normal(1, 2, 3, 32)
     before, after = (
         jnp.square(y).reshape(2, 3, 2, 32, 2).sum(-1)
-        for y in (x, rotary.rotate(x, angle))
+        for y in (x, rotary.rotate(x, rotary.turns(angle)))
     )
     np.testing.assert_allclose(after, before, rtol=1e-5)
 
@@ -50,7 +50,7 @@ def test_turning_keeps_the_norm_of_every_pair():
 def test_position_zero_changes_nothing():
     x = normal(0, 1, 2, 2, 64)
     angle = rotary.angles(jnp.zeros((1, 2, 3)), DIMS)
-    np.testing.assert_array_equal(rotary.rotate(x, angle), x)
+    np.testing.assert_array_equal(rotary.rotate(x, rotary.turns(angle)), x)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,8 @@ def test_position_zero_changes_nothing():
 )
 def test_angles_are_those_of_the_original(pair, cos, sin):
     """A pair (1, 0) turns to (cos, sin)."""
-    angle = rotary.angles(jnp.array([[[3.0, 5.5, 17.5]]]), DIMS)
-    turned = rotary.rotate(
-        jnp.tile(jnp.array([1.0, 0.0]), 32).reshape(1, 1, 1, 64), angle
-    )
+    by = rotary.turns(rotary.angles(jnp.array([[[3.0, 5.5, 17.5]]]), DIMS))
+    turned = rotary.rotate(jnp.tile(jnp.array([1.0, 0.0]), 32).reshape(1, 1, 1, 64), by)
     np.testing.assert_allclose(
         turned[0, 0, 0, 2 * pair : 2 * pair + 2], [cos, sin], rtol=0, atol=1e-6
     )
@@ -83,8 +81,8 @@ def test_one_axis_turns_by_the_frame_alone():
 
 
 def test_bfloat16_is_turned_in_float32():
-    x, angle = normal(0, 1, 4, 2, 64).astype(jnp.bfloat16), 30 * normal(1, 1, 4, 32)
-    turned = rotary.rotate(x, angle)
-    exact = rotary.rotate(x.astype(jnp.float32), angle)
+    x = normal(0, 1, 4, 2, 64).astype(jnp.bfloat16)
+    by = rotary.turns(30 * normal(1, 1, 4, 32))
+    turned, exact = rotary.rotate(x, by), rotary.rotate(x.astype(jnp.float32), by)
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))

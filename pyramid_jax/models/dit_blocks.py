@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocks of the diffusion transformer, and the config that tells one from another.
+
+A block reads vectors that modulate it, its streams of tokens, their rotations, and the
+plan of attention, which is the same for all blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float
+
+from pyramid_jax.kernels.attention import AttentionPlan, attend
+from pyramid_jax.kernels.exchange import by_heads, by_tokens
+from pyramid_jax.models import layers
+from pyramid_jax.models.layers import (
+    Affine,
+    RMSNorm,
+    Vectors,
+    dense,
+    fused_qkv,
+    layer_norm,
+)
+from pyramid_jax.models.rotary import Turns, rotate
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Everything that tells one transformer from another.
+
+    Args:
+        rope_axes: head features rotated by frame, y, x; (head_dim,): by frame alone.
+        position_table: side of the table that is added to the tokens; None: no table.
+        position_table_base: side, in cells, of the image model that it was made for.
+        text_ends_early: the last double block attends to the text, but leaves it.
+        causal: frames don't see later frames; False is the reference's ablation.
+        dtype: of matrix products and of what flows between blocks; weights are float32.
+        remat: the backward pass recomputes each block instead of storing its inside.
+        attention: backend name for `kernels.attention`, None for the device's best.
+        attention_tiles: block sizes of that backend, see `Tiles.of`; None: the table's.
+    """
+
+    width: int = 1536
+    heads: int = 24
+    double_blocks: int = 24
+    single_blocks: int = 0
+    patch_values: int = 64
+    text_width: int = 4096
+    pooled_width: int = 2048
+    rope_axes: tuple[int, ...] = (64,)
+    position_table: int | None = 192
+    position_table_base: int = 64
+    qk_eps: float = 1e-5
+    text_ends_early: bool = True
+    causal: bool = True
+    dtype: str = "float32"
+    remat: bool = True
+    attention: str | None = None
+    attention_tiles: tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self):
+        if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads must equal the sum of "
+                f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or "
+                "(16, 24, 24)"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+class Stream(nn.Module):
+    """The weights of one modality (text or video) inside a `DoubleBlock`."""
+
+    cfg: DiTConfig
+    attends_only: bool = False
+
+    def setup(self):
+        c, vectors = self.cfg, 2 if self.attends_only else 6
+        self.modulation = layers.Modulation(vectors, c.width, c.dtype)
+        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype)
+        self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
+        if not self.attends_only:
+            self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
+            self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
+            self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
+
+    def affine(self, vectors: Vectors, segment: jax.Array) -> tuple[Affine, Affine]:
+        """How a segment's time and prompt change what is around attention and MLP."""
+        parts = self.modulation.of_tokens(vectors, segment)
+        # What a stream that only attends lacks is not used.
+        parts += [jnp.zeros_like(parts[0])] * (6 - len(parts))
+        return Affine(*parts[:3]), Affine(*parts[3:])
+
+    def project(
+        self, x: Float[jax.Array, "b n d"], affine: Affine
+    ) -> tuple[jax.Array, ...]:
+        """Queries, keys and values, `b n heads dim` each."""
+        q, k, v = jnp.moveaxis(by_heads(self.qkv(affine(layer_norm(x)))), 2, 0)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def absorb(
+        self,
+        x: Float[jax.Array, "b n d"],
+        attended: jax.Array,
+        attn: Affine,
+        mlp: Affine,
+    ) -> Float[jax.Array, "b n d"]:
+        """Adds what attention brought, then the MLP's part."""
+        x = attn.add(x, self.out(attended))
+        hidden = nn.gelu(self.mlp_in(mlp(layer_norm(x))), approximate=True)
+        return mlp.add(x, self.mlp_out(hidden))
+
+
+class Block(nn.Module):
+    """A block takes the vectors that modulate it, which are made of a condition."""
+
+    def conditioned(self, cond: Float[jax.Array, "b s d"], *inputs: Any) -> Any:
+        """The block's result where its vectors are not known yet."""
+        return self(self.vectors(cond), *inputs)
+
+
+class DoubleBlock(Block):
+    """Text and video tokens attend to each other, each with weights of its own.
+
+    The last one may need fewer answers: where the text only attends, the plan has
+    queries of video tokens alone, and of these only the last ones go on.
+    """
+
+    cfg: DiTConfig
+    text_attends_only: bool = False
+    streams = 2
+
+    def setup(self):
+        self.text = Stream(self.cfg, self.text_attends_only)
+        self.video = Stream(self.cfg)
+
+    def vectors(self, cond: Float[jax.Array, "b s d"]) -> tuple[Vectors, Vectors]:
+        """The modulations of text and video."""
+        return self.text.modulation(cond), self.video.modulation(cond)
+
+    def __call__(
+        self,
+        vectors: tuple[Vectors, Vectors],
+        text: Float[jax.Array, "b m d"],
+        video: Float[jax.Array, "b n d"],
+        rotary: Turns,
+        plan: AttentionPlan,
+    ) -> tuple[Float[jax.Array, "b m d"], Float[jax.Array, "b _ d"]]:
+        c, m, asking = self.cfg, text.shape[1], plan.asking
+        text_segment, segment = jnp.split(plan.segment, [m], axis=1)
+        text_attn, text_mlp = self.text.affine(vectors[0], text_segment)
+        video_attn, video_mlp = self.video.affine(vectors[1], segment)
+
+        parts = zip(
+            self.text.project(text, text_attn),
+            self.video.project(video, video_attn),
+            strict=True,
+        )
+        q, k, v = (jnp.concatenate(part, axis=1) for part in parts)
+        q, k = rotate(q, rotary)[:, -asking:], rotate(k, rotary)
+        if self.text_attends_only:
+            attended = by_tokens(attend(q, k, v, plan), c.heads)
+            video = video[:, -asking:]
+            return text, self.video.absorb(video, attended, video_attn, video_mlp)
+        to_text, to_video = (by_tokens(x, c.heads) for x in attend(q, k, v, plan, m))
+        return (
+            self.text.absorb(text, to_text, text_attn, text_mlp),
+            self.video.absorb(video, to_video, video_attn, video_mlp),
+        )
+
+
+class SingleBlock(Block):
+    """Text and video as one sequence: attention and MLP side by side, one output.
+
+    Those tokens go on that the plan has queries for, which are the last ones.
+    """
+
+    cfg: DiTConfig
+    streams = 1
+
+    def setup(self):
+        c = self.cfg
+        self.modulation = layers.Modulation(3, c.width, c.dtype)
+        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype)
+        self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
+        self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
+        self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
+        self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype, bias=False)
+
+    def vectors(self, cond: Float[jax.Array, "b s d"]) -> Vectors:
+        """The modulation."""
+        return self.modulation(cond)
+
+    def __call__(
+        self,
+        vectors: Vectors,
+        x: Float[jax.Array, "b l d"],
+        rotary: Turns,
+        plan: AttentionPlan,
+    ) -> Float[jax.Array, "b _ d"]:
+        c, asking = self.cfg, plan.asking
+        affine = Affine(*self.modulation.of_tokens(vectors, plan.segment))
+        y = affine(layer_norm(x))
+        q, k, v = jnp.moveaxis(by_heads(self.qkv(y)), 2, 0)
+        q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
+        attended = by_tokens(attend(q[:, -asking:], k, v, plan), c.heads)
+        x, y = x[:, -asking:], y[:, -asking:]
+        hidden = nn.gelu(self.mlp_in(y), approximate=True)
+        return affine.add(x, self.out(attended) + self.mlp_out(hidden))
