@@ -195,7 +195,7 @@ def _run(
     count = lists.block.shape[1]
     program = Program(call, size, other_size, count, length, last_first=not keys_own)
 
-    def all_tokens(x: Array) -> pl.BlockSpec:
+    def all_tokens(x: Any) -> pl.BlockSpec:
         return pl.BlockSpec(
             (None, x.shape[1], None, x.shape[3]), lambda i, head, b: (b, 0, head, 0)
         )

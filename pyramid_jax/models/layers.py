@@ -76,7 +76,10 @@ class RMSNorm(nn.Module):
         init = named(nn.initializers.ones, (None,))
         weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + self.eps)
+        # perf: a GPU sums alone, and scales where the result is rotated and joined;
+        # otherwise it writes the scaled values and reads them again.
+        scale = jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + self.eps)
+        y = y * jax.lax.optimization_barrier(scale)
         weight = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
         return (y * weight.astype(jnp.float32)).astype(x.dtype)
 

@@ -181,11 +181,9 @@ def test_all_damage_is_reported_together():
 
 def test_weights_of_another_depth_do_not_fit():
     cfg, tensors = small("flux_dit")
-    deeper = abstract_weights(
-        DiTConfig(**{**vars(cfg), "single_blocks": cfg.single_blocks + 1})
-    )
+    deeper = DiTConfig(**{**vars(cfg), "single_blocks": cfg.single_blocks + 1})
     with pytest.raises(ValueError, match=r"single_transformer_blocks\.3.* is missing"):
-        rename.convert_tensors(tensors, tensor_table(cfg), deeper)
+        rename.convert_tensors(tensors, tensor_table(deeper), abstract_weights(deeper))
 
 
 def test_a_table_that_uses_or_makes_something_twice_is_refused():
