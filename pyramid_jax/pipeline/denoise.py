@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
-from pyramid_jax import sampler
+from pyramid_jax import programs, sampler
 from pyramid_jax.model import ModelConfig, velocity_network
 from pyramid_jax.sampler import History, SamplerPlan, Unit, UnitNoise
 from pyramid_jax.shapes import Array, Text
@@ -154,7 +154,7 @@ class _Program(NamedTuple):
         return jax.lax.with_sharding_constraint(tree, batch_shardings(tree, self.mesh))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.kept, static=1)
 def _start_stage(
     program: _Program,
     x: Float[jax.Array, "b _ _ _ c"],
@@ -171,7 +171,7 @@ def _start_stage(
     return program.rows(x), past._replace(tokens=program.rows(past.tokens))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.kept, static=1)
 def _euler_step(
     program: _Program,
     conditions: tuple[Any, Text, Float[Array, ""] | None],
@@ -188,7 +188,7 @@ def _euler_step(
     return x, jnp.isfinite(x).all()
 
 
-_write_unit = jax.jit(sampler.write_unit)
+_write_unit = programs.kept(sampler.write_unit)
 
 
 def _mesh_of(params: Any) -> Mesh | None:
