@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,7 @@ from absl import logging as absl_logging
 from jax.sharding import Mesh
 
 from launch import usage
-from pyramid_jax import sharding
+from pyramid_jax import programs, sharding
 
 logger = logging.getLogger(__name__)
 
@@ -154,14 +155,22 @@ def enable_compile_cache() -> None:
 
     For commands: importing the package changes nothing. What the user has decided
     stays: a folder (JAX_COMPILATION_CACHE_DIR, or JAX's config), or no cache at all
-    (JAX_ENABLE_COMPILATION_CACHE=false).
+    (JAX_ENABLE_COMPILATION_CACHE=false). Programs that `programs.kept` knows are in the
+    folder "kept" inside, and are not even traced again.
     """
     settings: Any = jax.config
-    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
+    if not settings.jax_enable_compilation_cache:
         return
-    caches = os.environ.get(CACHES) or os.path.expanduser("~/.cache")
-    folder = Path(caches) / "pyramid_jax" / "programs"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not settings.jax_compilation_cache_dir:
+        caches = os.environ.get(CACHES) or os.path.expanduser("~/.cache")
+        folder = Path(caches) / "pyramid_jax" / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        # Without a cache a command is slower, and nothing else.
+        warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
+    folder = settings.jax_compilation_cache_dir
+    if "://" not in folder:  # JAX's may be a bucket
+        programs.keep(Path(folder) / "kept")
     logger.info("compiled programs are kept in %s", folder)
 
 

@@ -47,6 +47,7 @@ NARROW = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+EXPONENT = np.uint16(0x7F80)  # of bfloat16; all ones: infinite, or no number
 ALIGN = 8  # bytes; the header is filled up with spaces
 # Libraries that read the original's files ask for this entry.
 METADATA = {"__metadata__": {"format": "pt"}}
@@ -138,7 +139,11 @@ def finite_values(name: str, tensor: Any) -> np.ndarray:
         ValueError: some of them are infinite, or no numbers.
     """
     values = np.asarray(tensor)
-    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+    if values.dtype == DTYPES["BF16"]:  # perf: twice as fast, beside other threads
+        finite = values.view(np.uint16) & EXPONENT != EXPONENT
+    else:
+        finite = np.isfinite(values)
+    if bad := values.size - np.count_nonzero(finite):
         raise ValueError(
             f"{bad} of {values.size} values of {name} are infinite or no numbers; get "
             "undamaged weights, of another precision if these overflowed"

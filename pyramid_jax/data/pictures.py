@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
@@ -132,6 +131,8 @@ def write_contact_sheet(
     count = min(columns, max(len(video) for video in videos))
     height, width = videos[0].shape[1:3]
     tall = 1.25 * height / width + 0.3
+    from matplotlib.figure import Figure  # slow, and only drawings need it
+
     figure = Figure(figsize=(1.25 * count, tall * len(videos)), dpi=120)
     axes = figure.subplots(len(videos), count, squeeze=False)
     for row, video, caption in zip(axes, videos, captions, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
-from pyramid_jax import pyramid, sampler
+from pyramid_jax import programs, pyramid, sampler
 from pyramid_jax.model import ModelConfig, modulations, velocity_network
 from pyramid_jax.models.dit import Modulations
 from pyramid_jax.pyramid import Stage
@@ -166,7 +166,7 @@ class _Program(NamedTuple):
         return jax.lax.with_sharding_constraint(tree, batch_shardings(tree, self.mesh))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.kept, static=1)
 def _start_stage(
     program: _Program,
     x: Float[jax.Array, "b _ _ _ c"],
@@ -183,7 +183,7 @@ def _start_stage(
     return program.rows(x), past._replace(tokens=program.rows(past.tokens))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(programs.kept, static=2)
 def _modulations(
     model: ModelConfig,
     stage: Stage,
@@ -199,7 +199,7 @@ def _modulations(
     return modulations(model, params, clock, pooled)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.kept, static=1)
 def _euler_step(
     program: _Program,
     conditions: tuple[Any, Text, Float[Array, ""] | None, Modulations],
@@ -216,7 +216,7 @@ def _euler_step(
     return x, jnp.isfinite(x).all()
 
 
-_write_unit = jax.jit(sampler.write_unit)
+_write_unit = programs.kept(sampler.write_unit)
 
 
 def _mesh_of(params: Any) -> Mesh | None:

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from pyramid_jax import sharding
+from pyramid_jax import programs, sharding
 from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors
@@ -148,7 +147,7 @@ def encode_prompts(networks: Sequence[Network], ids: Ids) -> Text:
         return _encode(cfgs, params, ids)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.kept, static=1)
 def _encode(cfgs: tuple[Any, ...], params: tuple[Any, ...], ids: Ids) -> Text:
     of_t5 = {"params": params[0]}
     features: Any = T5Encoder(cfgs[0]).apply(of_t5, ids.words, ids.segment)
@@ -259,6 +258,8 @@ def load_prompt_tokenizer(folder: Path, cfg: EncoderConfig) -> Tokenizer:
     Raises:
         ValueError: the folder lacks the files of a tokenizer.
     """
+    import transformers  # slow; models that read their prompts themselves need none
+
     if isinstance(cfg, T5Config):
         # parity: the file alone says how T5 splits text; the class of transformers
         # would replace a part of it.

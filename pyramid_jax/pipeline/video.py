@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from pyramid_jax import layout, sharding
+from pyramid_jax import layout, programs, sharding
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
@@ -371,7 +371,7 @@ def load(
     return VideoPipeline(mesh=mesh, **model._asdict())
 
 
-@partial(jax.jit, static_argnames="cfg")
+@partial(programs.kept, static=1)
 def _encode_text(
     cfg: ModelConfig, params: Any, ids: Int[Array, "b m"], segment: Int[Array, "b m"]
 ) -> Text:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pyramid_jax import sharding
+from pyramid_jax import programs, sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.config import asset_path, build
 from pyramid_jax.data.pixels import to_model
@@ -139,14 +139,14 @@ def _noise(
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@partial(programs.kept, static=3, donate=(5,))
 def _step(
     f: Any, cfg: VAEConfig, mesh: Mesh | None, params: Any, x: Any, past: Any
 ) -> tuple[jax.Array, Any]:
     return codec.vae_step(f, cfg, params, mesh)(x, past)
 
 
-@jax.jit
+@programs.kept
 def _posterior(
     raw: Float[jax.Array, "b t h w _"], noise: Float[jax.Array, "b t h w c"] | None
 ) -> Float[jax.Array, "b t h w c"]:

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shapes": set(),
     "sharding": set(),
     "config": set(),
+    "programs": set(),
     # The method: no flax, no files.
     "mask": {"shapes"},
     "pyramid": {"shapes"},
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objective": {"shapes", "pyramid"},
     "sampler": {"shapes", "pyramid", "layout"},
     # Networks.
-    "kernels": {"shapes", "sharding", "mask"},
+    "kernels": {"shapes", "sharding", "programs", "mask"},
     "models": {"shapes", "sharding", "mask", "latents", "kernels"},
     # Services: none knows a network.
     "data": {"shapes", "config", "pyramid", "latents", "layout"},
@@ -39,10 +40,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
     "model": {"shapes", "config", "pyramid", "latents", "layout", "objective",
               "sampler", "models"},
-    "vae": {"shapes", "sharding", "config", "latents", "kernels", "models", "data",
-            "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "config", "layout", "sampler", "kernels",
-                 "models", "data", "checkpoint", "model", "vae"},
+    "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
+            "data", "checkpoint", "training"},
+    "pipeline": {"shapes", "sharding", "config", "programs", "layout", "sampler",
+                 "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
     "convert": {"config", "layout", "sampler", "models", "checkpoint",

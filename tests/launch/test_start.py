@@ -10,19 +10,23 @@ import jax
 import pytest
 
 from launch import start
+from pyramid_jax import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "jax_compilation_cache_dir"
+SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No cache is configured, and the folder of caches is a new one."""
-    before = jax.config.values[FOLDER]
+    before = {name: jax.config.values[name] for name in (FOLDER, SHORTEST)}
     jax.config.update(FOLDER, None)
     monkeypatch.setenv(start.CACHES, str(tmp_path))
     yield
-    jax.config.update(FOLDER, before)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    programs.keep(None)
 
 
 def test_programs_are_kept_in_the_users_folder_of_caches(tmp_path: Path):
@@ -71,6 +75,7 @@ COMMAND = """
 import jax
 from absl import flags
 from launch import start
+from pyramid_jax import programs
 
 def main(values):
     print(values.to)
