@@ -151,8 +151,11 @@ def by_the_formula(
     ]
 
 
-def error(problem: Problem, one: Rival) -> float:
-    """The largest difference from the formula, as a share of the largest value."""
+def errors(problem: Problem, one: Rival) -> dict[str, float]:
+    """The largest differences from the formula, each as a share of the largest value.
+
+    Of the values, and of the gradients of q, k and v.
+    """
     valid = np.flatnonzero((problem.mask.segment >= 0).all(axis=0))
     sample = np.random.default_rng(0).permutation(valid)[:SAMPLED]
     back = np.zeros_like(problem.back)
@@ -160,21 +163,31 @@ def error(problem: Problem, one: Rival) -> float:
     out, dq, dk, dv = map(one.take, one.both(*map(one.put, (*problem[:3], back))))
     computed = out[:, sample], dq[:, sample], dk, dv
     exact = by_the_formula(problem, sample, one.mask)
-    pairs = zip(computed, exact, strict=True)
-    return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]))
+    pairs = zip(("values", "dq", "dk", "dv"), computed, exact, strict=True)
+    return {name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in pairs}
 
 
 def measure(work: Workload, name: str, heads: int) -> Row:
     """Measures all implementations on one case, in turns."""
     inputs = problem(work, name, heads)
     pairs = visible_pairs(inputs.mask)
+    measured = compare(work, inputs, pairs)
+    return Row(name, heads, inputs.q.shape[1], pairs, measured)
+
+
+def compare(work: Workload, inputs: Problem, pairs: int) -> dict[str, Measured]:
+    """Measures the workload's implementations on one problem, in turns.
+
+    Args:
+        pairs: how many pairs of tokens are visible in it.
+    """
     results: dict[str, Measured] = {}
     runs: dict[tuple[str, str], Any] = {}
     for title in work.rivals:
         results[title] = Measured()
         try:
             one = rival(title, inputs)
-            share = error(inputs, one)
+            share = float(np.max(list(errors(inputs, one).values())))
             results[title] = Measured(share)
             if not share <= ALLOWED[work.dtype]:
                 raise ValueError(f"wrong by {share:.2g} of the largest value")
@@ -188,12 +201,12 @@ def measure(work: Workload, name: str, heads: int) -> Row:
             spread([1e3 * t / runs[title, what][1] for t in times[title, what]])
             for what in ("forward", "both")
         )
-        flop = 4 * pairs * heads * work.dim
+        flop = 4 * pairs * inputs.q.shape[2] * inputs.q.shape[3]
         rates = flop / forward.median / 1e9, BOTH * flop / both.median / 1e9
         results[title] = replace(
             results[title], forward=forward, both=both, rates=rates
         )
-    return Row(name, heads, inputs.q.shape[1], pairs, results)
+    return results
 
 
 def turn(
