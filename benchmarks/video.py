@@ -119,19 +119,30 @@ class Case:
     def model(self) -> VideoPipeline:
         """What `pyramid_jax.load` returns for a converted model."""
         weights = self.loaded
-        dtype: Any = {"dtype": self.dtype}
-        cfgs = [replace(cfg, **dtype) for cfg in (self.t5, *self.clips)]
-        networks = map(Network, cfgs, weights["text encoders"])
-        limits = LIMIT, *(cfg.positions for cfg in self.clips)
-        words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
         return VideoPipeline(
             self.cfg,
             {"dit": weights["transformer"]},
             tokenize=lambda text: [],  # the prompts have tokenizers of their own
             defaults=self.options,
-            vae=Autoencoder(replace(self.vae, **dtype), self.latent, weights["VAE"]),
-            prompts=PromptEncoder(tuple(networks), words),
+            vae=self.autoencoder(weights["VAE"]),
+            prompts=self.encoder(weights["text encoders"]),
         )
+
+    def autoencoder(self, weights: Any) -> Autoencoder:
+        """The VAE with these weights."""
+        cfg = replace(self.vae, dtype=self.dtype)
+        return Autoencoder(cfg, self.latent, weights)
+
+    def encoder(self, weights: Any) -> PromptEncoder:
+        """The text encoders with these weights, for fixed tokens."""
+        cfgs = [replace(cfg, dtype=self.dtype) for cfg in (self.t5, *self.clips)]
+        limits = LIMIT, *(cfg.positions for cfg in self.clips)
+        words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
+        return PromptEncoder(tuple(map(Network, cfgs, weights)), words)
+
+    def weights_of(self, network: str) -> Any:
+        """Random weights of one network on the device."""
+        return random_weights(self.weights[network], self.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The released networks with random weights: Euler steps, decoding, training, text."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import flops, ours
+from benchmarks.attention import visible_pairs
+from benchmarks.device.chip import milliseconds, peak_memory
+from benchmarks.device.records import Log
+from benchmarks.sample import PROMPTS
+from benchmarks.stages import Run, Stage, by_stage, utilisation
+from benchmarks.video import CLIP_G, CLIP_L, Case
+from benchmarks.video import case as released
+from benchmarks.workload import Workload
+from pyramid_jax.data.pixels import to_uint8
+from pyramid_jax.mask import TokenMask
+from pyramid_jax.models.clip import CLIPConfig
+from pyramid_jax.models.t5 import T5Config
+from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.pipeline.denoise import Progress, denoise
+from pyramid_jax.pipeline.prompts import LIMIT
+from pyramid_jax.sampler import KeyedNoise
+from pyramid_jax.sharding import to_host
+from pyramid_jax.vae.autoencoder import vae_codec
+from pyramid_jax.vae.codec import Pieces
+
+STEPS = 2  # Euler steps of every stage that are timed
+DECODED = 5  # latent frames: the first, and some more for a steady state
+TRAINED = 5  # steps, of which the first compiles
+TINY = Case(
+    Workload(depth=2, width=64, heads=1, cells=(8, 8), sampled=2),
+    T5Config(vocabulary=LIMIT, heads=1, head_dim=8, mlp_width=8, blocks=1),
+    tuple(
+        CLIPConfig(77, width, mlp_width=8, blocks=1, projection=width)
+        for width in (CLIP_L, CLIP_G)
+    ),
+    VAEConfig(
+        encoder_widths=(8,) * 4,
+        decoder_widths=(8,) * 4,
+        encoder_layers=(1,) * 4,
+        decoder_layers=(1,) * 4,
+        groups=4,
+    ),
+    first_steps=2,
+    video_steps=2,
+)
+TINY_ROW = Workload(depth=2, width=64, heads=1, cells=(8, 8), frames=3, caption=16)
+# Five seconds at 768p, of which a row has a segment of every stage.
+ROW = Workload("mmdit", 24, 1536, 24, (96, 160), frames=16)
+
+
+def euler(preset: str, log: Log, tiny: bool) -> None:
+    """Euler steps with guidance at every stage, and what those of a video take.
+
+    They are those of a whole video, but fewer, in the loop of the pipeline itself.
+    First come the units after the first, in which a video spends most of its time.
+    """
+    case = TINY if tiny else released(preset)
+    params = {"dit": case.weights_of("transformer")}
+    jax.block_until_ready(params)
+    log("weights", count=case.work.parameters, dtype=case.dtype)
+    for later in (True, False):
+        begin = time.monotonic()
+
+        def compiled(progress: Progress, begin: float = begin) -> None:
+            if progress.step == 0:
+                seconds = round(time.monotonic() - begin, 1)
+                log("compiled", preset=preset, stage=progress.stage, seconds=seconds)
+
+        units = _units(case, params, later, compiled)
+        for _ in range(1 + later):  # a given frame is the first unit
+            next(units)
+        units.close()
+        ends: list[tuple[Progress, float]] = []
+        began = time.perf_counter()
+
+        def note(progress: Progress, ends: list = ends) -> None:
+            ends.append((progress, time.perf_counter()))
+
+        for _ in _units(case, params, later, note):
+            pass
+        run = Run(began, ends, time.perf_counter())
+        stages = by_stage(case, [run], text=0.0)
+        for stage in reversed(stages):
+            log("step", preset=preset, measured=stage)
+        steps = case.video_steps if later else case.first_steps
+        log("units", preset=preset, **_whole(case, stages, steps))
+
+
+def decoder(log: Log, tiny: bool) -> None:
+    """Frames a second from latents to 8 bits on the host, one or two at once."""
+    case = TINY if tiny else released("768p_5s")
+    codec = vae_codec(case.autoencoder(case.weights_of("VAE")))
+    count = 2 if tiny else DECODED
+    shape = (1, count, *case.work.cells, case.latent.channels)
+    latents = jax.random.normal(jax.random.key(0), shape)
+    for together in (1,) if tiny else (1, 2):
+        pieces = Pieces(frames=together * case.latent.temporal)
+        seconds, frames = [], 0
+        for _ in range(2):
+            begin = time.perf_counter()
+            pixels = [to_uint8(to_host(x)) for x in codec.decoded(latents, pieces)]
+            seconds.append(time.perf_counter() - begin)
+            frames = sum(x.shape[1] for x in pixels)
+        log(
+            "decoded",
+            latents_at_once=together,
+            size=case.size.height_width,
+            frames=frames,
+            compiling=seconds[0] - seconds[1],
+            seconds=seconds[1],
+            frames_per_second=frames / seconds[1],
+            peak_gib=peak_memory(),
+        )
+
+
+def training(log: Log, tiny: bool) -> None:
+    """A whole training step, loss to moving average, on one packed row."""
+    work = TINY_ROW if tiny else ROW
+    dit = replace(work.model.dit, dtype="bfloat16", remat=True)
+    model = replace(work.model, dit=dit)
+    pairs = visible_pairs(TokenMask(*map(np.asarray, work.mask)))
+    forward = sum(product.flops * count for product, count in work.products().items())
+    blocks = dit.double_blocks + dit.single_blocks
+    forward += 4 * pairs * dit.width * blocks
+    count = 3 * forward  # what recomputation adds is not counted
+    log("row", tokens=sum(work.tokens), pairs=pairs, flops=count)
+    take, seconds = ours.training(work, model), []
+    for _ in range(3 if tiny else TRAINED):
+        begin = time.perf_counter()
+        loss = float(take())
+        seconds.append(time.perf_counter() - begin)
+        log("taken", seconds=seconds[-1], loss=loss)
+    median = float(np.median(seconds[1:]))
+    rate = flops.peak(jax.devices()[0].device_kind)
+    log(
+        "trained",
+        tokens=sum(work.tokens),
+        parameters=work.parameters,
+        seconds=median,
+        compiling=seconds[0] - median,
+        tflops=count / median / 1e12,
+        utilisation=None if rate is None else count / median / rate,
+        peak_gib=peak_memory(),
+    )
+
+
+def text(log: Log, tiny: bool) -> None:
+    """T5 and CLIP on a prompt and a negative prompt, without tokenizers."""
+    case = TINY if tiny else released("768p_5s")
+    encoder = case.encoder(case.weights_of("text encoders"))
+    begin = time.perf_counter()
+    jax.block_until_ready(encoder(PROMPTS))
+    first = time.perf_counter() - begin
+    ms = milliseconds(lambda: encoder(PROMPTS), repeats=3)
+    count = case.parameters["text encoders"]
+    log("encoded", parameters=count, first=first, ms=ms, peak_gib=peak_memory())
+
+
+def _units(
+    case: Case, params: Any, later: bool, callback: Callable[[Progress], None]
+) -> Iterator[jax.Array]:
+    """The units of a video after a given first frame, or the first frame alone."""
+    cfg, shape = case.cfg, (*case.work.cells, case.latent.channels)
+    steps = (STEPS,) * len(cfg.stages)
+    options = replace(case.options, first_steps=steps, video_steps=steps)
+    frames = case.work.sampled if later else 1
+    keys = jax.random.key_data(jax.random.split(jax.random.key(1), 1))
+    frame = jax.random.normal(jax.random.key(2), (1, 1, *shape)) if later else None
+    return denoise(
+        cfg,
+        params,
+        jax.tree.map(jnp.asarray, case.work.prompts),
+        (frames, *shape),
+        KeyedNoise(keys, shape, len(cfg.stages), cfg.gamma),
+        options.plan(cfg),
+        scales=np.asarray(options.guidance.scales(frames), np.float32),
+        first_frame=frame,
+        callback_on_step_end=callback,
+    )
+
+
+def _whole(case: Case, stages: list[Stage], steps: int) -> dict[str, Any]:
+    """What these units take with so many steps at every stage."""
+    seconds = sum(stage.seconds for stage in stages) * steps / STEPS
+    count = sum(stage.flops for stage in stages) * steps // STEPS
+    return {
+        "units": stages[0].units,
+        "steps": steps,
+        "size": case.size,
+        "seconds": seconds,
+        "flops": count,
+        "utilisation": utilisation(case, count, seconds),
+        "peak_gib": peak_memory(),
+    }
