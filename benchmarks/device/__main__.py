@@ -26,13 +26,13 @@ from pathlib import Path
 import jax
 
 from benchmarks.device.records import OUTPUT, RESULTS, Log, read_records
-from benchmarks.device.report import heading, report
+from benchmarks.device.report import DONE, heading, report
 from benchmarks.device.steps import STEPS, part
 from benchmarks.timing import environment
 from launch import start, usage
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "triton", "tokamax")
-LEAST = 5.0  # seconds with which a step is started
+LEAST = 5.0  # seconds that must be left for a step to start
 # PyTorch needs memory beside JAX, which keeps what it has once had.
 MEMORY = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -51,13 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     start.enable_compile_cache()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = 1  # unless a step comes to its end
     try:
         for name, seconds in timetable(options.only, options.budget):
             print(f"{name}: up to {seconds:.0f} s", flush=True)
-            log = Log(folder, name)
-            outcome = run(log, seconds, options.tiny, options.commit)
-            log("ends", outcome=outcome, seconds=seconds)
-        code = 0
+            log, outcome = Log(folder, name), "no time left"
+            if seconds:
+                outcome = run(log, seconds, options.tiny, options.commit)
+            log("ends", outcome=outcome, allotted=round(seconds, 1))
+            code = 0 if outcome == DONE else code
     except KeyboardInterrupt:
         code = start.INTERRUPTED
     if (folder / RESULTS).exists():
@@ -69,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def timetable(names: Sequence[str], budget: float) -> Iterator[tuple[str, float]]:
     """Each step when its turn comes, and how long it may take then.
 
-    What one leaves, the later ones get. Steps for which no time is left are left out.
+    What one leaves, the later ones get. In the end there may be none, 0.
     """
     end = time.monotonic() + budget
     for i, name in enumerate(names):
         left = end - time.monotonic()
-        if left >= LEAST:
-            yield name, left * part(name, names[i + 1 :])
+        yield name, left * part(name, names[i + 1 :]) if left >= LEAST else 0.0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -119,11 +120,12 @@ def run(log: Log, seconds: float, tiny: bool, commit: str | None) -> str:
         code = process.exitcode or 0
         if code < 0:
             return f"ended by {signal.Signals(-code).name}"
-        return "failed" if code else "done"
+        return "failed" if code else DONE
     finally:
         # With all that it has started, compilers for example.
         with suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()
         process.join()
 
 

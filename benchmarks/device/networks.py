@@ -50,6 +50,7 @@ TINY = Case(
     ),
     first_steps=2,
     video_steps=2,
+    dtype="float32",
 )
 TINY_ROW = Workload(depth=2, width=64, heads=1, cells=(8, 8), frames=3, caption=16)
 # Five seconds at 768p, of which a row has a segment of every stage.
@@ -95,7 +96,7 @@ def euler(preset: str, log: Log, tiny: bool) -> None:
 
 
 def decoder(log: Log, tiny: bool) -> None:
-    """Frames a second from latents to 8 bits on the host, one or two at once."""
+    """Frames a second from latents to 8 bits on the host, one latent or two at once."""
     case = TINY if tiny else released("768p_5s")
     codec = vae_codec(case.autoencoder(case.weights_of("VAE")))
     count = 2 if tiny else DECODED
@@ -103,20 +104,25 @@ def decoder(log: Log, tiny: bool) -> None:
     latents = jax.random.normal(jax.random.key(0), shape)
     for together in (1,) if tiny else (1, 2):
         pieces = Pieces(frames=together * case.latent.temporal)
-        seconds, frames = [], 0
-        for _ in range(2):
-            begin = time.perf_counter()
+
+        def on_device(pieces: Pieces = pieces) -> int:
+            pixels = jax.block_until_ready(list(codec.decoded(latents, pieces)))
+            return sum(x.shape[1] for x in pixels)
+
+        def to_pictures(pieces: Pieces = pieces) -> int:
             pixels = [to_uint8(to_host(x)) for x in codec.decoded(latents, pieces)]
-            seconds.append(time.perf_counter() - begin)
-            frames = sum(x.shape[1] for x in pixels)
+            return sum(x.shape[1] for x in pixels)
+
+        frames, first = _timed(on_device)
+        seconds, whole = (_timed(call)[1] for call in (on_device, to_pictures))
         log(
             "decoded",
             latents_at_once=together,
             size=case.size.height_width,
             frames=frames,
-            compiling=seconds[0] - seconds[1],
-            seconds=seconds[1],
-            frames_per_second=frames / seconds[1],
+            compiling=first - seconds,
+            frames_per_second=frames / whole,
+            on_device=frames / seconds,
             peak_gib=peak_memory(),
         )
 
@@ -124,7 +130,8 @@ def decoder(log: Log, tiny: bool) -> None:
 def training(log: Log, tiny: bool) -> None:
     """A whole training step, loss to moving average, on one packed row."""
     work = TINY_ROW if tiny else ROW
-    dit = replace(work.model.dit, dtype="bfloat16", remat=True)
+    dtype = "float32" if tiny else "bfloat16"
+    dit = replace(work.model.dit, dtype=dtype, remat=True)
     model = replace(work.model, dit=dit)
     pairs = visible_pairs(TokenMask(*map(np.asarray, work.mask)))
     forward = sum(product.flops * count for product, count in work.products().items())
@@ -134,10 +141,9 @@ def training(log: Log, tiny: bool) -> None:
     log("row", tokens=sum(work.tokens), pairs=pairs, flops=count)
     take, seconds = ours.training(work, model), []
     for _ in range(3 if tiny else TRAINED):
-        begin = time.perf_counter()
-        loss = float(take())
-        seconds.append(time.perf_counter() - begin)
-        log("taken", seconds=seconds[-1], loss=loss)
+        loss, taken = _timed(lambda: float(take()))
+        seconds.append(taken)
+        log("taken", seconds=taken, loss=loss)
     median = float(np.median(seconds[1:]))
     rate = flops.peak(jax.devices()[0].device_kind)
     log(
@@ -156,12 +162,17 @@ def text(log: Log, tiny: bool) -> None:
     """T5 and CLIP on a prompt and a negative prompt, without tokenizers."""
     case = TINY if tiny else released("768p_5s")
     encoder = case.encoder(case.weights_of("text encoders"))
-    begin = time.perf_counter()
-    jax.block_until_ready(encoder(PROMPTS))
-    first = time.perf_counter() - begin
+    _, first = _timed(lambda: jax.block_until_ready(encoder(PROMPTS)))
     ms = milliseconds(lambda: encoder(PROMPTS), repeats=3)
     count = case.parameters["text encoders"]
     log("encoded", parameters=count, first=first, ms=ms, peak_gib=peak_memory())
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    begin = time.perf_counter()
+    value = call()
+    return value, time.perf_counter() - begin
 
 
 def _units(

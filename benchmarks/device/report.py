@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.device.records import Record, chosen
 
 PRESETS = {"768p_5s": "768p, 5 s", "384p_5s": "384p, 5 s"}
+DONE = "done"  # how a step should end
 PARTS = ("values", "dq", "dk", "dv")  # of what attention computes
 
 
@@ -53,7 +54,8 @@ def summary(records: Sequence[Record]) -> list[tuple[str, str]]:
         name = (
             f"decoder, {height} x {width}, {record['latents_at_once']} latents at once"
         )
-        rate = f"{record['frames_per_second']:.1f} frames/s"
+        rate = f"{record['frames_per_second']:.1f} frames/s to the host"
+        rate += f", {record['on_device']:.1f} on the device"
         rows.append((name, rate + _gib(record["peak_gib"])))
     for record in chosen(records, "encoded"):
         name = "text encoders, prompt and negative prompt"
@@ -166,7 +168,7 @@ def _ended(records: Sequence[Record]) -> str:
     """The steps that did not come to their end."""
     rows = []
     for record in chosen(records, "ends"):
-        if record["outcome"] != "done":
+        if record["outcome"] != DONE:
             reasons = chosen(records, "failed", step=record["step"])
             reason = _one_line(reasons[0]["reason"]) if reasons else ""
             rows.append([record["step"], record["outcome"], reason])
