@@ -31,7 +31,7 @@ from pyramid_jax.sharding import to_host
 from pyramid_jax.vae.autoencoder import vae_codec
 from pyramid_jax.vae.codec import Pieces
 
-STEPS = 2  # Euler steps of every stage that are timed
+STEPS = 3  # Euler steps of every stage that are timed
 DECODED = 5  # latent frames: the first, and some more for a steady state
 TRAINED = 5  # steps, of which the first compiles
 TINY = Case(
@@ -68,14 +68,7 @@ def euler(preset: str, log: Log, tiny: bool) -> None:
     jax.block_until_ready(params)
     log("weights", count=case.work.parameters, dtype=case.dtype)
     for later in (True, False):
-        begin = time.monotonic()
-
-        def compiled(progress: Progress, begin: float = begin) -> None:
-            if progress.step == 0:
-                seconds = round(time.monotonic() - begin, 1)
-                log("compiled", preset=preset, stage=progress.stage, seconds=seconds)
-
-        units = _units(case, params, later, compiled)
+        units = _units(case, params, later, _early(log, preset))
         for _ in range(1 + later):  # a given frame is the first unit
             next(units)
         units.close()
@@ -196,6 +189,21 @@ def _units(
         first_frame=frame,
         callback_on_step_end=callback,
     )
+
+
+def _early(log: Log, preset: str) -> Callable[[Progress], None]:
+    """Tells while a unit is compiled what is known: a stage, then one of its steps."""
+    last = [time.perf_counter()]
+
+    def tell(progress: Progress) -> None:
+        last.append(time.perf_counter())
+        seconds = last[-1] - last[-2]
+        if progress.step == 0:
+            log("compiled", preset=preset, stage=progress.stage, seconds=seconds)
+        if progress.step == 1:  # the one before has been waited for
+            log("early", preset=preset, stage=progress.stage, ms=1e3 * seconds)
+
+    return tell
 
 
 def _whole(case: Case, stages: list[Stage], steps: int) -> dict[str, Any]:

@@ -19,13 +19,13 @@ class Step(NamedTuple):
 STEPS = {
     "ceilings": Step(chip.ceilings, 25),
     "correctness": Step(kernels.correctness, 60),
-    "euler_768p": Step(partial(networks.euler, "768p_5s"), 140),
+    "euler_768p": Step(partial(networks.euler, "768p_5s"), 220),
     "attention_768p": Step(partial(kernels.against_others, "768p"), 45),
     "tiles": Step(kernels.tiles, 60),
-    "decoder": Step(networks.decoder, 50),
-    "training": Step(networks.training, 70),
+    "decoder": Step(networks.decoder, 60),
+    "training": Step(networks.training, 90),
     "attention_packed": Step(partial(kernels.against_others, "packed"), 45),
-    "euler_384p": Step(partial(networks.euler, "384p_5s"), 60),
+    "euler_384p": Step(partial(networks.euler, "384p_5s"), 90),
     "text": Step(networks.text, 35),
     "attention_384p": Step(partial(kernels.against_others, "384p"), 45),
 }
