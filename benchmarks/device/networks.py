@@ -4,6 +4,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from pyramid_jax.pipeline.prompts import LIMIT
 from pyramid_jax.sampler import KeyedNoise
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae.autoencoder import vae_codec
-from pyramid_jax.vae.codec import Pieces
+from pyramid_jax.vae.codec import Codec, Pieces
 
 STEPS = 3  # Euler steps of every stage that are timed
 DECODED = 5  # latent frames: the first, and some more for a steady state
@@ -72,15 +73,7 @@ def euler(preset: str, log: Log, tiny: bool) -> None:
         for _ in range(1 + later):  # a given frame is the first unit
             next(units)
         units.close()
-        ends: list[tuple[Progress, float]] = []
-        began = time.perf_counter()
-
-        def note(progress: Progress, ends: list = ends) -> None:
-            ends.append((progress, time.perf_counter()))
-
-        for _ in _units(case, params, later, note):
-            pass
-        run = Run(began, ends, time.perf_counter())
+        run = _sampled(case, params, later)
         stages = by_stage(case, [run], text=0.0)
         for stage in reversed(stages):
             log("step", preset=preset, measured=stage)
@@ -97,15 +90,8 @@ def decoder(log: Log, tiny: bool) -> None:
     latents = jax.random.normal(jax.random.key(0), shape)
     for together in (1,) if tiny else (1, 2):
         pieces = Pieces(frames=together * case.latent.temporal)
-
-        def on_device(pieces: Pieces = pieces) -> int:
-            pixels = jax.block_until_ready(list(codec.decoded(latents, pieces)))
-            return sum(x.shape[1] for x in pixels)
-
-        def to_pictures(pieces: Pieces = pieces) -> int:
-            pixels = [to_uint8(to_host(x)) for x in codec.decoded(latents, pieces)]
-            return sum(x.shape[1] for x in pixels)
-
+        on_device = partial(_pixels, codec, latents, pieces)
+        to_pictures = partial(_pictures, codec, latents, pieces)
         frames, first = _timed(on_device)
         seconds, whole = (_timed(call)[1] for call in (on_device, to_pictures))
         log(
@@ -161,6 +147,18 @@ def text(log: Log, tiny: bool) -> None:
     log("encoded", parameters=count, first=first, ms=ms, peak_gib=peak_memory())
 
 
+def _pixels(codec: Codec, latents: jax.Array, pieces: Pieces) -> int:
+    """Decodes latents on the device, and counts the frames."""
+    pixels = jax.block_until_ready(list(codec.decoded(latents, pieces)))
+    return sum(x.shape[1] for x in pixels)
+
+
+def _pictures(codec: Codec, latents: jax.Array, pieces: Pieces) -> int:
+    """Decodes latents into 8 bits on the host, and counts the frames."""
+    pixels = [to_uint8(to_host(x)) for x in codec.decoded(latents, pieces)]
+    return sum(x.shape[1] for x in pixels)
+
+
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     """What a call returns, and its seconds."""
     begin = time.perf_counter()
@@ -189,6 +187,17 @@ def _units(
         first_frame=frame,
         callback_on_step_end=callback,
     )
+
+
+def _sampled(case: Case, params: Any, later: bool) -> Run:
+    """When each step of the units ends."""
+    ends: list[tuple[Progress, float]] = []
+    began = time.perf_counter()
+    for _ in _units(
+        case, params, later, lambda step: ends.append((step, time.perf_counter()))
+    ):
+        pass
+    return Run(began, ends, time.perf_counter())
 
 
 def _early(log: Log, preset: str) -> Callable[[Progress], None]:
