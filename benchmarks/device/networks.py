@@ -201,16 +201,16 @@ def _sampled(case: Case, params: Any, later: bool) -> Run:
 
 
 def _early(log: Log, preset: str) -> Callable[[Progress], None]:
-    """Tells while a unit is compiled what is known: a stage, then one of its steps."""
+    """Tells which stages are compiled while others are, and of each one step's time."""
     last = [time.perf_counter()]
 
     def tell(progress: Progress) -> None:
         last.append(time.perf_counter())
-        seconds = last[-1] - last[-2]
+        about: dict[str, Any] = {"preset": preset, "stage": progress.stage}
         if progress.step == 0:
-            log("compiled", preset=preset, stage=progress.stage, seconds=seconds)
-        if progress.step == 1:  # the one before has been waited for
-            log("early", preset=preset, stage=progress.stage, ms=1e3 * seconds)
+            log("compiled", **about)
+        if progress.step == 1:  # which began when the one before had ended
+            log("early", **about, ms=1e3 * (last[-1] - last[-2]))
 
     return tell
 
