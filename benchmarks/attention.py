@@ -132,27 +132,27 @@ def by_the_formula(
 
     They are computed in float64, as if nothing came back to the other queries.
     """
-    q, k, v, back = (x.astype(np.float64) for x in problem[:4])
+    # perf: heads first, so that products of matrices do the work
+    q, k, v, back = (np.moveaxis(x, 2, 1).astype(np.float64) for x in problem[:4])
     scale = q.shape[-1] ** -0.5
-    q, back = q[:, queries], back[:, queries]
+    q, back = q[:, :, queries], back[:, :, queries]
     (segment, frame), (own, now) = mask, (x[:, queries, None] for x in mask)
     sees = (segment[:, None] == own) & (own >= 0) & (frame[:, None] <= now)
     sees = sees[:, None]
-    logits = np.where(sees, np.einsum("bqhd,bkhd->bhqk", q, k) * scale, -np.inf)
+    logits = np.where(sees, (q @ k.mT) * scale, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    change = np.einsum("bqhd,bkhd->bhqk", back, v)
+    change = back @ v.mT
     change = weights * (change - (change * weights).sum(-1, keepdims=True)) * scale
-    return [
-        np.einsum("bhqk,bkhd->bqhd", weights, v),
-        np.einsum("bhqk,bkhd->bqhd", change, k),
-        np.einsum("bhqk,bqhd->bkhd", change, q),
-        np.einsum("bhqk,bqhd->bkhd", weights, back),
-    ]
+    found = weights @ v, change @ k, change.mT @ q, weights.mT @ back
+    return [np.moveaxis(x, 1, 2) for x in found]
 
 
-def error(problem: Problem, one: Rival) -> float:
-    """The largest difference from the formula, as a share of the largest value."""
+def errors(problem: Problem, one: Rival) -> dict[str, float]:
+    """The largest differences from the formula, each as a share of the largest value.
+
+    Of the values, and of the gradients of q, k and v.
+    """
     valid = np.flatnonzero((problem.mask.segment >= 0).all(axis=0))
     sample = np.random.default_rng(0).permutation(valid)[:SAMPLED]
     back = np.zeros_like(problem.back)
@@ -160,21 +160,31 @@ def error(problem: Problem, one: Rival) -> float:
     out, dq, dk, dv = map(one.take, one.both(*map(one.put, (*problem[:3], back))))
     computed = out[:, sample], dq[:, sample], dk, dv
     exact = by_the_formula(problem, sample, one.mask)
-    pairs = zip(computed, exact, strict=True)
-    return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]))
+    pairs = zip(("values", "dq", "dk", "dv"), computed, exact, strict=True)
+    return {name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in pairs}
 
 
 def measure(work: Workload, name: str, heads: int) -> Row:
     """Measures all implementations on one case, in turns."""
     inputs = problem(work, name, heads)
     pairs = visible_pairs(inputs.mask)
+    measured = compare(work, inputs, pairs)
+    return Row(name, heads, inputs.q.shape[1], pairs, measured)
+
+
+def compare(work: Workload, inputs: Problem, pairs: int) -> dict[str, Measured]:
+    """Measures the workload's implementations on one problem, in turns.
+
+    Args:
+        pairs: how many pairs of tokens are visible in it.
+    """
     results: dict[str, Measured] = {}
     runs: dict[tuple[str, str], Any] = {}
     for title in work.rivals:
         results[title] = Measured()
         try:
             one = rival(title, inputs)
-            share = error(inputs, one)
+            share = float(np.max(list(errors(inputs, one).values())))
             results[title] = Measured(share)
             if not share <= ALLOWED[work.dtype]:
                 raise ValueError(f"wrong by {share:.2g} of the largest value")
@@ -188,12 +198,12 @@ def measure(work: Workload, name: str, heads: int) -> Row:
             spread([1e3 * t / runs[title, what][1] for t in times[title, what]])
             for what in ("forward", "both")
         )
-        flop = 4 * pairs * heads * work.dim
+        flop = 4 * pairs * inputs.q.shape[2] * inputs.q.shape[3]
         rates = flop / forward.median / 1e9, BOTH * flop / both.median / 1e9
         results[title] = replace(
             results[title], forward=forward, both=both, rates=rates
         )
-    return Row(name, heads, inputs.q.shape[1], pairs, results)
+    return results
 
 
 def turn(

@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention by other libraries for JAX: cuDNN, splash attention, tokamax.
 
-None of them knows segments and frames, so each gets the mask as a matrix of queries
-times keys: at 15k tokens 240 MB per row as bytes, twice that where it is added to the
-logits. What each does with it:
+None of them knows segments and frames. Two get the mask as a matrix of queries times
+keys: at 15k tokens 240 MB per row as bytes, twice that where it is added to the logits.
+In a row that is ordered by segment and frame, the keys of a query are an interval. What
+each does with it:
 
-    cudnn    adds it to the logits; every pair of tokens is multiplied
+    cudnn    adds the matrix to the logits; every pair of tokens is multiplied
     splash   skips blocks without a visible pair; heads are filled to width 128
-    tokamax  applies it in its own kernels; every pair of tokens is multiplied
+    tokamax  is given intervals; skips blocks outside them, forward if not backward
 
 A query that sees no key is shown the first one, so that nothing is divided by zero, and
 its output and its gradients are replaced by zeros.
 """
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from pyramid_jax.kernels.visits import Mask, fill
-from pyramid_jax.mask import visible
+from pyramid_jax.mask import TokenMask, visible
+from pyramid_jax.shapes import Array
 
 EVEN = 8  # tokens; cuDNN takes no odd number, and reads masks in vectors
 SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
@@ -30,7 +33,16 @@ LANES = 128  # of a TPU: what splash attention wants blocks and heads to be mult
 BLOCK = 512  # tokens in a block of splash attention
 product_of_cudnn = jax.nn.dot_product_attention
 
+TOKAMAX = "tokamax._src.ops.attention"  # where its kernels are
+
 Values = Float[Array, "b l heads dim"]
+
+
+class Intervals(NamedTuple):
+    """The first key that each query sees, and the one after the last; 0, 0 for none."""
+
+    start: Int[Array, "b l"]
+    end: Int[Array, "b l"]
 
 
 def cudnn(q: Values, k: Values, v: Values, mask: Mask) -> Values:
@@ -103,33 +115,58 @@ def splash(
     return _seeing(rearrange(out, "b heads l dim -> b l heads dim"), blind, q)
 
 
-def tokamax(q: Values, k: Values, v: Values, mask: Mask) -> Values:
-    """`kernels.attention.attention` by the kernels of tokamax for this device.
+def tokamax(q: Values, k: Values, v: Values, keys: Intervals) -> Values:
+    """Attention of ordered rows by the kernels of tokamax for this device.
+
+    Its public function takes no intervals, so its kernels are called by name.
 
     Raises:
         ValueError: tokamax is not installed, or none of its kernels takes these arrays.
     """
     try:
-        library = importlib.import_module("tokamax")
+        kernels: Any = importlib.import_module(f"{TOKAMAX}.api").IMPLEMENTATIONS
+        library: Any = importlib.import_module(f"{TOKAMAX}.base")
     except ImportError as error:
         raise ValueError("needs the package tokamax") from error
-    kernels = {"gpu": ("mosaic", "triton"), "tpu": ("mosaic",), "cpu": ("xla",)}
-    device = jax.default_backend()
-    sees, blind = _matrix(mask, EVEN)
-    filled = (fill(x, {1: EVEN}) for x in (q, k, v))
-    try:
-        out = library.dot_product_attention(
-            *filled, mask=sees[:, None], implementation=kernels[device]
-        )
-    except (NotImplementedError, ExceptionGroup) as error:
-        raise ValueError(
-            f"tokamax has no kernel on {device} for {q.dtype} and heads of width "
-            f"{q.shape[3]}: {error}"
-        ) from error
-    return _seeing(out, blind, q)
+    names = {"gpu": ("mosaic_gpu", "triton"), "tpu": ("mosaic_tpu",), "cpu": ("xla",)}
+    device, refusals = jax.default_backend(), []
+    filled = [fill(x, {1: EVEN}) for x in (q, k, v)]
+    start, end = (fill(jnp.asarray(x), {1: EVEN}) for x in keys)
+    blind = start == end
+    ends = jnp.where(blind, start + 1, end)
+    mask = library.Mask(k_start=start[:, None], k_end=ends[:, None])
+    for name in (name for name in names[device] if name in kernels):
+        try:
+            out = kernels[name](*filled, mask=mask)
+            return _seeing(out, blind[:, : q.shape[1]], q)
+        except NotImplementedError as error:
+            refusals.append(f"{name}: {error}")
+    raise ValueError(
+        f"tokamax has no kernel on {device} for {q.dtype} and heads of width "
+        f"{q.shape[3]} ({'; '.join(refusals)})"
+    )
 
 
-LIBRARIES = {"cudnn": cudnn, "splash": splash, "tokamax": tokamax}
+# Which take a mask; tokamax takes `Intervals` instead.
+LIBRARIES = {"cudnn": cudnn, "splash": splash}
+
+
+def ordered(mask: TokenMask) -> Int[np.ndarray, "b l"]:
+    """The tokens of every row by segment, then by frame; padding comes first."""
+    return np.lexsort((np.asarray(mask.frame), np.asarray(mask.segment)), axis=1)
+
+
+def intervals(mask: TokenMask) -> Intervals:
+    """The keys that each query sees in rows that are `ordered`."""
+    segments, frames = (np.asarray(x, np.int64) for x in mask)
+    places = segments * (frames.max() + 1) + frames
+    rows = zip(segments, places, strict=True)
+    both = [
+        (np.searchsorted(s, s, "left"), np.searchsorted(p, p, "right")) for s, p in rows
+    ]
+    start, end = (np.stack(x).astype(np.int32) for x in zip(*both, strict=True))
+    visible = segments >= 0
+    return Intervals(np.where(visible, start, 0), np.where(visible, end, 0))
 
 
 def _matrix(mask: Mask, size: int) -> tuple[Bool[Array, "b _ _"], Bool[Array, "b l"]]:

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from benchmarks.attention_libraries import LIBRARIES
+from benchmarks.attention_libraries import LIBRARIES, intervals, ordered, tokamax
 from pyramid_jax.kernels.attention import BACKENDS, attention
 from pyramid_jax.kernels.visits import fill
 from pyramid_jax.mask import TokenMask
@@ -31,7 +31,7 @@ NEEDS = {
     "flex": "gpu",
 }
 OF_TORCH = ("flex", "sdpa")
-NAMES = (*BACKENDS, *LIBRARIES, "jax_pallas", *OF_TORCH)
+NAMES = (*BACKENDS, *LIBRARIES, "tokamax", "jax_pallas", *OF_TORCH)
 BLOCK = 128  # tokens, of JAX's own Pallas kernel
 
 Values = Float[np.ndarray, "b l heads dim"]
@@ -76,11 +76,19 @@ def rival(name: str, problem: Problem) -> Rival:
     if name in OF_TORCH:
         return _of_torch(name, problem, device)
     if name == "jax_pallas":
-        return _of_jax(_segments_only, problem, without_frames(problem))
+        mask = without_frames(problem)
+        return _of_jax(_segments_only, problem, mask)._replace(mask=mask)
+    if name == "tokamax":
+        return _of_tokamax(problem)
     if name in LIBRARIES:
         return _of_jax(LIBRARIES[name], problem, problem.mask)
     if name not in NAMES:
         raise ValueError(f"no implementation {name!r}; there are {NAMES}")
+    return backend(name, problem)
+
+
+def backend(name: str, problem: Problem) -> Rival:
+    """A backend of the package; Pallas kernels are interpreted on a CPU."""
     return _of_jax(lambda *x: attention(*x, name), problem, problem.mask)
 
 
@@ -90,13 +98,13 @@ def without_frames(problem: Problem) -> TokenMask:
     return TokenMask(segment, np.zeros_like(frame))
 
 
-def _of_jax(form: Callable[..., Any], problem: Problem, mask: TokenMask) -> Rival:
-    """A rival that gets the mask when it is called: nothing is computed before."""
-    arrays = TokenMask(*map(jnp.asarray, mask))
+def _of_jax(form: Callable[..., Any], problem: Problem, seen: Any) -> Rival:
+    """A rival that gets what is seen when it is called: nothing is computed before."""
+    arrays = type(seen)(*map(jnp.asarray, seen))
 
     @jax.jit
-    def both(q, k, v, back, mask):
-        out, pull = jax.vjp(lambda *x: form(*x, mask), q, k, v)
+    def both(q, k, v, back, seen):
+        out, pull = jax.vjp(lambda *x: form(*x, seen), q, k, v)
         return [out, *pull(back)]
 
     forward = jax.jit(form)
@@ -106,7 +114,20 @@ def _of_jax(form: Callable[..., Any], problem: Problem, mask: TokenMask) -> Riva
         both=lambda q, k, v, back: both(q, k, v, back, arrays),
         wait=jax.block_until_ready,
         take=lambda x: np.asarray(x, np.float64),
-        mask=mask,
+        mask=problem.mask,
+    )
+
+
+def _of_tokamax(problem: Problem) -> Rival:
+    """Tokamax on rows that are ordered before a clock starts."""
+    order = ordered(problem.mask)
+    back = np.argsort(order, axis=1)[:, :, None, None]
+    mask = TokenMask(*(np.take_along_axis(x, order, axis=1) for x in problem.mask))
+    one = _of_jax(tokamax, problem, intervals(mask))
+    order = order[:, :, None, None]
+    return one._replace(
+        put=lambda x: one.put(np.take_along_axis(x, order, axis=1)),
+        take=lambda x: np.take_along_axis(one.take(x), back, axis=1),
     )
 
 

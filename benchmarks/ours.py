@@ -13,7 +13,12 @@ from benchmarks.flops import Product
 from benchmarks.workload import Workload
 from pyramid_jax import sampler, sharding
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.model import initialise, training_loss, velocity_network
+from pyramid_jax.model import (
+    ModelConfig,
+    initialise,
+    training_loss,
+    velocity_network,
+)
 from pyramid_jax.pipeline.denoise import denoise
 from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
 from pyramid_jax.shapes import Text
@@ -23,12 +28,17 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 Run = Callable[[], Any]
 
 
-def training(work: Workload) -> Run:
-    """Runs a whole training step: loss, gradient, clipping, AdamW, average."""
-    init, rates = partial(initialise, work.model), OptimizerConfig()
+def training(work: Workload, model: ModelConfig | None = None) -> Run:
+    """Runs a whole training step: loss, gradient, clipping, AdamW, average.
+
+    Args:
+        model: in place of the workload's, e.g. in another dtype.
+    """
+    model = model or work.model
+    init, rates = partial(initialise, model), OptimizerConfig()
     update, mesh = optimizer(rates), _mesh()
     take = step.train_step(
-        partial(training_loss, work.model),
+        partial(training_loss, model),
         update,
         learning_rate(rates),
         step.StepConfig(),

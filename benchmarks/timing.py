@@ -63,13 +63,14 @@ def ratios(times: Times, over: str, under: str) -> Spread:
     return spread([a / b for a, b in pairs])
 
 
-def environment(packages: tuple[str, ...]) -> dict[str, Any]:
-    """What a result depends on: commit, processor, threads, versions of `packages`."""
-    root = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+def environment(packages: tuple[str, ...], commit: str | None = None) -> dict[str, Any]:
+    """What a result depends on: commit, processor, threads, versions of `packages`.
+
+    Args:
+        commit: of the sources; None asks git.
+    """
     return {
-        "commit": commit or "unknown",
+        "commit": commit or _commit(),
         "date": time.strftime("%Y-%m-%d"),
         "device": jax.devices()[0].device_kind,
         "cpu": _processor(),
@@ -91,6 +92,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def _commit() -> str:
+    """The commit of this checkout; "unknown" in a copy without git."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        told = subprocess.run(git, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return told.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

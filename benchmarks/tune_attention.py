@@ -5,9 +5,10 @@ python -m benchmarks.tune_attention                # into the table of the packa
 python -m benchmarks.tune_attention --to mine.json --dims 64 --cases 'packed 24576'
 
 For every width of heads and every case, candidates for one kernel at a time run in
-turns; the fastest median wins. Those that the compiler refuses, or whose results
-differ, are left out. An entry is written for rows up to the length of its case; that of
-the longest case serves all longer rows, too. This needs an accelerator.
+turns, after all have been compiled at once; the fastest median wins. Those that the
+compiler refuses, or whose results differ, are left out. An entry is written for rows up
+to the length of its case; that of the longest case serves all longer rows, too. This
+needs an accelerator.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import functools
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,19 +116,25 @@ def agreeing(
         ValueError: the first ones do not run.
     """
     arrays, programs, first = _arrays(setting), {}, None
-    for tiles in dict.fromkeys(several):
-        call = functools.partial(_program(setting, tiles, only_forward), *arrays)
+    compiled = functools.partial(_compiled, setting, arrays, only_forward)
+    different = list(dict.fromkeys(several))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(compiled, different))
+    for tiles, program in zip(different, made, strict=True):
         try:
-            result = [np.asarray(x, np.float32) for x in call()]
+            if isinstance(program, Exception):
+                raise program
+            call = functools.partial(program, setting.mask, *arrays)
+            result = call()
+            difference = float(_difference(result, first or result))
         except Exception as reason:  # each compiler has its own kinds
             text = str(reason).split("\n")[0]
             if first is None:
                 raise ValueError(f"the present tiles {tiles} fail: {text}") from reason
             logger.info("%s is refused: %s", tiles, text)
             continue
-        first = result if first is None else first
-        pairs = zip(result, first, strict=True)
-        if all(np.abs(a - b).max() <= SHARE * np.abs(b).max() for a, b in pairs):
+        first = first or result
+        if difference <= SHARE:
             programs[tiles] = call
         else:
             logger.warning("%s computes something else", tiles)
@@ -212,26 +221,37 @@ def _arrays(setting: Setting) -> list[jax.Array]:
     return [jnp.asarray(x, setting.dtype) for x in arrays]
 
 
-def _program(
-    setting: Setting, tiles: Tiles, only_forward: bool
-) -> Callable[..., list[jax.Array]]:
-    """The kernels with these tiles, compiled: the forward pass or both."""
-
-    sizes = [tuple(tile) for tile in tiles]
+def _compiled(
+    setting: Setting, arrays: Sequence[jax.Array], only_forward: bool, tiles: Tiles
+) -> Callable[..., list[jax.Array]] | Exception:
+    """The kernels with these tiles, the forward pass or both; or why there are none."""
 
     @jax.jit
     def both(
         mask: TokenMask, q: jax.Array, k: jax.Array, v: jax.Array, back: jax.Array
     ):
         def form(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, mask, setting.backend, sizes)
+            return attention(q, k, v, mask, setting.backend, tiles)
 
         if only_forward:
             return [form(q, k, v)]
         out, pull = jax.vjp(form, q, k, v)
         return [out, *pull(back)]
 
-    return functools.partial(both, setting.mask)
+    try:
+        return both.lower(setting.mask, *arrays).compile()
+    except Exception as reason:
+        return reason
+
+
+@jax.jit
+def _difference(found: list[jax.Array], first: list[jax.Array]) -> jax.Array:
+    """The largest one, as a share of the largest value."""
+    pairs = [
+        (x.astype(jnp.float32), y.astype(jnp.float32))
+        for x, y in zip(found, first, strict=True)
+    ]
+    return jnp.stack([jnp.abs(x - y).max() / jnp.abs(y).max() for x, y in pairs]).max()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ guidance, the VAE's decoder, 8-bit frames on the host. Weights are made on the d
 so nothing is read and the host needs no memory for them.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -119,19 +121,30 @@ class Case:
     def model(self) -> VideoPipeline:
         """What `pyramid_jax.load` returns for a converted model."""
         weights = self.loaded
-        dtype: Any = {"dtype": self.dtype}
-        cfgs = [replace(cfg, **dtype) for cfg in (self.t5, *self.clips)]
-        networks = map(Network, cfgs, weights["text encoders"])
-        limits = LIMIT, *(cfg.positions for cfg in self.clips)
-        words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
         return VideoPipeline(
             self.cfg,
             {"dit": weights["transformer"]},
             tokenize=lambda text: [],  # the prompts have tokenizers of their own
             defaults=self.options,
-            vae=Autoencoder(replace(self.vae, **dtype), self.latent, weights["VAE"]),
-            prompts=PromptEncoder(tuple(networks), words),
+            vae=self.autoencoder(weights["VAE"]),
+            prompts=self.encoder(weights["text encoders"]),
         )
+
+    def autoencoder(self, weights: Any) -> Autoencoder:
+        """The VAE with these weights."""
+        cfg = replace(self.vae, dtype=self.dtype)
+        return Autoencoder(cfg, self.latent, weights)
+
+    def encoder(self, weights: Any) -> PromptEncoder:
+        """The text encoders with these weights, for fixed tokens."""
+        cfgs = [replace(cfg, dtype=self.dtype) for cfg in (self.t5, *self.clips)]
+        limits = LIMIT, *(cfg.positions for cfg in self.clips)
+        words = tuple(Tokenizer(Words(limit), limit) for limit in limits)
+        return PromptEncoder(tuple(map(Network, cfgs, weights)), words)
+
+    def weights_of(self, network: str) -> Any:
+        """Random weights of one network on the device."""
+        return random_weights(self.weights[network], self.dtype)
 
 
 @dataclass(frozen=True)
@@ -153,8 +166,12 @@ def random_weights(shapes: Any, dtype: str) -> Any:
     """Arrays of these shapes with deviation 0.02, made on the device one by one."""
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
+    different = list({leaf.shape for leaf in leaves})
+    draw = partial(_compiled_normal, keys[0], dtype)
+    with ThreadPoolExecutor() as pool:  # perf: compilers work side by side
+        normal = dict(zip(different, pool.map(draw, different), strict=True))
     pairs = zip(keys, leaves, strict=True)
-    return tree.unflatten([_normal(key, leaf.shape, dtype) for key, leaf in pairs])
+    return tree.unflatten([normal[leaf.shape](key) for key, leaf in pairs])
 
 
 def case(preset: str, variant: str = "mmdit") -> Case:
@@ -216,6 +233,10 @@ def _clips(
     return replace(large, projection=CLIP_L), giant
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _normal(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    return 0.02 * jax.random.normal(key, shape, dtype)
+def _compiled_normal(
+    key: jax.Array, dtype: str, shape: tuple[int, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    def normal(key: jax.Array) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+    return jax.jit(normal).lower(key).compile()

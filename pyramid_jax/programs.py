@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 LIMIT = 2**30  # bytes of a folder
 DIGEST = 16  # bytes of a checksum
 # What compilers are told of all kept programs, by kind of device. Without Triton's
-# products, cuBLASLt adds biases and computes GELU where a product is still in registers;
-# and streams of tokens are bfloat16 between blocks that are not in a loop, too.
+# products, cuBLASLt adds the bias and computes GELU before it writes a product; and
+# between blocks that are not in a loop, too, tokens are bfloat16.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_allow_excess_precision": False}
 }

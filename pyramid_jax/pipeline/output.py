@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from pyramid_jax.data import pictures, video_io
+from pyramid_jax.data import pictures
 from pyramid_jax.data.pixels import to_uint8
 
 KINDS = ("uint8", "float32", "pil")  # of frames
@@ -89,7 +89,7 @@ class VideoOutput:
             files = [path.with_stem(f"{path.stem}_{number}") for number in numbers]
         for file, video in zip(files, videos, strict=True):
             if path.suffix == ".mp4":
-                video_io.write_video(file, video, self.fps)
+                _write_mp4(file, video, self.fps)
             elif path.suffix == ".gif":
                 pictures.write_gif(file, video, self.fps)
             else:
@@ -109,7 +109,7 @@ class VideoOutput:
             if suffix == ".png":
                 pictures.write_picture(path, video[0])
             else:
-                video_io.write_video(path, video, self.fps, scale=scale)
+                _write_mp4(path, video, self.fps, scale)
             data = base64.b64encode(path.read_bytes()).decode()
         shown = f'width="{video.shape[2] * scale}" style="image-rendering: pixelated"'
         if suffix == ".png":
@@ -129,3 +129,12 @@ class VideoOutput:
         if isinstance(self.frames, np.ndarray):
             return to_uint8(2 * self.frames - 1)
         return np.array([[np.asarray(x) for x in video] for video in self.frames])
+
+
+def _write_mp4(
+    path: Path, video: UInt8[np.ndarray, "f h w 3"], fps: float, scale: int = 1
+) -> None:
+    """Imports PyAV here: only files need it, and machines for sampling may lack it."""
+    from pyramid_jax.data import video_io
+
+    video_io.write_video(path, video, fps, scale=scale)

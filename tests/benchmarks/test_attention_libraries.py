@@ -3,6 +3,7 @@
 
 import functools
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import attention as benchmark
 from benchmarks import attention_libraries as libraries
-from benchmarks.attention_libraries import LIBRARIES, cudnn, splash, tokamax
+from benchmarks.attention_libraries import cudnn, splash, tokamax
+from benchmarks.attention_rivals import rival
 from launch.compile.cases import batch
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
@@ -55,15 +58,46 @@ def test_splash_attention_computes_the_plain_form(monkeypatch):
 
 
 def plain_product(q, k, v, mask, implementation):
-    """What the attention of the libraries computes, for a CPU."""
-    assert implementation in ("cudnn", ("xla",))
+    """What cuDNN computes, for a CPU."""
+    assert implementation == "cudnn"
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
-def test_tokamax_is_given_the_mask(monkeypatch):
-    library = SimpleNamespace(dot_product_attention=plain_product)
-    monkeypatch.setitem(sys.modules, "tokamax", library)
-    assert_like_the_plain_form(lambda *x: tokamax(*x, MASK))
+def with_tokamax(monkeypatch, kernel) -> None:
+    """Puts a kernel into a tokamax of nothing else."""
+    kernels = SimpleNamespace(IMPLEMENTATIONS={"xla": kernel})
+    monkeypatch.setitem(sys.modules, f"{libraries.TOKAMAX}.api", kernels)
+    base = SimpleNamespace(Mask=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, f"{libraries.TOKAMAX}.base", base)
+
+
+@pytest.mark.parametrize("name", ["384p stage 2 unit 8", "packed 16384", "scattered"])
+def test_tokamax_is_given_the_interval_of_keys_of_every_query(name, monkeypatch):
+    """In rows that are put in order, and back, it sees what the formula sees."""
+
+    def kernel(q, k, v, mask):
+        key, lengths = jnp.arange(k.shape[1], dtype=jnp.int32), mask.k_end.shape
+        assert lengths == (q.shape[0], 1, q.shape[1]) and q.shape[1] % 8 == 0
+        start, end = (x[..., None] for x in (mask.k_start, mask.k_end))
+        sees = (start <= key[None, None, None]) & (key[None, None, None] < end)
+        return jax.nn.dot_product_attention(q, k, v, mask=sees, implementation="xla")
+
+    with_tokamax(monkeypatch, kernel)
+    given = benchmark.problem(replace(benchmark.REDUCED, rows=2), name, 2)
+    one = rival("tokamax", given)
+    assert max(benchmark.errors(given, one).values()) < 1e-5
+    out = one.take(one.forward(*map(one.put, given[:3])))
+    np.testing.assert_array_equal(out[given.mask.segment < 0], 0.0)
+
+
+def test_kernels_of_tokamax_that_refuse_are_named(monkeypatch):
+    def refuses(*_, mask):
+        raise NotImplementedError("only on Thursdays")
+
+    with_tokamax(monkeypatch, refuses)
+    keys = libraries.intervals(MASK)
+    with pytest.raises(ValueError, match=r"no kernel on cpu.*xla: only on Thursdays"):
+        tokamax(*inputs()[:3], keys)
 
 
 def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
@@ -90,13 +124,14 @@ def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
 @pytest.mark.parametrize(
     ("library", "reason"),
     [
-        ("cudnn", "needs an NVIDIA GPU with cuDNN, .* given are float32, .* on cpu"),
-        ("splash", "needs jax.experimental.pallas.*, which jax .* does not have"),
-        ("tokamax", "needs the package tokamax"),
+        (cudnn, "needs an NVIDIA GPU with cuDNN, .* given are float32, .* on cpu"),
+        (splash, "needs jax.experimental.pallas.*, which jax .* does not have"),
+        (tokamax, "needs the package tokamax"),
     ],
+    ids=["cudnn", "splash", "tokamax"],
 )
 def test_what_is_missing_is_named(library, reason, monkeypatch):
-    for module in ("tokamax", libraries.SPLASH):
+    for module in (f"{libraries.TOKAMAX}.api", libraries.SPLASH):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=reason):
-        LIBRARIES[library](*inputs()[:3], MASK)
+        library(*inputs()[:3], MASK)

@@ -33,6 +33,7 @@ BREACHES = [
 ]
 RULES = list(dict.fromkeys(breach.rule for breach in BREACHES))
 READ_DOCUMENTS = {references.what_prose_names_exists}
+TREE_BYTES = 40 * 2**20
 
 GOOD = Source(
     inside("models/layers"),
@@ -118,6 +119,17 @@ def test_importing_the_package_needs_no_accelerator_and_no_optional_library():
         [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True
     )
     assert run.returncode == 0, run.stderr.decode()
+
+
+def test_a_checkout_is_small_enough_to_be_sent_anywhere():
+    """Without what git ignores; models and recorded values are most of it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs git's list of files")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
+    paths = [ROOT / os.fsdecode(name) for name in names.split(b"\0") if name]
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    assert sizes and sum(sizes.values()) < TREE_BYTES, sorted(sizes, key=sizes.get)[-9:]
 
 
 def test_shape_annotations_are_checked_while_testing():

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables of README and docs/performance.md from benchmarks/results/.
+
+python -m benchmarks.tables
+
+A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`; what is
+there is replaced. What `benchmarks.device` has found is in files device_*.jsonl, one
+for each device; those of small shapes are refused.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.device.records import Record, chosen, read_records
+from benchmarks.device.report import heading, report, summary, table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+NONE = "No GPU or TPU has been measured yet."
+VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
+PARTS = {
+    "dense": "matrix products with weights",
+    "attention": "attention",
+    "rest": "norms, modulation, rotation, activation, residuals",
+    "update": "AdamW, clipping, moving average",
+}
+MIB = 2**20
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """A document with its tables as the results say.
+
+    Raises:
+        ValueError: no table has the name in a comment.
+    """
+
+    def written(place: re.Match[str]) -> str:
+        begin, name, end = place.groups()
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
+        return f"{begin}{TABLES[name]()}\n{end}"
+
+    return _PLACE.sub(written, text)
+
+
+def of_devices(tell: Callable[[Sequence[Record]], str]) -> str:
+    """What there is to tell of every device that was measured.
+
+    Raises:
+        ValueError: a file has results of small shapes.
+    """
+    texts = []
+    for path in sorted(RESULTS.glob("device_*.jsonl")):
+        records = read_records(path)
+        if chosen(records, "begins", tiny=True):
+            raise ValueError(f"{path} holds results of --tiny, no measurement; drop it")
+        texts.append(f"{heading(records)}.\n\n{tell(records)}")
+    return "\n\n".join(texts) or NONE
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the documents."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(argv)
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(with_tables(text), encoding="utf-8")
+
+
+def _steps() -> str:
+    """A training step and sampling on a CPU, beside the original."""
+    rows = []
+    for variant, result in _variants():
+        work = result["workload"]
+        what = f"{work['sampled']} latent frames, {work['steps']} steps per stage"
+        names = {"training step": "training step", "sampling": f"sampling {what}"}
+        for name, title in names.items():
+            rows.append([f"{variant}, {title}", *_sides(result["comparisons"][name])])
+    return table(("processor seconds", *_SIDES), rows)
+
+
+def _parts() -> str:
+    """What a training step on a CPU consists of."""
+    variants, results = zip(*_variants(), strict=True)
+    rows = [
+        [title, *(f"{result['breakdown'][part]:.2f}" for result in results)]
+        for part, title in PARTS.items()
+    ]
+    return table(("part", *(f"{variant}, seconds" for variant in variants)), rows)
+
+
+def _vae() -> str:
+    """Encoding and decoding on a CPU, beside the original."""
+    result = _result("vae.json")
+    work = result["workload"]
+    frames, tile = work["chunk"], work["tile"]
+    ways = {
+        "whole": "whole",
+        "chunked": f"{frames} frames at once",
+        "tiled": f"{frames} frames of {tile} x {tile} at once",
+    }
+    rows = []
+    for name, one in result["measured"].items():
+        what, _, way = name.partition(", ")
+        both = {"jax": one["seconds"], **one}
+        memory = f"{one['memory'] / MIB:.0f}"
+        rows.append([f"{what}, {ways[way]}", *_sides(both), memory])
+    return table(("processor seconds", *_SIDES, "memory, MiB"), rows)
+
+
+def _video() -> str:
+    """A whole video on a CPU, beside the original."""
+    comparisons = _result("cpu_sample.json")["comparisons"]
+    titles = {
+        "video": "video, from token ids to frames",
+        "text encoders": "text encoders, prompt and negative prompt",
+        "noise": "noise",
+        "decoder": "decoder, to 8-bit frames",
+    }
+    rows = ([title, *_sides(comparisons[name])] for name, title in titles.items())
+    return table(("processor seconds", *_SIDES), rows)
+
+
+def _calls() -> str:
+    """What a call per Euler step costs."""
+    loops = _result("cpu_sample.json")["loops"]
+    titles = {
+        "tiny": "48 steps of 2 blocks of width 64, 17 to 53 tokens",
+        "small": "18 steps of 6 blocks of width 384, 134 to 344 tokens",
+    }
+    rows = []
+    for name, title in titles.items():
+        both = (f"{loops[name][way]['median']:.3g}" for way in ("program", "calls"))
+        extra = {k: 1e3 * v for k, v in loops[name]["per_step"].items()}
+        rows.append([title, *both, f"{_spread(extra, 1)} ms"])
+    head = ("one program", "a call per step", "extra per step")
+    return table(("processor seconds", *head), rows)
+
+
+_SIDES = ("this project", "original", "original / this project")
+# What stands between the comments, by the name in the first.
+TABLES: dict[str, Callable[[], str]] = {
+    "device": lambda: of_devices(report),
+    "speed": lambda: of_devices(lambda records: table(("", ""), summary(records))),
+    "steps": _steps,
+    "parts": _parts,
+    "vae": _vae,
+    "video": _video,
+    "calls": _calls,
+}
+
+
+def _result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _variants() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, variant in VARIANTS.items():
+        yield variant, _result(name)
+
+
+def _sides(both: dict[str, Any]) -> list[str]:
+    """The medians of both sides, and how they compare."""
+    ours, theirs = (both[side]["median"] for side in ("jax", "reference"))
+    digits = 2 if ours > 0.05 else 4
+    return [f"{ours:.{digits}f}", f"{theirs:.2f}", _spread(both["ratio"], 2)]
+
+
+def _spread(of: dict[str, float], digits: int) -> str:
+    median, low, high = (f"{of[k]:.{digits}f}" for k in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()
