@@ -15,6 +15,8 @@ from pyramid_jax.sharding import Axes, constrain, named
 
 Features = int | tuple[int, ...]
 Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
+# Primitives whose results are worth storing; "name" marks those of attention in blocks.
+PRODUCTS = ("dot_general", "conv_general_dilated", "pallas_call", "name")
 
 
 def dense(
@@ -246,7 +248,8 @@ def scan(
     Args:
         weights: as `stacked` makes them.
         axes: of every array of the state, whose layout is pinned before each block.
-        remat: the backward pass recomputes each block instead of storing its inside.
+        remat: the backward pass recomputes each block instead of storing the results
+            of its products and of attention.
     """
 
     def step(state: Streams, layer: Any) -> tuple[Streams, None]:
@@ -255,5 +258,17 @@ def scan(
         out: Any = block.apply({"params": layer}, *state, *constants)
         return (out if isinstance(out, tuple) else (out,)), None
 
-    step = jax.checkpoint(step) if remat else step
+    if remat:
+        step = jax.checkpoint(step)
+    else:
+        step = jax.checkpoint(step, policy=_is_product, prevent_cse=False)
     return jax.lax.scan(step, state, weights)[0]
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a result is stored for the backward pass.
+
+    perf: all else is computed again, in passes that run anyway; writing it to memory
+    and reading it back takes longer (benchmarks/cpu_vs_reference.py).
+    """
+    return primitive.name in PRODUCTS
