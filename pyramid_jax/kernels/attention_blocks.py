@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention that visits only the blocks of queries and keys that see each other.
 
-A row is cut into blocks of 64 tokens. The mask gives a list of the pairs (query block,
-key block) in which any query sees any key; a loop walks it with the running softmax of
-flash attention (arXiv:2205.14135). The weights of a pair, 64 x 64 per head, stay in the
-cache; no array of queries times keys is written. The backward pass walks the same list
-and computes the weights again. This is plain JAX, differentiable once, for CPUs.
+A row is cut into blocks of 64 tokens. The mask gives every block of queries the list of
+the blocks of keys in which any query sees any key; a loop walks it with the running
+softmax of flash attention (arXiv:2205.14135), and writes its output once. The weights
+of a pair, 64 x 64 per head, stay in the cache; no array of queries times keys is
+written. The backward pass computes the weights again, for every block of keys from the
+queries that see it. This is plain JAX, differentiable once, for CPUs.
 
 The savings depend on the row. In a packed training row of four segments 21 % of the
 pairs are visible; forward and backward take 0.3 of the CPU time of the plain form
@@ -17,15 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
 
 from pyramid_jax.kernels.flash import FLOOR
-from pyramid_jax.kernels.visits import BlockPairs, Mask, fill, kinds, pairs
+from pyramid_jax.kernels.visits import Mask, fill, kinds, visits
 from pyramid_jax.mask import TokenMask, visible
 
 BLOCK = 64  # perf: of 32 to 256 the fastest (benchmarks/cpu_vs_reference.py)
 
 Blocks = Float[Array, "_ heads size dim"]
+Sums = tuple[Array, ...]
 
 
 class Row(NamedTuple):
@@ -72,52 +75,67 @@ def _row(q: Blocks, k: Blocks, v: Blocks, query: Mask, key: Mask) -> Blocks:
 def _forward(
     q: Blocks, k: Blocks, v: Blocks, query: Mask, key: Mask
 ) -> tuple[Blocks, tuple]:
-    row, met = Row(q, k, v, query, key), _pairs(query, key)
+    kind = _kinds(query, key)
 
-    def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-        i, j = met.own[at], met.other[at]
-        out, peak, total = (_at(x, i) for x in state)
-        logits, seen = _logits(row, i, j)
-        logits = jnp.where(seen, logits, FLOOR)
-        higher = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(logits - higher), 0.0)
-        faded = jnp.exp(peak - higher)
-        new = (
-            out * faded + _product(weights, _at(row.v, j)),
-            higher,
-            total * faded + weights.sum(axis=-1, keepdims=True),
+    def own_query(block: tuple) -> tuple[Array, Array]:
+        q, own, met, count = block
+
+        def visit(at: Array, state: Sums) -> Sums:
+            j, (out, peak, total) = met[at], state
+            seen = visible([x[:, None] for x in own], [_at(x, j)[None] for x in key])
+            logits = jnp.where(seen, _product(q, _at(k, j).mT), FLOOR)
+            higher = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
+            weights = jnp.where(seen, jnp.exp(logits - higher), 0.0)
+            faded = jnp.exp(peak - higher)
+            return (
+                out * faded + _product(weights, _at(v, j)),
+                higher,
+                total * faded + weights.sum(axis=-1, keepdims=True),
+            )
+
+        zero = jnp.zeros(q.shape, jnp.float32)
+        none = zero[..., :1]
+        out, peak, total = jax.lax.fori_loop(
+            0, count, visit, (zero, jnp.full_like(none, FLOOR), none)
         )
-        return tuple(_put(x, value, i) for x, value in zip(state, new, strict=True))
+        total = jnp.maximum(total, 1e-30)
+        return out / total, peak + jnp.log(total)
 
-    zero = jnp.zeros(q.shape, jnp.float32)
-    none = zero[..., :1]
-    out, peak, total = jax.lax.fori_loop(
-        0, met.count[0], visit, (zero, jnp.full_like(none, FLOOR), none)
-    )
-    total = jnp.maximum(total, 1e-30)
-    out = out / total
-    return out.astype(v.dtype), (row, met, out, peak + jnp.log(total))
+    out, norm = jax.lax.map(own_query, (q, query, *_met(kind)))
+    out, norm = (checkpoint_name(x, "attention") for x in (out, norm))
+    return out.astype(v.dtype), (Row(q, k, v, query, key), kind, out, norm)
 
 
 def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None, None]:
-    row, met, out, norm = saved
+    row, kind, out, norm = saved
     back = back.astype(jnp.float32)
-    along = (back * out).sum(axis=-1, keepdims=True)
+    # perf: keys stand in rows, so only one product transposes its weights.
+    norm, along = norm.mT, (back * out).sum(axis=-1, keepdims=True).mT
 
-    def visit(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-        i, j = met.own[at], met.other[at]
-        back_i, (dq, dk, dv) = _at(back, i), state
-        logits, seen = _logits(row, i, j)
-        weights = jnp.where(seen, jnp.exp(logits - _at(norm, i)), 0.0)
-        slope = weights * (_product(back_i, _at(row.v, j).mT) - _at(along, i))
-        return (
-            _put(dq, _at(dq, i) + _product(slope, _at(row.k, j)), i),
-            _put(dk, _at(dk, j) + _product(slope.mT, _at(row.q, i)), j),
-            _put(dv, _at(dv, j) + _product(weights.mT, back_i), j),
-        )
+    def own_key(dq: Array, block: tuple) -> tuple[Array, tuple[Array, Array]]:
+        k, v, own, met, count = block
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in row[:3])
-    dq, dk, dv = jax.lax.fori_loop(0, met.count[0], visit, zeros)
+        def visit(at: Array, state: Sums) -> Sums:
+            i, (dq, dk, dv) = met[at], state
+            q, back_i = _at(row.q, i), _at(back, i)
+            query = [_at(x, i)[None] for x in row.query]
+            seen = visible(query, [x[:, None] for x in own])
+            logits = _product(k, q.mT)
+            weights = jnp.where(seen, jnp.exp(logits - _at(norm, i)), 0.0)
+            slope = weights * (_product(v, back_i.mT) - _at(along, i))
+            dq_i = _at(dq, i) + _product(slope.mT, k)
+            return (
+                jax.lax.dynamic_update_index_in_dim(dq, dq_i, i, 0),
+                dk + _product(slope, q),
+                dv + _product(weights, back_i),
+            )
+
+        zero = jnp.zeros(k.shape, jnp.float32)
+        dq, *both = jax.lax.fori_loop(0, count, visit, (dq, zero, zero))
+        return dq, tuple(both)
+
+    blocks = row.k, row.v, row.key, *_met(kind.mT)
+    dq, (dk, dv) = jax.lax.scan(own_key, jnp.zeros(row.q.shape, jnp.float32), blocks)
     dtype = row.v.dtype
     return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None, None
 
@@ -125,18 +143,17 @@ def _backward(saved: tuple, back: Blocks) -> tuple[Blocks, Blocks, Blocks, None,
 _row.defvjp(_forward, _backward)
 
 
-def _pairs(query: Mask, key: Mask) -> BlockPairs:
-    """The pairs of blocks in which any query sees any key."""
+def _kinds(query: Mask, key: Mask) -> Int[Array, "1 _ _"]:
+    """The kind of each pair of a block of queries and a block of keys."""
     size = key[0].shape[1]
     row, other = ([x.reshape(1, -1) for x in mask] for mask in (query, key))
-    return pairs(kinds((row[0], row[1]), (other[0], other[1]), size, size))
+    return kinds((row[0], row[1]), (other[0], other[1]), size, size)
 
 
-def _logits(row: Row, i: Array, j: Array) -> tuple[Array, Array]:
-    """Products of the queries of block i and the keys of block j, and their mask."""
-    query = [_at(x, i)[:, None] for x in row.query]
-    key = [_at(x, j)[None] for x in row.key]
-    return _product(_at(row.q, i), _at(row.k, j).mT), visible(query, key)
+def _met(kind: Int[Array, "1 _ _"]) -> tuple[Array, Array]:
+    """The list of the blocks that each block meets, and how many these are."""
+    block, _, count = visits(kind)
+    return block[0], count[0]
 
 
 def _product(x: Array, y: Array) -> Array:
@@ -145,7 +162,3 @@ def _product(x: Array, y: Array) -> Array:
 
 def _at(x: Array, index: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
-
-
-def _put(x: Array, value: Array, index: Array) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(x, value, index, 0)

@@ -16,6 +16,8 @@ from pyramid_jax.sharding import Axes, constrain, named
 Features = int | tuple[int, ...]
 Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
 Vectors = Float[jax.Array, "b s _"]  # of a modulation, side by side
+# Primitives whose results are worth storing; "name" marks those of attention in blocks.
+PRODUCTS = ("dot_general", "conv_general_dilated", "pallas_call", "name")
 
 
 def dense(
@@ -273,7 +275,8 @@ def scan(
         weights: as `stacked` or `unstacked` makes them.
         inputs: what else every block has for itself, along first axes, or None.
         axes: of every array of the state, whose layout is pinned before each block.
-        remat: the backward pass recomputes each block instead of storing its inside.
+        remat: the backward pass recomputes each block instead of storing the results
+            of its products and of attention.
     """
 
     def step(state: Streams, layer: tuple[Any, Any]) -> tuple[Streams, None]:
@@ -282,10 +285,22 @@ def scan(
         out = block(*layer, *state)
         return (out if isinstance(out, tuple) else (out,)), None
 
-    step = jax.checkpoint(step) if remat else step
+    if remat:
+        step = jax.checkpoint(step)
+    else:
+        step = jax.checkpoint(step, policy=_is_product, prevent_cse=False)
     if isinstance(weights, tuple):
         each = [None] * len(weights) if inputs is None else unstacked(inputs)
         for layer in zip(weights, each, strict=True):
             state, _ = step(state, layer)
         return state
     return jax.lax.scan(step, state, (weights, inputs))[0]
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a result is stored for the backward pass.
+
+    perf: all else is computed again, in passes that run anyway; writing it to memory
+    and reading it back takes longer (benchmarks/cpu_vs_reference.py).
+    """
+    return primitive.name in PRODUCTS

@@ -99,22 +99,33 @@ def train_step(
         updates = state.step - state.skipped
         skipped = jnp.where(keep, state.skipped, state.skipped + 1)
         report = Report(value, norm, rate(updates), skipped, aux)
-        decay = _decay(cfg, updates)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
-            change, moments = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, change)
-        ema = jax.tree.map(
-            # In this form the average of what does not change does not change.
-            lambda mean, new: mean + (1 - decay) * (new.astype(jnp.float32) - mean),
-            state.ema,
-            params,
-        )
-        new = state._replace(params=params, ema=ema, optimizer=moments)
-        new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, state)
-        return new._replace(step=state.step + 1, skipped=skipped), report
+
+        # perf: a choice of the whole state; selections write every array once more.
+        update = partial(_update, optimizer, _decay(cfg, updates), gradient)
+        state = jax.lax.cond(keep, update, lambda state: state, state)
+        return state._replace(step=state.step + 1, skipped=skipped), report
 
     placement = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+
+
+def _update(
+    optimizer: optax.GradientTransformation,
+    decay: jax.Array,
+    gradient: Any,
+    state: TrainState,
+) -> TrainState:
+    """The state with weights, average and moments after the gradient."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+        change, moments = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, change)
+    ema = jax.tree.map(
+        # In this form the average of what does not change does not change.
+        lambda mean, new: mean + (1 - decay) * (new.astype(jnp.float32) - mean),
+        state.ema,
+        params,
+    )
+    return state._replace(params=params, ema=ema, optimizer=moments)
 
 
 def gradients(

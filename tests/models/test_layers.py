@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small layers against recorded numbers and their formulas in float64 numpy."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from pyramid_jax.kernels.attention import attention
+from pyramid_jax.mask import TokenMask
 from pyramid_jax.models import layers
 
 KEY = jax.random.key(0)
@@ -151,3 +157,78 @@ def test_fused_projections_start_like_separate_ones():
     bound = (6 / 48) ** 0.5
     assert 0.98 * bound < jnp.abs(weights).max() <= bound
     assert weights.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+
+
+class Block(nn.Module):
+    """Attention and an MLP of width 16."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: TokenMask) -> jax.Array:
+        heads = x.reshape(1, -1, 2, 4)
+        x = attention(heads, heads, heads, mask, "blocks").reshape(x.shape)
+        return x + nn.Dense(8)(nn.gelu(nn.Dense(16)(layers.layer_norm(x))))
+
+
+def called(mask: TokenMask, weights: Any, _: None, x: jax.Array) -> Any:
+    return Block().apply({"params": weights}, x, mask)
+
+
+def test_the_backward_pass_of_a_stack_repeats_no_product_and_is_given_little_else():
+    x, order = jnp.ones((1, 6, 8)), jnp.zeros((1, 6), jnp.int32)
+    block, mask = Block(), TokenMask(order, order)
+    weights = layers.stacked(jax.random.key(0), block, 3, x, mask)
+    one = jax.tree.map(lambda x: x[0], weights)
+
+    def alone(weights, x):
+        return called(mask, weights, None, x).sum()
+
+    def stack(weights, x):
+        return layers.scan(partial(called, mask), weights, (x,))[0].sum()
+
+    gradient = jax.make_jaxpr(jax.grad(stack, (0, 1)))(weights, x)
+    once = str(jax.make_jaxpr(jax.grad(alone, (0, 1)))(one, x))
+    for repeated in ("dot_general[", "while["):  # a loop walks the blocks of attention
+        assert once.count(repeated) == str(gradient).count(repeated) > 0
+    forward = next(e for e in gradient.eqns if e.primitive.name == "scan")
+    wide = [x for x in forward.outvars if x.aval.shape == (3, 1, 6, 16)]
+    assert len(wide) == 1  # the product; GELU would store four more
+
+
+def test_a_stack_has_the_values_and_gradients_of_its_blocks_one_after_the_other():
+    x, order = (
+        jax.random.normal(jax.random.key(1), (1, 6, 8)),
+        jnp.zeros((1, 6), jnp.int32),
+    )
+    block, mask = Block(), TokenMask(order, order)
+    weights = layers.stacked(jax.random.key(0), block, 3, x, mask)
+
+    def loop(weights, x):
+        for layer in range(3):
+            one = jax.tree.map(lambda w, layer=layer: w[layer], weights)
+            x = called(mask, one, None, x)
+        return jnp.square(x).sum()
+
+    def stack(weights, x, remat):
+        (x,) = layers.scan(partial(called, mask), weights, (x,), remat=remat)
+        return jnp.square(x).sum()
+
+    expected = jax.value_and_grad(loop, (0, 1))(weights, x)
+    for remat in (False, True):
+        ours = jax.value_and_grad(stack, (0, 1))(weights, x, remat)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_with_weights_and_inputs_of_their_own_are_those_of_a_stack():
+    x = jax.random.normal(jax.random.key(1), (1, 6, 8))
+    weights, inputs = jnp.arange(1.0, 4.0), jnp.arange(3.0)
+
+    def add(weight: jax.Array, each: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sin(weight * x) + each
+
+    (rolled,) = layers.scan(add, weights, (x,), inputs)
+    (unrolled,) = layers.scan(add, layers.unstacked(weights), (x,), inputs)
+    np.testing.assert_allclose(rolled, unrolled, rtol=1e-6, atol=1e-6)
+    for trees in (weights, layers.unstacked(weights)):
+        made = layers.each(lambda one: {"twice": 2 * one}, trees)
+        np.testing.assert_array_equal(made["twice"], 2 * weights)
