@@ -12,12 +12,14 @@ Two backward kernels recompute the logits: one owns queries (dq), one owns keys 
 walks queries (dk, dv). There are no atomics, so results do not vary. Rows are read in
 place, `b l heads dim`; the end of a row is masked in the load, never padded in memory.
 
-Pallas' Triton backend is deprecated since JAX 0.11; it is used in this file only.
+Pallas' Triton backend is deprecated since JAX 0.11, which says so whenever a kernel is
+lowered; it is used in this file only, and the warning is silenced here.
 Compiled for sm_80 and sm_90 (docs/kernels.md), run only by the interpreter.
 """
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +34,10 @@ from pyramid_jax.kernels import flash
 from pyramid_jax.kernels.flash import KernelCall, Ref, Refs
 from pyramid_jax.kernels.tiles import Tile, Tiles, tiles_for
 from pyramid_jax.kernels.visits import Mask, fill, fill_mask, kinds, visits
+
+# JAX warns when a program with the kernel is lowered, after the call. Where warnings
+# are errors, that would read as a refusal.
+warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
 
 # 2^($1 · slope + $2); the slope is a literal, by its bits.
 POWER = "{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{:08X}, $2; ex2.approx.ftz.f32 $0, x; }}"
