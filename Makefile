@@ -94,7 +94,9 @@ audit: ## look for known holes in the pinned packages, where PyPI can be asked
 	@if $(PYTHON) -c 'import urllib.request as u; u.urlopen("$(PYPI)", timeout=10)' 2> /dev/null; then \
 		test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
 			$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; } && \
-		$(AUDIT)/bin/pip-audit --disable-pip --no-deps $(LOCKS:%=--requirement %); \
+		for lock in $(LOCKS); do \
+			$(AUDIT)/bin/pip-audit --disable-pip --no-deps --requirement $$lock || exit 1; \
+		done; \
 	else echo "audit: skipped, $(PYPI), which lists holes, can't be reached"; fi
 
 demo: setup ## make videos with the model that ships with the project
