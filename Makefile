@@ -47,6 +47,7 @@ $(STAMP): $(LOCKS) pyproject.toml setup.py
 		--no-build-isolation --editable .
 	@touch $@
 
+# gradio's audioop-lts is of a module that Python 3.13 dropped: 3.12 can't install it.
 lock: ## write what .venv holds into the lock of its Python
 	$(RUN) -m pip freeze --all --exclude pip --exclude pyramid_jax > $(VENV)/frozen
 	sed -n '/^#/p' $(call LOCK,$(RUN)) > $(VENV)/lock
