@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make` lists the targets. Everything runs in .venv, which `make setup` builds.
 
-PYTHON ?= python3
+# The newest Python that can build environments: pyenv leaves commands on the path that
+# only print a message. PYTHON= names another one.
+PYTHON ?= $(shell for each in python3.13 python3.12 python3; do \
+	$$each -c 'import ensurepip' > /dev/null 2>&1 && break; done; echo $$each)
+# The pinned packages for an interpreter: python3.12.lock serves 3.12 and later.
+LOCK = requirements/python3.$$($(1) -c \
+	'import sys; print(min(sys.version_info.minor, 12))').lock
+LOCKS := $(wildcard requirements/*.lock)
 # Test processes, each with whole files; 0 runs the tests in this process.
 WORKERS ?= 2
 # A folder of recorded cases for `make parity`.
@@ -28,21 +35,24 @@ OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## build .venv from requirements.lock
+setup: $(STAMP) ## build .venv from the lock of its Python
 
-$(STAMP): requirements.lock pyproject.toml setup.py
+$(STAMP): $(LOCKS) pyproject.toml setup.py
 	@test -x $(RUN) || $(PYTHON) -c 'import sys; v = sys.version_info; \
 		v >= (3, 11) or sys.exit("$(OLD_PYTHON)".format(*v[:2]))'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(RUN) -m pip install --disable-pip-version-check --quiet \
+		--requirement $(call LOCK,$(RUN))
 	$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps \
 		--no-build-isolation --editable .
 	@touch $@
 
-lock: ## write what .venv holds into requirements.lock
-	sed -n '/^#/p' requirements.lock > requirements.new
-	$(RUN) -m pip freeze --all --exclude pip --exclude pyramid_jax >> requirements.new
-	mv requirements.new requirements.lock
+# gradio's audioop-lts is of a module that Python 3.13 dropped: 3.12 can't install it.
+lock: ## write what .venv holds into the lock of its Python
+	$(RUN) -m pip freeze --all --exclude pip --exclude pyramid_jax > $(VENV)/frozen
+	sed -n '/^#/p' $(call LOCK,$(RUN)) > $(VENV)/lock
+	sed '/^audioop-lts/s/$$/; python_version >= "3.13"/' $(VENV)/frozen >> $(VENV)/lock
+	mv $(VENV)/lock $(call LOCK,$(RUN))
 
 format: setup ## format the code and apply safe fixes
 	$(RUN) -m ruff format .
@@ -65,12 +75,12 @@ fuzz: setup ## damage many more files, other ones each time
 	$(RUN) -m pytest -q tests/test_damage.py --hypothesis-profile=fuzz
 
 test-compile: $(COMPILERS)/.installed ## compile attention for A100, H200, v5e, v5p, v6e
-	$(COMPILERS)/bin/python -m launch.compile $(COMPILE)
+	$(COMPILERS)/bin/python -W error -m launch.compile $(COMPILE)
 
-$(COMPILERS)/.installed: requirements.lock pyproject.toml
+$(COMPILERS)/.installed: $(LOCKS) pyproject.toml
 	test -x $(COMPILERS)/bin/python || $(PYTHON) -m venv $(COMPILERS)
 	$(COMPILERS)/bin/python -m pip install --disable-pip-version-check --quiet \
-		--constraint requirements.lock --editable ".[compile]"
+		--constraint $(call LOCK,$(COMPILERS)/bin/python) --editable ".[compile]"
 	@touch $@
 
 test-gpu: setup ## run the tests that need a GPU
@@ -85,7 +95,9 @@ audit: ## look for known holes in the pinned packages, where PyPI can be asked
 	@if $(PYTHON) -c 'import urllib.request as u; u.urlopen("$(PYPI)", timeout=10)' 2> /dev/null; then \
 		test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
 			$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; } && \
-		$(AUDIT)/bin/pip-audit --disable-pip --no-deps --requirement requirements.lock; \
+		for lock in $(LOCKS); do \
+			$(AUDIT)/bin/pip-audit --disable-pip --no-deps --requirement $$lock || exit 1; \
+		done; \
 	else echo "audit: skipped, $(PYPI), which lists holes, can't be reached"; fi
 
 demo: setup ## make videos with the model that ships with the project

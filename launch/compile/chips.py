@@ -85,9 +85,9 @@ class GPU:
         return (
             f"gpu_device_info {{ {numbers} cuda_compute_capability "
             f"{{ major: {major} minor: {minor} {self.feature} }} "
-            'driver_version: "13.0.0" runtime_version: "12.9.0" '
-            'compile_time_toolkit_version: "12.9.0" dnn_version: "9.10.0" } '
-            'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } '
+            'driver_version: "13.0.0" runtime_version: "13.0.0" '
+            'compile_time_toolkit_version: "13.0.0" dnn_version: "9.12.0" } '
+            'platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 patch: 0 } '
             f'device_description_str: "NVIDIA {self.name}"'
         )
 

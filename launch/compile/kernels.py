@@ -131,7 +131,7 @@ def _of_tpu(program: str) -> Iterator[tuple[str, str]]:
 def _of_gpu(chip: GPU, folder: Path) -> Iterator[tuple[str, str]]:
     """Shared memory from XLA's list of launches, registers and spills by ptxas.
 
-    XLA writes the assembler code of kernels only up to jax 0.10.
+    XLA writes the assembler code of kernels, and so their registers, up to JAX 0.10.
     """
     launches = "".join(p.read_text() for p in folder.glob("*.thunk_sequence.txt"))
     codes = {}
@@ -158,7 +158,7 @@ def _registers(chip: GPU, code: Path) -> str:
 
 def _ptxas() -> Path:
     """The assembler, from the package that brings it."""
-    for file in metadata.files("nvidia-cuda-nvcc-cu12") or ():
+    for file in metadata.files("nvidia-cuda-nvcc") or ():
         if file.name == "ptxas":
             return Path(str(file.locate()))
     raise FileNotFoundError("ptxas is missing; `make test-compile` installs it")

@@ -12,11 +12,13 @@ Two backward kernels recompute the logits: one owns queries (dq), one owns keys 
 walks queries (dk, dv). There are no atomics, so results do not vary. Rows are read in
 place, `b l heads dim`; the end of a row is masked in the load, never padded in memory.
 
-Pallas' Triton backend is deprecated since JAX 0.11; it is used in this file only.
+Pallas' Triton backend is deprecated since JAX 0.11, which says so whenever a kernel is
+lowered; it is used in this file only, and the warning is silenced here.
 Compiled for sm_80 and sm_90 (docs/kernels.md), run only by the interpreter.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +38,10 @@ from pyramid_jax.kernels.triton_kernels import (
     query_kernel,
 )
 from pyramid_jax.kernels.visits import Mask, Visits, fill, fill_mask, kinds, visits
+
+# JAX warns when a program with the kernel is lowered, after the call. Where warnings
+# are errors, that would read as a refusal.
+warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
 
 Heads = Float[Array, "b _ heads _"]
 

@@ -2,7 +2,10 @@
 """A kernel is the default where it computes the plain form, and nowhere else."""
 
 import logging
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +16,12 @@ from launch.compile.cases import case
 from pyramid_jax import sharding
 from pyramid_jax.kernels import attention as module
 from pyramid_jax.kernels.attention import attention
+from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.trial import failure, trial_mask
 from pyramid_jax.mask import TokenMask
 
 LENGTH, DIM = 512, 16
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def plain(q, k, v, mask):
@@ -82,6 +87,28 @@ def test_every_device_has_its_kernel(device, backend, monkeypatch):
     assert module.default(LENGTH, DIM, "float32") == backend
     assert module.default(LENGTH, 256, "float32") == "blocks"
     assert module.default(LENGTH - 1, DIM, "float32") == "xla"
+
+
+def lower_for_a_gpu() -> str:
+    """A program with the Triton kernel, which needs no GPU before it is compiled."""
+    chip = jax.sharding.AbstractDevice(
+        device_kind="NVIDIA H200", num_cores=None, platform="gpu"
+    )
+    x = jax.ShapeDtypeStruct((1, LENGTH, 1, DIM), "bfloat16")
+    mask = TokenMask(*(jax.ShapeDtypeStruct((1, LENGTH), "int32"),) * 2)
+    mesh = jax.sharding.AbstractMesh((1,), ("one",), abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(attention_triton).trace(x, x, x, mask, mask)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_a_kernel_for_gpus_is_lowered_where_warnings_are_errors():
+    """JAX calls its Triton backend deprecated, each time that a kernel is lowered."""
+    assert "gpu.triton" in lower_for_a_gpu()
+    here = "from tests.kernels.test_trial import lower_for_a_gpu; lower_for_a_gpu()"
+    strict = [sys.executable, "-W", "error", "-c", here]
+    done = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_kernel_that_fails_is_nobodys_default(monkeypatch, caplog):
