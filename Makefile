@@ -23,7 +23,7 @@ VENV := .venv
 COMPILERS := .venv-compile
 AUDIT := .venv-audit
 PYPI := https://pypi.org/pypi/pip/24.0/json
-COMPILE ?= --parts=attention
+COMPILE ?= --parts=attention,step
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles attention and the VAE's decoder for chips that are not here.
+"""Compiles attention, the Euler step and the decoder for chips that are not here.
 
     pyramid-jax compile [--chips a100,v5e] [--parts attention] [--only PATTERN]
 
 The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), but not the
 programs. One line is printed for each size of each kernel (attention has two passes),
-or of the decoder's step: what it takes on the chip. The exit code is 1 if a compiler
-refuses one. `make test-compile` installs the compilers and runs the command for
-attention, which takes minutes; libtpu needs more than ten for each step of the decoder.
+of the Euler step (for GPUs), or of the decoder's step: what it takes on the chip. The
+exit code is 1 if a compiler refuses one, or if the Euler step does what it need not.
+`make test-compile` installs the compilers and runs the command for attention and for
+the Euler step, which takes minutes; libtpu needs more than ten for each step of the
+decoder.
 """
 
 import argparse
@@ -31,7 +33,7 @@ ENVIRONMENT = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     os.environ.update(ENVIRONMENT)
-    from launch.compile import kernels, vae
+    from launch.compile import kernels, step, vae
     from launch.compile.chips import CHIPS
 
     parser = OneLineParser(prog="pyramid-jax compile", description=__doc__)
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--chips", default=",".join(CHIPS), help=f"Some of {list(CHIPS)}."
     )
-    parts = {"attention": kernels, "decoder": vae}
+    parts = {"attention": kernels, "step": step, "decoder": vae}
     parser.add_argument(
         "--parts", default=",".join(parts), help=f"Some of {list(parts)}."
     )

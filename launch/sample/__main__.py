@@ -47,7 +47,8 @@ def sample(values: Any) -> None:
     """
     mesh = start.parse_mesh(values.mesh)
     lines = [] if values.show else given_lines(values)
-    pipeline = load(values.model, mesh, values.dtype, offload=values.offload)
+    how = {"offload": values.offload, "unrolled": values.unrolled}
+    pipeline = load(values.model, mesh, values.dtype, **how)
     if values.show:
         print(description(pipeline))
         return
@@ -213,6 +214,7 @@ def define(into: flags.FlagValues) -> None:
     choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
     texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
     switch("offload", False, "Weights wait in the host's memory until they are used.")
+    switch("unrolled", False, "Blocks are compiled one by one: slowly, for fast steps.")
     whole("batch", 1, "Videos sampled together.", lower_bound=1)
     whole("scans", None, "Divide a video into so many runs: less work, more compiling.")
     text("to", "runs/sample", "Folder to write to.")

@@ -42,6 +42,7 @@ def read_model(
     dtype: str | None = None,
     text: bool = True,
     offload: bool = False,
+    unrolled: bool = False,
 ) -> SavedModel:
     """The model in a folder; see `pipeline.video.load`.
 
@@ -57,6 +58,7 @@ def read_model(
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
     abstract = jax.eval_shape(partial(model.initialise, cfg), jax.random.key(0))
     params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
+    params = model.unrolled(params) if unrolled else params
     params = sharding.parked(params) if offload else params
     vae = _vae(folder, cfg, dtype, mesh)
     if vae is not None and offload:

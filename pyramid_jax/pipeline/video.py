@@ -351,6 +351,7 @@ def load(
     dtype: str | None = None,
     text: bool = True,
     offload: bool = False,
+    unrolled: bool = False,
 ) -> VideoPipeline:
     """The model in a folder that training or `launch.convert` wrote.
 
@@ -363,11 +364,13 @@ def load(
         text: False leaves out T5 and CLIP, without which no prompt can be read.
         offload: weights wait in the host's memory, and are on the devices only in the
             phase that uses them: text, image, Euler steps, decoding.
+        unrolled: blocks are compiled one by one: faster steps on a GPU, and compiling
+            takes several times as long.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    model = read_model(folder, mesh, dtype, text, offload)
+    model = read_model(folder, mesh, dtype, text, offload, unrolled)
     return VideoPipeline(mesh=mesh, **model._asdict())
 
 
