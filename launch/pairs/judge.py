@@ -130,31 +130,13 @@ def clip_features(
     return np.stack(rows)
 
 
-def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "_ d"]) -> float:
-    """The Fréchet distance of two sets of features, taken as normal distributions.
-
-        |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½)
-
-    Compare with the distance of two sets of real clips of the same sizes: with few
-    clips it is far from zero.
-    """
-    means = a.mean(axis=0) - b.mean(axis=0)
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # The eigenvalues of Σa Σb are those of the symmetric √Σa Σb √Σa.
-    values, vectors = np.linalg.eigh(first)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    common = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
-    return float(means @ means + np.trace(first) + np.trace(second) - 2 * common)
-
-
 def look(clip: UInt8[np.ndarray, "f h w 3"], params: Any = None) -> Sight:
     """What the network sees in every frame, in numpy."""
     params = judge_weights() if params is None else params
     frames = clip.astype(np.float32) / 127.5 - 1
-    padded = np.resize(frames, (-(-len(frames) // _BATCH) * _BATCH, *frames.shape[1:]))
-    parts = [
-        _see(params, padded[i : i + _BATCH]) for i in range(0, len(padded), _BATCH)
-    ]
+    batch = min(_BATCH, len(frames))
+    padded = np.resize(frames, (-(-len(frames) // batch) * batch, *frames.shape[1:]))
+    parts = [_see(params, padded[i : i + batch]) for i in range(0, len(padded), batch)]
     return Sight(*(np.concatenate(x)[: len(clip)] for x in zip(*parts, strict=True)))
 
 

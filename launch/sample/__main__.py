@@ -22,18 +22,14 @@ from typing import Any
 from absl import flags
 
 from launch import start
-from launch.sample import outputs
+from launch.sample import choices, outputs
+from launch.sample.choices import check_choices, define_choices, requested
 from launch.sample.lists import Line, file_name, read_lines, waiting
 from launch.sample.outputs import Job
 from launch.sample.progress import run
-from launch.sizes import check_preset, height_width
 from pyramid_jax.data.pictures import read_picture
-from pyramid_jax.model import SampleConfig
-from pyramid_jax.pipeline.folder import TINY_LATENT
-from pyramid_jax.pipeline.presets import check_seconds
-from pyramid_jax.pipeline.request import check_seed, check_text, not_none
+from pyramid_jax.pipeline.request import check_seed, check_text
 from pyramid_jax.pipeline.video import VideoPipeline, load
-from pyramid_jax.sampler import Guidance
 
 UNREAD = (8, 8)  # pixels that an image is read in to see whether it can be
 
@@ -84,13 +80,7 @@ def given_lines(values: Any) -> list[Line]:
         check_seed(counted if line.seed is None else line.seed, values.each)
     for image in {line.image for line in lines if line.image is not None}:
         read_picture(image, UNREAD)
-    if values.size:
-        height_width(values.size)
-    if values.seconds is not None:
-        check_seconds(values.seconds)
-    for counts in (values.steps, values.video_steps):
-        steps(counts, 1)
-    Guidance(**scales(values))
+    check_choices(values)
     start.check_writable(values.to)
     return lines
 
@@ -101,72 +91,16 @@ def planned(pipeline: VideoPipeline, values: Any, lines: Sequence[Line]) -> list
     Raises:
         ValueError: what the model can't make.
     """
-    height, width = height_width(values.size) if values.size else (None, None)
     jobs: list[Job] = []
     for line in lines:
-        image = line.image
         seed = values.seed + len(jobs) if line.seed is None else line.seed
-        request = pipeline.request(
-            line.prompt,
-            negative_prompt=line.negative or values.negative,
-            image=image,
-            height=height,
-            width=width,
-            num_frames=values.frames,
-            seconds=values.seconds,
-            seed=seed,
-            options=options(pipeline, values, image is not None),
-        )
-        if not values.any_size:
-            check_preset(pipeline.defaults, request.size, pipeline.name)
+        request = requested(pipeline, values, line, seed)
         kind = values.kind or ("png" if request.size.frames == 1 else "mp4")
         for copy in range(values.each):
             name = file_name(len(jobs), line.prompt, seed + copy, kind)
             one = replace(request, seed=seed + copy)
-            jobs.append(Job(one, Path(values.to) / name, image, values.scale))
+            jobs.append(Job(one, Path(values.to) / name, line.image, values.scale))
     return jobs
-
-
-def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
-    """Steps and guidance by the flags, or where they say nothing, by the model.
-
-    Raises:
-        ValueError: numbers of steps that do not fit the model.
-    """
-    base = pipeline.defaults.with_image() if image else pipeline.defaults
-    stages = len(pipeline.cfg.stages)
-    choices = {
-        "first_steps": steps(values.steps, stages),
-        "video_steps": steps(values.video_steps, stages),
-        "last_step": values.last_step,
-        "scans": values.scans,
-    }
-    guidance = replace(base.guidance, **scales(values))
-    return replace(base, guidance=guidance, **not_none(choices))
-
-
-def scales(values: Any) -> dict[str, float]:
-    """The scales of guidance that flags give, by the names of `Guidance`."""
-    given = {
-        "first": values.guidance,
-        "video": values.video_guidance,
-        "decay": values.decay,
-        "floor": values.floor,
-    }
-    return not_none(given)
-
-
-def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
-    """Euler steps of every stage, from one number for each or for all.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if counts is None:
-        return None
-    if not all(text.isdecimal() for text in counts):
-        raise ValueError(f"steps {','.join(counts)} are no numbers; give e.g. 20,20,20")
-    return tuple(map(int, counts)) * (stages if len(counts) == 1 else 1)
 
 
 def description(pipeline: VideoPipeline) -> str:
@@ -188,9 +122,7 @@ def define(into: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     text = partial(flags.DEFINE_string, flag_values=into)
     whole = partial(flags.DEFINE_integer, flag_values=into)
-    real = partial(flags.DEFINE_float, flag_values=into)
     switch = partial(flags.DEFINE_bool, flag_values=into)
-    texts = partial(flags.DEFINE_list, flag_values=into)
     choice = partial(flags.DEFINE_enum, flag_values=into)
     text("prompt", None, "What the video shows.")
     text("prompts", None, "File with a prompt, or a JSON object, on every line.")
@@ -198,38 +130,16 @@ def define(into: flags.FlagValues) -> None:
     text("image", None, "File of the first frame, scaled to cover, and cropped.")
     whole("seed", 0, "Seed of the first video; the others count up.", lower_bound=0)
     whole("each", 1, "Videos of every prompt.", lower_bound=1, upper_bound=10_000)
-    text("size", None, "HEIGHTxWIDTH in pixels.")
-    whole("frames", None, "Frames of a video; 1 makes images.", lower_bound=1)
-    real("seconds", None, "Length instead of --frames; the nearest that can be made.")
-    switch("any_size", False, "Allow sizes that the model was not made for.")
-    texts("steps", None, "Steps of every stage, first frame: 20 or 20,20,20.")
-    texts("video_steps", None, "Steps of every stage, other frames.")
-    real("guidance", None, "Guidance of the first frame; 0: none.", lower_bound=0)
-    real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
-    real("decay", None, "Guidance falls by so much with every unit of the video.")
-    real("floor", None, "Falling guidance ends here.")
-    switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
-    text("model", str(TINY_LATENT), "Folder of the model.")
+    define_choices(into)
     switch("show", False, "Print what the model was made for, and end.")
-    choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
-    texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
-    switch("offload", False, "Weights wait in the host's memory until they are used.")
-    switch("unrolled", False, "Blocks are compiled one by one: slowly, for fast steps.")
     whole("batch", 1, "Videos sampled together.", lower_bound=1)
-    whole("scans", None, "Divide a video into so many runs: less work, more compiling.")
     text("to", "runs/sample", "Folder to write to.")
     choice("kind", None, outputs.KINDS, "Kind of files; none: mp4, or png for images.")
     scale_help = "Show every pixel as a block of so many."
     whole("scale", 1, scale_help, lower_bound=1, upper_bound=64)
 
 
-HEADINGS = {
-    "prompt": "what to make",
-    "size": "size and length",
-    "steps": "how close to the prompt, and how exact",
-    "model": "model and devices",
-    "to": "files",
-}
+HEADINGS = {"prompt": "what to make", **choices.HEADINGS, "to": "files"}
 
 if __name__ == "__main__":
     start.run(sample, define, HEADINGS)

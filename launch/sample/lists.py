@@ -77,7 +77,7 @@ def waiting(pipeline: VideoPipeline, jobs: Sequence[Job]) -> list[Job]:
         outputs.check_kind(job)
         if not job.path.exists():
             left.append(job)
-        elif differences := _differences(job.path, recipe):
+        elif differences := _differences(job, recipe):
             others.append(f"{job.path} ({differences})")
     if others:
         raise ValueError(
@@ -115,10 +115,10 @@ def _line(text: str, folder: Path) -> Line:
     return Line(**fields)
 
 
-def _differences(path: Path, recipe: Recipe) -> str:
-    """What a file was made with differently, "" if nothing."""
+def _differences(job: Job, recipe: Recipe) -> str:
+    """What a job's file was made with differently, "" if nothing."""
     try:
-        old = dataclasses.asdict(outputs.read(path).recipe)
+        old = dataclasses.asdict(outputs.read(job.path, job.records).recipe)
     except ValueError:
         return "it does not say what from"
     was, wanted = (flatten_dict(x, sep=".") for x in (old, dataclasses.asdict(recipe)))

@@ -37,13 +37,15 @@ class Job(NamedTuple):
     """One video, or an image, which is a video of one frame, and its file.
 
     `image` is the file of the first frame; `scale` shows every pixel as a block of
-    scale x scale, for tiny videos.
+    scale x scale, for tiny videos; `records` is the folder of what is written besides
+    the file, None: the same one.
     """
 
     request: VideoRequest
     path: Path
     image: Path | None = None
     scale: int = 1
+    records: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,10 @@ def make(
         negative_prompts=tuple(request.negative_prompts[0] for request in requests),
     )
     videos = pipeline.run(batch, callback_on_step_end=callback_on_step_end).frames
-    paths = [job.path for job in jobs]
-    return [save(*each) for each in zip(paths, videos, recipes, strict=True)]
+    return [
+        save(job.path, video, recipe, job.records)
+        for job, video, recipe in zip(jobs, videos, recipes, strict=True)
+    ]
 
 
 def check_kind(job: Job) -> None:
@@ -163,8 +167,17 @@ def check_kind(job: Job) -> None:
         )
 
 
-def save(path: Path, video: UInt8[np.ndarray, "f h w 3"], recipe: Recipe) -> Render:
-    """Writes a video, or an image, with what made it inside and beside it."""
+def save(
+    path: Path,
+    video: UInt8[np.ndarray, "f h w 3"],
+    recipe: Recipe,
+    records: Path | None = None,
+) -> Render:
+    """Writes a video, or an image, with what made it inside, and beside it.
+
+    Args:
+        records: another folder for the JSON file, and for files that are not whole.
+    """
     made = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": jax.devices()[0].device_kind,
@@ -174,29 +187,31 @@ def save(path: Path, video: UInt8[np.ndarray, "f h w 3"], recipe: Recipe) -> Ren
     text = json.dumps(
         {"recipe": asdict(recipe), "made": made}, indent=1, ensure_ascii=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as part:
+    record = beside(path, records)
+    for folder in (path.parent, record.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _whole(path, record.parent) as part:
         _write(part, video, recipe, text)
-        with _whole(beside(path)) as part_beside:
+        with _whole(record, record.parent) as part_beside:
             part_beside.write_text(text + "\n", encoding="utf-8")
     return Render(path, recipe, made)
 
 
-def beside(path: Path) -> Path:
-    """The JSON file of a video or image."""
-    return path.with_name(f"{path.name}.json")
+def beside(path: Path, records: Path | None = None) -> Path:
+    """The JSON file of a video or image, beside it or in a folder of its own."""
+    return (records or path.parent) / f"{path.name}.json"
 
 
-def read(path: str | Path) -> Render:
-    """A finished file, by the JSON file beside it, or without one by what is inside.
+def read(path: str | Path, records: Path | None = None) -> Render:
+    """A finished file, by its JSON file, see `beside`, or else by what is inside.
 
     Raises:
         ValueError: no such file, or one that says nothing of what made it.
     """
     path = Path(path)
     try:
-        if beside(path).is_file():
-            text = beside(path).read_text(encoding="utf-8")
+        if (record := beside(path, records)).is_file():
+            text = record.read_text(encoding="utf-8")
         else:
             text = _inside(path)
         record = json.loads(text)
@@ -222,9 +237,9 @@ def fingerprint(image: Path) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` if nothing goes wrong."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+def _whole(path: Path, folder: Path) -> Iterator[Path]:
+    """A name in a folder to write to, which becomes `path` if nothing goes wrong."""
+    part = folder / f".{path.stem}.part{path.suffix}"
     try:
         yield part
         os.replace(part, path)

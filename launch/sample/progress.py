@@ -19,17 +19,21 @@ BAR = "{n:.2f}/{total} |{bar:20}| {elapsed}<{remaining}{postfix}"
 
 
 def run(pipeline: VideoPipeline, jobs: Sequence[Job], batch: int) -> None:
-    """Makes all files, and shows the progress."""
-    every = 0.1 if sys.stderr.isatty() else 30.0
+    """Makes all files, as many together as can be, and shows the progress."""
     groups = list(batches(jobs, batch))
     if len(groups) > -(-len(jobs) // batch):
         print(
             f"{len(jobs)} videos are made in {len(groups)} batches: those of one batch "
             "have one size, one first frame, the same choices, and seeds that count up"
         )
-    with tqdm(
-        total=len(jobs), bar_format=COMPILING, smoothing=0, mininterval=every
-    ) as bar:
+    run_groups(pipeline, groups)
+
+
+def run_groups(pipeline: VideoPipeline, groups: Sequence[Sequence[Job]]) -> None:
+    """Makes the files of each group together, and shows the progress."""
+    every = 0.1 if sys.stderr.isatty() else 30.0
+    total = sum(map(len, groups))
+    with tqdm(total=total, bar_format=COMPILING, smoothing=0, mininterval=every) as bar:
         for group in groups:
             begun = bar.n
             for render in outputs.make(pipeline, group, progress_bar(bar, len(group))):

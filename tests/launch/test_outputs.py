@@ -77,6 +77,25 @@ def test_a_file_says_what_it_was_made_from_inside_and_beside(
     assert set(render.made) == {"date", "device", "pyramid_jax", "jax"}
 
 
+def test_records_and_what_is_not_whole_may_stand_elsewhere(
+    model: VideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, records = tmp_path / "clips" / "a.mp4", tmp_path / "records"
+    write, seen = outputs._write, []
+
+    def watched(part: Path, *arguments) -> None:
+        write(part, *arguments)
+        seen.append((part.parent, list(path.parent.iterdir())))
+
+    monkeypatch.setattr(outputs, "_write", watched)
+    render = make(model, path, records=records)
+    assert seen == [(records, [])]
+    assert list(path.parent.iterdir()) == [path]
+    assert list(records.iterdir()) == [records / "a.mp4.json"]
+    path.write_bytes(b"")
+    assert outputs.read(path, records) == render
+
+
 def test_an_image_is_a_png_with_its_recipe(model: VideoPipeline, tmp_path: Path):
     one = replace(CIRCLE, size=Size(32, 32))
     render = make(model, tmp_path / "a.png", one, scale=3)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of commands that sample: size and length, steps and guidance, the model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from absl import flags
+
+from launch.sample.lists import Line
+from launch.sizes import check_preset, height_width
+from pyramid_jax.model import SampleConfig
+from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.presets import check_seconds
+from pyramid_jax.pipeline.request import VideoRequest, not_none
+from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.sampler import Guidance
+
+HEADINGS = MappingProxyType(
+    {
+        "size": "size and length",
+        "steps": "how close to the prompt, and how exact",
+        "model": "model and devices",
+    }
+)
+
+
+def define_choices(into: flags.FlagValues) -> None:
+    """Defines the flags."""
+    text = partial(flags.DEFINE_string, flag_values=into)
+    whole = partial(flags.DEFINE_integer, flag_values=into)
+    real = partial(flags.DEFINE_float, flag_values=into)
+    switch = partial(flags.DEFINE_bool, flag_values=into)
+    texts = partial(flags.DEFINE_list, flag_values=into)
+    choice = partial(flags.DEFINE_enum, flag_values=into)
+    text("size", None, "HEIGHTxWIDTH in pixels.")
+    whole("frames", None, "Frames of a video; 1 makes images.", lower_bound=1)
+    real("seconds", None, "Length instead of --frames; the nearest that can be made.")
+    switch("any_size", False, "Allow sizes that the model was not made for.")
+    texts("steps", None, "Steps of every stage, first frame: 20 or 20,20,20.")
+    texts("video_steps", None, "Steps of every stage, other frames.")
+    real("guidance", None, "Guidance of the first frame; 0: none.", lower_bound=0)
+    real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
+    real("decay", None, "Guidance falls by so much with every unit of the video.")
+    real("floor", None, "Falling guidance ends here.")
+    switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
+    text("model", str(TINY_LATENT), "Folder of the model.")
+    choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
+    texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
+    switch("offload", False, "Weights wait in the host's memory until they are used.")
+    switch("unrolled", False, "Blocks are compiled one by one: slowly, for fast steps.")
+    whole("scans", None, "Divide a video into so many runs: less work, more compiling.")
+
+
+def check_choices(values: Any) -> None:
+    """Checks what can be checked without a model.
+
+    Raises:
+        ValueError: sizes, lengths, steps or scales that no model can use.
+    """
+    if values.size:
+        height_width(values.size)
+    if values.seconds is not None:
+        check_seconds(values.seconds)
+    for counts in (values.steps, values.video_steps):
+        steps(counts, 1)
+    Guidance(**scales(values))
+
+
+def requested(
+    pipeline: VideoPipeline, values: Any, line: Line, seed: int
+) -> VideoRequest:
+    """What flags ask of a model for a line of a list.
+
+    Raises:
+        ValueError: what the model can't make.
+    """
+    height, width = height_width(values.size) if values.size else (None, None)
+    request = pipeline.request(
+        line.prompt,
+        negative_prompt=line.negative or values.negative,
+        image=line.image,
+        height=height,
+        width=width,
+        num_frames=values.frames,
+        seconds=values.seconds,
+        seed=seed,
+        options=options(pipeline, values, line.image is not None),
+    )
+    if not values.any_size:
+        check_preset(pipeline.defaults, request.size, pipeline.name)
+    return request
+
+
+def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
+    """Steps and guidance by the flags, or where they say nothing, by the model.
+
+    Raises:
+        ValueError: numbers of steps that do not fit the model.
+    """
+    base = pipeline.defaults.with_image() if image else pipeline.defaults
+    stages = len(pipeline.cfg.stages)
+    choices = {
+        "first_steps": steps(values.steps, stages),
+        "video_steps": steps(values.video_steps, stages),
+        "last_step": values.last_step,
+        "scans": values.scans,
+    }
+    guidance = replace(base.guidance, **scales(values))
+    return replace(base, guidance=guidance, **not_none(choices))
+
+
+def scales(values: Any) -> dict[str, float]:
+    """The scales of guidance that flags give, by the names of `Guidance`."""
+    given = {
+        "first": values.guidance,
+        "video": values.video_guidance,
+        "decay": values.decay,
+        "floor": values.floor,
+    }
+    return not_none(given)
+
+
+def steps(counts: Sequence[str] | None, stages: int) -> tuple[int, ...] | None:
+    """Euler steps of every stage, from one number for each or for all.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if counts is None:
+        return None
+    if not all(text.isdecimal() for text in counts):
+        raise ValueError(f"steps {','.join(counts)} are no numbers; give e.g. 20,20,20")
+    return tuple(map(int, counts)) * (stages if len(counts) == 1 else 1)
