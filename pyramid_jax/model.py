@@ -29,7 +29,7 @@ from pyramid_jax.models.layers import unstacked
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import Guidance, SamplerPlan
-from pyramid_jax.shapes import Rows, Text, Velocity
+from pyramid_jax.shapes import Array, Rows, Text, Velocity
 
 MMDIT = DiTConfig()
 MINIFLUX = DiTConfig(
@@ -222,10 +222,12 @@ def velocity_network(
 def modulations(
     model: ModelConfig,
     params: Any,
-    time: Float[jax.Array, "b s"],
-    pooled: Float[jax.Array, "b s pooled"],
+    pooled: Float[jax.Array, "b 1 pooled"],
+    stage: int,
+    sigma: Float[Array, ""],
 ) -> Modulations:
-    """What modulates the network at these times with these prompts."""
+    """What modulates the network in an Euler step that begins at `sigma` of a stage."""
+    time = jnp.full((len(pooled), 1), pyramid.time(sigma, model.stages[stage]))
     variables = {"params": params["dit"]}
     made: Any = DiT(model.dit).apply(variables, time, pooled, method="modulations")
     return made

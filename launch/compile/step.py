@@ -183,7 +183,7 @@ def _arguments(model: ModelConfig, params: Any) -> tuple[Any, ...]:
         shape((), jnp.int32),
     )
     vectors = jax.eval_shape(
-        lambda *arrays: made(model, model.stages[stage], *arrays),
+        lambda *arrays: made(model, stage, *arrays),
         *(params, text.pooled, number),
     )
     conditions = params, text, number, vectors

@@ -22,7 +22,7 @@ from launch.moving_shapes import wilson
 from launch.sample import choices
 from launch.sizes import check_preset, height_width
 from pyramid_jax.pipeline.presets import nearest_frames
-from pyramid_jax.pipeline.video import VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline
 
 TASKS = ("t2v", "i2v", "t2i")
 BATCH = 20  # videos sampled together, unless it is given
@@ -37,12 +37,7 @@ def evaluate_adherence(options: flags.FlagValues) -> None:
     choices.check_choices(options)
     if options.to:
         start.check_writable(Path(options.to).parent)
-    model = load(
-        options.model,
-        start.parse_mesh(options.mesh),
-        options.dtype,
-        offload=options.offload,
-    )
+    model = choices.chosen_model(options)
     judge = JUDGES[options.judge]
     frames = frames_of(model, judge, options)
     height, width = height_width(options.size) if options.size else (1, 1)

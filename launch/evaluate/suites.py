@@ -23,13 +23,13 @@ from absl import flags
 from launch import start
 from launch.evaluate import vbench
 from launch.sample import outputs
-from launch.sample.choices import check_choices, requested
+from launch.sample.choices import check_choices, chosen_model, requested
 from launch.sample.lists import Line, waiting
 from launch.sample.outputs import Job
 from launch.sample.progress import run_groups
 from pyramid_jax.data.manifest import text_lines
 from pyramid_jax.pipeline.request import check_seed, check_text
-from pyramid_jax.pipeline.video import VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline
 
 SUITES = ("vbench", "evalcrafter")
 VIDEOS, FLICKERING = "videos", "temporal_flickering"
@@ -68,12 +68,10 @@ def evaluate_suite(options: flags.FlagValues) -> None:
     print(summary(options.suite, clips))
     check_choices(options)
     check_text(options.negative or "")
-    folder, mesh = Path(options.to or f"runs/{options.suite}"), options.mesh
+    folder = Path(options.to or f"runs/{options.suite}")
     start.check_writable(folder)
     check_only_clips(folder, clips)
-    pipeline = load(
-        options.model, start.parse_mesh(mesh), options.dtype, offload=options.offload
-    )
+    pipeline = chosen_model(options)
     jobs = suite_jobs(pipeline, options, clips, folder)
     write_manifest(folder, manifest(pipeline, options, clips, jobs[0]))
     mine = groups_of(list(zip(clips, jobs, strict=True)), batch)[shard::shards]

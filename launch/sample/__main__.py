@@ -29,7 +29,7 @@ from launch.sample.outputs import Job
 from launch.sample.progress import run
 from pyramid_jax.data.pictures import read_picture
 from pyramid_jax.pipeline.request import check_seed, check_text
-from pyramid_jax.pipeline.video import VideoPipeline, load
+from pyramid_jax.pipeline.video import VideoPipeline
 
 UNREAD = (8, 8)  # pixels that an image is read in to see whether it can be
 
@@ -41,10 +41,8 @@ def sample(values: Any) -> None:
         ValueError: what can't be done, before anything is made; most of it before the
             model is loaded.
     """
-    mesh = start.parse_mesh(values.mesh)
     lines = [] if values.show else given_lines(values)
-    how = {"offload": values.offload, "unrolled": values.unrolled}
-    pipeline = load(values.model, mesh, values.dtype, **how)
+    pipeline = choices.chosen_model(values)
     if values.show:
         print(description(pipeline))
         return

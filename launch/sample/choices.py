@@ -11,11 +11,12 @@ from absl import flags
 
 from launch.sample.lists import Line
 from launch.sizes import check_preset, height_width
+from launch.start import parse_mesh
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import VideoRequest, not_none
-from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.sampler import Guidance
 
 HEADINGS = MappingProxyType(
@@ -67,6 +68,21 @@ def check_choices(values: Any) -> None:
     for counts in (values.steps, values.video_steps):
         steps(counts, 1)
     Guidance(**scales(values))
+
+
+def chosen_model(values: Any) -> VideoPipeline:
+    """The model, on the devices that the flags name.
+
+    Raises:
+        ValueError: a file is missing or does not fit the others.
+    """
+    return load(
+        values.model,
+        parse_mesh(values.mesh),
+        values.dtype,
+        offload=values.offload,
+        unrolled=values.unrolled,
+    )
 
 
 def requested(

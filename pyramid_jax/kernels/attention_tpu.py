@@ -41,7 +41,7 @@ Lanes = Float[Array, "heads _ _"]  # heads, values of a token, tokens of all row
 Interpret = bool | pltpu.InterpretParams  # plainly, or with a TPU's memory emulated
 
 
-class Lists(NamedTuple):
+class PairLists(NamedTuple):
     """The pairs of blocks that meet."""
 
     by_query: BlockPairs
@@ -53,10 +53,10 @@ class Grid(NamedTuple):
 
     query: Int[Array, "rows _"]
     key: Int[Array, "rows _"]
-    lists: Lists
+    lists: PairLists
 
 
-def tpu_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
+def tpu_lists(query: Mask, key: Mask, tiles: Tiles) -> PairLists:
     """The lists of a mask, which serve every layer.
 
     Raises:
@@ -64,7 +64,7 @@ def tpu_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
     """
     tile = _fitted(tiles, query[0].shape[1], key[0].shape[1]).forward
     kind = visits.kinds(query, key, tile.query, tile.key)
-    return Lists(visits.pairs(kind), visits.pairs(kind.mT))
+    return PairLists(visits.pairs(kind), visits.pairs(kind.mT))
 
 
 def attention_tpu(
@@ -72,7 +72,7 @@ def attention_tpu(
     k: Float[Array, "b lk heads dim"],
     v: Float[Array, "b lk heads dim"],
     sides: tuple[Mask, Mask],
-    lists: Lists,
+    lists: PairLists,
     tiles: Tiles,
     *,
     interpret: Interpret = False,

@@ -46,7 +46,7 @@ warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarnin
 Heads = Float[Array, "b _ heads _"]
 
 
-class Lists(NamedTuple):
+class VisitLists(NamedTuple):
     """What each of the three kernels visits."""
 
     forward: Visits
@@ -54,7 +54,7 @@ class Lists(NamedTuple):
     key: Visits
 
 
-def triton_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
+def triton_lists(query: Mask, key: Mask, tiles: Tiles) -> VisitLists:
     """The lists of a mask, which serve every layer."""
 
     def of(tile: Tile, keys_own: bool = False) -> Visits:
@@ -64,7 +64,7 @@ def triton_lists(query: Mask, key: Mask, tiles: Tiles) -> Lists:
         block = jnp.pad(walk.block, ((0, 0), (0, 0), (0, 1)))
         return walk._replace(block=block)
 
-    return Lists(of(tiles.forward), of(tiles.query), of(tiles.key, keys_own=True))
+    return VisitLists(of(tiles.forward), of(tiles.query), of(tiles.key, keys_own=True))
 
 
 def attention_triton(
@@ -72,7 +72,7 @@ def attention_triton(
     k: Float[Array, "b lk heads dim"],
     v: Float[Array, "b lk heads dim"],
     sides: tuple[Mask, Mask],
-    lists: Lists,
+    lists: VisitLists,
     tiles: Tiles,
     *,
     cut: int = 0,
@@ -103,7 +103,7 @@ def _attend(
     k: Heads,
     v: Heads,
     sides: tuple[Mask, Mask],
-    lists: Lists,
+    lists: VisitLists,
 ) -> tuple[Heads, ...]:
     return _outputs(call, cut, (q, k, v), sides, lists, [])
 
@@ -113,7 +113,7 @@ def _outputs(
     cut: int,
     qkv: tuple[Heads, Heads, Heads],
     sides: tuple[Mask, Mask],
-    lists: Lists,
+    lists: VisitLists,
     others: list[tuple[tuple[int, ...], Any]],
 ) -> tuple[Array, ...]:
     """What attention brings, in one array or two; and others, if they are wanted."""
@@ -132,7 +132,7 @@ def _forward(
     k: Heads,
     v: Heads,
     sides: tuple[Mask, Mask],
-    lists: Lists,
+    lists: VisitLists,
 ) -> tuple[tuple[Heads, ...], tuple]:
     filled = q.shape[1] + -q.shape[1] % call.tiles.forward.query
     sums = [((*q.shape[::2], filled, 1), jnp.float32)]

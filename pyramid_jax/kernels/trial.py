@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from pyramid_jax.mask import TokenMask, joint
 
-Attention = Callable[..., Array]
+AttentionForm = Callable[..., Array]
 
 # A row of training at a quarter of 384p, a few blocks long, with blocks of every kind:
 # the video tokens of each frame of five segments, each segment's text, the padding.
@@ -27,7 +27,9 @@ TEXT, PADDING, HEADS = 32, 20, 2
 ALLOWED = {2: 0.03, 4: 2e-3}
 
 
-def failure(kernel: Attention, plain: Attention, dim: int, dtype: str) -> str | None:
+def failure(
+    kernel: AttentionForm, plain: AttentionForm, dim: int, dtype: str
+) -> str | None:
     """The reason why the kernel can't be used here; None if it can.
 
     Args:
@@ -51,7 +53,9 @@ def trial_mask() -> TokenMask:
     )
 
 
-def _failure(kernel: Attention, plain: Attention, dim: int, dtype: str) -> str | None:
+def _failure(
+    kernel: AttentionForm, plain: AttentionForm, dim: int, dtype: str
+) -> str | None:
     mask = trial_mask()
     draw = np.random.default_rng(0)
     shape = (*mask.segment.shape, HEADS, dim)
@@ -71,7 +75,7 @@ def _failure(kernel: Attention, plain: Attention, dim: int, dtype: str) -> str |
 
 
 def _both_ways(
-    form: Attention, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
+    form: AttentionForm, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
 ) -> list[Array]:
     """The output, and the gradients of q, k and v."""
     out, pull = jax.vjp(lambda *x: form(*x, mask), q, k, v)

@@ -116,13 +116,13 @@ class T5Block(nn.Module):
         self, x: Float[jax.Array, "b m d"], bias: Float[jax.Array, "b heads m m"]
     ) -> Float[jax.Array, "b m d"]:
         q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 2, 0)
-        x = x + self.out(attend(q, k, v, bias)).astype(jnp.float32)
+        x = x + self.out(biased_attention(q, k, v, bias)).astype(jnp.float32)
         y = self.mlp_norm(x)
         hidden = nn.gelu(self.gate(y), approximate=True) * self.mlp_in(y)
         return x + self.mlp_out(hidden).astype(jnp.float32)
 
 
-def attend(
+def biased_attention(
     q: Float[jax.Array, "b m heads dim"],
     k: Float[jax.Array, "b m heads dim"],
     v: Float[jax.Array, "b m heads dim"],

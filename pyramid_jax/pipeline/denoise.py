@@ -17,10 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
-from pyramid_jax import programs, pyramid, sampler
+from pyramid_jax import programs, sampler
 from pyramid_jax.model import ModelConfig, modulations, velocity_network
 from pyramid_jax.models.dit import Modulations
-from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import History, SamplerPlan, Unit, UnitNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
@@ -104,11 +103,11 @@ def denoise(
         yield frames
     known = {
         (unit.slots == 1, k): [
-            _modulations(model, stage, params, text.pooled, sigma)
+            _modulations(model, k, params, text.pooled, sigma)
             for sigma, _ in plan.sigmas(k, unit)
         ]
         for unit in {unit.slots == 1: unit for unit in units}.values()
-        for k, stage in enumerate(plan.stages)
+        for k in range(stages)
     }
     for unit in units:
         index, last = np.int32(unit.index), None
@@ -186,7 +185,7 @@ def _start_stage(
 @partial(programs.kept, static=2)
 def _modulations(
     model: ModelConfig,
-    stage: Stage,
+    stage: int,
     params: Any,
     pooled: Float[jax.Array, "b 1 pooled"],
     sigma: Float[Array, ""],
@@ -195,8 +194,7 @@ def _modulations(
 
     perf: a third of the weights makes it; a step does not read them.
     """
-    clock = jnp.full((len(pooled), 1), pyramid.time(sigma, stage))
-    return modulations(model, params, clock, pooled)
+    return modulations(model, params, pooled, stage, sigma)
 
 
 @partial(programs.kept, static=1)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from pyramid_jax import sharding
-from pyramid_jax.models.t5 import T5Config, T5Encoder, attend, buckets, distance_bias
+from pyramid_jax.models.t5 import (
+    T5Config,
+    T5Encoder,
+    biased_attention,
+    buckets,
+    distance_bias,
+)
 from pyramid_jax.pipeline.prompts import abstract_encoder
 
 CONFIG = T5Config(
@@ -95,7 +101,7 @@ def test_the_order_of_words_matters(encode):
 def test_attention_is_that_of_every_head_computed_alone():
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
     bias = np.random.default_rng(1).normal(size=(2, 3, 5, 5)).astype(np.float32)
-    attended = jax.jit(attend)(q, k, v, bias)
+    attended = jax.jit(biased_attention)(q, k, v, bias)
     for b in range(2):
         for h in range(3):
             weights = np.exp(q[b, :, h] @ k[b, :, h].T + bias[b, h])
