@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from launch import moving_shapes, start
-from launch.sample import __main__, outputs, progress
+from launch.sample import __main__, choices, outputs, progress
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline.folder import TINY_LATENT
@@ -49,12 +49,12 @@ def model() -> VideoPipeline:
 def loaded(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model is loaded once only."""
 
-    def known(folder, mesh, dtype, offload):
+    def known(folder, mesh, dtype, **how):
         if (str(folder), mesh, dtype) == (str(TINY_LATENT), None, None):
             return model
-        return load(folder, mesh, dtype, offload=offload)
+        return load(folder, mesh, dtype, **how)
 
-    monkeypatch.setattr(__main__, "load", known)
+    monkeypatch.setattr(choices, "load", known)
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_what_no_model_can_do_is_refused_before_one_is_loaded(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr(__main__, "load", too_late)
+    monkeypatch.setattr(choices, "load", too_late)
     for flag, message in unreadable(tmp_path).items():
         own = [] if flag.startswith(("--prompt=", "--prompts=")) else [PROMPT]
         to = [] if flag.startswith("--to") else [f"--to={tmp_path / 'made'}"]

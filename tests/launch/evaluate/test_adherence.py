@@ -10,6 +10,7 @@ import pytest
 from launch.evaluate import __main__, adherence
 from launch.evaluate.adherence import adherence_table, compared, sampled, windows
 from launch.evaluate.judges import JUDGES
+from launch.sample import choices
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.video import VideoPipeline
 
@@ -30,7 +31,7 @@ def requests(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> list:
         return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
 
     monkeypatch.setattr(VideoPipeline, "run", run)
-    monkeypatch.setattr(adherence, "load", lambda *_, **__: model)
+    monkeypatch.setattr(choices, "load", lambda *_, **__: model)
     return made
 
 

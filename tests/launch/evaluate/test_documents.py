@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from launch.evaluate import __main__, adherence, suites
+from launch.evaluate import __main__
 from launch.sample import __main__ as sample
+from launch.sample import choices
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.video import VideoPipeline
 from tests.house.test_snippets import CONVERTED, commands, program, words
@@ -32,8 +33,7 @@ def fake(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
 
     monkeypatch.setattr(VideoPipeline, "run", noise)
-    for module in (adherence, suites, sample):
-        monkeypatch.setattr(module, "load", lambda *_, **__: model)
+    monkeypatch.setattr(choices, "load", lambda *_, **__: model)
     monkeypatch.chdir(tmp_path)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from launch.evaluate import __main__, suites, vbench
-from launch.sample import outputs
+from launch.sample import choices, outputs
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.video import VideoPipeline
 
@@ -27,7 +27,7 @@ CLIPS = 2 * 5 + 20
 
 @pytest.fixture(autouse=True)
 def loaded(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "load", lambda *_, **__: model)
+    monkeypatch.setattr(choices, "load", lambda *_, **__: model)
 
 
 @pytest.fixture
