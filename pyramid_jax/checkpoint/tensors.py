@@ -10,8 +10,6 @@ neither needs more memory than one tensor.
 import itertools
 import json
 import logging
-import math
-import os
 import re
 import zipfile
 from argparse import Namespace
@@ -266,13 +264,16 @@ def open_safetensors(path: str | Path) -> StoredTensors:
     try:
         # perf: without mapping the file, whose pages would count as memory in use.
         file: Any = safe_open(path, "numpy", backend="pread")
+        start, header = _header(path)
         tensors = {}
         for name in file.offset_keys():
-            entry, read = file.get_slice(name), partial(file.get_tensor, name)
+            entry = file.get_slice(name)
             kind, shape = entry.get_dtype(), tuple(entry.get_shape())
-            if kind in NARROW:
-                kind, read = "BF16", partial(_widened, path, name, shape, NARROW[kind])
-            tensors[name] = StoredTensor(DTYPES[kind], shape, read)
+            stored = NARROW[kind] if kind in NARROW else DTYPES[kind]
+            place = start + header[name]["data_offsets"][0]
+            read = partial(_values, path, place, stored, shape)
+            dtype = DTYPES["BF16"] if kind in NARROW else stored
+            tensors[name] = StoredTensor(dtype, shape, read)
         return tensors
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
@@ -280,15 +281,29 @@ def open_safetensors(path: str | Path) -> StoredTensors:
         ) from error
 
 
-def _widened(
-    path: str | Path, name: str, shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-    """The values of a `NARROW` tensor, which the library does not read for numpy."""
+def _header(path: str | Path) -> tuple[int, dict[str, Any]]:
+    """Where the values in a file begin, and what it says of each tensor."""
     with Path(path).open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        file.seek(header[name]["data_offsets"][0], os.SEEK_CUR)
-        values = np.fromfile(file, dtype, math.prod(shape))
-    return values.reshape(shape).astype(ml_dtypes.bfloat16)
+        size = int.from_bytes(file.read(8), "little")
+        return 8 + size, json.loads(file.read(size))
+
+
+def _values(
+    path: str | Path, place: int, dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The values of a tensor; `NARROW` ones become bfloat16.
+
+    perf: the library, and numpy's function for files, let no other thread run.
+    """
+    values = np.empty(shape, dtype)
+    left = values.reshape(-1).view(np.uint8)
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(place)
+        while left.size:
+            if not (read := file.readinto(left.data)):
+                raise ValueError(f"{path} was cut off meanwhile; copy the file again")
+            left = left[read:]
+    return values.astype(ml_dtypes.bfloat16) if dtype in NARROW.values() else values
 
 
 def write_tensors(

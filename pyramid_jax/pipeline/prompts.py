@@ -168,7 +168,7 @@ def load_prompt_encoder(
     """The text encoders and tokenizers in a released model's folder.
 
     Weights are read one parameter at a time and put on their devices: of T5's 4.8 B the
-    host holds 2.4 GB at once in bfloat16, and a device its share.
+    host holds 3.1 GB at once in bfloat16, and a device its share.
 
     Args:
         dtype: of weights and matrix products.
