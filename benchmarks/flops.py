@@ -4,7 +4,8 @@
 Counted are matrix products, an addition and a multiplication as two operations: of
 tokens with weights, and in attention of the query-key pairs that the mask lets through.
 Not counted are norms, activations and the softmax, and what a program computes beyond
-that: hidden pairs, empty slots of the history. Rates that are derived from these counts
+that: hidden pairs, empty slots of the history, queries of the history in the last
+block. Rates that are derived from these counts
 therefore fall when a program does useless work.
 """
 
@@ -18,6 +19,7 @@ import jax
 
 from pyramid_jax import layout
 from pyramid_jax.model import ModelConfig
+from pyramid_jax.models.dit import STACKED
 
 # Dense bfloat16 FLOP/s that the makers state; the first name that a device's begins
 # with counts. The boards with PCIe have lower clocks.
@@ -35,6 +37,7 @@ PEAKS = {
 }
 PER_SEGMENT = {"modulation", "head_modulation", "time", "pooled"}
 OF_TEXT = {"text", "text_in"}
+LAST = {"last_double", "last_single"}  # of the history they make keys and values only
 
 
 class Product(NamedTuple):
@@ -50,11 +53,20 @@ class Product(NamedTuple):
 
 
 class Row(NamedTuple):
-    """How many text tokens, video tokens and segments a row has."""
+    """How many text tokens, video tokens and segments a row has.
+
+    Of the video tokens `current` are answered, the last ones; None: all. An Euler step
+    has no segments of its own: what modulates it was made before.
+    """
 
     text: int
     video: int
     segments: int = 1
+    current: int | None = None
+
+    @property
+    def answered(self) -> int:
+        return self.video if self.current is None else self.current
 
 
 def products(weights: Any, row: Row) -> Counter[Product]:
@@ -68,7 +80,7 @@ def products(weights: Any, row: Row) -> Counter[Product]:
         names = [entry.key for entry in path]
         if names[-1] != "kernel":
             continue
-        stacked = names[0] in ("double", "single")
+        stacked = names[0] in STACKED
         count, shape = (leaf.shape[0] if stacked else 1), leaf.shape[stacked:]
         inputs = math.prod(shape[:2]) if len(shape) == 3 else shape[0]
         product = Product(_seen(names, row), inputs, math.prod(shape) // inputs)
@@ -88,27 +100,53 @@ def pairs(text: int, frames: Sequence[int]) -> int:
     return sum(size * before for size, before in zip(sizes, seen, strict=True))
 
 
+def current_pairs(text: int, frames: Sequence[int], count: int) -> int:
+    """Those of `pairs` whose queries are the tokens of the last `count` frames."""
+    seen = accumulate([text + frames[0], *frames[1:]])
+    each = [size * before for size, before in zip(frames, seen, strict=True)]
+    return sum(each[-count:])
+
+
 def frames(
-    model: ModelConfig, cells: tuple[int, int], stage: int, unit: int
+    model: ModelConfig,
+    cells: tuple[int, int],
+    stage: int,
+    unit: int,
+    slots: int | None = None,
 ) -> list[int]:
     """Tokens of each frame, earliest first, that the network reads in a step.
 
     Args:
         cells: height and width of the latents at the finest stage.
+        slots: units that there is room for; empty slots count. None: no empty ones.
     """
     per_unit = model.layout.frames_per_unit if unit else 1
-    clips = layout.compact(layout.clips(stage, unit, unit + 1, per_unit))
+    clips = layout.clips(stage, unit, slots or unit + 1, per_unit)
+    clips = layout.compact(clips) if slots is None else clips
     finest = math.prod(cells) // model.layout.patch**2
     last = len(model.stages) - 1
     return [finest // 4 ** (last - clip.stage) for clip in clips for _ in clip.frame]
 
 
-def step(weights: Any, model: ModelConfig, text: int, of_frames: Sequence[int]) -> int:
-    """FLOP of the network on one row: one segment with these tokens."""
-    row = Row(text, sum(of_frames))
+def step(
+    weights: Any,
+    model: ModelConfig,
+    text: int,
+    of_frames: Sequence[int],
+    empty: int = 0,
+) -> int:
+    """FLOP of an Euler step on one row: one segment with these tokens.
+
+    Args:
+        empty: tokens in empty slots of the history, of which the network makes products
+            with weights, while attention passes over them.
+    """
+    count = model.layout.frames_per_unit if len(of_frames) > 1 else 1
+    row = Row(text, sum(of_frames) + empty, 0, sum(of_frames[-count:]))
     dense = sum(p.flops * n for p, n in products(weights, row).items())
     blocks = model.dit.double_blocks + model.dit.single_blocks
-    return dense + 4 * pairs(text, of_frames) * model.dit.width * blocks
+    seen = (blocks - 1) * pairs(text, of_frames) + current_pairs(text, of_frames, count)
+    return dense + 4 * seen * model.dit.width
 
 
 def peak(device_kind: str) -> float | None:
@@ -123,6 +161,8 @@ def _seen(names: list[str], row: Row) -> int:
     """How many tokens of a row pass a layer; conditioning is per segment."""
     if PER_SEGMENT & set(names):
         return row.segments
-    if names[0] in ("single", "last_single"):
+    if names[0] == "head" or (names[0] in LAST and "qkv" not in names):
+        return row.answered
+    if names[0].endswith("single"):
         return row.text + row.video
     return row.text if OF_TEXT & set(names) else row.video

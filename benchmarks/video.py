@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import flops
 from benchmarks.workload import Workload
 from pyramid_jax import sharding
 from pyramid_jax.latents import LatentConfig
@@ -28,6 +29,7 @@ from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
 from pyramid_jax.pipeline.request import VideoRequest
 from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.sampler import Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"
@@ -76,6 +78,28 @@ class Case:
         return model.request(
             prompt, height=height, width=width, num_frames=self.size.frames, seed=0
         )
+
+    def flops(self, scans: int | None = None) -> int:
+        """Of all Euler steps of a video, for a prompt and a negative prompt.
+
+        Args:
+            scans: count the empty slots of the history, too, with so many scans.
+        """
+        cfg, cells, total = self.cfg, self.work.cells, 0
+        plan = replace(self.options, scans=scans or 1).plan(cfg)
+        units = [
+            Unit(u, end)
+            for begin, end in plan.spans(self.work.sampled)
+            for u in range(begin, end)
+        ]
+        for unit in [Unit(0, 1), *units]:
+            for k in range(len(cfg.stages)):
+                seen = flops.frames(cfg, cells, k, unit.index)
+                slots = flops.frames(cfg, cells, k, unit.index, unit.slots)
+                empty = sum(slots) - sum(seen) if scans else 0
+                step = flops.step(self.work.weights, cfg, LIMIT, seen, empty)
+                total += 2 * step * len(plan.sigmas(k, unit))
+        return total
 
     @property
     def options(self) -> SampleConfig:

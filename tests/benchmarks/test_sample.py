@@ -41,22 +41,37 @@ TOY = video.Case(
 
 @pytest.mark.parametrize("variant", ["mmdit", "miniflux"])
 def test_the_arithmetic_of_a_step_is_that_of_its_blocks(variant):
-    """By hand: a block's layers are 12 products of width x width for every token,
-    and 6 (3 in single blocks) for the conditions; text ends early in mmdit."""
+    """By hand: a block's layers are 12 products of width x width for every token; of
+    text and history the last block has only 3, the queries, keys and values."""
     work = Workload(variant, depth=3, width=32, heads=2)
+    d, m, past, now = 32, 5, [20, 4], 16
+    tokens = m + sum(past) + now
+    dit, double = work.model.dit, 3 if variant == "mmdit" else 1
+    per_token = 2 * tokens * 12 + tokens * 3 + now * 9
+    assert dit.double_blocks == double
+    ends = (tokens - m + now) * dit.patch_values * d + m * dit.text_width * d
+    pairs = 2 * flops.pairs(m, [*past, now]) + now * tokens
+    expected = 2 * (per_token * d * d + ends) + 4 * d * pairs
+    assert flops.step(work.weights, work.model, m, [*past, now]) == expected
+
+
+def test_the_arithmetic_of_a_training_step_has_conditions_and_all_answers():
+    work = Workload("mmdit", depth=3, width=32, heads=2)
     d, m, n = 32, 5, 20
-    double, single = (3, 0) if variant == "mmdit" else (1, 2)
-    per_token = double * (m + n) * 12 + single * (m + n) * 12
-    conditions = double * 12 + single * 3 + 2  # two streams; the head
-    if variant == "mmdit":
-        per_token -= 9 * m
-        conditions -= 4
     dit = work.model.dit
+    per_token, conditions = 3 * (m + n) * 12 - 9 * m, 3 * 12 + 2 - 4
     ends = n * 2 * dit.patch_values * d + m * dit.text_width * d
     vectors = (256 + dit.pooled_width) * d + 2 * d * d
-    dense = 2 * ((per_token + conditions) * d * d + ends + vectors)
-    attention = 4 * d * (double + single) * flops.pairs(m, [n])
-    assert flops.step(work.weights, work.model, m, [n]) == dense + attention
+    found = flops.products(work.weights, flops.Row(m, n))
+    dense = sum(product.flops * count for product, count in found.items())
+    assert dense == 2 * ((per_token + conditions) * d * d + ends + vectors)
+
+
+def test_more_scans_have_fewer_empty_slots():
+    case = video.case("384p_5s")
+    counted, one, two = (case.flops(scans) for scans in (None, 1, 2))
+    assert counted < two < one < 1.3 * counted
+    assert case.flops(case.work.sampled - 1) == counted  # every unit in its own
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -159,7 +159,7 @@ def test_a_run_resumes_with_any_number_of_workers(tmp_path, before, after):
 @pytest.mark.slow
 def test_too_many_bad_files_of_workers_stop_the_run(tmp_path):
     cfg = config(tmp_path, max_bad=0.2, workers=1)
-    with pytest.raises(ValueError, match="[34] of 12 files"):
+    with pytest.raises(ValueError, match=r"[34] of 12 files"):
         take(5, cfg, tmp_path, load=None)
 
 
