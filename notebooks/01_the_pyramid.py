@@ -168,7 +168,7 @@ grids = [layout.grid(level, PATCH) for level in levels]
 seen = []  # (frame, stage, picture, its noise) of every call
 
 
-def exact(tokens, time, text):
+def exact(tokens, time, text, last):
     now = float(time[0, 0])
     k = next(k for k, stage in enumerate(stages) if now > stage.time_end)
     s, e, late, early = stages[k]
@@ -183,10 +183,8 @@ def exact(tokens, time, text):
     z = (x - signal) / noise
     pictures = (layout.unpatchify(values, grids[k], PATCH)[0] for values in (x, z))
     seen.append((frame.item(), k, *pictures))
-    v = pyramid.velocity(*pyramid.endpoints(clean, coarser, z, s, e))
-    out = np.zeros(tokens.values.shape, np.float32)  # history tokens have no velocity
-    out[0, -len(clean) :] = v
-    return out
+    # Of the `last` tokens alone: history has no velocity.
+    return pyramid.velocity(*pyramid.endpoints(clean, coarser, z, s, e))[None]
 
 
 frames, height, width, channels = shape = (4, *video.shape[1:])

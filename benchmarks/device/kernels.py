@@ -8,6 +8,7 @@ and kernels interpreted.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,7 +61,8 @@ def correctness(log: Log, tiny: bool) -> None:
     trials = ((16, "float32"),) if tiny else TRIALS
     for name in kernels:
         for dim, dtype in trials:
-            why = failure(_backend(name), _backend("xla"), dim, dtype)
+            kernel, plain = (partial(attention, backend=b) for b in (name, "xla"))
+            why = failure(kernel, plain, dim, dtype)
             log("trial", kernel=name, dim=dim, dtype=dtype, failure=why)
     log("default", backend=default(4096, 64, "bfloat16"))
     work = REDUCED if tiny else Workload()
@@ -131,8 +133,3 @@ def _tuned(title: str, log: Log, tiny: bool) -> None:
     log("tiles", case=title, dim=dim, dtype=dtype, **choice._asdict())
     entry = tune.entry(setting, choice, title, length)
     tune.write_tiles(log.folder / TUNED, [entry])
-
-
-def _backend(name: str) -> Any:
-    """A backend as a function of the masks of queries and of keys, which are equal."""
-    return lambda q, k, v, query, key: attention(q, k, v, query, name)

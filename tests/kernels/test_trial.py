@@ -16,11 +16,11 @@ from launch.compile.cases import case
 from pyramid_jax import sharding
 from pyramid_jax.kernels import attention as module
 from pyramid_jax.kernels.attention import attention
-from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.trial import failure, trial_mask
 from pyramid_jax.mask import TokenMask
 
 LENGTH, DIM = 512, 16
+TILES = ((64, 64),)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -96,9 +96,11 @@ def lower_for_a_gpu() -> str:
     )
     x = jax.ShapeDtypeStruct((1, LENGTH, 1, DIM), "bfloat16")
     mask = TokenMask(*(jax.ShapeDtypeStruct((1, LENGTH), "int32"),) * 2)
-    mesh = jax.sharding.AbstractMesh((1,), ("one",), abstract_device=chip)
+    axes = sharding.MESH_AXES
+    mesh = jax.sharding.AbstractMesh((1,) * len(axes), axes, abstract_device=chip)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(attention_triton).trace(x, x, x, mask, mask)
+        form = partial(attention, backend="pallas_triton", tiles=TILES)
+        traced = jax.jit(form).trace(x, x, x, mask)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
