@@ -63,7 +63,8 @@ class DiT(nn.Module):
         last: int | None = None,
         modulations: Modulations | None = None,
     ) -> Float[jax.Array, "b _ p"]:
-        """
+        """The velocities of the last tokens of every row, or of all.
+
         Args:
             tokens: patches with positions, of each segment the history and the unit.
             time: the network's clock of each segment, 0..1000.
@@ -75,8 +76,8 @@ class DiT(nn.Module):
         c, m, n = self.cfg, text.segment.shape[1], tokens.segment.shape[1]
         last, tokens = n if last is None else last, tokens.filled(shares("tokens"))
         filled = tokens.segment.shape[1]
-        padding = filled - n
-        kept = last + padding + -(last + padding) % shares("tokens")
+        kept = last + filled - n
+        kept += -kept % shares("tokens")  # the devices divide them evenly
         mask = joint(text.segment, tokens.segment, tokens.frame, c.causal)
         mask = TokenMask(*(constrain(x, ("batch", None)) for x in mask))
         rotary = self._turns(tokens.position, m)
@@ -97,15 +98,12 @@ class DiT(nn.Module):
             x = jnp.concatenate([words, video], axis=1)
             (video,) = run("last_single", run("single", (x,), whole), end)
 
-        video, segment = video[:, -kept:], tokens.segment[:, -kept:]
-        shift, scale = self.head_modulation.of_tokens(
-            condition["head"]
-            if isinstance(condition, dict)
-            else self.head_modulation(condition),
-            segment,
-        )
-        out = self.head(layer_norm(video) * (1 + scale) + shift)
-        return out[:, kept - padding - last : kept - padding].astype(jnp.float32)
+        head = self.head_modulation
+        made = condition["head"] if isinstance(condition, dict) else head(condition)
+        shift, scale = head.of_tokens(made, tokens.segment[:, -kept:])
+        out = self.head(layer_norm(video[:, -kept:]) * (1 + scale) + shift)
+        answered = kept - (filled - n)
+        return out[:, answered - last : answered].astype(jnp.float32)
 
     def modulations(
         self, time: Float[jax.Array, "b s"], pooled: Float[jax.Array, "b s pooled"]

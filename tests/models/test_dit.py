@@ -12,7 +12,7 @@ import pytest
 
 from pyramid_jax.kernels.attention import attention_plan
 from pyramid_jax.mask import joint
-from pyramid_jax.model import VARIANTS
+from pyramid_jax.model import VARIANTS, unrolled
 from pyramid_jax.models.dit import BLOCKS, DiT, DiTConfig, DoubleBlock, initialise_dit
 from pyramid_jax.models.rotary import turns
 from pyramid_jax.shapes import Text, Tokens
@@ -193,6 +193,39 @@ def test_padding_changes_nothing(name):
         text._replace(features=features),
     )
     np.testing.assert_array_equal(out[0, real[0, :, 0]], other[0, real[0, :, 0]])
+
+
+# ------------------------------------------------------ what sampling asks of a network
+
+
+@variants
+@pytest.mark.parametrize("last", [2, 9])
+def test_the_last_tokens_are_answered_as_among_all(name, last):
+    cfg, params = TINY[name], {"params": weights(name)}
+    few = jit(DiT(cfg).apply, static_argnums=4)(params, *row(), last)
+    everything = run(cfg, weights(name), *row())
+    assert few.shape == (1, last, 4)
+    np.testing.assert_allclose(few, everything[:, -last:], rtol=0, atol=1e-5)
+
+
+@variants
+def test_modulations_that_are_known_are_used_instead_of_time_and_pooled_text(name):
+    (tokens, time, text), params = row(), {"params": weights(name)}
+    made = DiT(TINY[name]).apply(params, time, text.pooled, method="modulations")
+    other = text._replace(pooled=text.pooled + 1)
+    how = partial(DiT(TINY[name]).apply, modulations=made)
+    found = jit(how)(params, tokens, 0 * time, other)
+    expected = run(TINY[name], weights(name), *row())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@variants
+def test_a_tree_of_weights_for_every_block_changes_nothing(name):
+    (trees,) = unrolled({"dit": weights(name)}).values()
+    assert isinstance(trees["double"], tuple)
+    found = run(TINY[name], trees, *row())
+    expected = run(TINY[name], weights(name), *row())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 # -------------------------------------------------------------------------- computation
