@@ -11,6 +11,7 @@ share of a row's places that tokens take, with one budget, and with the best two
 
 import itertools
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,12 @@ def segments(training: Training) -> Iterator[tuple[int, int]]:
             yield 0, training.finest
 
 
+@cache
+def first_segments(training: Training, count: int) -> list[tuple[int, int]]:
+    """So many segments."""
+    return list(itertools.islice(segments(training), count))
+
+
 def fullness(training: Training, current: int | None = None) -> float:
     """The share of places that are taken; segments go into the first row that fits.
 
@@ -59,7 +66,7 @@ def fullness(training: Training, current: int | None = None) -> float:
         budget = [training.places - current, current]
     rows: list[np.ndarray] = []
     taken: list[int] = []
-    for both in itertools.islice(segments(training), SEGMENTS):
+    for both in first_segments(training, SEGMENTS):
         needed = np.array([sum(both)] if current is None else both)
         fitting = [row for row in rows if (row + needed <= budget).all()]
         if fitting:
