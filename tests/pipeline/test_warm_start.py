@@ -75,10 +75,12 @@ def test_the_second_process_compiles_nothing(tmp_path: Path):
     first, beside = finished(started(caches), started(caches))
     (second,) = finished(started(caches))
     assert first["frames"] == beside["frames"] == second["frames"]
-    assert first["compiled"] > first["asked"] > first["hits"]
+    # Either may find what the other has just kept.
+    cold = max(first, beside, key=lambda counted: counted["compiled"])
+    assert cold["compiled"] > cold["asked"]
     # What is left are small functions, which JAX's own cache answers.
     assert second["compiled"] == second["asked"] == second["hits"]
-    assert second["traced"] == second["asked"] < first["traced"] / 2
+    assert second["traced"] == second["asked"] < cold["traced"]
 
 
 def test_commands_run_where_nothing_can_be_kept(tmp_path: Path):
