@@ -130,8 +130,7 @@ def kernels(text: str, size: EulerStep) -> float:
 
 def instructions(text: str) -> list[Instruction]:
     """What runs on the device, without the insides of fused kernels."""
-    whole = {re.search(r"ENTRY %?([\w.\-]+)", text)[1]}  # type: ignore[index]
-    whole |= set(re.findall(r"body=%?([\w.\-]+)", text))
+    whole = set(re.findall(r"(?:^ENTRY |body=)%?([\w.\-]+)", text, re.MULTILINE))
     found, inside = [], ""
     for line in text.splitlines():
         if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):

@@ -44,6 +44,7 @@ from pyramid_jax.kernels.visits import Mask, Visits, fill, fill_mask, kinds, vis
 warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
 
 Heads = Float[Array, "b _ heads _"]
+Inputs = tuple[Heads, Heads, Heads]  # queries, keys and values
 
 
 class VisitLists(NamedTuple):
@@ -90,30 +91,24 @@ def attention_triton(
     call = KernelCall(tiles, flash.slope_of_logits(dim), interpret)
     q, k, v = (fill(x, {3: wide}) for x in (q, k, v))
     whole = cut % tiles.forward.query == 0
-    out: Any = _attend(call, cut if whole else 0, q, k, v, sides, lists)
+    out: Any = _attend(call, cut if whole else 0, (q, k, v), sides, lists)
     out = out if whole or not cut else jnp.split(out[0], [cut], axis=1)
     return tuple(part[..., :dim] for part in out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
-    call: KernelCall,
-    cut: int,
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    sides: tuple[Mask, Mask],
-    lists: VisitLists,
+    call: KernelCall, cut: int, qkv: Inputs, sides: tuple[Mask, Mask], lists: VisitLists
 ) -> tuple[Heads, ...]:
-    return _outputs(call, cut, (q, k, v), sides, lists, [])
+    return _outputs(call, cut, qkv, sides, lists.forward, [])
 
 
 def _outputs(
     call: KernelCall,
     cut: int,
-    qkv: tuple[Heads, Heads, Heads],
+    qkv: Inputs,
     sides: tuple[Mask, Mask],
-    lists: VisitLists,
+    walk: Visits,
     others: list[tuple[tuple[int, ...], Any]],
 ) -> tuple[Array, ...]:
     """What attention brings, in one array or two; and others, if they are wanted."""
@@ -122,29 +117,24 @@ def _outputs(
     parts = [cut, q.shape[1] - cut] if cut else [q.shape[1]]
     out = [((len(q), n, *q.shape[2:]), v.dtype) for n in parts]
     both, tile = (queries, keys), call.tiles.forward
-    return tuple(_run(call, forward_kernel, tile, both, lists.forward, out + others))
+    return tuple(_run(call, forward_kernel, tile, both, walk, out + others))
 
 
 def _forward(
-    call: KernelCall,
-    cut: int,
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    sides: tuple[Mask, Mask],
-    lists: VisitLists,
+    call: KernelCall, cut: int, qkv: Inputs, sides: tuple[Mask, Mask], lists: VisitLists
 ) -> tuple[tuple[Heads, ...], tuple]:
+    q = qkv[0]
     filled = q.shape[1] + -q.shape[1] % call.tiles.forward.query
     sums = [((*q.shape[::2], filled, 1), jnp.float32)]
-    *out, norm = _outputs(call, cut, (q, k, v), sides, lists, sums)
+    *out, norm = _outputs(call, cut, qkv, sides, lists.forward, sums)
     norm = norm[:, :, : q.shape[1], 0]
-    return tuple(out), (q, k, v, sides, lists, tuple(out), norm)
+    return tuple(out), (qkv, sides, lists, tuple(out), norm)
 
 
 def _backward(
     call: KernelCall, cut: int, saved: tuple, back: tuple[Heads, ...]
-) -> tuple[Heads, Heads, Heads, None, None]:
-    q, k, v, sides, lists, out, norm = saved
+) -> tuple[Inputs, None, None]:
+    (q, k, v), sides, lists, out, norm = saved
     whole = jnp.concatenate(back, axis=1)
     along = jnp.einsum(
         "blhd,blhd->bhl",
@@ -155,7 +145,7 @@ def _backward(
     one, two = [(q.shape, q.dtype)], [(x.shape, x.dtype) for x in (k, v)]
     (dq,) = _run(call, query_kernel, call.tiles.query, both, lists.query, one)
     dk, dv = _run(call, key_kernel, call.tiles.key, both, lists.key, two)
-    return dq, dk, dv, None, None
+    return (dq, dk, dv), None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -10,33 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks import flops, sample, stages, video
+from benchmarks.device.networks import TINY
 from benchmarks.reference_video import OriginalVideo
 from benchmarks.workload import Workload
 from pyramid_jax import layout, mask, pyramid
-from pyramid_jax.models.clip import CLIPConfig
-from pyramid_jax.models.t5 import T5Config
-from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.prompts import LIMIT
 
-TOY = video.Case(
-    Workload(depth=2, width=32, heads=2, cells=(8, 8), sampled=2),
-    T5Config(vocabulary=LIMIT, heads=1, head_dim=8, mlp_width=8, blocks=1),
-    tuple(
-        CLIPConfig(77, width, mlp_width=8, blocks=1, projection=width)
-        for width in (768, 1280)
-    ),
-    VAEConfig(
-        encoder_widths=(8,) * 4,
-        decoder_widths=(8,) * 4,
-        encoder_layers=(1,) * 4,
-        decoder_layers=(1,) * 4,
-        groups=4,
-    ),
-    first_steps=2,
-    video_steps=1,
-    dtype="float32",
-)
+TOY = replace(TINY, video_steps=1)
 
 
 @pytest.mark.parametrize("variant", ["mmdit", "miniflux"])

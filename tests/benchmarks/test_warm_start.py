@@ -27,7 +27,9 @@ def test_a_process_ends_with_its_first_step():
         def request(self, model: Model, prompt: str) -> str:
             return prompt
 
-    first_step(Model(), Sampled())  # type: ignore[arg-type]
+    model: Any = Model()
+    sampled: Any = Sampled()
+    first_step(model, sampled)
     assert steps == [("a prompt", 0)]
 
 
