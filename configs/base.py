@@ -49,6 +49,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "max_bad": 0.01,
     }
     cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
+        "kind": "adamw",
         "learning_rate": 5e-5,
         "b1": 0.9,
         "b2": 0.95,

@@ -65,6 +65,7 @@ def get_config(mode: str = "full") -> Any:
         "max_bad": 0.01,
     }
     rates = {  # training.optimizer.OptimizerConfig
+        "kind": "adamw",
         "learning_rate": 1e-4,
         "b1": 0.9,
         "b2": 0.999,

@@ -116,11 +116,14 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of `abstract`, whose weights are in boxes with axes.
 
     Optimizer moments and averages made from such weights carry the same boxes, so one
-    call places a whole training state. Leaves without axes are replicated.
+    call places a whole training state. Leaves without axes are replicated, and a box
+    whose weight an optimizer leaves to another one holds nothing to place.
     """
 
-    def one(leaf: Any) -> NamedSharding:
+    def one(leaf: Any) -> Any:
         if _is_box(leaf):
+            if not jax.tree.leaves(leaf):
+                return leaf.value
             return place(leaf.value.shape, leaf.names, mesh)
         return NamedSharding(mesh, P())
 

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from pyramid_jax import sharding
-from pyramid_jax.models.dit import DiT, DiTConfig
-from pyramid_jax.shapes import Text, Tokens
+from pyramid_jax.models.dit import DiTConfig, initialise_dit
+from pyramid_jax.models.vae import VAEConfig, initialise_vae
 from pyramid_jax.training.optimizer import (
     OptimizerConfig,
     decays,
     learning_rate,
+    matrices,
     optimizer,
 )
 
@@ -35,6 +37,7 @@ def test_the_cosine_goes_from_the_rate_to_the_final_rate():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"kind": "sgd"}, "must be one of"),
         ({"schedule": "linear"}, "must be one of"),
         ({"learning_rate": 0.0}, "positive"),
         ({"clip": -1.0}, "None does not clip"),
@@ -46,19 +49,18 @@ def test_an_impossible_optimizer_is_refused(wrong, message):
         OptimizerConfig(**wrong)
 
 
-def test_weights_decay_if_one_layer_has_two_axes_or_more_and_they_are_no_bias():
+def _boxed_dit():
+    """Weights of a small transformer, in boxes that name their axes."""
     cfg = DiTConfig(
-        width=16, heads=2, double_blocks=2, single_blocks=1, patch_values=4,
+        width=16, heads=2, double_blocks=2, single_blocks=2, patch_values=4,
         text_width=8, pooled_width=8, rope_axes=(8,),
         position_table=4, position_table_base=4,
     )  # fmt: skip
-    z, i = jnp.zeros, jnp.zeros((1, 1), jnp.int32)
-    inputs = (
-        Tokens(z((1, 1, 4)), z((1, 1, 3)), i, i),
-        z((1, 1)),
-        Text(z((1, 1, 8)), i, z((1, 1, 8))),
-    )
-    boxed = jax.eval_shape(DiT(cfg).init, jax.random.key(0), *inputs)["params"]
+    return initialise_dit(cfg, jax.random.key(0))
+
+
+def test_weights_decay_if_one_layer_has_two_axes_or_more_and_they_are_no_bias():
+    boxed = _boxed_dit()
     axes = jax.tree.map(
         lambda box: len([n for n in box.names if n != "layers"]),
         boxed,
@@ -90,3 +92,48 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     with jax.numpy_dtype_promotion("standard"):
         _, moments = rule.update(big, rule.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(moments[1][0].mu), 0.1, rtol=1e-5)
+
+
+def test_muon_knows_the_matrices_of_every_kernel():
+    """By what the networks say of their axes: a stack's is named "layers"."""
+    vae = VAEConfig(
+        3, 2, (4, 8), (4, 8), (1, 1), (1, 1), (True, False), (True, False), 2
+    )
+    boxes = _boxed_dit() | initialise_vae(vae, jax.random.key(0))
+    flat = flatten_dict(matrices(sharding.unbox(boxes)))
+    names = flatten_dict(boxes, is_leaf=lambda _, x: isinstance(x, sharding.Named))
+    for path, box in names.items():
+        if path[-1] != "kernel" or (*path[:-1], "bias") not in names:
+            assert flat[path] is None
+            continue
+        bias = names[*path[:-1], "bias"]
+        stacked = int(box.names[0] == "layers")
+        inputs = box.value.ndim - bias.value.ndim
+        assert flat[path].reduction_axis == tuple(range(stacked, stacked + inputs))
+        outputs = tuple(range(stacked + inputs, box.value.ndim))
+        assert flat[path].output_axis == outputs
+
+
+def test_muon_makes_updates_orthogonal_and_leaves_biases_to_adamw():
+    random = np.random.default_rng(0)
+    params = {
+        "kernel": jnp.asarray(random.normal(size=(3, 8, 4)), jnp.float32),  # a stack
+        "bias": jnp.zeros((3, 4)),
+    }
+    slope = jax.tree.map(lambda x: random.normal(size=x.shape).astype("f4"), params)
+    cfg = OptimizerConfig("muon", 0.1, warmup_steps=0, weight_decay=0.0, clip=None)
+    rule = optimizer(cfg, params)
+    with jax.numpy_dtype_promotion("standard"):
+        change, _ = rule.update(slope, rule.init(params), params)
+    for matrix in np.asarray(change["kernel"]):
+        values = np.linalg.svd(matrix)[1] / (0.1 * 0.2 * np.sqrt(8))
+        assert 0.6 < values.min() < values.max() < 1.3
+    # AdamW's first step is as long for any gradient; Nesterov's momentum lengthens it.
+    ahead = 0.9 * (1 - 0.9) / (1 - 0.9**2) + 1.0
+    np.testing.assert_allclose(abs(change["bias"]), 0.1 * ahead, rtol=1e-3)
+    np.testing.assert_array_equal(np.sign(change["bias"]), -np.sign(slope["bias"]))
+
+
+def test_muon_has_to_know_the_weights():
+    with pytest.raises(ValueError, match='"muon" trains the DiT only; use "adamw"'):
+        optimizer(OptimizerConfig("muon"))
