@@ -13,8 +13,8 @@ from pathlib import Path
 from pyramid_jax import __version__
 
 COMMANDS = (
-    *("demo", "sample", "web", "train", "train-vae", "prepare", "convert"),
-    *("reconstruct", "evaluate", "memory", "parity", "compile"),
+    *("demo", "sample", "web", "train", "distill", "train-vae", "prepare"),
+    *("convert", "reconstruct", "evaluate", "memory", "parity", "compile"),
 )
 _PACKAGE = Path(__file__).resolve().parent
 _INSIDE = _PACKAGE / "_programs"

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from pyramid_jax import pyramid
 from pyramid_jax.pyramid import TIME_SCALE, Stage
-from pyramid_jax.shapes import Rows, Text, Tokens, Velocity
+from pyramid_jax.shapes import Array, Rows, Text, Tokens, Velocity
 
 
 class Draws(NamedTuple):
@@ -66,21 +66,50 @@ def draw(key: jax.Array, rows: Rows) -> Draws:
     return Draws(*jax.vmap(one)(jax.random.split(key, rows.clean.shape[0])))
 
 
-def noisy(
-    rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
-) -> NoisyRow:
-    """Adds noise: the current unit on its stage's path, the history a little.
+class StagePath(NamedTuple):
+    """The straight paths that a batch's current tokens take, and their history.
 
-        current: x = r·start + (1 - r)·end,  target = start - end
+    `history` holds what past tokens are while the unit is on its way, `late` and
+    `early` the network's times at both ends of each segment's stage.
+    """
+
+    start: Float[jax.Array, "b n p"]
+    end: Float[jax.Array, "b n p"]
+    history: Float[jax.Array, "b n p"]
+    late: Float[jax.Array, "b s"]
+    early: Float[jax.Array, "b s"]
+
+    def at(self, sigma: Float[jax.Array, "b s"], rows: Rows) -> NoisyRow:
+        """The rows where every segment is at its `sigma` of the path."""
+        x = pyramid.interpolate(self.start, self.end, per_token(sigma, rows))
+        tokens = self.tokens(x, rows)
+        return NoisyRow(
+            tokens, self.time(sigma), pyramid.velocity(self.start, self.end)
+        )
+
+    def tokens(self, x: Float[jax.Array, "b n p"], rows: Rows) -> Tokens:
+        """The rows with current tokens `x`."""
+        values = jnp.where(rows.current[..., None], x, self.history)
+        return Tokens(values, rows.position, rows.segment, rows.frame)
+
+    def time(
+        self, sigma: Float[Array, ""] | Float[Array, "b s"]
+    ) -> Float[jax.Array, "b s"]:
+        """The network's times at `sigma` of each segment's stage."""
+        return self.early + sigma * (self.late - self.early)
+
+
+def stage_path(
+    rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
+) -> StagePath:
+    """The paths of a batch: noise at their ends, and a little in the history.
+
         history: x = (1 - c)·clean + c·z,    c uniform in [0, corrupt), per segment
 
     with start and end from `pyramid.endpoints`.
 
-    Source: paper eq. 9 to 11, section 3.3; the reference's `add_pyramid_noise`.
+    Source: paper eq. 9 and 10, section 3.3; the reference's `add_pyramid_noise`.
     """
-    # parity: the position in a stage is one of 1000.
-    index = jnp.clip(jnp.floor(draws.level * TIME_SCALE), 0, TIME_SCALE - 1)
-    sigma = 1 - index / TIME_SCALE
     s, e, late, early = (
         per_segment(np.asarray(column, np.float32), rows)
         for column in zip(*stages, strict=True)
@@ -88,14 +117,24 @@ def noisy(
     start, end = pyramid.endpoints(
         rows.clean, rows.coarser, draws.z, per_token(s, rows), per_token(e, rows)
     )
-    x = pyramid.interpolate(start, end, per_token(sigma, rows))
     c = per_token(corrupt * draws.corruption, rows)
-    past = (1 - c) * rows.clean + c * draws.z
-    clock = early + sigma * (late - early)
+    history = (1 - c) * rows.clean + c * draws.z
+    return StagePath(start, end, history, late, early)
 
-    values = jnp.where(rows.current[..., None], x, past)
-    tokens = Tokens(values, rows.position, rows.segment, rows.frame)
-    return NoisyRow(tokens, clock, pyramid.velocity(start, end))
+
+def noisy(
+    rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
+) -> NoisyRow:
+    """A batch at random places of its paths.
+
+        current: x = sigma·start + (1 - sigma)·end,  target = start - end
+
+    Source: paper eq. 11; the reference's `add_pyramid_noise`.
+    """
+    # parity: the position in a stage is one of 1000.
+    index = jnp.clip(jnp.floor(draws.level * TIME_SCALE), 0, TIME_SCALE - 1)
+    sigma = 1 - index / TIME_SCALE
+    return stage_path(rows, draws, stages, corrupt).at(sigma, rows)
 
 
 def squared_error(

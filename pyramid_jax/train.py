@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,7 +18,7 @@ from pyramid_jax.data.loader import batches
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.stored import check_latents
-from pyramid_jax.data.tokenizer import load_tokenizer
+from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig
@@ -27,8 +27,19 @@ from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
+from pyramid_jax.vae.autoencoder import Autoencoder
 
 logger = logging.getLogger(__name__)
+
+
+class Experiment(NamedTuple):
+    """What a config says about a run of the DiT, read and checked."""
+
+    model: ModelConfig
+    data: DataConfig
+    defaults: SampleConfig
+    tokenize: Tokenize
+    vae: Autoencoder | None
 
 
 def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Path:
@@ -45,7 +56,26 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         ValueError: a section of the config is wrong, or `workdir` or `start` is of
             another config.
     """
-    workdir = Path(workdir)
+    described = experiment(cfg)
+    model, rates = described.model, build(OptimizerConfig, cfg.optimizer.to_dict())
+    init = partial(models.initialise, model)
+    return run_experiment(
+        cfg,
+        workdir,
+        described,
+        init=init,
+        loss=partial(models.training_loss, model),
+        optimizer=optimizer(rates, jax.eval_shape(init, jax.random.key(0))),
+        pretrained=dict if start is None else partial(start_weights, model, start),
+    )
+
+
+def experiment(cfg: Any) -> Experiment:
+    """The sections of a config, put together.
+
+    Raises:
+        ValueError: a section is wrong, or the latents are not those of the VAE.
+    """
     model = models.model_config(cfg.model.to_dict())
     vae = autoencoder.load_autoencoder(cfg.autoencoder) if cfg.autoencoder else None
     if vae is not None:
@@ -56,25 +86,32 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)
-    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     tokenize = load_tokenizer(model.tokenizer, model.text and model.text.vocabulary)
+    return Experiment(model, data, defaults, tokenize, vae)
+
+
+def run_experiment(
+    cfg: Any, workdir: str | Path, described: Experiment, **functions: Any
+) -> Path:
+    """Trains by the given functions of `run_training`; returns the model's folder.
+
+    Weights that are neither the DiT's nor the text encoder's don't go with the model.
+    """
+    workdir, (model, data, defaults, tokenize, vae) = Path(workdir), described
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
     shard = (jax.process_index(), jax.process_count())
-
     state = run_training(
         cfg,
         workdir,
-        init=partial(models.initialise, model),
-        loss=partial(models.training_loss, model),
-        optimizer=optimizer(rates),
-        rate=learning_rate(rates),
+        rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
         batches=batches(
             data, None if model.text is None else tokenize, workdir, shard=shard
         ),
         sample=sampler(workdir, pipeline, data, cfg.prompts),
-        pretrained=dict if start is None else partial(start_weights, model, start),
+        **functions,
     )
-    weights = sharding.to_host(state.ema)
+    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
+    weights = sharding.to_host(own)
     if jax.process_index() == 0:
         folder.save_model(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"

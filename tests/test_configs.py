@@ -22,7 +22,7 @@ from pyramid_jax.train import data_config
 CONFIGS = sorted(
     path.stem
     for path in (Path(base.__file__).parent).glob("*.py")
-    if path.stem not in ("__init__", "base", "vae", "tiny_vae", "pairs_vae")
+    if path.stem not in ("__init__", "base", "student", "vae", "tiny_vae", "pairs_vae")
 )
 RELEASED_PARAMETERS = {"mmdit": 2_028_334_144, "miniflux": 1_972_059_200}
 

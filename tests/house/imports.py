@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layout": {"shapes", "pyramid"},
     "objective": {"shapes", "pyramid"},
     "sampler": {"shapes", "pyramid", "layout"},
+    "reflow": {"shapes", "config", "pyramid", "objective", "sampler"},
     # Networks.
     "kernels": {"shapes", "sharding", "programs", "mask"},
     "models": {"shapes", "sharding", "mask", "latents", "kernels"},
@@ -46,6 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
                  "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
+    "distill": {"shapes", "config", "objective", "sampler", "reflow", "data",
+                "training", "model", "train"},
     "convert": {"config", "layout", "sampler", "models", "checkpoint",
                 "model", "vae", "pipeline"},
     "__init__": {"model", "pipeline"},

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A student of any model: one or two steps per stage, and no second branch.
+
+    pyramid-jax distill --config=student:pairs --workdir=runs/pairs_student \
+        --start=runs/pairs/model
+    pyramid-jax distill --config=student:mmdit_384p --workdir=runs/mmdit_student \
+        --start=models/sd3_384p --config.data.manifest=data/latents_384p/manifest.jsonl
+    pyramid-jax distill --config=student:smoke --workdir=runs/smoke --start=TINY
+
+What follows the colon is the config that the teacher was trained with: the student has
+its data, network and devices. The teacher's frozen weights, and their average, take 8
+bytes per weight more than training does. Nobody has distilled a released model.
+"""
+
+import importlib
+from typing import Any
+
+
+def get_config(teacher: str = "pairs") -> Any:
+    """The config of a teacher's student; `smoke` is a minute on a laptop."""
+    mode = "smoke" if teacher == "smoke" else "full"
+    name = "tiny" if teacher == "smoke" else teacher
+    try:
+        cfg = importlib.import_module(f"configs.{name}").get_config(mode)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"there is no config {teacher!r} of a teacher; use the name of one in "
+            "configs/, or 'smoke'"
+        ) from error
+    stages = len(cfg.model.edges) - 1
+    with cfg.unlocked():
+        # pyramid_jax.reflow.ReflowConfig
+        cfg.teacher = {
+            "steps": 4,
+            "guidance": dict(cfg.sample.guidance),
+            "at_start": 0.5,
+        }
+    # One step per stage, and the one of 0.001 that is left out.
+    cfg.sample.update(
+        first_steps=(2,) * stages, video_steps=(2,) * stages, last_step=False
+    )
+    cfg.sample.guidance.update(first=0.0, video=0.0)
+    with cfg.unlocked():
+        cfg.sample.image_guidance = None
+    cfg.data.dropout = 0.0
+    if mode == "full":
+        cfg.optimizer.update(
+            learning_rate=6e-4 if cfg.model.dit.width < 512 else 2e-5,
+            schedule="cosine",
+            warmup_steps=50,
+            steps=1500,
+        )
+        cfg.optimizer.final_rate = cfg.optimizer.learning_rate / 20
+        cfg.loop.update(steps=1500, save_every=250)
+        cfg.step.ema_decay = 0.995
+    return cfg
