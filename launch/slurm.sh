@@ -6,10 +6,10 @@
 #
 # Options of sbatch count more than those below, e.g. --gpus-per-node and --partition.
 # All nodes need pyramid-jax on the path (sbatch hands on an active .venv), the data and
-# the folder of the run. Two minutes before its time is over Slurm interrupts the
-# processes, which save a checkpoint with the next line of the log; the same command
-# continues the run, as does a job that Slurm starts again. DRY_RUN=1 prints what would
-# run.
+# the folder of the run. Ten minutes before its time is over Slurm interrupts the
+# processes. They save a checkpoint with the next line of the log, which must be sooner
+# than that, and the same command continues the run, as does a job that Slurm starts
+# again. DRY_RUN=1 prints what would run.
 
 #SBATCH --job-name=pyramid_jax
 #SBATCH --nodes=2
@@ -17,7 +17,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@600
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log

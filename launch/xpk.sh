@@ -6,7 +6,7 @@
 #     launch/xpk.sh JOB train --config=mmdit_384p --workdir=/mnt/runs/a
 #
 # IMAGE has pyramid-jax on the path; docs/launchers.md makes one. SLICES is the number of
-# slices (1). A job that is interrupted has GRACE seconds (300) to save a checkpoint, and
+# slices (1). A job that is interrupted has GRACE seconds (600) to save a checkpoint, and
 # is started again up to RESTARTS times (50), to continue. Data and the folder of the run
 # are on storage of the cluster, which STORAGE names. Project and zone are those of
 # gcloud. DRY_RUN=1 prints what would run.
@@ -27,7 +27,7 @@ command=(
   xpk workload create --workload="$job" --cluster="$CLUSTER"
   --tpu-type="$TPU_TYPE" --num-slices="${SLICES:-1}" --docker-image="$IMAGE"
   --max-restarts="${RESTARTS:-50}"
-  --termination-grace-period-seconds="${GRACE:-300}"
+  --termination-grace-period-seconds="${GRACE:-600}"
   --command="$(printf '%q ' pyramid-jax "$@" --distributed)"
 )
 if [[ -n ${STORAGE:-} ]]; then

@@ -3,6 +3,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -25,7 +27,8 @@ SHELLCHECK = shutil.which("shellcheck") or shutil.which(
 )
 # What the commands of docs/launchers.md run.
 GOLDEN = Path(__file__).parent / "launchers.txt"
-# Starts a command on two nodes, as Slurm does; what they say is in files.
+# Starts a command on two nodes, as Slurm does, and warns it as soon as there is a file
+# named in WARN; what the nodes say is in files.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 export SLURM_JOB_ID=7 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=2
@@ -34,19 +37,24 @@ for id in 0 1; do
   SLURM_PROCID=$id "$@" > "$LOGS/$id" 2>&1 &
   ids+=($!)
 done
+if [[ -n ${WARN:-} ]]; then
+  until [[ -s $WARN ]] || ! kill -0 "${ids[@]}"; do sleep 0.2; done
+  kill -TERM "${ids[@]}"
+fi
 code=0
 for id in "${ids[@]}"; do wait "$id" || code=$?; done
 exit $code
 """
+# Joins the processes of its flags, and says what it found.
 JOIN = """
 import sys, jax
-from types import SimpleNamespace
+from absl import flags
 from launch import cluster
-address, process = sys.argv[1:]
-given = {"coordinator": address, "processes": 2, "process": int(process)}
-values = {name: SimpleNamespace(value=value) for name, value in given.items()}
-cluster.join_cluster(values)
+cluster.define_cluster()
+flags.DEFINE_string("config", None, "")
+cluster.join_cluster(flags.FLAGS(["join", *sys.argv[1:]]) and flags.FLAGS)
 print(jax.process_index(), jax.process_count(), jax.device_count())
+print(jax.config.values["jax_cuda_visible_devices"])
 """
 
 
@@ -65,9 +73,14 @@ def free_port() -> int:
 def environment(**more: str) -> dict[str, str]:
     """That of processes which have one CPU device each, outside of any cluster."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    cache = str(ROOT / ".cache" / "tests")
-    one = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache}
-    return kept | one | {"PYTHONPATH": str(ROOT)} | more
+    one_device = re.sub(r"\S*device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    own = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": one_device,
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "tests"),
+        "PYTHONPATH": str(ROOT),
+    }
+    return kept | own | more
 
 
 def join(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[tuple[Any, Any]]:
@@ -117,42 +130,66 @@ def test_scripts_say_what_is_missing(script: Path):
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_two_nodes_of_slurm_train_one_model(tmp_path: Path):
-    manifest = write_dataset(tmp_path / "shapes", 16, seed=1)
-    program(tmp_path, "srun", SRUN)
-    python = f'#!/bin/bash\nexec {sys.executable} -m pyramid_jax "$@"\n'
-    program(tmp_path, "pyramid-jax", python)
-    options = [
-        *("train", "--config=tiny:smoke", f"--workdir={tmp_path / 'run'}"),
-        *(f"--config.data.manifest={manifest}", "--config.data.batch=8"),
-        *("--config.mesh.data=2", "--config.loop.steps=2"),
-        "--config.loop.sample_every=0",
-    ]
+def on_two_nodes(
+    folder: Path, command: list[str], *options: str, **more: str
+) -> list[str]:
+    """What both processes say that Slurm starts, with this command as pyramid-jax."""
+    words = shlex.join(command)
+    program(folder, "pyramid-jax", f'#!/bin/bash\nexec {words} "$@"\n')
+    program(folder, "srun", SRUN)
     done = subprocess.run(
         [ROOT / "launch" / "slurm.sh", *options],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(
-            PATH=f"{tmp_path}:{os.environ['PATH']}",
-            LOGS=str(tmp_path),
+            PATH=f"{folder}:{os.environ['PATH']}",
+            LOGS=str(folder),
             JAX_COORDINATOR_PORT=str(free_port()),
+            **more,
         ),
         timeout=600,
     )
-    logs = [(tmp_path / name).read_text() for name in "01"]
+    logs = [(folder / name).read_text() for name in "01"]
     assert done.returncode == 0, "\n".join(logs)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
-    assert ["the model is in" in log for log in logs] == [True, False]
+    return logs
+
+
+def test_two_nodes_of_slurm_find_each_other_and_all_their_gpus(tmp_path: Path):
+    said = on_two_nodes(tmp_path, [sys.executable, "-c", JOIN], "--config=any")
+    assert [text.split() for text in said] == [
+        ["0", "2", "2", "all"],
+        ["1", "2", "2", "all"],
+    ]
+
+
+@pytest.mark.slow
+def test_two_nodes_of_slurm_train_one_model_until_they_are_warned(tmp_path: Path):
+    manifest = write_dataset(tmp_path / "shapes", 16, seed=1)
+    run = tmp_path / "run"
+    said = on_two_nodes(
+        tmp_path,
+        [sys.executable, "-m", "pyramid_jax"],
+        *("train", "--config=tiny:smoke", f"--workdir={run}"),
+        *(f"--config.data.manifest={manifest}", "--config.data.batch=8"),
+        *("--config.mesh.data=2", "--config.loop.steps=1000000"),
+        "--config.loop.save_every=1000000",
+        WARN=str(run / "metrics.jsonl"),
+    )
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [*range(1, len(steps) + 1)]
+    assert (run / "checkpoints" / str(len(steps))).is_dir()
+    assert ["the model is in" in text for text in said] == [True, False]
 
 
 def test_two_processes_join_by_their_flags():
     """Also where a cluster says otherwise."""
-    address = f"localhost:{free_port()}"
+    command = [sys.executable, "-c", JOIN, f"--coordinator=localhost:{free_port()}"]
+    command.append("--processes=2")
     wrong = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "node9", "SLURM_NTASKS": "7"}
     wrong |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "5", "SLURM_STEP_NUM_NODES": "7"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", JOIN, address, str(process)],
+            [*command, f"--process={process}"],
             env=environment(**wrong),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -161,7 +198,7 @@ def test_two_processes_join_by_their_flags():
         for process in range(2)
     ]
     said = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert said == [["0", "2", "2"], ["1", "2", "2"]]
+    assert said == [["0", "2", "2", "all"], ["1", "2", "2", "all"]]
 
 
 def test_without_flags_nothing_is_joined(monkeypatch: pytest.MonkeyPatch):
