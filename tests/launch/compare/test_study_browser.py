@@ -20,6 +20,7 @@ pytestmark = [
         BROWSER is None, reason="needs chromium or google-chrome in PATH"
     ),
 ]
+PATIENCE = 90_000  # milliseconds
 SHADES = """
 () => [...document.querySelectorAll('video')].map(video => {
   const canvas = document.createElement('canvas');
@@ -45,7 +46,7 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, server: Server, name: str) -> Any:
     """The page once a new rater has given his name."""
     page = browser.new_context().new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(PATIENCE)
     page.goto(server.url)
     page.get_by_label("Your name").fill(name)
     page.get_by_role("button", name="Begin").click()
@@ -96,6 +97,7 @@ def test_raters_use_keys_and_find_their_progress_again(
 
     with served(to, "launch.compare", *given) as server:  # on another port
         page = browser.new_context().new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto(server.url)
         page.get_by_label("Your name").fill("anna")
         press(page, "Enter")
