@@ -14,9 +14,10 @@ from functools import partial
 
 from absl import flags
 
-from launch import start, train
+from launch import cluster, start, train
 from pyramid_jax.distill import distill
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(train)
+    for module in (train, cluster):
+        flags.adopt_module_key_flags(module)
     start.run(partial(train.run, distill, "teacher"), headings=train.HEADINGS)

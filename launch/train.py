@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections.config_flags import get_config_filename
 
 from launch import start
+from launch.cluster import define_cluster, join_cluster
 from launch.config_flag import define_config
 from pyramid_jax.train import train
 
@@ -42,14 +43,13 @@ SECONDS = flags.DEFINE_float(
     *("max_seconds", None, "Save and end after this time, if the run is not done."),
     lower_bound=0,
 )
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the processes of a cluster, which run this as well."
-)
+define_cluster()
 flags.mark_flag_as_required("config")
 HEADINGS = {
     "config": "what to train",
     "workdir": "where, and from what",
     "max_seconds": "how",
+    "distributed": "several hosts",
 }
 
 
@@ -76,8 +76,7 @@ def run(
     if not WORKDIR.value:
         raise ValueError("--workdir is missing; give a folder for the run")
     start.check_writable(WORKDIR.value)
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
+    join_cluster(values)
     if SECONDS.value:
         with cfg.unlocked():
             cfg.loop.max_seconds = SECONDS.value

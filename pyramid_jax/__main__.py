@@ -14,7 +14,7 @@ from pyramid_jax import __version__
 
 COMMANDS = (
     *("demo", "sample", "web", "train", "distill", "train-vae", "prepare"),
-    *("convert", "reconstruct", "evaluate", "memory", "parity", "compile"),
+    *("convert", "reconstruct", "evaluate", "compare", "memory", "parity", "compile"),
 )
 _PACKAGE = Path(__file__).resolve().parent
 _INSIDE = _PACKAGE / "_programs"

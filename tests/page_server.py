@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The web page as it is started, for tests over HTTP and in a real browser."""
+"""Web pages as they are started, for tests over HTTP and in a real browser."""
 
 import json
 import os
@@ -36,18 +36,20 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Server]:
-    """The page of the embedded model, in a process that ends as by Ctrl-C."""
+def served(
+    folder: Path, program: str = "launch.web", *options: str
+) -> Iterator[Server]:
+    """The page of a program, in a process that ends as by Ctrl-C."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "launch.web", f"--port={port}", f"--to={folder}"]
+    command = [sys.executable, "-m", program, f"--port={port}", f"--to={folder}"]
     quiet = {"XLA_FLAGS": "", "NO_PROXY": "127.0.0.1"}
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "tests")}
     log = folder.with_suffix(".log")
     with log.open("w") as output:
         process = subprocess.Popen(
-            command,
+            [*command, *options],
             cwd=ROOT,
             env=os.environ | quiet | cache,
             stdout=output,

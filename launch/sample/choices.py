@@ -70,14 +70,14 @@ def check_choices(values: Any) -> None:
     Guidance(**scales(values))
 
 
-def chosen_model(values: Any) -> VideoPipeline:
-    """The model, on the devices that the flags name.
+def chosen_model(values: Any, model: str | None = None) -> VideoPipeline:
+    """The model of the flags, or another one, on the devices that the flags name.
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
     return load(
-        values.model,
+        model or values.model,
         parse_mesh(values.mesh),
         values.dtype,
         offload=values.offload,

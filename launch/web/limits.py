@@ -48,8 +48,13 @@ class RequestLimits:
     Requests are handed on when they have arrived as a whole.
     """
 
-    def __init__(self, app: ASGIApp, patience: float = PATIENCE):
-        self.app, self.patience = app, patience
+    def __init__(
+        self,
+        app: ASGIApp,
+        patience: float = PATIENCE,
+        addresses: re.Pattern[str] = ADDRESSES,
+    ):
+        self.app, self.patience, self.addresses = app, patience, addresses
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +82,7 @@ class RequestLimits:
     async def _refusal(self, request: Request, body: bytearray) -> HTTPException | None:
         """Reads a request, and says why it is refused, if it is."""
         try:
-            check_head(request)
+            check_head(request, self.addresses)
             async with asyncio.timeout(self.patience):
                 async for part in request.stream():
                     if self._held + len(part) > HELD:
@@ -93,14 +98,14 @@ class RequestLimits:
         return None
 
 
-def check_head(request: Request) -> None:
-    """Refuses a request for its headers or its address.
+def check_head(request: Request, addresses: re.Pattern[str] = ADDRESSES) -> None:
+    """Refuses a request for its headers or its address, unless it is one of these.
 
     Raises:
         HTTPException: with the status and the reason.
     """
     headers = request.headers
-    if not ADDRESSES.fullmatch(request.scope["path"]):
+    if not addresses.fullmatch(request.scope["path"]):
         raise HTTPException(404, "nothing is here")
     if len(request.scope.get("query_string", b"")) > QUERY:
         raise HTTPException(414, f"the address has more than {QUERY} bytes after ?")

@@ -85,7 +85,8 @@ def test_a_wheel_adds_one_package_with_all_its_files(wheel: Path):
     inside = Path("pyramid_jax", "_programs")
     for name in INSTALLED:
         target = Path() if name == "pyramid_jax" else inside
-        sources = [*(ROOT / name).rglob("*.py"), *(ROOT / name).rglob("*.json")]
+        kinds = "*.py", "*.json", "*.html", "*.txt"
+        sources = [path for kind in kinds for path in (ROOT / name).rglob(kind)]
         assert {target / path.relative_to(ROOT) for path in sources} <= names
 
 

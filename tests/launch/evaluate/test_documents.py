@@ -4,11 +4,14 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from absl import flags
 
+from launch.compare.answers import Answer
+from launch.compare.study import QUESTIONS
 from launch.evaluate import __main__
 from launch.sample import __main__ as sample
 from launch.sample import choices
@@ -37,13 +40,25 @@ def fake(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_command_runs(fake, tmp_path: Path, capsys):
+def rate(page: Any, host: str, port: int) -> None:
+    """Anna prefers the first model, wherever it is."""
+    for turn in page.study.turns("anna"):
+        told = dict.fromkeys(QUESTIONS, ("left", "right")[turn.left])
+        page.answers.add(Answer("anna", *turn, told))
+
+
+def test_every_command_runs(fake, tmp_path: Path, capsys, monkeypatch):
     pytest.importorskip("cv2")
+    pytest.importorskip("gradio")
+    from launch.compare import __main__ as compare
+
+    monkeypatch.setattr(compare, "serve", rate)
     few = re.compile(r"--captions=\d+")
     lines = [x for x in commands(DOCUMENT) if CONVERTED not in x and TRAINED not in x]
     programs = {
         "launch.evaluate": (__main__.define, __main__.evaluate),
         "launch.sample": (sample.define, sample.sample),
+        "launch.compare": (compare.define, compare.compare),
     }
     for line in lines:
         if not program(line):
@@ -55,10 +70,12 @@ def test_every_command_runs(fake, tmp_path: Path, capsys):
         define(values)
         values([name, *arguments])
         main(values)
-    assert len(lines) >= 14
+    assert len(lines) >= 21
     out = capsys.readouterr().out
     assert "| **total** | **81.72** |" in out
     assert "PSNR infinite, SSIM 1.0000" in out
+    assert "| aesthetic quality | 50 | 0 | 0 | 100.0% (" in out
+    assert "| aesthetic quality | 2 | 0 | 0 | 100.0% (" in out
     assert (
         len(list((tmp_path / "runs" / "few" / "temporal_flickering").iterdir())) == 25
     )
