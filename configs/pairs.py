@@ -8,8 +8,9 @@ r"""Bouncing pairs: 17 frames of 64x64 or 64x96 pixels, two objects over a textu
     python -m launch.train --config=configs/pairs.py --workdir=runs/pairs \
         --config.autoencoder=runs/pairs_vae/model
 
-The latents are those of configs/pairs_vae.py: 5 frames of 16x16 cells. Three stages of
-4x4, 8x8 and 16x16 cells, patches of 2x2 cells: a frame is 4, 16 or 64 tokens.
+The latents are those of configs/pairs_vae.py: 5 frames of 16x16 cells with 16 channels.
+Three stages of 4x4, 8x8 and 16x16 cells, patches of 2x2 cells: a frame is 4, 16 or 64
+tokens.
 """
 
 from typing import Any
@@ -20,10 +21,10 @@ from configs import base, tiny
 def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = tiny.get_config()
-    cfg.model.dit.update(single_blocks=5, patch_values=2 * 2 * 8)
+    cfg.model.dit.update(single_blocks=5, patch_values=2 * 2 * 16)
     cfg.model.dit.update(position_table=12, position_table_base=12)
     cfg.model.layout.update(patch=2, position_table=12)
-    cfg.model.latent.update(channels=8, spatial=4, temporal=4)
+    cfg.model.latent.update(channels=16, spatial=4, temporal=4)
     cfg.model.tokenizer = "pyramid_jax/assets/pairs/tokenizer.json"
     cfg.autoencoder = "pyramid_jax/assets/pairs"
     cfg.data.update(
