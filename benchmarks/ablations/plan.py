@@ -36,6 +36,7 @@ class Scale(NamedTuple):
 SCALES: Mapping[str, Scale] = MappingProxyType(
     {
         "smoke": Scale(4e-5, 4e-5, (0,), 24, 4, 4, points=2, resamples=20),
+        "brief": Scale(0.0035, 0.005, (0,), 1000, 100, 50, points=2),
         "default": Scale(0.007, 0.0105, (0,), 4000, 200, 100),
         "full": Scale(0.014, 0.02, (0, 1, 2), 8000, 200, 100),
     }
