@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import tables
@@ -46,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.publish and options.scale == SMOKE:
         raise ValueError("--publish needs a scale that measures something, not smoke")
     check_folder(folder, options.scale)
+    if (devices := jax.device_count()) > 1:
+        raise ValueError(
+            f"arms have rows for one device, there are {devices}; show one to this "
+            "command, e.g. with CUDA_VISIBLE_DEVICES=0"
+        )
     scenes.write_scenes(folder / "data", scale.scenes)
     for run in runs(folder, scale, options.only):
         logger.info("%s", run.name)

@@ -2,6 +2,10 @@
 """The ablations: what is counted, measured and drawn, and a small run of all of it."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from pyramid_jax import model as models
 from pyramid_jax import pyramid, sharding
 from pyramid_jax.layout import FULL, NONE, PYRAMID
 from pyramid_jax.shapes import Rows
+from tests.house.sources import ROOT
 
 SMOKE = plan.SCALES["smoke"]
 
@@ -114,17 +119,22 @@ def test_blocks_are_seen():
     assert measures.blockiness(fine) == pytest.approx(1, abs=0.05)
 
 
-def test_real_clips_are_right_and_steady_and_have_no_blocks():
+def test_real_clips_are_right_and_have_no_blocks():
     asked = scenes.asked(6, 3, "video")
     kept = measures.measured([each.real for each in asked], asked)
     assert kept["colours"].all() and kept["motions"].mean() >= 0.8
-    assert kept["steady"].mean() > 0.85
     assert 0.9 < kept["blockiness"].mean() < 1.1
-    turned = measures.measured([each.real[[0, 4, 0, 4, 0]] for each in asked], asked)
-    assert (
-        turned["last"]
-        == measures.measured([e.real[:1] for e in asked], asked)["features"]
-    ).all()
+    images = measures.measured([each.real[-1:] for each in asked], asked)
+    np.testing.assert_allclose(kept["last"], images["features"], atol=1e-4)
+
+
+def test_clips_whose_objects_change_are_not_steady():
+    clips = [each.real for each in scenes.asked(5, 3, "video")]
+    mixed = np.stack([clip[0] for clip in clips])
+    real = [measures.steadiness(clip) for clip in scenes.enlarged(clips)]
+    (steady,) = (measures.steadiness(clip) for clip in scenes.enlarged([mixed]))
+    assert np.mean(real) > 0.6 and steady < 0.3
+    assert measures.steadiness(scenes.enlarged([clips[0][[0] * 5]])[0]) == 1
 
 
 def test_a_gap_is_that_of_pairs():
@@ -186,28 +196,41 @@ def test_nothing_that_was_not_run_is_told():
 
 
 def run(folder: Path, *arguments: str) -> dict:
-    program.main(["--scale=smoke", f"--to={folder}", *arguments])
+    """What a small run of the command finds, on one device."""
+    flags = re.sub(r"\S*device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    cache = str(ROOT / ".cache" / "tests")
+    command = ["-m", "benchmarks.ablations", "--scale=smoke", f"--to={folder}"]
+    done = subprocess.run(
+        [sys.executable, *command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     return json.loads((folder / "ablations.json").read_text())
 
 
-def test_a_small_run_of_a_question_makes_its_tables_and_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    smoke = SMOKE._replace(points=1)
-    monkeypatch.setattr(program, "SCALES", {"smoke": smoke})
+def test_a_small_run_of_a_question_makes_its_tables_and_figures(tmp_path: Path):
     found = run(tmp_path, "--only", "spatial")
     assert set(found["runs"]) == {"images_1_stage-0", "images_3_stages-0"}
     for record in found["runs"].values():
         assert {"seed", "commit", "device", "jax", "steps", "flop"} <= set(record)
+        assert [point["step"] for point in record["points"]] == [
+            record["steps"] // 2,
+            record["steps"],
+        ]
         assert np.isfinite(record["points"][-1]["measures"]["frechet"])
     answer = found["answers"]["spatial"]["images_1_stage"]
-    assert answer["verdict"] in ("agrees", "disagrees", "undecided")
     assert f"| {answer['verdict']} |" in report.answers_table(found)
     assert report.runs_table(found).count("seed 0") == 2
     assert (tmp_path / "figures" / "ablations_images.png").stat().st_size > 10_000
-    before = (tmp_path / "images_1_stage-0.json").stat().st_mtime_ns
-    run(tmp_path, "--only", "spatial")  # nothing is done again
-    assert (tmp_path / "images_1_stage-0.json").stat().st_mtime_ns == before
+
+
+def test_what_is_finished_is_not_done_again(tmp_path: Path):
+    done = Run(tmp_path, "images_1_stage", 0, SMOKE)
+    done.record.write_text('{"finished": true, "steps": 7}')
+    assert arms.run_arm(done)["steps"] == 7
 
 
 @pytest.mark.slow
@@ -221,6 +244,8 @@ def test_a_small_run_of_everything(tmp_path: Path):
 
 def test_folders_of_another_scale_and_publishing_of_smoke_are_refused(tmp_path: Path):
     program.check_folder(tmp_path, "full")
+    with pytest.raises(ValueError, match="rows for one device, there are 8; show one"):
+        program.main(["--scale=full", f"--to={tmp_path}"])
     with pytest.raises(ValueError, match="holds runs of scale 'full', not 'smoke'"):
         program.main(["--scale=smoke", f"--to={tmp_path}"])
     with pytest.raises(ValueError, match="needs a scale that measures something"):
