@@ -30,7 +30,7 @@ OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock format lint types test test-slow fuzz test-compile test-gpu \
-	test-tpu check audit demo web train-demo notebooks bench parity clean
+	test-tpu check audit demo web train-demo notebooks bench ablations parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +118,10 @@ notebooks: setup ## execute the notebooks
 bench: setup ## measure the training step and sampling on this CPU
 	$(RUN) -m benchmarks.cpu_vs_reference
 	$(RUN) -m benchmarks.cpu_vs_reference --variant miniflux
+
+# Continued by the same command; `ABLATIONS=full` has three seeds.
+ablations: setup ## train and compare what the paper does: 1.5 hours, ABLATIONS=full 8
+	$(RUN) -m benchmarks.ablations --publish
 
 parity: setup ## compare with recorded values of the original: CASES=folder
 	$(RUN) -m launch.parity --cases=$(CASES)

@@ -121,7 +121,8 @@ def frames(
         slots: units that there is room for; empty slots count. None: no empty ones.
     """
     per_unit = model.layout.frames_per_unit if unit else 1
-    clips = layout.clips(stage, unit, slots or unit + 1, per_unit)
+    at = stage, unit, slots or unit + 1
+    clips = layout.clips(*at, per_unit, model.layout.history)
     clips = layout.compact(clips) if slots is None else clips
     finest = math.prod(cells) // model.layout.patch**2
     last = len(model.stages) - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README and docs/performance.md from benchmarks/results/.
+"""Writes the tables of README and docs from benchmarks/results/.
 
 python -m benchmarks.tables
 
@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
 from benchmarks.device.report import heading, report, summary, table
+from benchmarks.leaderboard import leaderboard
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = ("performance.md", "ablations.md", "leaderboard.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 NONE = "No GPU or TPU has been measured yet."
 VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
 PARTS = {
@@ -155,6 +158,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "vae": _vae,
     "video": _video,
     "calls": _calls,
+    **ablations.TABLES,
+    "leaderboard": leaderboard,
 }
 
 

@@ -40,7 +40,6 @@ def get_config(variant: str = "mmdit") -> Any:
         "text_tokens": 512,
         "segments": 8,
         "stage_shares": (1, 2, 1),
-        "temporal": True,
         "dropout": 0.1,
         "sizes": (),
         "seed": 0,

@@ -28,7 +28,7 @@ def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("miniflux")
     cfg.model.latent.update(image_shift=-0.04, image_scale=1 / 1.8726)
-    cfg.data.update(height=1024, width=1024, frames=1, temporal=False)
+    cfg.data.update(height=1024, width=1024, frames=1)
     cfg.data.sizes = ((768, 1280), (1280, 768))
     cfg.data.update(stage_shares=(1, 1, 1), tokens=4224, batch=16)
     cfg.optimizer.update(learning_rate=1e-4, b2=0.999)

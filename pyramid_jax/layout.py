@@ -4,8 +4,9 @@
 A *unit* is one autoregressive step: the first frame alone, then `frames_per_unit`
 frames each. When a unit is denoised at some stage, it sees its past through the
 temporal pyramid: the previous unit at the same stage, the one before at the next
-coarser stage and so on, everything older at stage 0. The same functions serve training
-rows (numpy, in the data workers) and sampling (jax, with a traced unit inside a scan).
+coarser stage and so on, everything older at stage 0. `HISTORIES` names the
+alternatives. The same functions serve training rows (numpy, in the data workers) and
+sampling (jax, with a traced unit inside a scan).
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from jaxtyping import Bool, Float, Int
 from pyramid_jax import pyramid
 from pyramid_jax.shapes import AnyTokens, Array, Tokens
 
+# What a unit sees of its past: the temporal pyramid; all frames at the resolution of
+# its own stage; or nothing, because all frames of a video are one unit.
+HISTORIES = PYRAMID, FULL, NONE = "pyramid", "full", "none"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -31,17 +36,32 @@ class Layout:
             centred in it. None counts from the top left corner.
         interpolate: coarser history lies on the target stage's grid; False gives every
             clip the cells of its own, coarser grid (centred), as an ablation.
+        history: one of `HISTORIES`; all but the first are ablations. "full" has full
+            resolution at the finest stage, "none" is full-sequence diffusion.
     """
 
     patch: int = 2
     frames_per_unit: int = 1
     position_table: int | None = None
     interpolate: bool = True
+    history: str = PYRAMID
 
     def __post_init__(self):
         for name in ("patch", "frames_per_unit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")
+        if self.history not in HISTORIES:
+            raise ValueError(f"history {self.history!r} must be one of {HISTORIES}")
+
+    def units(self, frames: int) -> int:
+        """How many units a video of `frames` latent frames has; raises as `units`."""
+        return 1 if self.history == NONE else units(frames, self.frames_per_unit)
+
+    def unit_size(self, first: bool, frames: int) -> int:
+        """How many frames the first unit of a video of `frames` has, or a later one."""
+        if first:
+            return frames if self.history == NONE else 1
+        return self.frames_per_unit
 
 
 class Clip(NamedTuple):
@@ -73,7 +93,11 @@ def unit_frames(unit: int | Array, frames_per_unit: int = 1) -> Int[Array, "t"]:
 
 
 def clips(
-    stage: int, unit: int | Array, slots: int, frames_per_unit: int = 1
+    stage: int,
+    unit: int | Array,
+    slots: int,
+    frames_per_unit: int = 1,
+    history: str = PYRAMID,
 ) -> tuple[Clip, ...]:
     """The history of `unit` as `stage` sees it, oldest first, then the unit itself.
 
@@ -81,18 +105,25 @@ def clips(
         unit: 0 is the first frame alone; may be traced.
         slots: units that fit, the denoised one included; the sizes of the clips depend
             on it alone. `unit < slots`.
+        history: `PYRAMID` or `FULL`; where there is none, see `first_clip`.
 
     Source: paper section 3.3; the reference's selection in `generate` and in training.
     """
-    old = max(0, slots - 1 - stage)
+    steps = stage if history == PYRAMID else 0  # up from the oldest clip's stage
+    old = max(0, slots - 1 - steps)
     frame = np.arange(1 + (old - 1) * frames_per_unit if old else 0, dtype=np.int32)
-    newest_old = (unit - stage - 1) * frames_per_unit
-    history = [Clip(0, _present(frame, frame <= newest_old))] if old else []
-    for s in range(1, stage + 1):
-        back = stage - s + 1
+    newest_old = (unit - steps - 1) * frames_per_unit
+    past = [Clip(stage - steps, _present(frame, frame <= newest_old))] if old else []
+    for s in range(1, steps + 1):
+        back = steps - s + 1
         if back < slots:
-            history.append(Clip(s, unit_frames(unit - back, frames_per_unit)))
-    return (*history, Clip(stage, unit_frames(unit, frames_per_unit)))
+            past.append(Clip(s, unit_frames(unit - back, frames_per_unit)))
+    return (*past, Clip(stage, unit_frames(unit, frames_per_unit)))
+
+
+def first_clip(stage: int, frames: int) -> Clip:
+    """The first frames of a video, as a unit without history: one, or a sequence."""
+    return Clip(stage, np.arange(frames, dtype=np.int32))
 
 
 def compact(all_clips: Sequence[Clip]) -> tuple[Clip, ...]:

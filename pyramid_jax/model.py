@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from pyramid_jax import objective, pyramid
-from pyramid_jax.config import build, fields
+from pyramid_jax.config import build, check_entries, fields
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.dit import (
@@ -82,6 +82,7 @@ class ModelConfig:
                 f"text width {self.text.width} must equal the DiT's text_width "
                 f"{self.dit.text_width} and pooled_width {self.dit.pooled_width}"
             )
+        check_entries(self, lambda c: 0 <= c <= 1, "0 (clean) to 1", "corrupt")
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -96,6 +97,7 @@ class SampleConfig:
     Args:
         image_guidance: scale of later units where the first frame is given; None: that
             of `guidance`.
+        renoising: what jumps between stages add, one of `pyramid.RENOISING`.
         sizes: (height, width, frames of the longest video) of the training, () where
             they are not known.
         fps: frames per second of the training.
@@ -107,8 +109,13 @@ class SampleConfig:
     last_step: bool = True
     scans: int = 1
     image_guidance: float | None = None
+    renoising: str = pyramid.CORRECTIVE
     sizes: tuple[tuple[int, int, int], ...] = ()
     fps: float = 24.0
+
+    def __post_init__(self):
+        known = pyramid.RENOISING
+        check_entries(self, lambda x: x in known, f"one of {known}", "renoising")
 
     def with_image(self) -> "SampleConfig":
         """These choices where the first frame is given."""

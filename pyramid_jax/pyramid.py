@@ -25,6 +25,8 @@ from pyramid_jax.shapes import Array
 TIME_SCALE = 1000  # the network's clock runs from 1000 (noise) to 0 (clean)
 MOST_STEPS = 10_000  # of a stage; the trained clock has 1000
 THIRDS = (0.0, 1 / 3, 2 / 3, 1.0)
+# Noise that is added at a jump: only the first makes the total noise white again.
+RENOISING = CORRECTIVE, WHITE, NO_NOISE = "corrective", "white", "none"
 
 
 class Stage(NamedTuple):
@@ -204,6 +206,22 @@ def block_noise(
     """
     mean = up(down(z))
     return math.sqrt(1 + gamma) * (z - mean) + math.sqrt(max(0.0, 1 - 3 * gamma)) * mean
+
+
+def jump_noise(
+    z: Float[Array, "*b h w c"], gamma: float = 1 / 3, renoising: str = CORRECTIVE
+) -> Float[Array, "*b h w c"]:
+    """What a jump adds, from white noise `z`: block noise, or for an ablation less.
+
+    With `WHITE` noise the total has the right deviation, but correlation
+    gamma / (1 + gamma) is left inside blocks. With `NO_NOISE` every block has one
+    value, and the deviation is too small by sqrt(gamma / (1 + gamma)).
+
+    Source: paper appendix C.2 and Fig. 10, which leaves the noise out.
+    """
+    if renoising == CORRECTIVE:
+        return block_noise(z, gamma)
+    return z if renoising == WHITE else 0 * z
 
 
 def jump(

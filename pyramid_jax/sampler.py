@@ -61,19 +61,22 @@ class Guidance:
 
 
 class Unit(NamedTuple):
-    """One autoregressive step, and the number of units for which there are slots.
+    """One autoregressive step, the units for which there are slots, its own frames.
 
-    `index` may be traced. A unit with one slot is unit 0, the first frame, which has no
-    history.
+    `index` may be traced. A unit with one slot is unit 0, which has no history: the
+    first frame, or a whole sequence.
     """
 
     index: int | Int[Array, ""]
     slots: int
+    frames: int = 1
 
-    def clips(self, stage: int, frames_per_unit: int) -> tuple[Clip, ...]:
+    def clips(self, stage: int, cut: Layout) -> tuple[Clip, ...]:
         """The frames that the unit sees at a stage, and last its own."""
-        per_unit = 1 if self.slots == 1 else frames_per_unit
-        return layout.clips(stage, self.index, self.slots, per_unit)
+        if self.slots == 1:
+            return (layout.first_clip(stage, self.frames),)
+        at = stage, self.index, self.slots
+        return layout.clips(*at, cut.frames_per_unit, cut.history)
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,24 @@ class SamplerPlan:
         sigmas = pyramid.sigmas(steps[stage], self.last_step)
         return np.stack([sigmas[:-1], sigmas[1:]], axis=1).astype(np.float32)
 
-    def spans(self, frames: int) -> list[tuple[int, int]]:
+    def spans(self, frames: int, given: bool = False) -> list[tuple[int, int]]:
         """The units after the first of a video of `frames`, as [begin, end) per scan.
 
         Scans have about equal numbers of units.
 
+        Args:
+            given: the first frame is not sampled.
+
         Raises:
-            ValueError: the frames are not a whole number of units.
+            ValueError: the frames are not a whole number of units, or those of a model
+                that can't continue a frame.
         """
-        units = layout.units(frames, self.layout.frames_per_unit)
+        if given and self.layout.history == layout.NONE:
+            raise ValueError(
+                "this model makes all frames of a video at once (history 'none') and "
+                "can't continue an image; give no first frame, or a model with history"
+            )
+        units = self.layout.units(frames)
         bounds = np.linspace(1, max(units, 1), self.scans + 1).round().astype(int)
         return [(int(a), int(b)) for a, b in pairwise(np.unique(bounds))]
 
@@ -147,7 +159,7 @@ UnitNoise = Callable[[int | jax.Array, int], Noise]
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["keys"],
-    meta_fields=["frame", "stages", "gamma"],
+    meta_fields=["frame", "stages", "gamma", "renoising"],
 )
 @dataclass(frozen=True)
 class KeyedNoise:
@@ -160,12 +172,14 @@ class KeyedNoise:
     Args:
         frame: (h, w, c) of a latent frame at the finest stage.
         stages, gamma: the number of stages, and their block noise's, see `pyramid`.
+        renoising: what is added at a jump, see `pyramid.jump_noise`.
     """
 
     keys: Any  # `videos _`; in trees of shardings, the sharding of such an array
     frame: tuple[int, int, int]
     stages: int
     gamma: float = 1 / 3
+    renoising: str = pyramid.CORRECTIVE
 
     def __call__(self, unit: int | Int[jax.Array, ""], frames: int) -> Noise:
         """The noise of one unit of so many frames."""
@@ -178,8 +192,8 @@ class KeyedNoise:
             return jax.random.normal(key, shape, jnp.float32)
 
         white = [jax.vmap(partial(one, stage=k))(keys) for k in range(self.stages)]
-        jumps = tuple(pyramid.block_noise(z, self.gamma) for z in white[1:])
-        return Noise(white[0], jumps)
+        added = partial(pyramid.jump_noise, gamma=self.gamma, renoising=self.renoising)
+        return Noise(white[0], tuple(added(z) for z in white[1:]))
 
 
 # --------------------------------------------------------------- the pieces of sampling
@@ -216,7 +230,7 @@ def history(
     cut: Layout,
 ) -> History:
     """What a unit sees of the video so far at stage `k` of so many stages."""
-    *past, current = unit.clips(k, cut.frames_per_unit)
+    *past, current = unit.clips(k, cut)
     levels = pyramid.levels(video, stages)
     return History(layout.history_tokens(levels, past, k, cut), current.frame)
 
@@ -267,8 +281,8 @@ def write_unit(
     frames: Float[jax.Array, "b _ h w c"],
     unit: int | Int[Array, ""],
 ) -> Float[jax.Array, "b t h w c"]:
-    """The video with the frames of a unit, which is not unit 0."""
-    begin = (unit - 1) * frames.shape[1] + 1
+    """The video with the frames of a unit."""
+    begin = jnp.maximum((unit - 1) * frames.shape[1] + 1, 0)
     return jax.lax.dynamic_update_slice_in_dim(video, frames, begin, axis=1)
 
 
@@ -297,12 +311,12 @@ def sample(
     Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
     """
     t, h, w, c = shape
-    per_unit, spans_of_units = plan.layout.frames_per_unit, plan.spans(t)
+    size_of, spans = plan.layout.unit_size, plan.spans(t, first_frame is not None)
     scales = None if scales is None else jnp.asarray(scales, jnp.float32)
 
-    def sample_unit(video: jax.Array, unit: Unit, frames: int) -> jax.Array:
+    def sample_unit(video: jax.Array, unit: Unit) -> jax.Array:
         scale = None if scales is None else scales[unit.index]
-        drawn = noise(unit.index, frames)
+        drawn = noise(unit.index, unit.frames)
         x = drawn.start
         for k, stage in enumerate(plan.stages):
             x = start_stage(x, drawn, k, plan.stages, plan.gamma)
@@ -313,7 +327,7 @@ def sample(
 
     def sample_span(video: jax.Array, begin: int, end: int) -> jax.Array:
         def body(video: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-            frames = sample_unit(video, Unit(index, end), per_unit)
+            frames = sample_unit(video, Unit(index, end, size_of(False, t)))
             return write_unit(video, frames, index), None
 
         return jax.lax.scan(body, video, jnp.arange(begin, end))[0]
@@ -321,10 +335,11 @@ def sample(
     if first_frame is None:
         rows = text.segment.shape[0] // (1 if scales is None else 2)
         empty = jnp.zeros((rows, 1, h, w, c), jnp.float32)
-        first_frame = sample_unit(empty, Unit(0, 1), 1)
-    later = jnp.zeros((first_frame.shape[0], t - 1, h, w, c), jnp.float32)
+        first_frame = sample_unit(empty, Unit(0, 1, size_of(True, t)))
+    rows, first = first_frame.shape[:2]
+    later = jnp.zeros((rows, t - first, h, w, c), jnp.float32)
     video = jnp.concatenate([first_frame.astype(jnp.float32), later], axis=1)
-    for begin, end in spans_of_units:
+    for begin, end in spans:
         video = sample_span(video, begin, end)
     return video
 

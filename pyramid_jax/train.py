@@ -158,9 +158,19 @@ def start_weights(model: ModelConfig, start: str | Path) -> Any:
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:
-    """The `data` section, with the latents and the layout of the model."""
+    """The `data` section, with the latents and the layout of the model.
+
+    Raises:
+        ValueError: an entry is wrong, or not one of every stage of the model.
+    """
     shared = {"latent": model.latent, "layout": model.layout}
-    return build(DataConfig, cfg.data.to_dict() | shared)
+    data = build(DataConfig, cfg.data.to_dict() | shared)
+    if len(data.stage_shares) != len(model.stages):
+        raise ValueError(
+            f"stage_shares {data.stage_shares} must have one entry for each of the "
+            f"{len(model.stages)} stages of model.edges"
+        )
+    return data
 
 
 def sampler(
@@ -168,12 +178,11 @@ def sampler(
 ) -> Callable[[int, Any], None]:
     """A function (step, weights) that writes samples/STEP/*.mp4 and a contact sheet.
 
-    Without a text encoder or, in a latent space, a VAE it does nothing.
+    Without prompts, a text encoder or, in a latent space, a VAE it does nothing.
     """
-    if pipeline.cfg.text is None or (
-        pipeline.vae is None and pipeline.cfg.latent.spatial > 1
-    ):
-        logger.info("no samples: this run has no text encoder, or no autoencoder")
+    undecoded = pipeline.vae is None and pipeline.cfg.latent.spatial > 1
+    if not prompts or pipeline.cfg.text is None or undecoded:
+        logger.info("no samples: this run lacks prompts, a text encoder, or a VAE")
         return lambda step, params: None
     size: Any = {"height": data.height, "width": data.width, "num_frames": data.frames}
 

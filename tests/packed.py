@@ -19,6 +19,7 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.shapes import Rows
 
 LAYOUT = Layout(patch=2)
+SEQUENCES = replace(LAYOUT, history="none")
 FRAMES, SIZE, STAGES = 4, (16, 16), 3
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every config builds at full size and takes a training step as `:smoke`."""
 
+import dataclasses
 import importlib
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
+from configs import ablations, base
 from launch.moving_shapes import Settings, write_dataset
 from pyramid_jax import objective, sharding
 from pyramid_jax.data.examples import latent_loader
@@ -24,6 +25,7 @@ CONFIGS = sorted(
     for path in (Path(base.__file__).parent).glob("*.py")
     if path.stem not in ("__init__", "base", "student", "vae", "tiny_vae", "pairs_vae")
 )
+PYRAMID = model_config(ablations.get_config("pyramid").model.to_dict())
 RELEASED_PARAMETERS = {"mmdit": 2_028_334_144, "miniflux": 1_972_059_200}
 
 
@@ -48,7 +50,7 @@ def test_the_full_model_has_the_released_size(name: str):
     model = model_config(cfg.model.to_dict())
     shapes = jax.eval_shape(partial(initialise, model), jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes)["dit"]))
-    if name.startswith(("tiny", "pairs")):
+    if name.startswith(("tiny", "pairs", "ablations")):
         assert count < 2.5e6  # 10 MB in float32
     else:
         assert count == RELEASED_PARAMETERS[cfg.model.variant]
@@ -137,3 +139,33 @@ def test_a_latent_model_trains_on_stored_latents(tmp_path: Path):
     load = latent_loader(data_config(cfg, model))
     with pytest.raises(ValueError, match=r"no latent .* pyramid-jax prepare --latents"):
         load(Record(tmp_path / "a.mp4", "video", "a"), (384, 640))
+
+
+@pytest.mark.parametrize("arm", ablations.ARMS)
+def test_arms_of_the_ablations_fit_their_rows_and_stages(arm: str):
+    cfg = build("ablations", arm)
+    model = model_config(cfg.model.to_dict())
+    data = data_config(cfg, model)
+    assert 0 < longest(data).tokens <= data.tokens
+    steps = cfg.sample.first_steps
+    assert len(steps) == len(model.stages) and sum(steps) == ablations.STEPS
+    changes = {
+        "dit": dataclasses.replace(model.dit, causal=True),
+        "layout": dataclasses.replace(model.layout, history="pyramid"),
+        **{name: getattr(PYRAMID, name) for name in ("edges", "corrupt")},
+    }
+    assert dataclasses.replace(model, **changes) == PYRAMID
+
+
+def test_shares_for_another_number_of_stages_are_refused():
+    cfg = build("ablations", "images_2_stages")
+    cfg.data.stage_shares = (1, 2, 1)
+    model = model_config(cfg.model.to_dict())
+    with pytest.raises(ValueError, match=r"stage_shares \(1, 2, 1\) .* the 2 stages"):
+        data_config(cfg, model)
+
+
+def test_corruption_is_a_share_of_noise():
+    section = build("tiny", "full").model.to_dict() | {"corrupt": 1.5}
+    with pytest.raises(ValueError, match=r"corrupt 1.5 must be 0 .clean. to 1"):
+        model_config(section)

@@ -89,17 +89,67 @@ def test_the_released_pyramid_in_words():
     assert kept(layout.compact(layout.clips(0, 2, 16))) == [(0, 0), (0, 1), (0, 2)]
 
 
+@pytest.mark.parametrize("slack", [0, 1, 5])
+def test_a_full_history_keeps_all_frames_at_the_resolution_of_the_unit(slack):
+    for stage, unit, per_unit in CASES:
+        slots = unit + 1 + slack
+        chosen = layout.clips(stage, unit, slots, per_unit, layout.FULL)
+        every = [(stage, frame) for frame in range(1 + unit * per_unit)]
+        assert kept(layout.compact(chosen)) == every
+
+
+@pytest.mark.parametrize(
+    ("cells", "frames", "full", "pyramidal"),
+    [((48, 80), 16, 15_360, 2_940), ((96, 160), 31, 119_040, 15_360)],
+)
+def test_the_temporal_pyramid_saves_the_tokens_that_the_paper_says(
+    cells, frames, full, pyramidal
+):
+    """The last unit of 5 s at 384p and of 10 s at 768p, at the finest stage."""
+    per_frame = [cells[0] * cells[1] // 4 // 4 ** (2 - stage) for stage in range(3)]
+
+    def tokens(*chosen: Clip) -> int:
+        return sum(per_frame[stage] for stage, _ in kept(chosen))
+
+    at = 2, frames - 1, frames, 1
+    assert tokens(*layout.clips(*at, layout.PYRAMID)) == pyramidal
+    assert tokens(*layout.clips(*at, layout.FULL)) == full
+    assert tokens(layout.first_clip(2, frames)) == full
+
+
+def test_without_history_a_video_of_any_length_is_one_unit():
+    sequences, others = Layout(history="none"), Layout(frames_per_unit=3)
+    assert [sequences.units(frames) for frames in (1, 6)] == [1, 1]
+    assert sequences.unit_size(True, 6) == 6
+    assert (others.units(7), others.unit_size(True, 7)) == (3, 1)
+    assert others.unit_size(False, 7) == 3
+
+
+def test_the_first_clip_of_one_frame_is_that_of_unit_0():
+    for stage in range(3):
+        (expected,), clip = layout.clips(stage, 0, 1), layout.first_clip(stage, 1)
+        assert clip.stage == expected.stage
+        np.testing.assert_array_equal(clip.frame, expected.frame)
+
+
+def test_an_unknown_history_is_refused():
+    with pytest.raises(ValueError, match="history 'half' must be one of"):
+        Layout(history="half")
+
+
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("per_unit", [1, 3])
-def test_a_traced_unit_gives_the_clips_of_a_known_one(stage, per_unit):
+@pytest.mark.parametrize("history", ["pyramid", "full"])
+def test_a_traced_unit_gives_the_clips_of_a_known_one(stage, per_unit, history):
     slots = 6
 
     @jax.jit
     def frames(unit: jax.Array) -> list[jax.Array]:
-        return [clip.frame for clip in layout.clips(stage, unit, slots, per_unit)]
+        chosen = layout.clips(stage, unit, slots, per_unit, history)
+        return [clip.frame for clip in chosen]
 
     for unit in range(slots):
-        known = layout.clips(stage, unit, slots, per_unit)
+        known = layout.clips(stage, unit, slots, per_unit, history)
         for clip, traced in zip(known, frames(jnp.int32(unit)), strict=True):
             np.testing.assert_array_equal(clip.frame, traced)
 
@@ -216,15 +266,16 @@ def test_without_interpolation_clips_keep_the_cells_of_their_own_grid():
 
 @pytest.mark.parametrize("per_unit", [1, 2])
 @pytest.mark.parametrize("stage", range(3))
-def test_a_training_segment_is_what_the_sampler_sees(stage, per_unit):
+@pytest.mark.parametrize("history", ["pyramid", "full"])
+def test_a_training_segment_is_what_the_sampler_sees(stage, per_unit, history):
     """Tokens, places and order agree, though the sampler's are traced and padded."""
-    cut = Layout(position_table=16, frames_per_unit=per_unit)
+    cut = Layout(position_table=16, frames_per_unit=per_unit, history=history)
     clean, slots = video(1, 1 + 3 * per_unit, 8, 16, 3), 4
     levels = pyramid.levels(clean, 3)
 
     @jax.jit
     def seen(unit: jax.Array) -> layout.Tokens:
-        *past, current = layout.clips(stage, unit, slots, per_unit)
+        *past, current = layout.clips(stage, unit, slots, per_unit, history)
         target = layout.grid(levels[stage], cut.patch)
         now = jnp.asarray(levels[stage])[:, current.frame.clip(0)]
         parts = layout.history_tokens(
@@ -235,7 +286,7 @@ def test_a_training_segment_is_what_the_sampler_sees(stage, per_unit):
     for unit in range(slots):
         row = seen(jnp.int32(unit))
         row = type(row)(*(field[0, row.segment[0] == 0] for field in row))
-        chosen = layout.compact(layout.clips(stage, unit, slots, per_unit))
+        chosen = layout.compact(layout.clips(stage, unit, slots, per_unit, history))
         segment = layout.segment([level[0] for level in levels], chosen, cut)
         np.testing.assert_array_equal(row.values, segment.clean)
         np.testing.assert_array_equal(row.position, segment.position)

@@ -273,3 +273,27 @@ def test_numpy_in_gives_numpy_out():
     x, z = normal(0, 2, 2, 1), normal(1, 4, 4, 1)
     assert isinstance(pyramid.renoise(x, z, 0.2), np.ndarray)
     assert isinstance(pyramid.levels(z, 2)[0], np.ndarray)
+
+
+def test_corrective_noise_is_block_noise_bit_for_bit():
+    z = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    np.testing.assert_array_equal(pyramid.jump_noise(z), pyramid.block_noise(z))
+
+
+@pytest.mark.parametrize("gamma", [1 / 3, 0.2])
+@pytest.mark.parametrize("renoising", ["white", "none"])
+def test_other_noise_leaves_the_correlation_that_is_documented(gamma, renoising):
+    """The covariance at a jump, exactly, from the Jacobian."""
+    s = pyramid.stages((0, 0.5, 1), gamma=gamma)[1].start
+    e = pyramid.stages((0, 0.5, 1), gamma=gamma)[0].end
+
+    def jumped(x: jax.Array, z: jax.Array) -> jax.Array:
+        return pyramid.jump(x, pyramid.jump_noise(z, gamma, renoising), s, gamma)
+
+    coarse, fine = jnp.zeros((1, 1, 1)), jnp.zeros((2, 2, 1))
+    from_x, from_z = jax.jacobian(jumped, (0, 1))(coarse, fine)
+    noise = np.hstack([(1 - e) * from_x.reshape(4, 1), from_z.reshape(4, 4)])
+    left = gamma / (1 + gamma)
+    expected = np.full((4, 4), left) + (1 - left) * np.eye(4) * (renoising == "white")
+    np.testing.assert_allclose(noise @ noise.T, (1 - s) ** 2 * expected, atol=1e-6)
+    np.testing.assert_allclose(e * from_x.sum(), 4 * s, rtol=1e-6)

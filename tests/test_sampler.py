@@ -163,6 +163,47 @@ def test_an_exact_velocity_lands_on_the_data(edges, per_unit, t):
     np.testing.assert_allclose(video, target, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("history", "per_unit"), [("full", 1), ("full", 2), ("none", 1)]
+)
+def test_an_exact_velocity_lands_on_the_data_whatever_a_unit_sees(history, per_unit):
+    """With a full history, and with all frames as one unit."""
+    plan = SamplerPlan(
+        layout=Layout(frames_per_unit=per_unit, history=history),
+        first_steps=(2, 2, 2),
+        video_steps=(3, 3, 3),
+    )
+    target = normal(1, 2, *size(5, plan))
+    video = run(to_target(target, plan), prompts(0, 0), 5, plan)
+    np.testing.assert_allclose(video, target, rtol=0, atol=1e-5)
+
+
+def test_a_full_history_shows_the_frame_before_at_the_resolution_of_the_unit():
+    plan = SamplerPlan(layout=Layout(patch=1, history="full"), video_steps=(2, 2, 2))
+    image = normal(2, 2, 1, 4, 4, 1)
+    video = run(to_previous_frame, prompts(0, 0), 5, plan, first_frame=image)
+    np.testing.assert_allclose(video, jnp.tile(image, (1, 5, 1, 1, 1)), atol=2e-5)
+
+
+def test_a_sequence_is_one_call_of_the_network_per_step_with_all_frames():
+    calls = []
+
+    def noting(tokens: Tokens, time: jax.Array, text: Text, last: int) -> jax.Array:
+        calls.append((tokens.values.shape[1], last))
+        return tokens.values[:, -last:]
+
+    plan = SamplerPlan(layout=Layout(history="none"))
+    jax.eval_shape(lambda: run(noting, prompts(0, 0), 4, plan))
+    assert calls == [(4, 4), (16, 16), (64, 64)]
+
+
+def test_a_sequence_can_not_continue_an_image():
+    plan = SamplerPlan(layout=Layout(history="none"))
+    image = normal(2, 2, 1, 8, 8, 1)
+    with pytest.raises(ValueError, match="can't continue an image; give no first"):
+        run(mixing, prompts(0, 0), 4, plan, first_frame=image)
+
+
 def test_an_exact_velocity_continues_a_given_image():
     image = normal(2, 2, 1, 4, 4, 1)
     target = normal(1, 2, *size(3, FEW)).at[:, :1].set(image)
@@ -303,6 +344,18 @@ def test_noise_of_a_unit_is_white_at_its_start_and_block_noise_at_its_jumps(gamm
         variance = 1 / 4 + 3 / 4 * inside_block
         assert jnp.square(n).mean() == pytest.approx(1.0, abs=0.05)
         assert jnp.square(pyramid.down(n)).mean() == pytest.approx(variance, abs=0.02)
+
+
+@pytest.mark.parametrize(("renoising", "variance"), [("white", 1.0), ("none", 0.0)])
+def test_other_renoising_changes_jumps_only(renoising, variance):
+    shape = jax.random.key_data(KEYS), (64, 64, 4), 3, 1 / 3
+    drawn, usual = KeyedNoise(*shape, renoising)(1, 2), KeyedNoise(*shape)(1, 2)
+    np.testing.assert_array_equal(drawn.start, usual.start)
+    for n, block in zip(drawn.jumps, usual.jumps, strict=True):
+        assert n.shape == block.shape
+        assert jnp.square(n).mean() == pytest.approx(variance, abs=0.05)
+        mean = jnp.square(pyramid.down(n)).mean()
+        assert mean == pytest.approx(variance / 4, abs=0.02)
 
 
 def test_units_stages_and_videos_have_noise_of_their_own():

@@ -17,6 +17,7 @@ from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import VideoRequest, not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
+from pyramid_jax.pyramid import RENOISING
 from pyramid_jax.sampler import Guidance
 
 HEADINGS = MappingProxyType(
@@ -47,6 +48,8 @@ def define_choices(into: flags.FlagValues) -> None:
     real("decay", None, "Guidance falls by so much with every unit of the video.")
     real("floor", None, "Falling guidance ends here.")
     switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
+    renoising = "What jumps between stages add; none: what the model was made for."
+    choice("renoising", None, RENOISING, renoising)
     text("model", str(TINY_LATENT), "Folder of the model.")
     choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
     texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
@@ -123,6 +126,7 @@ def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
         "video_steps": steps(values.video_steps, stages),
         "last_step": values.last_step,
         "scans": values.scans,
+        "renoising": values.renoising,
     }
     guidance = replace(base.guidance, **scales(values))
     return replace(base, guidance=guidance, **not_none(choices))

@@ -46,7 +46,6 @@ class DataConfig(SourceConfig):
         text_tokens: caption tokens of a row.
         segments: most segments in a row.
         stage_shares: how many of a group of successive examples train each stage.
-        temporal: train one unit with its history; False: whole sequences.
         dropout: probability of an empty caption.
         sizes: further (height, width); files get the nearest aspect ratio.
         latent, layout: of the model; by default its latents are pixels as they are.
@@ -60,7 +59,6 @@ class DataConfig(SourceConfig):
     segments: int
     _: KW_ONLY
     stage_shares: tuple[int, ...] = (1, 2, 1)
-    temporal: bool = True
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
     latent: LatentConfig = _PIXELS
@@ -98,9 +96,9 @@ class DataConfig(SourceConfig):
     @property
     def units(self) -> int | None:
         """Units of a video; None if whole sequences are trained."""
-        if not self.temporal:
+        if self.layout.history == layouts.NONE:
             return None
-        return layouts.units(self.latent_frames, self.layout.frames_per_unit)
+        return self.layout.units(self.latent_frames)
 
 
 class Example(NamedTuple):
@@ -139,7 +137,7 @@ def make_example(
     latents = levels(record)
     frames, stage = len(latents[0]), stage_of(cfg, hosts, number)
     unit = unit_of(cfg, hosts, number, frames)
-    clips = segment_clips(frames, stage, unit, cfg.layout.frames_per_unit)
+    clips = segment_clips(frames, stage, unit, cfg.layout)
     grids = tuple(layouts.grid(level, cfg.layout.patch) for level in latents)
     places = _places(grids, frames, stage, unit, cfg.layout)
     if len(places[0]) > cfg.tokens:
@@ -163,7 +161,7 @@ def unit_of(cfg: DataConfig, hosts: int, number: int, frames: int) -> int | None
     """The unit of a latent of `frames` that an example trains; None: all at once."""
     if cfg.units is None:
         return None
-    available = layouts.units(frames, cfg.layout.frames_per_unit)
+    available = cfg.layout.units(frames)
     index, host = divmod(number, hosts)
     turn = index // len(cfg.pattern) * hosts + host
     fine, coarser = layouts.balanced_units(turn, cfg.units, available)
@@ -177,12 +175,13 @@ def drops_caption(cfg: DataConfig, number: int) -> bool:
 
 
 def segment_clips(
-    frames: int, stage: int, unit: int | None, frames_per_unit: int
+    frames: int, stage: int, unit: int | None, cut: Layout
 ) -> tuple[Clip, ...]:
     """The clips of a segment: a unit with its history, or all frames if None."""
     if unit is None:
-        return (Clip(stage, np.arange(frames)),)
-    return layouts.compact(layouts.clips(stage, unit, unit + 1, frames_per_unit))
+        return (layouts.first_clip(stage, frames),)
+    at = stage, unit, unit + 1
+    return layouts.compact(layouts.clips(*at, cut.frames_per_unit, cut.history))
 
 
 # ------------------------------------------------------------- what a record contains
@@ -255,7 +254,7 @@ def _places(
     layout: Layout,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # perf: few segments differ in where their tokens are, small ones take as long.
-    clips = segment_clips(frames, stage, unit, layout.frames_per_unit)
+    clips = segment_clips(frames, stage, unit, layout)
     return layouts.segment_places(grids, clips, layout)
 
 

@@ -106,7 +106,7 @@ def _length(cfg: DataConfig, size: HeightWidth, stage: int, unit: int | None) ->
     patch, stages = cfg.layout.patch, len(cfg.stage_shares)
     height, width = cfg.latent.grid(*size, patch, stages)
     coarsest = height * width // (patch * 2 ** (stages - 1)) ** 2
-    clips = segment_clips(cfg.latent_frames, stage, unit, cfg.layout.frames_per_unit)
+    clips = segment_clips(cfg.latent_frames, stage, unit, cfg.layout)
     return sum(len(clip.frame) * coarsest * 4**clip.stage for clip in clips)
 
 

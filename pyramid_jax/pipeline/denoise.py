@@ -133,16 +133,16 @@ def denoise(
 
 def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[Unit]:
     """The units to sample, unit 0 only if the first frame is not given."""
-    spans = plan.spans(frames)
-    later = [Unit(u, end) for begin, end in spans for u in range(begin, end)]
-    return later if from_image else [Unit(0, 1), *later]
+    spans, size_of = plan.spans(frames, from_image), plan.layout.unit_size
+    size = size_of(False, frames)
+    later = [Unit(u, end, size) for begin, end in spans for u in range(begin, end)]
+    return later if from_image else [Unit(0, 1, size_of(True, frames)), *later]
 
 
 def _shares(units: list[Unit], plan: SamplerPlan) -> Iterator[float]:
     """For every Euler step to come, the share of all work that ends with it."""
-    per_unit = plan.layout.frames_per_unit
     work = [
-        sum(len(clip.frame) * 4**clip.stage for clip in unit.clips(k, per_unit))
+        sum(len(clip.frame) * 4**clip.stage for clip in unit.clips(k, plan.layout))
         for unit in units
         for k in range(len(plan.stages))
         for _ in plan.sigmas(k, unit)
@@ -175,8 +175,9 @@ def _start_stage(
 ) -> tuple[jax.Array, History]:
     """Where the stage of a unit starts, and what it sees."""
     model, _, k, slots = program
-    unit, cut = Unit(index, slots), model.layout
-    drawn = noise(index, 1 if slots == 1 else cut.frames_per_unit)
+    cut = model.layout
+    unit = Unit(index, slots, cut.unit_size(slots == 1, video.shape[1]))
+    drawn = noise(index, unit.frames)
     x = sampler.start_stage(x, drawn, k, model.stages, model.gamma)
     past = sampler.history(video, unit, k, len(model.stages), cut)
     return program.rows(x), past._replace(tokens=program.rows(past.tokens))

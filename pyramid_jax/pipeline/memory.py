@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from pyramid_jax import layout, sharding
+from pyramid_jax import sharding
 from pyramid_jax.kernels import attention
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.models.dit import STACKED, DiTConfig
@@ -26,6 +26,7 @@ from pyramid_jax.models.text_encoder import TextConfig
 from pyramid_jax.models.vae import Decoder, VAEConfig
 from pyramid_jax.models.vae_layers import LOGITS
 from pyramid_jax.pipeline.prompts import LIMIT, EncoderConfig, Network
+from pyramid_jax.sampler import Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
@@ -244,7 +245,7 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     side = max(h, w) if pieces.tile is None else pieces.tile // spatial
     window = t if pieces.frames is None else pieces.frames // temporal
     if work.streamed:
-        window = parts.cfg.layout.frames_per_unit
+        window = max(parts.cfg.layout.unit_size(first, t) for first in (True, False))
     videos, frames = _share(work.videos, "batch", mesh), _share(window, "frames", mesh)
     rows, columns = _share(min(h, side), "height", mesh), min(w, side)
     state = decoder_past(vae.cfg) * videos * rows * columns
@@ -259,9 +260,9 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
 def longest_row(cfg: ModelConfig, work: Work) -> int:
     """Tokens of the longest row for one video: the last unit at the finest stage."""
     t, h, w, _ = work.shape
-    last, per_unit = len(cfg.stages) - 1, cfg.layout.frames_per_unit
-    units = layout.units(t, per_unit)
-    clips = layout.clips(last, units - 1, units, per_unit if units > 1 else 1)
+    last, units = len(cfg.stages) - 1, cfg.layout.units(t)
+    unit = Unit(units - 1, units, cfg.layout.unit_size(units == 1, t))
+    clips = unit.clips(last, cfg.layout)
     cells = sum(len(clip.frame) * h * w // 4 ** (last - clip.stage) for clip in clips)
     return cells // cfg.layout.patch**2
 

@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pyramid_jax import layout
 from pyramid_jax.model import ModelConfig, SampleConfig
 
 # Of a video for which no length is given, in seconds; less if the model makes none.
@@ -116,5 +115,5 @@ def latent_shape(cfg: ModelConfig, size: Size) -> tuple[int, int, int, int]:
     patch, stages = cfg.layout.patch, len(cfg.stages)
     grid = cfg.latent.grid(size.height, size.width, patch, stages)
     frames = cfg.latent.frames(size.frames)
-    layout.units(frames, cfg.layout.frames_per_unit)
+    cfg.layout.units(frames)
     return (frames, *grid, cfg.latent.channels)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from pyramid_jax import layout, programs, sharding
+from pyramid_jax import programs, sharding
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
@@ -214,11 +214,12 @@ class VideoPipeline:
     ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
         """The latents of unit after unit; the prompts are read at once."""
         shape = self._shape(request)
-        units = layout.units(shape[0], self.cfg.layout.frames_per_unit)
+        units = self.cfg.layout.units(shape[0])
         scales = request.options.guidance.scales(units)
         guided = bool(scales[0] > 0)  # parity: the first scale decides for all units
         keys = jax.random.key_data(request.keys)
-        noise = KeyedNoise(keys, shape[1:], len(self.cfg.stages), self.cfg.gamma)
+        pyramid = len(self.cfg.stages), self.cfg.gamma, request.options.renoising
+        noise = KeyedNoise(keys, shape[1:], *pyramid)
         text, plan = self._text(request, guided), request.options.plan(self.cfg)
         choices = {
             "scales": np.asarray(scales, np.float32) if guided else None,

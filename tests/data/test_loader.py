@@ -21,6 +21,7 @@ from pyramid_jax.shapes import Rows
 from tests.packed import (
     FRAMES,
     LAYOUT,
+    SEQUENCES,
     SIZE,
     STAGES,
     config,
@@ -68,7 +69,7 @@ def test_no_row_exceeds_the_text_budget_or_the_number_of_segments(tmp_path):
 
 
 def test_without_temporal_pyramid_segments_hold_all_frames(tmp_path):
-    cfg = config(tmp_path, temporal=False, tokens=400)
+    cfg = config(tmp_path, layout=SEQUENCES, tokens=400)
     for part in taken_parts(4, cfg, tmp_path):
         assert part.tokens.current.all()
         assert len(part.tokens.frame) == FRAMES * 4 ** (1 + part.stage)
@@ -77,7 +78,7 @@ def test_without_temporal_pyramid_segments_hold_all_frames(tmp_path):
 
 def test_files_are_decoded_to_the_range_of_the_models(tmp_path):
     records = write_clips(tmp_path, 2)
-    cfg = config(tmp_path, records, stage_shares=(0, 0, 1), temporal=False)
+    cfg = config(tmp_path, records, stage_shares=(0, 0, 1), layout=SEQUENCES)
     for part in taken_parts(2, cfg, tmp_path, load=None):
         path = records[part.text[1] - 10].path
         video = to_model(read_video(path, SIZE, FRAMES, 8))
@@ -185,7 +186,7 @@ def test_files_get_the_size_of_the_nearest_aspect_ratio(tmp_path):
     square, wide = write_clips(tmp_path, 1), write_clips(tmp_path, 1, size=(16, 30))
     records = [*square, replace(wide[0], text="11")]
     cfg = config(tmp_path, records, sizes=((16, 32),), tokens=512)
-    cfg = replace(cfg, stage_shares=(0, 0, 1), temporal=False)
+    cfg = replace(cfg, stage_shares=(0, 0, 1), layout=SEQUENCES)
     for part in taken_parts(2, cfg, tmp_path, load=None):
         width = 16 if part.text[1] == 11 else 8
         assert part.tokens.position.max(axis=0).tolist() == [FRAMES - 1, 7, width - 1]
@@ -210,7 +211,7 @@ def test_the_longest_segment_is_the_last_unit_at_the_finest_stage(tmp_path):
         for chosen in [layout.clips(stage, unit, FRAMES)]
     ]
     assert longest(cfg).tokens == max(made) == made[-1]
-    whole = replace(cfg, temporal=False, tokens=256)
+    whole = replace(cfg, layout=SEQUENCES, tokens=256)
     assert longest(whole).tokens == FRAMES * 8 * 8
 
 
@@ -227,7 +228,7 @@ def test_the_longest_segment_of_a_latent_counts_its_cells(tmp_path):
     ("changes", "message"),
     [
         ({"tokens": 100}, r"has 100 tokens, but unit 3 .* needs 148; raise tokens"),
-        ({"tokens": 255, "temporal": False}, "all frames at stage 2 .* needs 256"),
+        ({"tokens": 255, "layout": SEQUENCES}, "all frames at stage 2 .* needs 256"),
         ({"height": 20}, "height 20 is not a multiple of 8 .*use 16 or 24"),
         ({"sizes": ((16, 36),)}, "width 36 is not a multiple of 8"),
         (

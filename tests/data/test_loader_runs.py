@@ -16,6 +16,7 @@ import pytest
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.manifest import Record
 from tests.packed import (
+    SEQUENCES,
     SIZE,
     assert_equal,
     config,
@@ -126,7 +127,7 @@ def test_a_caption_longer_than_a_row_is_a_bad_record(tmp_path):
 
 
 def test_a_latent_longer_than_a_row_is_a_bad_record(tmp_path):
-    cfg = config(tmp_path, temporal=False, stage_shares=(0, 0, 1), tokens=256)
+    cfg = config(tmp_path, layout=SEQUENCES, stage_shares=(0, 0, 1), tokens=256)
     with pytest.raises(ValueError, match=r"makes a segment of 320 tokens.* has 256"):
         take(1, cfg, tmp_path, load=lambda *_: np.zeros((5, *SIZE, 3), np.float32))
 

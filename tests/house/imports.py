@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
               "sampler", "models"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "config", "programs", "layout", "sampler",
+    "pipeline": {"shapes", "sharding", "config", "programs", "sampler",
                  "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling step by step: the same videos as in one program, observed and checked."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,10 +42,10 @@ class Inputs(NamedTuple):
     first_frame: np.ndarray | None
 
 
-def plan(scans: int = 1, steps: int = 2) -> SamplerPlan:
-    stages = len(CFG.stages)
+def plan(scans: int = 1, steps: int = 2, model: ModelConfig = CFG) -> SamplerPlan:
+    stages = len(model.stages)
     options = SampleConfig((steps,) * stages, (2,) * stages, scans=scans)
-    return options.plan(CFG)
+    return options.plan(model)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,22 @@ def test_steps_make_the_video_that_one_program_makes(params, guided, image):
     stepped = in_steps(params, given, plan())
     whole = in_one_program(params, given, plan())
     np.testing.assert_allclose(stepped, whole, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("history", ["full", "none"])
+def test_steps_make_that_video_whatever_a_unit_sees(params, history):
+    """Sequences are one unit, the only one that comes."""
+    cut = dataclasses.replace(CFG.layout, history=history)
+    model = dataclasses.replace(CFG, layout=cut)
+    given, how = inputs(), plan(model=model)
+    options = {"scales": given.scales}
+    at = given.text, SHAPE, given.noise, how
+    stepped = list(denoise(model, params, *at, **options))
+    velocity = velocity_network(model, params)
+    whole = jax.jit(lambda: sampler.sample(velocity, *at, **options))()
+    assert len(stepped) == (1 if history == "none" else SHAPE[0])
+    found = jnp.concatenate(stepped, 1)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-4)
 
 
 def test_fewer_history_slots_change_nothing(params):
