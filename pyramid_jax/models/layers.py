@@ -175,13 +175,35 @@ def segment_vectors(
     if count == 1:
         return x
     if count <= 4:
-        # perf: a chain of selections fuses into the elementwise work that uses it.
-        out = jnp.broadcast_to(x[:, :1], (*segment.shape, x.shape[-1]))
-        for s in range(1, count):
-            out = jnp.where((segment == s)[..., None], x[:, s : s + 1], out)
-        return out
+        return _selected(x, segment)
     one_hot = jax.nn.one_hot(segment, count, dtype=x.dtype)
     return jnp.einsum("bns,bsd->bnd", one_hot, x, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_vjp
+def _selected(
+    x: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
+) -> Float[jax.Array, "b n d"]:
+    """perf: a chain of selections fuses into the elementwise work that uses it; but its
+    gradient would be a sum over all tokens for each segment, instead of a product."""
+    out = jnp.broadcast_to(x[:, :1], (*segment.shape, x.shape[-1]))
+    for s in range(1, x.shape[1]):
+        out = jnp.where((segment == s)[..., None], x[:, s : s + 1], out)
+    return out
+
+
+def _selected_forward(x: jax.Array, segment: jax.Array) -> tuple[jax.Array, Any]:
+    return _selected(x, segment), (segment, x.shape[1])
+
+
+def _selected_backward(saved: Any, back: jax.Array) -> tuple[jax.Array, None]:
+    segment, count = saved
+    one_hot = jax.nn.one_hot(jnp.maximum(segment, 0), count, dtype=back.dtype)
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bns,bnd->bsd", one_hot, back, precision=highest), None
+
+
+_selected.defvjp(_selected_forward, _selected_backward)
 
 
 def sinusoid(
