@@ -6,7 +6,8 @@ Weights are named by their path in the tree of parameters, such as
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pyramid_jax.checkpoint.tensors import (
 )
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+LAST = "/last_"  # before the name of a stack: its last layer, which stands apart
 Place = Callable[[str, np.ndarray], Any]  # (path, values) -> what the tree keeps
 
 
@@ -87,9 +89,9 @@ def read_weights(folder: Path, abstract: Any, place: Place) -> Any:
 
 def open_weights(folder: Path, abstract: Any) -> StoredTensors:
     """The weights in a folder by path, unread; otherwise like `read_weights`."""
-    tensors = open_safetensors(folder / WEIGHTS)
     flat: dict[str, Any] = flatten_dict(sharding.unbox(abstract), sep="/")
     shapes = {name: tuple(x.shape) for name, x in flat.items()}
+    tensors = _last_apart(open_safetensors(folder / WEIGHTS), shapes)
     problems = [f"  {name} is missing" for name in shapes.keys() - tensors.keys()]
     problems += [f"  {name} is unknown" for name in tensors.keys() - shapes.keys()]
     problems += [
@@ -103,6 +105,27 @@ def open_weights(folder: Path, abstract: Any) -> StoredTensors:
             + "\n".join(sorted(problems))
         )
     return tensors
+
+
+def _last_apart(
+    tensors: StoredTensors, shapes: Mapping[str, tuple[int, ...]]
+) -> StoredTensors:
+    """The tensors, with last layers by themselves that older files keep in stacks."""
+    apart = dict(tensors)
+    for last in shapes.keys() - tensors.keys():
+        stack, shape = last.replace(LAST, "/"), shapes[last]
+        if LAST not in last or stack not in tensors:
+            continue
+        count = shapes[stack][0] if stack in shapes else 0
+        whole = tensors[stack]
+        if whole.shape == (count + 1, *shape):
+            apart[last] = replace(whole, shape=shape, read=lambda x=whole: x.read()[-1])
+            apart[stack] = replace(
+                whole, shape=(count, *shape), read=lambda x=whole: x.read()[:-1]
+            )
+            if not count:
+                del apart[stack]
+    return apart
 
 
 def placing(abstract: Any, mesh: Mesh | None, dtype: str | None = None) -> Place:

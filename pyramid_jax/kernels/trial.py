@@ -2,12 +2,13 @@
 """A kernel proves on the device at hand that it computes the plain form.
 
 Compilers, drivers and chips differ more than tests can foresee. So before a Pallas
-kernel becomes the default, one small row goes through it, forward and backward.
+kernel becomes the default, something small goes through it, forward and backward.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,27 @@ def failure(
         kernel, plain: functions of q, k, v and the mask.
         dim: width of a head.
     """
+    shape = (*trial_mask().segment.shape, HEADS, dim)
+    shapes = dict.fromkeys("qkv", jax.ShapeDtypeStruct(shape, dtype))
+
+    def of_row(form: AttentionForm) -> Callable[..., Array]:
+        return lambda q, k, v: form(q, k, v, TokenMask(*map(jnp.asarray, trial_mask())))
+
+    return difference(of_row(kernel), of_row(plain), shapes)
+
+
+def difference(
+    kernel: Callable[..., Any], plain: Callable[..., Any], shapes: dict[str, Any]
+) -> str | None:
+    """What is wrong with a kernel's values and gradients at random arguments, if any.
+
+    Args:
+        plain: what it should compute, which gets the same numbers as float32.
+        shapes: of the arguments by name, each an array or a tree of arrays.
+    """
     # In a thread of its own, because the caller may be tracing, under a mesh.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_failure, kernel, plain, dim, dtype).result()
+        return thread.submit(_difference, kernel, plain, shapes).result()
 
 
 def trial_mask() -> TokenMask:
@@ -53,33 +72,38 @@ def trial_mask() -> TokenMask:
     )
 
 
-def _failure(
-    kernel: AttentionForm, plain: AttentionForm, dim: int, dtype: str
+def _difference(
+    kernel: Callable[..., Any], plain: Callable[..., Any], shapes: dict[str, Any]
 ) -> str | None:
-    mask = trial_mask()
     draw = np.random.default_rng(0)
-    shape = (*mask.segment.shape, HEADS, dim)
-    arrays = [jnp.asarray(draw.standard_normal(shape), dtype) for _ in range(4)]
-    wide = [x.astype(jnp.float32) for x in arrays]
-    exact = jax.jit(partial(_both_ways, plain))(mask, *wide)
+
+    def drawn(x: Any) -> Array:
+        return jnp.asarray(draw.standard_normal(x.shape), x.dtype)
+
+    arrays = jax.tree.map(drawn, shapes)
+    back = jax.tree.map(drawn, jax.eval_shape(lambda: plain(**arrays)))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (arrays, back))
+    exact = jax.jit(partial(_both_ways, plain))(*wide)
     try:
-        computed = jax.jit(partial(_both_ways, kernel))(mask, *arrays)
-        errors = [_error(*pair) for pair in zip(computed, exact, strict=True)]
+        computed = jax.jit(partial(_both_ways, kernel))(arrays, back)
+        errors = {
+            name: max(map(_error, *map(jax.tree.leaves, (computed[name], exact[name]))))
+            for name in exact
+        }
     except Exception as error:  # every compiler has its own kinds
         return f"{type(error).__name__}: {error}"
-    if max(errors) <= ALLOWED[arrays[0].dtype.itemsize]:
+    narrow = min(x.dtype.itemsize for x in jax.tree.leaves(arrays))
+    if max(errors.values()) <= ALLOWED[narrow]:
         return None
-    names = ("values", "gradients of q", "of k", "of v")
-    wrong = ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True))
+    wrong = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     return f"it differs from the plain form, as a share of the largest value: {wrong}"
 
 
-def _both_ways(
-    form: AttentionForm, mask: TokenMask, q: Array, k: Array, v: Array, back: Array
-) -> list[Array]:
-    """The output, and the gradients of q, k and v."""
-    out, pull = jax.vjp(lambda *x: form(*x, mask), q, k, v)
-    return [out, *pull(back)]
+def _both_ways(form: Callable[..., Any], inputs: Any, back: Any) -> dict[str, Any]:
+    """The values, and the gradients of every argument, by name."""
+    out, pull = jax.vjp(lambda x: form(**x), inputs)
+    (gradients,) = pull(back)
+    return {"values": out} | {f"gradients of {k}": x for k, x in gradients.items()}
 
 
 def _error(computed: Array, exact: Array) -> float:

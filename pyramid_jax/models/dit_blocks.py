@@ -5,6 +5,7 @@ A block reads vectors that modulate it, its streams of tokens, their rotations, 
 plan of attention, which is the same for all blocks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,16 @@ from jaxtyping import Float
 
 from pyramid_jax.kernels.attention import AttentionPlan, attend
 from pyramid_jax.kernels.exchange import by_heads, by_tokens
+from pyramid_jax.kernels.joining import Projection, joined
 from pyramid_jax.models import layers
 from pyramid_jax.models.layers import (
     Affine,
+    FusedQKV,
     RMSNorm,
     Vectors,
     dense,
-    fused_qkv,
     layer_norm,
+    rms_norm,
 )
 from pyramid_jax.models.rotary import Turns, rotate
 
@@ -74,6 +77,26 @@ class DiTConfig:
         return self.width // self.heads
 
 
+def project(weights: Any, x: Float[jax.Array, "b n d"]) -> Projection:
+    """Queries, keys and values of tokens by a stream's weights, or a block's."""
+    qkv, dim = by_heads(weights.qkv(x)), weights.cfg.head_dim
+    norms = weights.q_norm.weight(dim), weights.k_norm.weight(dim)
+    return Projection(qkv, weights.qkv.bias, *norms)
+
+
+def query_key_value(
+    streams: Sequence[Projection], turns: tuple[jax.Array, jax.Array], eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries and keys of all streams, normalised, turned and joined, and values."""
+    parts = []
+    for qkv, bias, *weights in streams:
+        q, k, v = jnp.moveaxis(qkv + bias.astype(qkv.dtype)[None, None], 2, 0)
+        normed = (rms_norm(x, w, eps) for x, w in zip((q, k), weights, strict=True))
+        parts.append((*normed, v))
+    q, k, v = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return rotate(q, Turns(*turns)), rotate(k, Turns(*turns)), v
+
+
 class Stream(nn.Module):
     """The weights of one modality (text or video) inside a `DoubleBlock`."""
 
@@ -83,7 +106,7 @@ class Stream(nn.Module):
     def setup(self):
         c, vectors = self.cfg, 2 if self.attends_only else 6
         self.modulation = layers.Modulation(vectors, c.width, c.dtype)
-        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype)
+        self.qkv = FusedQKV(c.heads, c.head_dim, c.dtype)
         self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
         if not self.attends_only:
             self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
@@ -96,13 +119,6 @@ class Stream(nn.Module):
         # What a stream that only attends lacks is not used.
         parts += [jnp.zeros_like(parts[0])] * (6 - len(parts))
         return Affine(*parts[:3]), Affine(*parts[3:])
-
-    def project(
-        self, x: Float[jax.Array, "b n d"], affine: Affine
-    ) -> tuple[jax.Array, ...]:
-        """Queries, keys and values, `b n heads dim` each."""
-        q, k, v = jnp.moveaxis(by_heads(self.qkv(affine(layer_norm(x)))), 2, 0)
-        return self.q_norm(q), self.k_norm(k), v
 
     def absorb(
         self,
@@ -157,13 +173,12 @@ class DoubleBlock(Block):
         text_attn, text_mlp = self.text.affine(vectors[0], text_segment)
         video_attn, video_mlp = self.video.affine(vectors[1], segment)
 
-        parts = zip(
-            self.text.project(text, text_attn),
-            self.video.project(video, video_attn),
-            strict=True,
+        streams = (
+            project(self.text, text_attn(layer_norm(text))),
+            project(self.video, video_attn(layer_norm(video))),
         )
-        q, k, v = (jnp.concatenate(part, axis=1) for part in parts)
-        q, k = rotate(q, rotary)[:, -asking:], rotate(k, rotary)
+        q, k, v = joined(query_key_value, c.qk_eps, streams, rotary, plan.backend)
+        q = q[:, -asking:]
         if self.text_attends_only:
             attended = by_tokens(attend(q, k, v, plan), c.heads)
             video = video[:, -asking:]
@@ -187,7 +202,7 @@ class SingleBlock(Block):
     def setup(self):
         c = self.cfg
         self.modulation = layers.Modulation(3, c.width, c.dtype)
-        self.qkv = fused_qkv(c.heads, c.head_dim, c.dtype)
+        self.qkv = FusedQKV(c.heads, c.head_dim, c.dtype)
         self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
         self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
         self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
@@ -207,8 +222,8 @@ class SingleBlock(Block):
         c, asking = self.cfg, plan.asking
         affine = Affine(*self.modulation.of_tokens(vectors, plan.segment))
         y = affine(layer_norm(x))
-        q, k, v = jnp.moveaxis(by_heads(self.qkv(y)), 2, 0)
-        q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
+        own = (project(self, y),)
+        q, k, v = joined(query_key_value, c.qk_eps, own, rotary, plan.backend)
         attended = by_tokens(attend(q[:, -asking:], k, v, plan), c.heads)
         x, y = x[:, -asking:], y[:, -asking:]
         hidden = nn.gelu(self.mlp_in(y), approximate=True)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from pyramid_jax.shapes import Array
 from pyramid_jax.sharding import Axes, constrain, named
 
 Features = int | tuple[int, ...]
@@ -58,6 +59,27 @@ def fused_qkv(
     return dense((3, heads, head_dim), axes, dtype, bias=bias)
 
 
+class FusedQKV(nn.Module):
+    """A map to queries, keys and values, `3 heads dim`, whose bias is added later.
+
+    Its weights are those of `fused_qkv`.
+    """
+
+    heads: int
+    head_dim: int
+    dtype: str
+
+    def setup(self):
+        shape = (3, self.heads, self.head_dim)
+        zeros = named(nn.initializers.zeros, (None, "heads", None))
+        self.bias = self.param("bias", zeros, shape, jnp.float32)
+        self.product = fused_qkv(self.heads, self.head_dim, self.dtype, bias=False)
+        nn.share_scope(self, self.product)
+
+    def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n 3 _ _"]:
+        return self.product(x)
+
+
 def layer_norm(
     x: Float[jax.Array, "*shape"], eps: float = 1e-6, axes: Sequence[int] = (-1,)
 ) -> Float[jax.Array, "*shape"]:
@@ -68,22 +90,32 @@ def layer_norm(
     return centred * jax.lax.rsqrt((centred**2).mean(axis=axes, keepdims=True) + eps)
 
 
-class RMSNorm(nn.Module):
+def rms_norm(
+    x: Float[jax.Array, "*b dim"], weight: Float[Array, "dim"], eps: float
+) -> Float[jax.Array, "*b dim"]:
     """Unit root mean square over the last axis, in float32, times a weight."""
+    y = x.astype(jnp.float32)
+    # perf: a GPU sums alone, and scales where the result is rotated and joined;
+    # otherwise it writes the scaled values and reads them again.
+    scale = jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + eps)
+    y = y * jax.lax.optimization_barrier(scale)
+    weight = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a weight that is trained."""
 
     eps: float
 
-    @nn.compact
     def __call__(self, x: Float[jax.Array, "*b dim"]) -> Float[jax.Array, "*b dim"]:
+        return rms_norm(x, self.weight(x.shape[-1]), self.eps)
+
+    @nn.compact
+    def weight(self, dim: int) -> Float[Array, "{dim}"]:
+        """The weight of the features."""
         init = named(nn.initializers.ones, (None,))
-        weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        # perf: a GPU sums alone, and scales where the result is rotated and joined;
-        # otherwise it writes the scaled values and reads them again.
-        scale = jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + self.eps)
-        y = y * jax.lax.optimization_barrier(scale)
-        weight = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
-        return (y * weight.astype(jnp.float32)).astype(x.dtype)
+        return self.param("weight", init, (dim,), jnp.float32)
 
 
 class Affine(NamedTuple):
@@ -143,13 +175,35 @@ def segment_vectors(
     if count == 1:
         return x
     if count <= 4:
-        # perf: a chain of selections fuses into the elementwise work that uses it.
-        out = jnp.broadcast_to(x[:, :1], (*segment.shape, x.shape[-1]))
-        for s in range(1, count):
-            out = jnp.where((segment == s)[..., None], x[:, s : s + 1], out)
-        return out
+        return _selected(x, segment)
     one_hot = jax.nn.one_hot(segment, count, dtype=x.dtype)
     return jnp.einsum("bns,bsd->bnd", one_hot, x, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_vjp
+def _selected(
+    x: Float[jax.Array, "b s d"], segment: Int[jax.Array, "b n"]
+) -> Float[jax.Array, "b n d"]:
+    """perf: a chain of selections fuses into the elementwise work that uses it; but its
+    gradient would be a sum over all tokens for each segment, instead of a product."""
+    out = jnp.broadcast_to(x[:, :1], (*segment.shape, x.shape[-1]))
+    for s in range(1, x.shape[1]):
+        out = jnp.where((segment == s)[..., None], x[:, s : s + 1], out)
+    return out
+
+
+def _selected_forward(x: jax.Array, segment: jax.Array) -> tuple[jax.Array, Any]:
+    return _selected(x, segment), (segment, x.shape[1])
+
+
+def _selected_backward(saved: Any, back: jax.Array) -> tuple[jax.Array, None]:
+    segment, count = saved
+    one_hot = jax.nn.one_hot(jnp.maximum(segment, 0), count, dtype=back.dtype)
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bns,bnd->bsd", one_hot, back, precision=highest), None
+
+
+_selected.defvjp(_selected_forward, _selected_backward)
 
 
 def sinusoid(

@@ -32,6 +32,26 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_last_layer_that_was_saved_in_its_stack_is_read(count: int, tmp_path: Path):
+    stack = np.arange(count * 4.0).reshape(count, 2, 2)
+    files.write_weights(tmp_path, {"net": {"block": {"w": stack}}})
+    expected = {"net": {"last_block": {"w": stack[-1]}}}
+    if count > 1:
+        expected["net"]["block"] = {"w": stack[:-1]}
+    read = files.read_weights(tmp_path, expected, lambda _, x: x)
+    assert set(read["net"]) == set(expected["net"])
+    for name, weights in expected["net"].items():
+        np.testing.assert_array_equal(read["net"][name]["w"], weights["w"])
+
+
+def test_a_stack_of_another_depth_is_refused(tmp_path: Path):
+    files.write_weights(tmp_path, {"net": {"block": {"w": np.ones((4, 2))}}})
+    expected = {"block": {"w": np.ones((2, 2))}, "last_block": {"w": np.ones(2)}}
+    with pytest.raises(ValueError, match=r"block/w has shape \(4, 2\), expected"):
+        files.read_weights(tmp_path, {"net": expected}, lambda _, x: x)
+
+
 def test_a_config_is_read_as_it_was_written(tmp_path: Path):
     config = {"model": {"width": 8}, "sample": {}}
     files.write_config(tmp_path / "new", config)

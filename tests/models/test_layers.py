@@ -97,6 +97,18 @@ def test_every_token_gets_the_vector_of_its_segment(segments):
     np.testing.assert_array_equal(np.broadcast_to(tokens, (2, 9, 6)), expected)
 
 
+@pytest.mark.parametrize("count", [3, 6])
+def test_the_gradient_of_a_vector_is_the_sum_over_its_tokens(count):
+    vectors, back = jnp.asarray(normal(2, count, 6)), normal(2, 9, 6)
+    segment = np.random.default_rng(1).integers(count, size=(2, 9))
+    order = jnp.asarray(segment)
+    _, pull = jax.vjp(lambda x: layers.segment_vectors(x, order), vectors)
+    expected = np.zeros((2, count, 6))
+    for row, column in np.ndindex(2, 9):
+        expected[row, segment[row, column]] += back[row, column]
+    np.testing.assert_allclose(pull(jnp.asarray(back))[0], expected, atol=1e-5)
+
+
 def test_the_vector_of_padding_is_finite():
     vectors, segment = jnp.asarray(normal(1, 7, 6)), jnp.array([[-1, 0]])
     for count in (1, 3, 7):
