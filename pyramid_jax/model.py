@@ -18,6 +18,7 @@ from pyramid_jax import objective, pyramid
 from pyramid_jax.config import build, fields
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
+from pyramid_jax.models.cache import Cache, empty_cache
 from pyramid_jax.models.dit import (
     STACKED,
     DiT,
@@ -29,7 +30,7 @@ from pyramid_jax.models.layers import unstacked
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import Guidance, SamplerPlan
-from pyramid_jax.shapes import Array, Rows, Text, Velocity
+from pyramid_jax.shapes import Array, Rows, Text, Tokens, Velocity
 
 MMDIT = DiTConfig()
 MINIFLUX = DiTConfig(
@@ -216,7 +217,34 @@ def velocity_network(
     """
     variables = {"params": params["dit"]}
     apply: Any = partial(DiT(model.dit).apply, variables, modulations=modulations)
-    return apply
+
+    def velocity(
+        tokens: Tokens,
+        time: Float[Array, "b s"],
+        text: Text,
+        last: int | None = None,
+        memory: Cache | None = None,
+        first: int = 0,
+    ) -> Any:
+        if memory is None:
+            return apply(tokens, time, text, last)
+        rest = {"first": first, "method": "continued"}
+        return apply(tokens, time, text, last, memory, **rest)
+
+    return velocity
+
+
+def empty_memory(model: ModelConfig, text: Text, tokens: int) -> Cache:
+    """What the network remembers of rows with such texts before it has read them.
+
+    Args:
+        tokens: of the video, that there will be in the end.
+
+    Raises:
+        ValueError: the model is not causal, so that nothing stays the same.
+    """
+    rows, words = text.segment.shape
+    return empty_cache(model.dit, rows, words + tokens)
 
 
 def modulations(

@@ -64,14 +64,16 @@ class Unit(NamedTuple):
     """One autoregressive step, and the number of units for which there are slots.
 
     `index` may be traced. A unit with one slot is unit 0, the first frame, which has no
-    history.
+    history. None: the network remembers what the unit before has seen at stage 0.
     """
 
     index: int | Int[Array, ""]
-    slots: int
+    slots: int | None
 
     def clips(self, stage: int, frames_per_unit: int) -> tuple[Clip, ...]:
-        """The frames that the unit sees at a stage, and last its own."""
+        """The frames that the unit reads at a stage, and last its own."""
+        if self.slots is None:
+            return layout.recent_clips(stage, self.index, frames_per_unit)
         per_unit = 1 if self.slots == 1 else frames_per_unit
         return layout.clips(stage, self.index, self.slots, per_unit)
 
@@ -85,9 +87,12 @@ class SamplerPlan:
         last_step: False leaves out each stage's last step, which is 0.001 wide.
         scans: the units are divided into so many scans, each with no more history slots
             than it needs: less padding, for as many more traces.
+        reuse: the stages at which the network remembers text and what it has seen at
+            stage 0, from unit to unit: the same numbers, for memory.
 
     Raises:
-        ValueError: steps that are not one positive number for each stage, or no scan.
+        ValueError: steps that are not one positive number for each stage, no scan, or
+            reuse at a stage that does not exist.
     """
 
     stages: tuple[Stage, ...] = field(default_factory=pyramid.stages)
@@ -97,6 +102,7 @@ class SamplerPlan:
     gamma: float = 1 / 3
     last_step: bool = True
     scans: int = 1
+    reuse: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("first_steps", "video_steps"):
@@ -110,6 +116,10 @@ class SamplerPlan:
                 pyramid.sigmas(count, self.last_step)  # raises
         if self.scans < 1:
             raise ValueError(f"scans={self.scans} must be 1 or more")
+        if not set(self.reuse) <= set(range(len(self.stages))):
+            raise ValueError(
+                f"reuse={self.reuse} must name stages, of 0 to {len(self.stages) - 1}"
+            )
 
     def sigmas(self, stage: int, unit: Unit) -> Float[np.ndarray, "steps 2"]:
         """Sigma at the start and at the end of every Euler step of a stage."""
@@ -120,14 +130,44 @@ class SamplerPlan:
     def spans(self, frames: int) -> list[tuple[int, int]]:
         """The units after the first of a video of `frames`, as [begin, end) per scan.
 
-        Scans have about equal numbers of units.
+        Units that come before all stages remember are alone. Other scans have about
+        equal numbers of units.
 
         Raises:
             ValueError: the frames are not a whole number of units.
         """
-        units = layout.units(frames, self.layout.frames_per_unit)
-        bounds = np.linspace(1, max(units, 1), self.scans + 1).round().astype(int)
-        return [(int(a), int(b)) for a, b in pairwise(np.unique(bounds))]
+        units = max(1, layout.units(frames, self.layout.frames_per_unit))
+        remembering = [k for k in self.reuse if self.remembered(frames, k)]
+        known = 2 + max(remembering, default=-1)
+        bounds = np.linspace(known, units, self.scans + 1).round().astype(int)
+        bounds = np.unique([*range(1, known), *bounds])
+        return [(int(a), int(b)) for a, b in pairwise(bounds)]
+
+    def remembered(self, frames: int, stage: int) -> int:
+        """How many frames a stage has to remember in a video of so many, 0 for none."""
+        per_unit = self.layout.frames_per_unit
+        units = layout.units(frames, per_unit) - stage - 2
+        return 1 + (units - 1) * per_unit if stage in self.reuse and units > 0 else 0
+
+    def room(self, shape: tuple[int, int, int, int], stage: int) -> int:
+        """How many video tokens that is, of latents (t, h, w, c)."""
+        cells = shape[1] * shape[2] // 4 ** (len(self.stages) - 1)
+        return self.remembered(shape[0], stage) * cells // self.layout.patch**2
+
+    def unit(
+        self,
+        index: int | Int[Array, ""],
+        span: tuple[int, int],
+        stage: int,
+        frames: int,
+    ) -> Unit:
+        """A unit of a span of `spans`, as a stage reads it in a video of `frames`.
+
+        It remembers from unit `stage + 1` on, the first that reads frame 0 at stage 0.
+        """
+        begin, end = span
+        known = begin > stage + 1 and self.remembered(frames, stage) > 0
+        return Unit(index, None if known else end)
 
 
 # -------------------------------------------------------------------------------- noise
@@ -227,39 +267,35 @@ def euler_step(
     x: Float[jax.Array, "_ t h w c"],
     past: History,
     sigmas: Float[Array, "2"],
+    memory: Any = None,
     *,
     stage: Stage,
     scale: Float[Array, ""] | None,
     cut: Layout,
-) -> Float[jax.Array, "_ t h w c"]:
-    """One Euler step of a stage, from sigma `sigmas[0]` to `sigmas[1]`."""
-    time = pyramid.time(sigmas[0], stage)
-    v = guided_velocity(velocity, text, x, past, time, scale=scale, cut=cut)
-    return pyramid.euler(x, v, sigmas[0], sigmas[1])
+) -> tuple[Float[jax.Array, "_ t h w c"], Any]:
+    """One Euler step of a stage, from sigma `sigmas[0]` to `sigmas[1]`.
 
-
-def guided_velocity(
-    velocity: Velocity,
-    text: Text,
-    x: Float[jax.Array, "_ t h w c"],
-    past: History,
-    time: Float[jax.Array, ""],
-    *,
-    scale: Float[Array, ""] | None,
-    cut: Layout,
-) -> Float[jax.Array, "_ t h w c"]:
-    """The velocity of the frames `x`, with classifier-free guidance unless None."""
+    Args:
+        memory: what the network remembers of this step from earlier units, None if it
+            does not; it is returned with the oldest clip of the past.
+        scale: of classifier-free guidance, None for none.
+    """
     grid = layout.grid(x, cut.patch)
     current = layout.tokens(x, past.frame, grid, cut)
     row = layout.join([*past.tokens, current])
     if scale is not None:
         row = Tokens(*(jnp.concatenate([part, part]) for part in row))
-    time = jnp.full((row.values.shape[0], 1), time)
-    v = velocity(row, time, text, x.shape[1] * grid[0] * grid[1])
+    time = jnp.full((row.values.shape[0], 1), pyramid.time(sigmas[0], stage))
+    asked = row, time, text, x.shape[1] * grid[0] * grid[1]
+    if memory is None:
+        v = velocity(*asked)
+    else:
+        v, memory = velocity(*asked, memory, past.tokens[0][0].shape[1])
     if scale is not None:
         negative, positive = jnp.split(v, 2)
         v = negative + scale * (positive - negative)
-    return layout.unpatchify(v, grid, cut.patch)
+    v = layout.unpatchify(v, grid, cut.patch)
+    return pyramid.euler(x, v, sigmas[0], sigmas[1]), memory
 
 
 def write_unit(
@@ -284,6 +320,7 @@ def sample(
     *,
     scales: Float[Array, "units"] | None = None,
     first_frame: Float[Array, "_ 1 h w c"] | None = None,
+    memory: Callable[[int], Any] | None = None,
 ) -> Float[jax.Array, "_ t h w c"]:
     """The latents of a video for every prompt of `text`.
 
@@ -293,51 +330,70 @@ def sample(
         shape: (t, h, w, c) of the latents of one video.
         scales: guidance of every unit, None for no guidance.
         first_frame: the given frame of image-to-video; None samples it, too.
+        memory: for stages that reuse: what the network remembers before it has read
+            anything, from the number of tokens that there will be.
 
     Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
+
+    Raises:
+        ValueError: stages reuse, and there is no memory.
     """
+    if plan.reuse and memory is None:
+        raise ValueError(f"reuse={plan.reuse} needs a memory, see `empty_memory`")
     t, h, w, c = shape
-    per_unit, spans_of_units = plan.layout.frames_per_unit, plan.spans(t)
+    per_unit, stages = plan.layout.frames_per_unit, plan.stages
     scales = None if scales is None else jnp.asarray(scales, jnp.float32)
 
-    def sample_unit(video: jax.Array, unit: Unit, frames: int) -> jax.Array:
-        scale = None if scales is None else scales[unit.index]
-        drawn = noise(unit.index, frames)
+    def sample_unit(
+        state: tuple[jax.Array, Sequence[Any]], index: Any, span: tuple[int, int]
+    ) -> tuple[jax.Array, Sequence[Any]]:
+        scale = None if scales is None else scales[index]
+        drawn, memories = noise(index, per_unit if span[0] else 1), list(state[1])
         x = drawn.start
-        for k, stage in enumerate(plan.stages):
-            x = start_stage(x, drawn, k, plan.stages, plan.gamma)
-            past = history(video, unit, k, len(plan.stages), plan.layout)
-            step = partial(euler_step, velocity, text, stage=stage, scale=scale)
-            x = _solve(partial(step, cut=plan.layout), x, past, plan.sigmas(k, unit))
-        return x
+        for k, stage in enumerate(stages):
+            unit = plan.unit(index, span, k, t)
+            x = start_stage(x, drawn, k, stages, plan.gamma)
+            past = history(state[0], unit, k, len(stages), plan.layout)
+            words = text if unit.slots is not None else text.without_words()
+            step = partial(euler_step, velocity, words, stage=stage, scale=scale)
+            step, sigmas = partial(step, cut=plan.layout), plan.sigmas(k, unit)
+            x, memories[k] = _solve(step, x, past, sigmas, memories[k])
+        return x, memories
 
-    def sample_span(video: jax.Array, begin: int, end: int) -> jax.Array:
-        def body(video: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-            frames = sample_unit(video, Unit(index, end), per_unit)
-            return write_unit(video, frames, index), None
+    def sample_span(state: Any, span: tuple[int, int]) -> Any:
+        def body(state: Any, index: jax.Array) -> tuple[Any, None]:
+            frames, memories = sample_unit(state, index, span)
+            return (write_unit(state[0], frames, index), memories), None
 
-        return jax.lax.scan(body, video, jnp.arange(begin, end))[0]
+        return jax.lax.scan(body, state, jnp.arange(*span))[0]
 
+    memories: list[Any] = [None] * len(stages)
     if first_frame is None:
         rows = text.segment.shape[0] // (1 if scales is None else 2)
-        empty = jnp.zeros((rows, 1, h, w, c), jnp.float32)
-        first_frame = sample_unit(empty, Unit(0, 1), 1)
+        blank = jnp.zeros((rows, 1, h, w, c), jnp.float32)
+        first_frame, _ = sample_unit((blank, memories), 0, (0, 1))
     later = jnp.zeros((first_frame.shape[0], t - 1, h, w, c), jnp.float32)
     video = jnp.concatenate([first_frame.astype(jnp.float32), later], axis=1)
-    for begin, end in spans_of_units:
-        video = sample_span(video, begin, end)
+    for span in plan.spans(t):
+        k = span[0] - 1  # remembers from this span on, if at all
+        if k < len(stages) and (tokens := plan.room(shape, k)):
+            assert memory is not None
+            each = [memory(tokens)] * len(plan.sigmas(k, Unit(*span)))
+            memories[k] = jax.tree.map(lambda *x: jnp.stack(x), *each)
+        video, memories = sample_span((video, memories), span)
     return video
 
 
 def _solve(
-    step: Callable[..., jax.Array],
+    step: Callable[..., tuple[jax.Array, Any]],
     x: Float[jax.Array, "b t h w c"],
     past: History,
     sigmas: Float[np.ndarray, "steps 2"],
-) -> Float[jax.Array, "b t h w c"]:
-    """All Euler steps of a stage as one scan."""
+    memory: Any,
+) -> tuple[Float[jax.Array, "b t h w c"], Any]:
+    """All Euler steps of a stage as one scan, with what each of them remembers."""
 
-    def body(x: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
-        return step(x, past, pair), None
+    def body(x: jax.Array, of_step: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        return step(x, past, *of_step)
 
-    return jax.lax.scan(body, x, jnp.asarray(sigmas))[0]
+    return jax.lax.scan(body, x, (jnp.asarray(sigmas), memory))

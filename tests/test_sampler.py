@@ -341,6 +341,25 @@ def test_no_scan_at_all_is_refused():
         SamplerPlan(scans=0)
 
 
+def test_reuse_needs_a_stage_that_exists_and_a_memory():
+    with pytest.raises(ValueError, match=r"reuse=\(3,\) must name stages, of 0 to 2"):
+        SamplerPlan(reuse=(3,))
+    with pytest.raises(ValueError, match=r"reuse=\(0,\) needs a memory"):
+        run(mixing, prompts(0), 4, dataclasses.replace(FEW, reuse=(0,)), KEYS[:1])
+
+
+def test_units_before_all_stages_remember_are_alone():
+    """Unit 3 is the first of which stage 2 keeps something, if others come after it."""
+    cfg = SamplerPlan(reuse=(0, 1, 2), scans=2)
+    assert cfg.spans(12) == [(1, 2), (2, 3), (3, 4), (4, 8), (8, 12)]
+    assert cfg.spans(4) == [(1, 2), (2, 3), (3, 4)]
+    assert [cfg.remembered(12, k) for k in range(3)] == [10, 9, 8]
+    assert [cfg.remembered(4, k) for k in range(3)] == [2, 1, 0]
+    assert cfg.room((12, 8, 16, 4), 1) == 9 * 2 * 4 // 4
+    slots = [cfg.unit(span[0], span, 1, 12).slots for span in cfg.spans(12)]
+    assert slots == [2, 3, None, None, None]
+
+
 def test_a_length_that_is_no_whole_number_of_units_is_refused():
     cfg = SamplerPlan(layout=Layout(frames_per_unit=2))
     with pytest.raises(ValueError, match="use 3 or 5"):

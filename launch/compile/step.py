@@ -96,7 +96,7 @@ def program(chip: GPU, size: EulerStep) -> tuple[str, set[tuple[int, ...]]]:
     which = denoise._Program(model, None, stage, SLOTS)
     # Triton asks the mesh for the device that it lowers for.
     with jax.sharding.use_abstract_mesh(one.abstract_mesh):
-        traced = denoise._euler_step.jitted.trace(which, *arguments)
+        traced = denoise._euler_step.jitted.trace(which, *arguments, None)
     lowered = traced.lower(lowering_platforms=(chip.platform,))
     options = dict(programs.OPTIONS["gpu"])
     return lowered.compile(compiler_options=options).as_text(), weights
