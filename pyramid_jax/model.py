@@ -45,6 +45,11 @@ MINIFLUX = DiTConfig(
     text_ends_early=False,
 )
 VARIANTS = {"mmdit": MMDIT, "miniflux": MINIFLUX}
+# Ways to sample, by name: the original's numbers, and near ones in fewer steps.
+PRESETS: Mapping[str, Mapping[str, bool]] = {
+    "faithful": {"last_step": True},
+    "fast": {"last_step": False, "reuse": True},
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class SampleConfig:
     Args:
         image_guidance: scale of later units where the first frame is given; None: that
             of `guidance`.
+        reuse: keys and values are reused from unit to unit, where there is memory for
+            them; the numbers are the same.
         sizes: (height, width, frames of the longest video) of the training, () where
             they are not known.
         fps: frames per second of the training.
@@ -107,6 +114,7 @@ class SampleConfig:
     guidance: Guidance = field(default_factory=Guidance)
     last_step: bool = True
     scans: int = 1
+    reuse: bool = False
     image_guidance: float | None = None
     sizes: tuple[tuple[int, int, int], ...] = ()
     fps: float = 24.0
@@ -118,8 +126,18 @@ class SampleConfig:
         guidance = dataclasses.replace(self.guidance, video=self.image_guidance)
         return dataclasses.replace(self, guidance=guidance)
 
-    def plan(self, model: ModelConfig) -> SamplerPlan:
-        """These choices for one model.
+    def with_preset(self, name: str) -> "SampleConfig":
+        """These choices in one of the `PRESETS`.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; use one of {sorted(PRESETS)}")
+        return dataclasses.replace(self, **PRESETS[name])
+
+    def plan(self, model: ModelConfig, reuse: tuple[int, ...] = ()) -> SamplerPlan:
+        """These choices for one model, some of whose stages reuse keys and values.
 
         Raises:
             ValueError: numbers of steps that do not fit the model's stages.
@@ -132,6 +150,7 @@ class SampleConfig:
             gamma=model.gamma,
             last_step=self.last_step,
             scans=self.scans,
+            reuse=reuse,
         )
 
 
