@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pyramid_jax import layout
+from pyramid_jax.layout import Clip
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.models.dit import STACKED
 
@@ -123,7 +124,13 @@ def frames(
     per_unit = model.layout.frames_per_unit if unit else 1
     at = stage, unit, slots or unit + 1
     clips = layout.clips(*at, per_unit, model.layout.history)
-    clips = layout.compact(clips) if slots is None else clips
+    return of_clips(model, cells, layout.compact(clips) if slots is None else clips)
+
+
+def of_clips(
+    model: ModelConfig, cells: tuple[int, int], clips: Sequence[Clip]
+) -> list[int]:
+    """Tokens of each frame of some clips."""
     finest = math.prod(cells) // model.layout.patch**2
     last = len(model.stages) - 1
     return [finest // 4 ** (last - clip.stage) for clip in clips for _ in clip.frame]
@@ -135,10 +142,12 @@ def step(
     text: int,
     of_frames: Sequence[int],
     empty: int = 0,
+    known: int = 0,
 ) -> int:
     """FLOP of an Euler step on one row: one segment with these tokens.
 
     Args:
+        known: tokens before them whose keys and values are reused; without text then.
         empty: tokens in empty slots of the history, of which the network makes products
             with weights, while attention passes over them.
     """
@@ -146,8 +155,9 @@ def step(
     row = Row(text, sum(of_frames) + empty, 0, sum(of_frames[-count:]))
     dense = sum(p.flops * n for p, n in products(weights, row).items())
     blocks = model.dit.double_blocks + model.dit.single_blocks
-    seen = (blocks - 1) * pairs(text, of_frames) + current_pairs(text, of_frames, count)
-    return dense + 4 * seen * model.dit.width
+    every = pairs(text, of_frames) + known * sum(of_frames)
+    last = current_pairs(text, of_frames, count) + known * sum(of_frames[-count:])
+    return dense + 4 * ((blocks - 1) * every + last) * model.dit.width
 
 
 def peak(device_kind: str) -> float | None:

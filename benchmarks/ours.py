@@ -19,8 +19,9 @@ from pyramid_jax.model import (
     training_loss,
     velocity_network,
 )
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline.denoise import denoise
-from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
+from pyramid_jax.sampler import Guidance, SamplerPlan
 from pyramid_jax.shapes import Text
 from pyramid_jax.training import state, step
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer

@@ -69,11 +69,12 @@ def _stage(
 ) -> Stage:
     """One stage, from the seconds of its steps by unit."""
     count, tokens = 0, []
-    for unit, seconds in units.items():
-        seen = flops.frames(case.cfg, case.work.cells, k, unit)
-        row = flops.step(case.work.weights, case.cfg, LIMIT, seen)
-        count += 2 * row * len(seconds) // videos  # a prompt, a negative prompt
-        tokens.append(LIMIT + sum(seen))
+    for index, seconds in units.items():
+        unit = case.unit(index, k)
+        # A prompt and a negative prompt.
+        count += 2 * case.step(unit, k) * len(seconds) // videos
+        words = 0 if unit.slots is None else LIMIT
+        tokens.append(words + sum(case.read(unit, k)))
     steps = [value for seconds in units.values() for value in seconds]
     total = sum(steps) / videos
     return Stage(

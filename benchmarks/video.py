@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import flops
 from benchmarks.workload import Workload
-from pyramid_jax import sharding
+from pyramid_jax import layout, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.models import vae
@@ -29,7 +29,7 @@ from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
 from pyramid_jax.pipeline.request import VideoRequest
 from pyramid_jax.pipeline.video import VideoPipeline
-from pyramid_jax.sampler import Unit
+from pyramid_jax.sampler import SamplerPlan, Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"
@@ -53,6 +53,7 @@ class Case:
         dtype: of weights and matrix products.
         attention: a backend of `kernels.attention`; None: its default.
         scans: see `SamplerPlan`.
+        reuse: see `SampleConfig`.
     """
 
     work: Workload
@@ -64,6 +65,7 @@ class Case:
     dtype: str = "bfloat16"
     attention: str | None = None
     scans: int = 1
+    reuse: bool = False
     latent: LatentConfig = field(default_factory=LatentConfig)
 
     @property
@@ -79,27 +81,51 @@ class Case:
             prompt, height=height, width=width, num_frames=self.size.frames, seed=0
         )
 
-    def flops(self, scans: int | None = None) -> int:
+    def flops(self, scans: int | None = None, reuse: bool = False) -> int:
         """Of all Euler steps of a video, for a prompt and a negative prompt.
 
         Args:
             scans: count the empty slots of the history, too, with so many scans.
+            reuse: don't count tokens whose keys and values are known.
         """
-        cfg, cells, total = self.cfg, self.work.cells, 0
-        plan = replace(self.options, scans=scans or 1).plan(cfg)
-        units = [
-            Unit(u, end)
-            for begin, end in plan.spans(self.work.sampled)
-            for u in range(begin, end)
-        ]
-        for unit in [Unit(0, 1), *units]:
-            for k in range(len(cfg.stages)):
-                seen = flops.frames(cfg, cells, k, unit.index)
-                slots = flops.frames(cfg, cells, k, unit.index, unit.slots)
-                empty = sum(slots) - sum(seen) if scans else 0
-                step = flops.step(self.work.weights, cfg, LIMIT, seen, empty)
-                total += 2 * step * len(plan.sigmas(k, unit))
+        case, total = replace(self, scans=scans or 1, reuse=reuse), 0
+        for index in range(layout.units(self.work.sampled, self._per_unit)):
+            for k in range(len(self.cfg.stages)):
+                unit = case.unit(index, k)
+                step = self.step(unit, k, scans is not None)
+                total += 2 * step * len(case.plan.sigmas(k, unit))
         return total
+
+    @property
+    def plan(self) -> SamplerPlan:
+        """How videos are sampled, where there is memory for all reuse."""
+        stages = range(len(self.cfg.stages)) if self.reuse else ()
+        return self.options.plan(self.cfg, tuple(stages))
+
+    def unit(self, index: int, stage: int) -> Unit:
+        """A unit as a stage reads it."""
+        spans = [(0, 1), *self.plan.spans(self.work.sampled)]
+        (span,) = ((begin, end) for begin, end in spans if begin <= index < end)
+        return self.plan.unit(index, span, stage, self.work.sampled)
+
+    def read(self, unit: Unit, stage: int) -> list[int]:
+        """Video tokens of each frame, or slot of one, that a step reads."""
+        clips = unit.clips(stage, self.cfg.layout)
+        return flops.of_clips(self.cfg, self.work.cells, clips)
+
+    @property
+    def _per_unit(self) -> int:
+        return self.cfg.layout.frames_per_unit
+
+    def step(self, unit: Unit, stage: int, slots: bool = False) -> int:
+        """FLOP of an Euler step on one row; `slots` counts empty ones, too."""
+        cfg, weights, read = self.cfg, self.work.weights, sum(self.read(unit, stage))
+        seen = flops.frames(cfg, self.work.cells, stage, int(unit.index))
+        if unit.slots is None:
+            known = LIMIT + sum(seen) - read
+            return flops.step(weights, cfg, 0, self.read(unit, stage), known=known)
+        empty = read - sum(seen) if slots else 0
+        return flops.step(weights, cfg, LIMIT, seen, empty)
 
     @property
     def options(self) -> SampleConfig:
@@ -108,7 +134,7 @@ class Case:
         first, video = (
             (steps,) * stages for steps in (self.first_steps, self.video_steps)
         )
-        return SampleConfig(first, video, scans=self.scans)
+        return SampleConfig(first, video, scans=self.scans, reuse=self.reuse)
 
     @property
     def cfg(self) -> ModelConfig:

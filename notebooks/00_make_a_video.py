@@ -79,7 +79,11 @@ prompts = [
 ]
 began = time.monotonic()
 videos = model(prompts, seed=1)
-print(videos.frames.shape, videos.frames.dtype, f"{time.monotonic() - began:.1f} s with compiling")
+print(
+    videos.frames.shape,
+    videos.frames.dtype,
+    f"{time.monotonic() - began:.1f} s with compiling",
+)
 sheet(videos.frames, prompts)
 
 # %% [markdown]

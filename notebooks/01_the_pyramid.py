@@ -37,6 +37,7 @@ from pyramid_jax import layout, pyramid, sampler
 from launch import moving_shapes
 from pyramid_jax.data.pixels import to_model
 from pyramid_jax.layout import Clip, Layout
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.shapes import Text
 
 COLOURS = "#3b6fb6", "#d9822b", "#3a9a5c"  # of the stages
@@ -104,7 +105,9 @@ print(
 
 # %%
 caption = moving_shapes.parse("a yellow star moves right")
-video = to_model(moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(3))))
+video = to_model(
+    moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(3)))
+)
 levels = pyramid.levels(video, len(stages))
 
 
@@ -189,7 +192,7 @@ def exact(tokens, time, text, last):
 
 frames, height, width, channels = shape = (4, *video.shape[1:])
 keys = jax.random.split(jax.random.key(1), 1)  # one per video of the batch
-noise = sampler.KeyedNoise(jax.random.key_data(keys), shape[1:], len(stages))
+noise = KeyedNoise(jax.random.key_data(keys), shape[1:], len(stages))
 silence = Text(np.zeros((1, 1, 1)), np.zeros((1, 1), np.int32), np.zeros((1, 1, 1)))
 with jax.disable_jit():
     made = np.asarray(sampler.sample(exact, silence, shape, noise, plan))[0]

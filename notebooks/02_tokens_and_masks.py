@@ -76,7 +76,9 @@ for stage in range(STAGES):
 
 # %%
 caption = moving_shapes.parse("a cyan ring moves left")
-video = to_model(moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(5))))
+video = to_model(
+    moving_shapes.small(moving_shapes.render(caption, np.random.default_rng(5)))
+)
 levels = pyramid.levels(video, STAGES)
 
 figure, axis = plt.subplots(figsize=(7.5, 4.8), layout="constrained")

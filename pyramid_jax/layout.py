@@ -126,6 +126,19 @@ def first_clip(stage: int, frames: int) -> Clip:
     return Clip(stage, np.arange(frames, dtype=np.int32))
 
 
+def recent_clips(
+    stage: int, unit: int | Array, frames_per_unit: int = 1
+) -> tuple[Clip, ...]:
+    """Those of `clips` that unit `stage + 1` or a later one adds to what it has seen.
+
+    The unit before it has seen the rest at stage 0. The sizes are the same for all.
+    """
+    back = range(stage + 1, 0, -1)
+    past = [unit_frames(unit - n, frames_per_unit) for n in back]
+    own = Clip(stage, unit_frames(unit, frames_per_unit))
+    return (*map(Clip, range(stage + 1), past), own)
+
+
 def compact(all_clips: Sequence[Clip]) -> tuple[Clip, ...]:
     """The clips without their empty slots (unit known, on the host)."""
     full = [

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from pyramid_jax import layout, pyramid
 from pyramid_jax.layout import Clip, Layout
+from pyramid_jax.noise import Noise, UnitNoise
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens, Velocity
 
@@ -64,15 +65,18 @@ class Unit(NamedTuple):
     """One autoregressive step, the units for which there are slots, its own frames.
 
     `index` may be traced. A unit with one slot is unit 0, which has no history: the
-    first frame, or a whole sequence.
+    first frame, or a whole sequence. Without slots, the network remembers what the unit
+    before has seen at stage 0.
     """
 
     index: int | Int[Array, ""]
-    slots: int
+    slots: int | None
     frames: int = 1
 
     def clips(self, stage: int, cut: Layout) -> tuple[Clip, ...]:
-        """The frames that the unit sees at a stage, and last its own."""
+        """The frames that the unit reads at a stage, and last its own."""
+        if self.slots is None:
+            return layout.recent_clips(stage, self.index, cut.frames_per_unit)
         if self.slots == 1:
             return (layout.first_clip(stage, self.frames),)
         at = stage, self.index, self.slots
@@ -88,9 +92,12 @@ class SamplerPlan:
         last_step: False leaves out each stage's last step, which is 0.001 wide.
         scans: the units are divided into so many scans, each with no more history slots
             than it needs: less padding, for as many more traces.
+        reuse: the stages at which the network remembers text and what it has seen at
+            stage 0, from unit to unit: the same numbers, for memory.
 
     Raises:
-        ValueError: steps that are not one positive number for each stage, or no scan.
+        ValueError: steps that are not one positive number for each stage, no scan, or
+            reuse at a stage that does not exist.
     """
 
     stages: tuple[Stage, ...] = field(default_factory=pyramid.stages)
@@ -100,6 +107,7 @@ class SamplerPlan:
     gamma: float = 1 / 3
     last_step: bool = True
     scans: int = 1
+    reuse: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("first_steps", "video_steps"):
@@ -113,6 +121,10 @@ class SamplerPlan:
                 pyramid.sigmas(count, self.last_step)  # raises
         if self.scans < 1:
             raise ValueError(f"scans={self.scans} must be 1 or more")
+        if not set(self.reuse) <= set(range(len(self.stages))):
+            raise ValueError(
+                f"reuse={self.reuse} must name stages, of 0 to {len(self.stages) - 1}"
+            )
 
     def sigmas(self, stage: int, unit: Unit) -> Float[np.ndarray, "steps 2"]:
         """Sigma at the start and at the end of every Euler step of a stage."""
@@ -123,7 +135,8 @@ class SamplerPlan:
     def spans(self, frames: int, given: bool = False) -> list[tuple[int, int]]:
         """The units after the first of a video of `frames`, as [begin, end) per scan.
 
-        Scans have about equal numbers of units.
+        Units that come before all stages remember are alone. Other scans have about
+        equal numbers of units.
 
         Args:
             given: the first frame is not sampled.
@@ -137,63 +150,40 @@ class SamplerPlan:
                 "this model makes all frames of a video at once (history 'none') and "
                 "can't continue an image; give no first frame, or a model with history"
             )
-        units = self.layout.units(frames)
-        bounds = np.linspace(1, max(units, 1), self.scans + 1).round().astype(int)
-        return [(int(a), int(b)) for a, b in pairwise(np.unique(bounds))]
+        units = max(1, self.layout.units(frames))
+        remembering = [k for k in self.reuse if self.remembered(frames, k)]
+        known = 2 + max(remembering, default=-1)
+        bounds = np.linspace(known, units, self.scans + 1).round().astype(int)
+        bounds = np.unique([*range(1, known), *bounds])
+        return [(int(a), int(b)) for a, b in pairwise(bounds)]
 
+    def remembered(self, frames: int, stage: int) -> int:
+        """How many frames a stage has to remember in a video of so many, 0 for none."""
+        units = self.layout.units(frames) - stage - 2
+        if stage not in self.reuse or self.layout.history != layout.PYRAMID:
+            return 0
+        return 1 + (units - 1) * self.layout.frames_per_unit if units > 0 else 0
 
-# -------------------------------------------------------------------------------- noise
+    def room(self, shape: tuple[int, int, int, int], stage: int) -> int:
+        """How many video tokens that is, of latents (t, h, w, c)."""
+        cells = shape[1] * shape[2] // 4 ** (len(self.stages) - 1)
+        return self.remembered(shape[0], stage) * cells // self.layout.patch**2
 
+    def unit(
+        self,
+        index: int | Int[Array, ""],
+        span: tuple[int, int],
+        stage: int,
+        frames: int,
+    ) -> Unit:
+        """A unit of a span of `spans`, as a stage reads it in a video of `frames`.
 
-class Noise(NamedTuple):
-    """The randomness of one unit: its start at stage 0, block noise for every jump."""
-
-    start: Float[Array, "b _ _ _ c"]
-    jumps: tuple[Float[Array, "b _ _ _ c"], ...]
-
-
-# (unit, which may be traced; number of its frames) -> its noise
-UnitNoise = Callable[[int | jax.Array, int], Noise]
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["keys"],
-    meta_fields=["frame", "stages", "gamma", "renoising"],
-)
-@dataclass(frozen=True)
-class KeyedNoise:
-    """Draws the noise of any unit from a key for each video.
-
-    Each (unit, stage) has its own part of a video's key: neither the batch, nor the
-    number of units, nor that of devices changes a video. A pytree, whose keys are plain
-    numbers (`jax.random.key_data`), so that devices of other processes can hold them.
-
-    Args:
-        frame: (h, w, c) of a latent frame at the finest stage.
-        stages, gamma: the number of stages, and their block noise's, see `pyramid`.
-        renoising: what is added at a jump, see `pyramid.jump_noise`.
-    """
-
-    keys: Any  # `videos _`; in trees of shardings, the sharding of such an array
-    frame: tuple[int, int, int]
-    stages: int
-    gamma: float = 1 / 3
-    renoising: str = pyramid.CORRECTIVE
-
-    def __call__(self, unit: int | Int[jax.Array, ""], frames: int) -> Noise:
-        """The noise of one unit of so many frames."""
-        keys = jax.random.wrap_key_data(jnp.asarray(self.keys))
-        (h, w, c), last = self.frame, self.stages - 1
-
-        def one(key: jax.Array, stage: int) -> jax.Array:
-            key = jax.random.fold_in(jax.random.fold_in(key, unit), stage)
-            shape = frames, h >> last - stage, w >> last - stage, c
-            return jax.random.normal(key, shape, jnp.float32)
-
-        white = [jax.vmap(partial(one, stage=k))(keys) for k in range(self.stages)]
-        added = partial(pyramid.jump_noise, gamma=self.gamma, renoising=self.renoising)
-        return Noise(white[0], tuple(added(z) for z in white[1:]))
+        It remembers from unit `stage + 1` on, the first that reads frame 0 at stage 0.
+        """
+        begin, end = span
+        known = begin > stage + 1 and self.remembered(frames, stage) > 0
+        size = self.layout.unit_size(begin == 0, frames)
+        return Unit(index, None if known else end, size)
 
 
 # --------------------------------------------------------------- the pieces of sampling
@@ -241,39 +231,35 @@ def euler_step(
     x: Float[jax.Array, "_ t h w c"],
     past: History,
     sigmas: Float[Array, "2"],
+    memory: Any = None,
     *,
     stage: Stage,
     scale: Float[Array, ""] | None,
     cut: Layout,
-) -> Float[jax.Array, "_ t h w c"]:
-    """One Euler step of a stage, from sigma `sigmas[0]` to `sigmas[1]`."""
-    time = pyramid.time(sigmas[0], stage)
-    v = guided_velocity(velocity, text, x, past, time, scale=scale, cut=cut)
-    return pyramid.euler(x, v, sigmas[0], sigmas[1])
+) -> tuple[Float[jax.Array, "_ t h w c"], Any]:
+    """One Euler step of a stage, from sigma `sigmas[0]` to `sigmas[1]`.
 
-
-def guided_velocity(
-    velocity: Velocity,
-    text: Text,
-    x: Float[jax.Array, "_ t h w c"],
-    past: History,
-    time: Float[jax.Array, ""],
-    *,
-    scale: Float[Array, ""] | None,
-    cut: Layout,
-) -> Float[jax.Array, "_ t h w c"]:
-    """The velocity of the frames `x`, with classifier-free guidance unless None."""
+    Args:
+        memory: what the network remembers of this step from earlier units, None if it
+            does not; it is returned with the oldest clip of the past.
+        scale: of classifier-free guidance, None for none.
+    """
     grid = layout.grid(x, cut.patch)
     current = layout.tokens(x, past.frame, grid, cut)
     row = layout.join([*past.tokens, current])
     if scale is not None:
         row = Tokens(*(jnp.concatenate([part, part]) for part in row))
-    time = jnp.full((row.values.shape[0], 1), time)
-    v = velocity(row, time, text, x.shape[1] * grid[0] * grid[1])
+    time = jnp.full((row.values.shape[0], 1), pyramid.time(sigmas[0], stage))
+    asked = row, time, text, x.shape[1] * grid[0] * grid[1]
+    if memory is None:
+        v = velocity(*asked)
+    else:
+        v, memory = velocity(*asked, memory, past.tokens[0][0].shape[1])
     if scale is not None:
         negative, positive = jnp.split(v, 2)
         v = negative + scale * (positive - negative)
-    return layout.unpatchify(v, grid, cut.patch)
+    v = layout.unpatchify(v, grid, cut.patch)
+    return pyramid.euler(x, v, sigmas[0], sigmas[1]), memory
 
 
 def write_unit(
@@ -298,6 +284,7 @@ def sample(
     *,
     scales: Float[Array, "units"] | None = None,
     first_frame: Float[Array, "_ 1 h w c"] | None = None,
+    memory: Callable[[int], Any] | None = None,
 ) -> Float[jax.Array, "_ t h w c"]:
     """The latents of a video for every prompt of `text`.
 
@@ -307,52 +294,72 @@ def sample(
         shape: (t, h, w, c) of the latents of one video.
         scales: guidance of every unit, None for no guidance.
         first_frame: the given frame of image-to-video; None samples it, too.
+        memory: for stages that reuse: what the network remembers before it has read
+            anything, from the number of tokens that there will be.
 
     Source: paper section 3.3; the reference's `generate` and `generate_i2v`.
+
+    Raises:
+        ValueError: stages reuse, and there is no memory.
     """
+    if plan.reuse and memory is None:
+        raise ValueError(f"reuse={plan.reuse} needs a memory, see `empty_memory`")
     t, h, w, c = shape
-    size_of, spans = plan.layout.unit_size, plan.spans(t, first_frame is not None)
+    spans, stages = plan.spans(t, first_frame is not None), plan.stages
     scales = None if scales is None else jnp.asarray(scales, jnp.float32)
 
-    def sample_unit(video: jax.Array, unit: Unit) -> jax.Array:
-        scale = None if scales is None else scales[unit.index]
-        drawn = noise(unit.index, unit.frames)
+    def sample_unit(
+        state: tuple[jax.Array, Sequence[Any]], index: Any, span: tuple[int, int]
+    ) -> tuple[jax.Array, Sequence[Any]]:
+        scale = None if scales is None else scales[index]
+        drawn = noise(index, plan.layout.unit_size(span[0] == 0, t))
+        memories = list(state[1])
         x = drawn.start
-        for k, stage in enumerate(plan.stages):
-            x = start_stage(x, drawn, k, plan.stages, plan.gamma)
-            past = history(video, unit, k, len(plan.stages), plan.layout)
-            step = partial(euler_step, velocity, text, stage=stage, scale=scale)
-            x = _solve(partial(step, cut=plan.layout), x, past, plan.sigmas(k, unit))
-        return x
+        for k, stage in enumerate(stages):
+            unit = plan.unit(index, span, k, t)
+            x = start_stage(x, drawn, k, stages, plan.gamma)
+            past = history(state[0], unit, k, len(stages), plan.layout)
+            words = text if unit.slots is not None else text.without_words()
+            step = partial(euler_step, velocity, words, stage=stage, scale=scale)
+            step, sigmas = partial(step, cut=plan.layout), plan.sigmas(k, unit)
+            x, memories[k] = _solve(step, x, past, sigmas, memories[k])
+        return x, memories
 
-    def sample_span(video: jax.Array, begin: int, end: int) -> jax.Array:
-        def body(video: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-            frames = sample_unit(video, Unit(index, end, size_of(False, t)))
-            return write_unit(video, frames, index), None
+    def sample_span(state: Any, span: tuple[int, int]) -> Any:
+        def body(state: Any, index: jax.Array) -> tuple[Any, None]:
+            frames, memories = sample_unit(state, index, span)
+            return (write_unit(state[0], frames, index), memories), None
 
-        return jax.lax.scan(body, video, jnp.arange(begin, end))[0]
+        return jax.lax.scan(body, state, jnp.arange(*span))[0]
 
+    memories: list[Any] = [None] * len(stages)
     if first_frame is None:
         rows = text.segment.shape[0] // (1 if scales is None else 2)
-        empty = jnp.zeros((rows, 1, h, w, c), jnp.float32)
-        first_frame = sample_unit(empty, Unit(0, 1, size_of(True, t)))
+        blank = jnp.zeros((rows, 1, h, w, c), jnp.float32)
+        first_frame, _ = sample_unit((blank, memories), 0, (0, 1))
     rows, first = first_frame.shape[:2]
     later = jnp.zeros((rows, t - first, h, w, c), jnp.float32)
     video = jnp.concatenate([first_frame.astype(jnp.float32), later], axis=1)
-    for begin, end in spans:
-        video = sample_span(video, begin, end)
+    for span in spans:
+        k = span[0] - 1  # remembers from this span on, if at all
+        if k < len(stages) and (tokens := plan.room(shape, k)):
+            assert memory is not None
+            each = [memory(tokens)] * len(plan.sigmas(k, Unit(*span)))
+            memories[k] = jax.tree.map(lambda *x: jnp.stack(x), *each)
+        video, memories = sample_span((video, memories), span)
     return video
 
 
 def _solve(
-    step: Callable[..., jax.Array],
+    step: Callable[..., tuple[jax.Array, Any]],
     x: Float[jax.Array, "b t h w c"],
     past: History,
     sigmas: Float[np.ndarray, "steps 2"],
-) -> Float[jax.Array, "b t h w c"]:
-    """All Euler steps of a stage as one scan."""
+    memory: Any,
+) -> tuple[Float[jax.Array, "b t h w c"], Any]:
+    """All Euler steps of a stage as one scan, with what each of them remembers."""
 
-    def body(x: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
-        return step(x, past, pair), None
+    def body(x: jax.Array, of_step: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        return step(x, past, *of_step)
 
-    return jax.lax.scan(body, x, jnp.asarray(sigmas))[0]
+    return jax.lax.scan(body, x, (jnp.asarray(sigmas), memory))

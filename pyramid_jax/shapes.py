@@ -33,6 +33,10 @@ class Text(NamedTuple):
     segment: Int[Array, "b m"]
     pooled: Float[Array, "b s pooled"]
 
+    def without_words(self) -> "Text":
+        """What is left for a network that remembers the words."""
+        return Text(self.features[:, :0], self.segment[:, :0], self.pooled)
+
 
 class Tokens(NamedTuple):
     """Patches of video, flattened into rows; a row holds one or several segments.
@@ -64,7 +68,7 @@ AnyTokens = tuple[Array, ...]
 
 
 class Velocity(Protocol):
-    """A network as the algorithms see it."""
+    """A network as the algorithms see it; only sampling with reuse gives a memory."""
 
     def __call__(
         self,
@@ -72,8 +76,15 @@ class Velocity(Protocol):
         time: Float[Array, "b s"],
         text: Text,
         last: int | None = None,
-    ) -> Float[Array, "b _ p"]:
-        """The velocity of the `last` tokens at the end of the rows; None: of all."""
+        memory: Any = None,
+        first: int = 0,
+    ) -> Any:
+        """The velocity of the `last` tokens at the end of the rows; None: of all.
+
+        Where the network is given what it remembers of the rows' beginning, they go on
+        from there, and it returns a pair: the velocity, and the memory with all words
+        and the `first` tokens at the beginning of these rows.
+        """
         ...
 
 

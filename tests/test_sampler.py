@@ -14,8 +14,9 @@ from pyramid_jax import layout, pyramid, sampler
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
+from pyramid_jax.sampler import Guidance, SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -329,50 +330,6 @@ def test_scales_may_be_what_guidance_returns():
     assert video.shape == (2, *shape)
 
 
-# -------------------------------------------------------------------------------- noise
-
-
-@pytest.mark.parametrize("gamma", [1 / 3, 0.2])
-def test_noise_of_a_unit_is_white_at_its_start_and_block_noise_at_its_jumps(gamma):
-    noise = KeyedNoise(jax.random.key_data(KEYS), (64, 64, 4), 3, gamma)(3, 5)
-    assert [n.shape for n in (noise.start, *noise.jumps)] == [
-        (2, 5, 16, 16, 4),
-        (2, 5, 32, 32, 4),
-        (2, 5, 64, 64, 4),
-    ]
-    for n, inside_block in ((noise.start, 0.0), *((n, -gamma) for n in noise.jumps)):
-        variance = 1 / 4 + 3 / 4 * inside_block
-        assert jnp.square(n).mean() == pytest.approx(1.0, abs=0.05)
-        assert jnp.square(pyramid.down(n)).mean() == pytest.approx(variance, abs=0.02)
-
-
-@pytest.mark.parametrize(("renoising", "variance"), [("white", 1.0), ("none", 0.0)])
-def test_other_renoising_changes_jumps_only(renoising, variance):
-    shape = jax.random.key_data(KEYS), (64, 64, 4), 3, 1 / 3
-    drawn, usual = KeyedNoise(*shape, renoising)(1, 2), KeyedNoise(*shape)(1, 2)
-    np.testing.assert_array_equal(drawn.start, usual.start)
-    for n, block in zip(drawn.jumps, usual.jumps, strict=True):
-        assert n.shape == block.shape
-        assert jnp.square(n).mean() == pytest.approx(variance, abs=0.05)
-        mean = jnp.square(pyramid.down(n)).mean()
-        assert mean == pytest.approx(variance / 4, abs=0.02)
-
-
-def test_units_stages_and_videos_have_noise_of_their_own():
-    """Where two of them shared a key, their first values would be equal."""
-    noise = KeyedNoise(jax.random.key_data(KEYS), (8, 8, 4), 3)
-    a, b = noise(1, 1), noise(2, 1)
-    parts = [n for noise in (a, b) for n in (noise.start, *noise.jumps)]
-    first = np.ravel([part[:, :, :2, :2] for part in parts])
-    assert len(np.unique(first)) == len(first)
-
-
-def test_the_noise_of_a_unit_depends_on_its_number_alone():
-    noise = KeyedNoise(jax.random.key_data(KEYS), (8, 8, 1), 3)
-    known, traced = noise(2, 1), jax.jit(lambda unit: noise(unit, 1))(2)
-    jax.tree.map(np.testing.assert_array_equal, known.start, traced.start)
-
-
 # ------------------------------------------------------------------------------- config
 
 
@@ -392,6 +349,25 @@ def test_steps_for_another_number_of_stages_are_refused(name):
 def test_no_scan_at_all_is_refused():
     with pytest.raises(ValueError, match="scans=0 must be 1 or more"):
         SamplerPlan(scans=0)
+
+
+def test_reuse_needs_a_stage_that_exists_and_a_memory():
+    with pytest.raises(ValueError, match=r"reuse=\(3,\) must name stages, of 0 to 2"):
+        SamplerPlan(reuse=(3,))
+    with pytest.raises(ValueError, match=r"reuse=\(0,\) needs a memory"):
+        run(mixing, prompts(0), 4, dataclasses.replace(FEW, reuse=(0,)), KEYS[:1])
+
+
+def test_units_before_all_stages_remember_are_alone():
+    """Unit 3 is the first of which stage 2 keeps something, if others come after it."""
+    cfg = SamplerPlan(reuse=(0, 1, 2), scans=2)
+    assert cfg.spans(12) == [(1, 2), (2, 3), (3, 4), (4, 8), (8, 12)]
+    assert cfg.spans(4) == [(1, 2), (2, 3), (3, 4)]
+    assert [cfg.remembered(12, k) for k in range(3)] == [10, 9, 8]
+    assert [cfg.remembered(4, k) for k in range(3)] == [2, 1, 0]
+    assert cfg.room((12, 8, 16, 4), 1) == 9 * 2 * 4 // 4
+    slots = [cfg.unit(span[0], span, 1, 12).slots for span in cfg.spans(12)]
+    assert slots == [2, 3, None, None, None]
 
 
 def test_a_length_that_is_no_whole_number_of_units_is_refused():

@@ -25,9 +25,9 @@ from pyramid_jax.mask import TokenMask
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline.denoise import Progress, denoise
 from pyramid_jax.pipeline.prompts import LIMIT
-from pyramid_jax.sampler import KeyedNoise
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae.autoencoder import vae_codec
 from pyramid_jax.vae.codec import Codec, Pieces

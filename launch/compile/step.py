@@ -24,8 +24,8 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, initialise, unrolled
 from pyramid_jax.models.dit import STACKED
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import denoise
-from pyramid_jax.sampler import KeyedNoise
 from pyramid_jax.shapes import Text
 
 CELLS, CHANNELS, WORDS, SLOTS = (96, 160), 16, 128, 31  # 768x1280 pixels, 10 seconds
@@ -96,7 +96,7 @@ def program(chip: GPU, size: EulerStep) -> tuple[str, set[tuple[int, ...]]]:
     which = denoise._Program(model, None, stage, SLOTS)
     # Triton asks the mesh for the device that it lowers for.
     with jax.sharding.use_abstract_mesh(one.abstract_mesh):
-        traced = denoise._euler_step.jitted.trace(which, *arguments)
+        traced = denoise._euler_step.jitted.trace(which, *arguments, None)
     lowered = traced.lower(lowering_platforms=(chip.platform,))
     options = dict(programs.OPTIONS["gpu"])
     return lowered.compile(compiler_options=options).as_text(), weights

@@ -3,11 +3,12 @@
 
 Both drivers of the sampler are replayed. `sampler.sample` asks a velocity function; the
 one given here writes down what it is asked and what it answers, so that every unit and
-stage is compared, not only the video. `pipeline.denoise` reports the end of every step.
+stage is compared, not only the video. `pipeline.denoise` reports the end of every step;
+it is replayed with reuse, too.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,11 +24,13 @@ from launch.parity.model import velocity as velocity_of
 from pyramid_jax import layout, pyramid, sampler
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig
+from pyramid_jax.noise import Noise
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import Guidance, Noise, SamplerPlan
+from pyramid_jax.sampler import Guidance, SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
 
 HOST = "from the host"  # the driver that users' pipelines have
+REUSE = "with reuse"  # of keys and values, in all stages that can
 
 
 class Call(NamedTuple):
@@ -58,7 +61,7 @@ class Run(NamedTuple):
 )
 @dataclass(frozen=True)
 class RecordedNoise:
-    """The recorded noise of every unit, as `sampler.KeyedNoise` draws it from keys.
+    """The recorded noise of every unit, as `noise.KeyedNoise` draws it from keys.
 
     Args:
         starts: at stage 0, of all frames that are sampled.
@@ -107,7 +110,11 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     if autoencoder is not None:
         yield from vae.frames(autoencoder, case, latents)
     yield from _observed(scenario, run, calls)
-    yield from _from_the_host(model, run, noise, note)
+    yield from _from_the_host(model, run, noise, note, HOST)
+    stages = tuple(range(len(run.plan.stages)))
+    reusing = run._replace(plan=replace(run.plan, reuse=stages))
+    if any(reusing.plan.remembered(run.shape[0], k) for k in stages):
+        yield from _from_the_host(model, reusing, noise, note, REUSE)
 
 
 def _as_one_program(
@@ -116,7 +123,9 @@ def _as_one_program(
     """What `sampler.sample` makes, and what it asked the network."""
     calls: list[Call] = []
 
-    def velocity(tokens: Tokens, time: Any, text: Text, last: Any = None) -> jax.Array:
+    def velocity(
+        tokens: Tokens, time: Any, text: Text, last: Any = None, *_: Any, **__: Any
+    ) -> jax.Array:
         answer = velocity_of(model.cfg, model.params, tokens, time, text)
 
         def note(values: Any, segment: Any, answer: Any) -> None:
@@ -127,8 +136,9 @@ def _as_one_program(
         return answer[:, -last:]
 
     def sample() -> jax.Array:
-        options = {"scales": run.scales, "first_frame": run.first_frame}
-        return sampler.sample(velocity, run.text, run.shape, noise, run.plan, **options)
+        asked = velocity, run.text, run.shape, noise, run.plan
+        first = run.first_frame
+        return sampler.sample(*asked, scales=run.scales, first_frame=first)
 
     latents = jax.jit(sample, compiler_options=QUICK)()
     jax.effects_barrier()
@@ -136,7 +146,7 @@ def _as_one_program(
 
 
 def _from_the_host(
-    model: Model, run: Run, noise: RecordedNoise, note: str
+    model: Model, run: Run, noise: RecordedNoise, note: str, way: str
 ) -> Iterator[Answer]:
     """The same by `pipeline.denoise`: the end of every stage, and the video."""
     ends: dict[str, np.ndarray] = {}
@@ -161,9 +171,9 @@ def _from_the_host(
         callback_on_step_end=step,
     )
     latents = jnp.concatenate(list(units), axis=1)
-    yield Answer("out.latents", latent_back(latents), SAMPLING, note=note, way=HOST)
+    yield Answer("out.latents", latent_back(latents), SAMPLING, note=note, way=way)
     for name, value in ends.items():
-        yield Answer(name, value, SAMPLING, way=HOST)
+        yield Answer(name, value, SAMPLING, way=way)
 
 
 def _settings(scenario: Scenario, model: Model) -> Run:

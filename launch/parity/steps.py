@@ -54,7 +54,7 @@ def _step(scenario: Scenario, model: Model, batch: Batch) -> Iterator[Answer]:
     outputs = {}
 
     def loss(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-        def velocity(tokens: Tokens, time: Any, text: Any, last: Any = None) -> Any:
+        def velocity(tokens: Tokens, time: Any, text: Any, *_: Any, **__: Any) -> Any:
             outputs["time"] = time
             outputs["pred"] = network(model.cfg, params, tokens, time, text)
             return outputs["pred"]

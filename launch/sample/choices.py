@@ -12,7 +12,7 @@ from absl import flags
 from launch.sample.lists import Line
 from launch.sizes import check_preset, height_width
 from launch.start import parse_mesh
-from pyramid_jax.model import SampleConfig
+from pyramid_jax.model import PRESETS, SampleConfig
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import VideoRequest, not_none
@@ -47,6 +47,8 @@ def define_choices(into: flags.FlagValues) -> None:
     real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
     real("decay", None, "Guidance falls by so much with every unit of the video.")
     real("floor", None, "Falling guidance ends here.")
+    choice("preset", None, sorted(PRESETS), "The original's numbers, or fewer steps.")
+    switch("reuse", None, "Reuse keys and values, where there is memory for them.")
     switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
     renoising = "What jumps between stages add; none: what the model was made for."
     choice("renoising", None, RENOISING, renoising)
@@ -120,6 +122,8 @@ def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
         ValueError: numbers of steps that do not fit the model.
     """
     base = pipeline.defaults.with_image() if image else pipeline.defaults
+    if values.preset is not None:
+        base = base.with_preset(values.preset)
     stages = len(pipeline.cfg.stages)
     choices = {
         "first_steps": steps(values.steps, stages),
@@ -127,6 +131,7 @@ def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
         "last_step": values.last_step,
         "scans": values.scans,
         "renoising": values.renoising,
+        "reuse": values.reuse,
     }
     guidance = replace(base.guidance, **scales(values))
     return replace(base, guidance=guidance, **not_none(choices))

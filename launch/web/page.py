@@ -23,6 +23,7 @@ from launch.web.screen import Screen
 from launch.web.service import VideoService, WebForm
 from launch.web.tasks import TaskQueue, VideoTask
 from pyramid_jax.data.pictures import write_picture
+from pyramid_jax.model import PRESETS
 from pyramid_jax.pipeline.presets import default_size
 from pyramid_jax.pipeline.request import SEEDS
 
@@ -172,6 +173,8 @@ def _details(service: VideoService, image: bool) -> Widgets:
             widgets[f"{name}_guidance"] = _slider(
                 0, GUIDANCE, scale, step=0.5, label=f"Guidance, {which}"
             )
+    presets = [("the model's", ""), *((name, name) for name in PRESETS)]
+    widgets["preset"] = gr.Dropdown(presets, value="", label="Preset of steps")
     widgets["negative"] = gr.Textbox(
         label="Negative prompt (empty: that of the model)", max_length=web.PROMPT
     )

@@ -38,9 +38,9 @@ SIDE = 256  # pixels of a still, and of the smaller side of a small video
 class WebForm(NamedTuple):
     """What a visitor asks for, within the limits of the page's widgets.
 
-    `size` is the name of a preset; a `seed` of -1 or None is drawn; `image` is the path
-    of the uploaded first frame; an empty text may be None. Of the other values, None is
-    the model's choice.
+    `size` is the name of one of the model's; a `seed` of -1 or None is drawn; `image`
+    is the path of the uploaded first frame; `preset` is one of `model.PRESETS`; an
+    empty text may be None. Of the other values, None is the model's choice.
     """
 
     prompt: str | None
@@ -53,6 +53,7 @@ class WebForm(NamedTuple):
     video_steps: int | None = None
     first_guidance: float | None = None
     video_guidance: float | None = None
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class VideoService:
             video_num_inference_steps=form.video_steps,
             guidance_scale=form.first_guidance,
             video_guidance_scale=form.video_guidance,
+            preset=form.preset or None,
             seed=None if form.seed is None or form.seed < 0 else form.seed,
         )
         check_preset(self.model.defaults, request.size, self.model.name)

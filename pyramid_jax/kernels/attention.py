@@ -113,21 +113,23 @@ def attend(
     k: Float[jax.Array, "b lk heads dim"],
     v: Float[jax.Array, "b lk heads dim"],
     plan: AttentionPlan,
-    cut: int = 0,
+    cut: int | None = None,
 ) -> Any:
     """softmax(q kᵀ / sqrt(dim)) v over the keys that each query sees.
 
     A query that sees no key (padding) gets zeros, also in the gradient.
 
     Args:
-        cut: if given, the results of so many first queries are an array of their own.
+        cut: if given, the results of so many first queries are an array of their own,
+            which may be empty.
 
     Returns:
         An array like q, or two of them, the second with the results after the cut.
     """
     rows = (plan.query, plan.key), plan.lists
-    form = functools.partial(_FORMS[plan.backend], plan.tiles, cut)
-    return over_mesh(form, q, k, v, rows)
+    form = functools.partial(_FORMS[plan.backend], plan.tiles, cut or 0)
+    out = over_mesh(form, q, k, v, rows)
+    return (out[:, :0], out) if cut == 0 else out
 
 
 def attention(

@@ -37,10 +37,13 @@ TOKENS, WARPS = 64, 4  # of a program
 
 
 class Projection(NamedTuple):
-    """What a stream projects: products, the bias that they lack, weights of norms."""
+    """What a stream projects: products, the bias that they lack, weights of norms.
+
+    The products may have heads that are filled, so that devices divide them evenly.
+    """
 
     qkv: Float[Array, "b _ 3 heads dim"]
-    bias: Float[Array, "3 heads dim"]
+    bias: Float[Array, "3 _ dim"]
     q_weight: Float[Array, "dim"]
     k_weight: Float[Array, "dim"]
 

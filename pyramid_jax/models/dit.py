@@ -19,7 +19,14 @@ from pyramid_jax.kernels.attention import AttentionPlan, attention_plan
 from pyramid_jax.kernels.visits import Mask
 from pyramid_jax.mask import TokenMask, joint
 from pyramid_jax.models import layers
-from pyramid_jax.models.dit_blocks import Block, DiTConfig, DoubleBlock, SingleBlock
+from pyramid_jax.models.cache import Cache
+from pyramid_jax.models.dit_blocks import (
+    Block,
+    DiTConfig,
+    DoubleBlock,
+    KeyValues,
+    SingleBlock,
+)
 from pyramid_jax.models.layers import dense, layer_norm
 from pyramid_jax.models.rotary import Turns, angles, turns
 from pyramid_jax.shapes import Text, Tokens
@@ -46,11 +53,10 @@ class DiT(nn.Module):
         embedder = partial(layers.Embedder, c.width, c.dtype)
         self.time, self.pooled = embedder(), embedder()
 
-        last_double, last_single = int(c.text_ends_early), int(c.single_blocks > 0)
-        self.double = self._weights("double", c.double_blocks - last_double)
-        self.last_double = self._weights("last_double", last_double)
-        self.single = self._weights("single", c.single_blocks - last_single)
-        self.last_single = self._weights("last_single", last_single)
+        self.double = self._weights("double")
+        self.last_double = self._weights("last_double")
+        self.single = self._weights("single")
+        self.last_single = self._weights("last_single")
 
         self.head_modulation = layers.Modulation(2, c.width, c.dtype)
         self.head = dense(c.patch_values, ("embed", None), c.dtype, init=zeros)
@@ -73,6 +79,48 @@ class DiT(nn.Module):
             modulations: what `modulations` makes of time and pooled vectors, which then
                 are not read.
         """
+        condition = modulations or self._condition(time, text.pooled)
+        return self._answer(tokens, text, condition, last)[0]
+
+    def continued(
+        self,
+        tokens: Tokens,
+        time: Float[jax.Array, "b s"],
+        text: Text,
+        last: int,
+        cache: Cache,
+        *,
+        first: int,
+        modulations: Modulations | None = None,
+    ) -> tuple[Float[jax.Array, "b _ p"], Cache]:
+        """The velocities of rows that go on from a cache; and it, with what is new.
+
+        The rows are those of a call, without what the cache holds. The first ones find
+        it empty; in others there are no words, but the pooled vectors.
+
+        Args:
+            first: how many video tokens at the beginning of the rows are kept, besides
+                all words. They must see none of the others.
+        """
+        condition = modulations or self._condition(time, text.pooled)
+        answer, blocks = self._answer(tokens, text, condition, last, cache, first)
+        order = tokens.frame[:, :first]
+        mask = joint(text.segment, tokens.segment[:, :first], order, self.cfg.causal)
+        return answer, cache.append(blocks, mask)
+
+    def _answer(
+        self,
+        tokens: Tokens,
+        text: Text,
+        condition: Float[jax.Array, "b s d"] | Modulations,
+        last: int | None,
+        cache: Cache | None = None,
+        first: int = 0,
+    ) -> tuple[Float[jax.Array, "b _ p"], dict[str, KeyValues]]:
+        """The velocities, and keys and values of words and of the first video tokens.
+
+        The latter only where there is a cache.
+        """
         c, m, n = self.cfg, text.segment.shape[1], tokens.segment.shape[1]
         last, tokens = n if last is None else last, tokens.filled(shares("tokens"))
         filled = tokens.segment.shape[1]
@@ -80,19 +128,27 @@ class DiT(nn.Module):
         kept += -kept % shares("tokens")  # the devices divide them evenly
         mask = joint(text.segment, tokens.segment, tokens.frame, c.causal)
         mask = TokenMask(*(constrain(x, ("batch", None)) for x in mask))
-        rotary = self._turns(tokens.position, m)
+        key = mask if cache is None else cache.before(mask)
+        rotary, blocks = self._turns(tokens.position, m), dict[str, KeyValues]()
 
         words = self.text_in(text.features)
         video = self.video_in(tokens.values)
         if c.position_table is not None:
             video = video + self._table(tokens.position).astype(video.dtype)
-        condition = modulations or self._condition(time, text.pooled)
 
-        run = partial(self._run, condition, rotary)
-        whole, end = self._plan(mask, mask), self._plan(mask.last(kept), mask)
+        def run(name: str, state: layers.Streams, plan: AttentionPlan) -> Any:
+            if getattr(self, name) is None:
+                return state
+            past = None if cache is None else (cache.blocks[name], m + first)
+            state, note = self._run(condition, name, state, (rotary, plan), past)
+            if note is not None:
+                blocks[name] = note
+            return state
+
+        whole, end = self._plan(mask, key), self._plan(mask.last(kept), key)
         words, video = run("double", (words, video), whole)
         if c.text_ends_early:
-            ends = self._plan(mask.last(filled), mask) if c.single_blocks else end
+            ends = self._plan(mask.last(filled), key) if c.single_blocks else end
             words, video = run("last_double", (words, video), ends)
         if c.single_blocks:
             x = jnp.concatenate([words, video], axis=1)
@@ -103,7 +159,7 @@ class DiT(nn.Module):
         shift, scale = head.of_tokens(made, tokens.segment[:, -kept:])
         out = self.head(layer_norm(video[:, -kept:]) * (1 + scale) + shift)
         answered = kept - (filled - n)
-        return out[:, answered - last : answered].astype(jnp.float32)
+        return out[:, answered - last : answered].astype(jnp.float32), blocks
 
     def modulations(
         self, time: Float[jax.Array, "b s"], pooled: Float[jax.Array, "b s pooled"]
@@ -128,30 +184,36 @@ class DiT(nn.Module):
     def _run(
         self,
         condition: Float[jax.Array, "b s d"] | Modulations,
-        rotary: Turns,
         name: str,
         state: layers.Streams,
-        plan: AttentionPlan,
-    ) -> layers.Streams:
-        """The streams after the blocks of a name."""
-        block, weights = self._block(name), getattr(self, name)
-        if weights is None:
-            return state
-        known = condition[name] if isinstance(condition, dict) else None
+        where: tuple[Turns, AttentionPlan],
+        past: tuple[KeyValues, int] | None,
+    ) -> tuple[layers.Streams, KeyValues | None]:
+        """The streams after the blocks of a name.
 
-        def one(weights: Any, vectors: Any, *state: jax.Array) -> Any:
-            variables = {"params": weights}
+        Where there is a past, so many of the tokens' first keys and values, too.
+        """
+        block, weights = self._block(name), getattr(self, name)
+        vectors = condition[name] if isinstance(condition, dict) else None
+        before, kept = (None, 0) if past is None else past
+
+        def one(weights: Any, inputs: tuple[Any, Any], *state: jax.Array) -> Any:
+            variables, (vectors, before) = {"params": weights}, inputs
             if vectors is None:
                 vectors = block.apply(variables, condition, method="vectors")
-            return block.apply(variables, vectors, *state, rotary, plan)
+            made: Any = block.apply(variables, vectors, *state, *where, before)
+            *streams, new = made
+            note = None if past is None else KeyValues(*(x[:, :kept] for x in new))
+            return tuple(streams), note
 
         return layers.scan(
             one,
             weights,
             state,
-            known,
+            (vectors, before),
             axes=("batch", "tokens", None),
             remat=self.cfg.remat and name in STACKED,
+            noting=True,
         )
 
     def _block(self, name: str) -> "Block":
@@ -180,12 +242,12 @@ class DiT(nn.Module):
         y, x = (layers.interpolate_table(table, position[..., axis]) for axis in (1, 2))
         return jnp.concatenate([x, y], axis=-1)
 
-    def _weights(self, name: str, count: int) -> Any:
-        """The weights of `count` equal blocks, stacked, or of a last one; or None.
+    def _weights(self, name: str) -> Any:
+        """The weights of equal blocks, stacked, or of a last one; None: there is none.
 
         Trees of weights may also be given for each of the equal blocks, see `scan`.
         """
-        c, block = self.cfg, self._block(name)
+        c, block, count = self.cfg, self._block(name), self.cfg.depths[name]
 
         def init(key: jax.Array) -> Any:
             token = jnp.zeros((1, 1, c.width), jnp.float32)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blocks of the diffusion transformer, and the config that tells one from another.
 
-A block reads vectors that modulate it, its streams of tokens, their rotations, and the
-plan of attention, which is the same for all blocks.
+A block reads vectors that modulate it, its streams of tokens, their rotations, the plan
+of attention, which is the same for all blocks, and keys and values of a past that was
+read before, if there is one. It returns its streams, and their keys and values.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,33 @@ class DiTConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """How many blocks there are by the names of their weights, in their order."""
+        last_double, last_single = (
+            int(self.text_ends_early),
+            int(self.single_blocks > 0),
+        )
+        return {
+            "double": self.double_blocks - last_double,
+            "last_double": last_double,
+            "single": self.single_blocks - last_single,
+            "last_single": last_single,
+        }
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of tokens in one block, or of all blocks along first axes."""
+
+    keys: Float[jax.Array, "... b _ heads dim"]
+    values: Float[jax.Array, "... b _ heads dim"]
+
+    def after(self, past: "KeyValues | None") -> "KeyValues":
+        """Those of the past, if there is one, and these."""
+        if past is None:
+            return self
+        return KeyValues(*(jnp.concatenate(x, 1) for x in zip(past, self, strict=True)))
 
 
 def project(weights: Any, x: Float[jax.Array, "b n d"]) -> Projection:
@@ -167,9 +195,11 @@ class DoubleBlock(Block):
         video: Float[jax.Array, "b n d"],
         rotary: Turns,
         plan: AttentionPlan,
-    ) -> tuple[Float[jax.Array, "b m d"], Float[jax.Array, "b _ d"]]:
+        past: KeyValues | None = None,
+    ) -> tuple[Float[jax.Array, "b m d"], Float[jax.Array, "b _ d"], KeyValues]:
         c, m, asking = self.cfg, text.shape[1], plan.asking
-        text_segment, segment = jnp.split(plan.segment, [m], axis=1)
+        own = plan.segment[:, -m - video.shape[1] :]
+        text_segment, segment = jnp.split(own, [m], axis=1)
         text_attn, text_mlp = self.text.affine(vectors[0], text_segment)
         video_attn, video_mlp = self.video.affine(vectors[1], segment)
 
@@ -178,15 +208,17 @@ class DoubleBlock(Block):
             project(self.video, video_attn(layer_norm(video))),
         )
         q, k, v = joined(query_key_value, c.qk_eps, streams, rotary, plan.backend)
-        q = q[:, -asking:]
+        q, new = q[:, -asking:], KeyValues(k, v)
+        k, v = new.after(past)
         if self.text_attends_only:
             attended = by_tokens(attend(q, k, v, plan), c.heads)
             video = video[:, -asking:]
-            return text, self.video.absorb(video, attended, video_attn, video_mlp)
+            return text, self.video.absorb(video, attended, video_attn, video_mlp), new
         to_text, to_video = (by_tokens(x, c.heads) for x in attend(q, k, v, plan, m))
         return (
             self.text.absorb(text, to_text, text_attn, text_mlp),
             self.video.absorb(video, to_video, video_attn, video_mlp),
+            new,
         )
 
 
@@ -218,13 +250,17 @@ class SingleBlock(Block):
         x: Float[jax.Array, "b l d"],
         rotary: Turns,
         plan: AttentionPlan,
-    ) -> Float[jax.Array, "b _ d"]:
+        past: KeyValues | None = None,
+    ) -> tuple[Float[jax.Array, "b _ d"], KeyValues]:
         c, asking = self.cfg, plan.asking
-        affine = Affine(*self.modulation.of_tokens(vectors, plan.segment))
+        segment = plan.segment[:, -x.shape[1] :]
+        affine = Affine(*self.modulation.of_tokens(vectors, segment))
         y = affine(layer_norm(x))
         own = (project(self, y),)
         q, k, v = joined(query_key_value, c.qk_eps, own, rotary, plan.backend)
-        attended = by_tokens(attend(q[:, -asking:], k, v, plan), c.heads)
+        new = KeyValues(k, v)
+        attended = attend(q[:, -asking:], *new.after(past), plan)
+        attended = by_tokens(attended, c.heads)
         x, y = x[:, -asking:], y[:, -asking:]
         hidden = nn.gelu(self.mlp_in(y), approximate=True)
-        return affine.add(x, self.out(attended) + self.mlp_out(hidden))
+        return affine.add(x, self.out(attended) + self.mlp_out(hidden)), new

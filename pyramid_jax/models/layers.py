@@ -318,7 +318,8 @@ def scan(
     *,
     axes: Axes | None = None,
     remat: bool = False,
-) -> Streams:
+    noting: bool = False,
+) -> Any:
     """The state after all blocks, each called as block(weights, inputs, *state).
 
     perf: compiling takes the time of one block, whatever the depth. Where the weights
@@ -331,24 +332,32 @@ def scan(
         axes: of every array of the state, whose layout is pinned before each block.
         remat: the backward pass recomputes each block instead of storing the results
             of its products and of attention.
+        noting: a block returns a pair, the state and a note; so does the scan, with the
+            notes of all blocks along first axes.
     """
 
-    def step(state: Streams, layer: tuple[Any, Any]) -> tuple[Streams, None]:
+    def step(state: Streams, layer: tuple[Any, Any]) -> tuple[Streams, Any]:
         if axes is not None:
             state = tuple(constrain(x, axes) for x in state)
         out = block(*layer, *state)
-        return (out if isinstance(out, tuple) else (out,)), None
+        out, note = out if noting else (out, None)
+        return (out if isinstance(out, tuple) else (out,)), note
 
     if remat:
         step = jax.checkpoint(step)
     else:
         step = jax.checkpoint(step, policy=_is_product, prevent_cse=False)
     if isinstance(weights, tuple):
-        each = [None] * len(weights) if inputs is None else unstacked(inputs)
+        some = jax.tree.leaves(inputs)
+        each = unstacked(inputs) if some else [inputs] * len(weights)
+        notes = []
         for layer in zip(weights, each, strict=True):
-            state, _ = step(state, layer)
-        return state
-    return jax.lax.scan(step, state, (weights, inputs))[0]
+            state, note = step(state, layer)
+            notes.append(note)
+        made = state, jax.tree.map(lambda *x: jnp.stack(x), *notes)
+    else:
+        made = jax.lax.scan(step, state, (weights, inputs))
+    return made if noting else made[0]
 
 
 def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -8,6 +8,7 @@ guidance are compiled in.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -18,9 +19,16 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
 from pyramid_jax import programs, sampler
-from pyramid_jax.model import ModelConfig, modulations, velocity_network
+from pyramid_jax.model import (
+    ModelConfig,
+    empty_memory,
+    modulations,
+    velocity_network,
+)
+from pyramid_jax.models.cache import Cache
 from pyramid_jax.models.dit import Modulations
-from pyramid_jax.sampler import History, SamplerPlan, Unit, UnitNoise
+from pyramid_jax.noise import UnitNoise
+from pyramid_jax.sampler import History, SamplerPlan, Unit
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
 
@@ -77,7 +85,7 @@ def denoise(
         FloatingPointError: a step made numbers that are not finite.
     """
     units = _units(shape[0], plan, first_frame is not None)
-    count, stages = 1 + units[-1].index if units else 1, len(plan.stages)
+    count, stages = 1 + units[-1][0].index if units else 1, len(plan.stages)
     shares = _shares(units, plan)
     videos = len(text.segment) // (1 + (scales is not None))
     video = jnp.zeros((videos, *shape), jnp.float32)
@@ -106,21 +114,28 @@ def denoise(
             _modulations(model, k, params, text.pooled, sigma)
             for sigma, _ in plan.sigmas(k, unit)
         ]
-        for unit in {unit.slots == 1: unit for unit in units}.values()
-        for k in range(stages)
+        for of_stages in (units[:1] + units[-1:])
+        for k, unit in enumerate(of_stages)
     }
-    for unit in units:
-        index, last = np.int32(unit.index), None
-        scale = None if scales is None else np.float32(scales[unit.index])
+    memories: dict[int, list[Any]] = {}  # by stages, of all their steps
+    for of_stages in units:
+        index, last = np.int32(of_stages[0].index), None
+        scale = None if scales is None else np.float32(scales[index])
         x = video
-        for k in range(stages):
+        for k, unit in enumerate(of_stages):
             program = _Program(model, mesh, k, unit.slots)
             x, past = _start_stage(program, x, video, noise, index)
-            sigmas = plan.sigmas(k, unit)
+            sigmas, room = plan.sigmas(k, unit), plan.room(shape, k)
+            if room and index == k + 1:
+                with program.devices():
+                    memories[k] = [_empty_memory(program, room, text) for _ in sigmas]
+            memory = memories.get(k, [None] * len(sigmas))
             steps = zip(sigmas, known[unit.slots == 1, k], strict=True)
             for i, (pair, vectors) in enumerate(steps):
                 conditions = params, text, scale, vectors
-                x, finite = _euler_step(program, conditions, x, past, pair)
+                asked = program, conditions, x, past, pair, memory[i]
+                with program.devices():
+                    x, finite, memory[i] = _euler_step(*asked)
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
                 place = (int(index), count, k, stages, i, len(sigmas))
@@ -131,20 +146,22 @@ def denoise(
         yield x
 
 
-def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[Unit]:
-    """The units to sample, unit 0 only if the first frame is not given."""
-    spans, size_of = plan.spans(frames, from_image), plan.layout.unit_size
-    size = size_of(False, frames)
-    later = [Unit(u, end, size) for begin, end in spans for u in range(begin, end)]
-    return later if from_image else [Unit(0, 1, size_of(True, frames)), *later]
+def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[tuple[Unit, ...]]:
+    """The units to sample as each stage reads them, unit 0 if it is not given."""
+    spans = [*([] if from_image else [(0, 1)]), *plan.spans(frames, from_image)]
+    return [
+        tuple(plan.unit(u, span, k, frames) for k in range(len(plan.stages)))
+        for span in spans
+        for u in range(*span)
+    ]
 
 
-def _shares(units: list[Unit], plan: SamplerPlan) -> Iterator[float]:
+def _shares(units: list[tuple[Unit, ...]], plan: SamplerPlan) -> Iterator[float]:
     """For every Euler step to come, the share of all work that ends with it."""
     work = [
         sum(len(clip.frame) * 4**clip.stage for clip in unit.clips(k, plan.layout))
-        for unit in units
-        for k in range(len(plan.stages))
+        for of_stages in units
+        for k, unit in enumerate(of_stages)
         for _ in plan.sigmas(k, unit)
     ]
     return iter((np.cumsum(work) / max(sum(work), 1)).tolist())
@@ -156,13 +173,19 @@ class _Program(NamedTuple):
     model: ModelConfig
     mesh: Mesh | None
     stage: int
-    slots: int
+    slots: int | None
 
     def rows(self, tree: Any) -> Any:
         """Arrays whose rows the devices divide, if there is a mesh."""
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, batch_shardings(tree, self.mesh))
+
+    def devices(self) -> AbstractContextManager[Any]:
+        """Where networks divide their work among the devices, if there is a mesh."""
+        if self.mesh is None:
+            return nullcontext()
+        return jax.set_mesh(self.mesh)
 
 
 @partial(programs.kept, static=1)
@@ -198,21 +221,30 @@ def _modulations(
     return modulations(model, params, pooled, stage, sigma)
 
 
-@partial(programs.kept, static=1)
+@partial(programs.kept, static=2)
+def _empty_memory(program: _Program, tokens: int, text: Text) -> Cache:
+    """What the network remembers before the first unit of which it keeps anything."""
+    return empty_memory(program.model, text, tokens)
+
+
+@partial(programs.kept, static=1, donate=(5,))
 def _euler_step(
     program: _Program,
     conditions: tuple[Any, Text, Float[Array, ""] | None, Modulations],
     x: Float[jax.Array, "_ t h w c"],
     past: History,
     sigmas: Float[Array, "2"],
-) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""]]:
-    """One Euler step, and whether all of it is finite."""
+    memory: Cache | None,
+) -> tuple[Float[jax.Array, "_ t h w c"], Bool[jax.Array, ""], Cache | None]:
+    """One Euler step, whether all of it is finite, and what is remembered of it."""
     model, stage = program.model, program.model.stages[program.stage]
     params, text, scale, vectors = conditions
     velocity = velocity_network(model, params, vectors)
-    step = partial(sampler.euler_step, velocity, text, x, past, sigmas)
-    x = program.rows(step(stage=stage, scale=scale, cut=model.layout))
-    return x, jnp.isfinite(x).all()
+    text = text if program.slots is not None else text.without_words()
+    step = partial(sampler.euler_step, velocity, text, x, past, sigmas, memory)
+    x, memory = step(stage=stage, scale=scale, cut=model.layout)
+    x = program.rows(x)
+    return x, jnp.isfinite(x).all(), memory
 
 
 _write_unit = programs.kept(sampler.write_unit)

@@ -51,6 +51,7 @@ class Work(NamedTuple):
         pieces: how the VAE decodes; None: only latents are made.
         image: the VAE encodes a first frame.
         streamed: every unit is decoded as soon as it exists.
+        reuse: the stages that reuse keys and values from unit to unit.
     """
 
     shape: tuple[int, int, int, int]
@@ -59,6 +60,7 @@ class Work(NamedTuple):
     pieces: Pieces | None = None
     image: bool = False
     streamed: bool = False
+    reuse: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -173,6 +175,26 @@ def decoding_pieces(
     return next(filter(fits, choices), choices[0])
 
 
+def reusing_stages(
+    parts: ModelParts, work: Work, mesh: AnyMesh, limit: float | None
+) -> tuple[int, ...]:
+    """The stages whose keys and values a device of `limit` bytes has room for.
+
+    Each saves about as much time for its bytes; the coarsest come first. All if the
+    limit is unknown.
+    """
+    if not (work.options.reuse and parts.cfg.dit.causal):
+        return ()
+    chosen: tuple[int, ...] = ()
+    for stage in range(len(parts.cfg.stages)):
+        more = (*chosen, stage)
+        plan = memory_plan(parts, work._replace(reuse=more), mesh)
+        sampling = (p for p in plan.phases if p.name in (SAMPLING, STREAMING))
+        if limit is None or all(phase.total <= limit for phase in sampling):
+            chosen = more
+    return chosen
+
+
 def device_memory(mesh: Mesh | None = None) -> int | None:
     """The bytes that a device lends this process, the least of all; None: unknown.
 
@@ -213,14 +235,15 @@ def _phase(parts: ModelParts, costs: dict[str, tuple[int, int]]) -> Phase:
 def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     """State and working memory of Euler steps.
 
-    State is the video before and after a unit, the text, and what modulates the network
-    at every step. A step holds tokens, what
-    the network does, and one block's weights, gathered, where devices divide them.
+    State is the video before and after a unit, the text, what modulates the network
+    at every step, and what it remembers. A step holds tokens, what the network does,
+    and one block's weights, gathered, where devices divide them.
     """
     cfg, dit = parts.cfg.dit, parts.params["dit"]
     videos, rows = (_share(n, "batch", mesh) for n in (work.videos, work.rows))
     state = 4 * (2 * videos * math.prod(work.shape) + rows * LIMIT * cfg.text_width)
     state += rows * _steps(work) * modulation(cfg)
+    state += rows * sum(remembered(parts.cfg, work, k, mesh) for k in work.reuse)
     tokens = longest_row(parts.cfg, work)
     working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
     working += dit_working(cfg, rows, tokens, LIMIT)
@@ -312,6 +335,19 @@ def modulation(cfg: DiTConfig) -> int:
     last = 4 if cfg.text_ends_early else 0  # vectors that text alone does not need
     vectors = 12 * cfg.double_blocks - last + 3 * cfg.single_blocks + 2
     return vectors * cfg.width * jnp.dtype(cfg.dtype).itemsize
+
+
+def remembered(cfg: ModelConfig, work: Work, stage: int, mesh: AnyMesh = None) -> int:
+    """Keys and values of a row that a stage keeps on each device for all its steps."""
+    dit, plan = cfg.dit, work.options.plan(cfg, (stage,))
+    room = plan.room(work.shape, stage)
+    if not room:
+        return 0
+    parts = 1 if mesh is None else sharding.parts("attended", mesh)
+    width = -(-dit.heads // parts) * dit.head_dim
+    steps = len(plan.sigmas(stage, Unit(1, 2)))
+    values = 2 * (dit.double_blocks + dit.single_blocks) * (LIMIT + room) * width
+    return steps * values * jnp.dtype(dit.dtype).itemsize
 
 
 def encoder_working(cfg: VAEConfig, frames: int, height: int, width: int) -> int:

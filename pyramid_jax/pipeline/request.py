@@ -66,6 +66,7 @@ def resolve(
     video_guidance_scale: float | None = None,
     seed: int | None = None,
     num_videos_per_prompt: int = 1,
+    preset: str | None = None,
     options: SampleConfig | None = None,
 ) -> VideoRequest:
     """The request of a user of a model with these defaults; see `VideoPipeline`.
@@ -91,6 +92,8 @@ def resolve(
         check_text(text)
     if options is None:
         options = defaults if image is None else defaults.with_image()
+    if preset is not None:
+        options = options.with_preset(preset)
     steps = {
         "first_steps": _steps(num_inference_steps, cfg),
         "video_steps": _steps(video_num_inference_steps, cfg),

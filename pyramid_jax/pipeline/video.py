@@ -19,6 +19,7 @@ from pyramid_jax import programs, sharding
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.data.tokenizer import Tokenize, text_batch
 from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import StepCallback, denoise
@@ -28,7 +29,6 @@ from pyramid_jax.pipeline.output import VideoOutput, check_kind, collect_frames
 from pyramid_jax.pipeline.presets import Preset, latent_shape, presets_of
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.request import Picture, VideoRequest, resolve
-from pyramid_jax.sampler import KeyedNoise
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
@@ -93,6 +93,8 @@ class VideoPipeline:
             seed: video i is that of its prompt alone with `seed + i`, on any number of
                 devices; None draws a seed.
             num_videos_per_prompt: with seeds that count up.
+            preset: "faithful", the original's numbers, or "fast", near ones in fewer
+                steps; None: what the model was made for.
             options: all choices about steps and guidance at once, which the arguments
                 above change.
 
@@ -136,9 +138,10 @@ class VideoPipeline:
         does not depend on the length.
         """
         request = self.request(prompt, **choices)
-        pieces = self._fitting_pieces(request, streamed=True)
-        units = self._units(request, self._first_frame(request), callback_on_step_end)
-        return self._decoded_stream(units, pieces)
+        work = self._fitting_work(request, streamed=True)
+        first, callback = self._first_frame(request), callback_on_step_end
+        units = self._units(request, first, work.reuse, callback)
+        return self._decoded_stream(units, work.pieces)
 
     def latents(
         self,
@@ -157,10 +160,11 @@ class VideoPipeline:
             choices.setdefault("options", self.defaults.with_image())
         request = self.request(prompt, **choices)
         work = Work(self._shape(request), len(request.prompts), request.options)
+        work = self._reusing(work)
         self._check_memory(work)
         if first_frame is None:
             first_frame = self._first_frame(request)
-        units = self._units(request, first_frame, callback_on_step_end)
+        units = self._units(request, first_frame, work.reuse, callback_on_step_end)
         return jnp.concatenate(list(units), axis=1)
 
     def request(self, prompt: str | Sequence[str], **choices: Any) -> VideoRequest:
@@ -179,10 +183,10 @@ class VideoPipeline:
     ) -> VideoOutput:
         """Makes the videos of a request; see calling the pipeline."""
         check_kind(output)
-        pieces = self._fitting_pieces(request)
-        units = self._units(request, self._first_frame(request), callback_on_step_end)
+        work, first = self._fitting_work(request), self._first_frame(request)
+        units = self._units(request, first, work.reuse, callback_on_step_end)
         latents = to_host(jnp.concatenate(list(units), axis=1))
-        frames = collect_frames(self._decoded(latents, pieces), output)
+        frames = collect_frames(self._decoded(latents, work.pieces), output)
         return VideoOutput(frames, request.prompts, request.seed, self.defaults.fps)
 
     @property
@@ -210,6 +214,7 @@ class VideoPipeline:
         self,
         request: VideoRequest,
         first_frame: Float[np.ndarray, "b 1 h w c"] | None,
+        reuse: tuple[int, ...],
         callback: StepCallback | None,
     ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
         """The latents of unit after unit; the prompts are read at once."""
@@ -220,7 +225,7 @@ class VideoPipeline:
         keys = jax.random.key_data(request.keys)
         pyramid = len(self.cfg.stages), self.cfg.gamma, request.options.renoising
         noise = KeyedNoise(keys, shape[1:], *pyramid)
-        text, plan = self._text(request, guided), request.options.plan(self.cfg)
+        text, plan = self._text(request, guided), request.options.plan(self.cfg, reuse)
         choices = {
             "scales": np.asarray(scales, np.float32) if guided else None,
             "first_frame": first_frame,
@@ -312,7 +317,7 @@ class VideoPipeline:
         return self.memory_limit
 
     def _work(self, request: VideoRequest, streamed: bool = False) -> Work:
-        """What is to be made, with the pieces that there is room for."""
+        """What is to be made, with the pieces and the reuse that there is room for."""
         latent = self.cfg.latent.spatial > 1
         work = Work(
             self._shape(request),
@@ -322,15 +327,18 @@ class VideoPipeline:
             latent and request.image is not None,
             streamed,
         )
-        if not latent or self.pieces is not None or self.vae is None:
-            return work
-        pieces = memory.decoding_pieces(self._parts, work, self.mesh, self._limit)
-        return work._replace(pieces=pieces)
+        if latent and self.pieces is None and self.vae is not None:
+            pieces = memory.decoding_pieces(self._parts, work, self.mesh, self._limit)
+            work = work._replace(pieces=pieces)
+        return self._reusing(work)
 
-    def _fitting_pieces(
-        self, request: VideoRequest, streamed: bool = False
-    ) -> Pieces | None:
-        """The pieces to decode in, where there is a VAE; everything fits."""
+    def _reusing(self, work: Work) -> Work:
+        """The work, with stages that reuse keys and values where these fit."""
+        stages = memory.reusing_stages(self._parts, work, self.mesh, self._limit)
+        return work._replace(reuse=stages)
+
+    def _fitting_work(self, request: VideoRequest, streamed: bool = False) -> Work:
+        """What is to be made, all of which fits; with pieces where there is a VAE."""
         if self.vae is None and self.cfg.latent.spatial > 1:
             raise ValueError(
                 "this model has no VAE to decode with; put one into the folder "
@@ -338,7 +346,7 @@ class VideoPipeline:
             )
         work = self._work(request, streamed)
         self._check_memory(work)
-        return work.pieces
+        return work
 
     def _check_memory(self, work: Work) -> None:
         plan = memory.memory_plan(self._parts, work, self.mesh)

@@ -48,6 +48,31 @@ def test_the_arithmetic_of_a_training_step_has_conditions_and_all_answers():
     assert dense == 2 * ((per_token + conditions) * d * d + ends + vectors)
 
 
+@pytest.mark.parametrize(
+    ("preset", "limit"), [("384p_5s", 1.50), ("768p_5s", 8.33), ("768p_10s", 18.15)]
+)
+def test_reuse_spares_a_third_of_the_work_or_more(preset, limit):
+    case = replace(video.case(preset), reuse=True)
+    assert 0.8 * limit < case.flops(reuse=True) / 1e15 <= limit
+    assert case.flops(scans=1) > 1.5 * case.flops(reuse=True)
+    new, cells = case.read(case.unit(15, 2), 2), case.work.cells
+    assert sum(new) == (1 / 16 + 1 / 4 + 1 + 1) * cells[0] * cells[1] / 4
+
+
+def test_tokens_that_are_known_are_seen_and_not_multiplied():
+    """With 5 known tokens, 3 of an older and 4 of the current frame, in 2 blocks."""
+    work = replace(TOY.work, depth=2)
+    whole = flops.step(work.weights, work.model, 5, [3, 4])
+    rest = flops.step(work.weights, work.model, 0, [3, 4], known=5)
+    row, few = flops.Row(5, 7, 0, 4), flops.Row(0, 7, 0, 4)
+    dense = [
+        sum(p.flops * n for p, n in flops.products(work.weights, each).items())
+        for each in (row, few)
+    ]
+    # Text sees itself and frame 0, in the first of the two blocks.
+    assert whole - rest == dense[0] - dense[1] + 4 * 5 * 8 * work.width
+
+
 def test_more_scans_have_fewer_empty_slots():
     case = video.case("384p_5s")
     counted, one, two = (case.flops(scans) for scans in (None, 1, 2))

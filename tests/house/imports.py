@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latents": {"shapes"},
     "layout": {"shapes", "pyramid"},
     "objective": {"shapes", "pyramid"},
-    "sampler": {"shapes", "pyramid", "layout"},
+    "noise": {"shapes", "pyramid"},
+    "sampler": {"shapes", "pyramid", "layout", "noise"},
     "reflow": {"shapes", "config", "pyramid", "objective", "sampler"},
     # Networks.
     "kernels": {"shapes", "sharding", "programs", "mask"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
               "sampler", "models"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "config", "programs", "sampler",
+    "pipeline": {"shapes", "sharding", "config", "programs", "noise", "sampler",
                  "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
@@ -58,7 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # fmt: on
 
 # The files that a newcomer reads as mathematics need nothing else.
-METHOD = {"shapes", "pyramid", "layout", "mask", "latents", "objective", "sampler"}
+METHOD = {"shapes", "pyramid", "layout", "mask", "latents", "objective", "noise"}
+METHOD |= {"sampler"}
 METHOD_LIBRARIES = {"jax", "numpy", "einops", "jaxtyping", PACKAGE}
 # Weights live in flax's modules, networks in models/; sharding unpacks boxed weights.
 MAY_IMPORT_FLAX_MODULES = {"models", "sharding"}

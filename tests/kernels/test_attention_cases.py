@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from launch.compile.cases import batch, case_names
+from launch.compile.cases import batch, case, case_names
 from pyramid_jax import sharding
 from pyramid_jax.kernels.attention import (
     BACKENDS,
@@ -193,6 +193,59 @@ def test_the_last_queries_alone_get_what_they_get_among_all(backend):
     out, *gradients = by_the_formula(q, k, v, alone, mask)
     expected = [out[:, -last:], gradients[0][:, -last:], *gradients[1:]]
     assert_close(found, expected, 1e-5)
+
+
+def remembered() -> tuple[TokenMask, TokenMask, np.ndarray]:
+    """Queries and keys of a row whose past is known, and the keys that are there.
+
+    Of the slots for text and older frames some at the beginning and the last are empty.
+    """
+    mask, new = case("768p stage 2 unit 8", SCALE), 35
+    length = mask.segment.shape[1]
+    place = np.arange(length)
+    there = (mask.segment[0] >= 0) & ((place < 13) | (place >= length - new))
+    segment = np.where(there, mask.segment, -1)
+    key = TokenMask(*map(jnp.asarray, (segment, mask.frame)))
+    return key.last(new), key, there
+
+
+@pytest.mark.parametrize("divided", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_new_tokens_see_what_is_remembered_in_slots_some_of_which_are_empty(
+    backend, divided
+):
+    """Fewer queries than keys, each with a mask of its own; on four devices, too."""
+    query, key, there = remembered()
+    count, length = query.segment.shape[1], key.segment.shape[1]
+    q, k, v, back = inputs(length=length)
+    assert count < there.sum() < length
+
+    def form(q, k, v, query):
+        return attend(q, k, v, attention_plan(query, key, DIM, "float32", backend))
+
+    few = jax.jit(functools.partial(both_ways, form))
+    arrays = q[:, -count:], k, v, back[:, -count:], query
+    if divided:
+        with jax.set_mesh(sharding.device_mesh(context=2)):
+            found = few(*arrays)
+    else:
+        found = few(*arrays)
+    alone = back.at[:, :-count].set(0.0)
+    out, *gradients = by_the_formula(q, k, v, alone, key)
+    assert_close(
+        found, [out[:, -count:], gradients[0][:, -count:], *gradients[1:]], 1e-5
+    )
+    for of_keys in found[2:]:
+        np.testing.assert_array_equal(of_keys[:, ~there], 0.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cut_before_all_queries_leaves_an_empty_array(backend):
+    (q, k, v, _), mask = inputs(), row("packed")
+    plan = attention_plan(mask, mask, DIM, "float32", backend)
+    none, every = jax.jit(functools.partial(attend, plan=plan, cut=0))(q, k, v)
+    assert none.shape == (1, 0, HEADS, DIM)
+    np.testing.assert_array_equal(every, jax.jit(attend)(q, k, v, plan))
 
 
 @pytest.mark.parametrize("backend", PALLAS)

@@ -2,6 +2,7 @@
 """Laws of the transformer, for tiny versions of both variants."""
 
 import dataclasses
+import math
 from functools import cache, partial
 from typing import Any
 
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pyramid_jax import sharding
 from pyramid_jax.kernels.attention import attention_plan
 from pyramid_jax.mask import joint
 from pyramid_jax.model import VARIANTS, unrolled
+from pyramid_jax.models.cache import empty_cache
 from pyramid_jax.models.dit import BLOCKS, DiT, DiTConfig, DoubleBlock, initialise_dit
 from pyramid_jax.models.rotary import turns
 from pyramid_jax.shapes import Text, Tokens
@@ -226,6 +229,69 @@ def test_a_tree_of_weights_for_every_block_changes_nothing(name):
     found = run(TINY[name], trees, *row())
     expected = run(TINY[name], weights(name), *row())
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+FRAMES, WORDS, CELLS = 4, 5, 3  # a row of sampling: frames of so many tokens
+
+
+def sampled(frames: slice, seed: int = 4) -> Tokens:
+    """Some frames of a row with one segment, and another one that is guided by it."""
+    place = np.random.default_rng(seed).uniform(0, 12, (2, FRAMES, CELLS, 2))
+    order = np.tile(np.arange(FRAMES)[None, :, None], (2, 1, CELLS))
+    position = jnp.asarray(np.concatenate([order[..., None], place], -1), jnp.float32)
+    parts = normal(seed, 2, FRAMES, CELLS, 4), position, jnp.zeros_like(order), order
+    rows = (jnp.asarray(part[:, frames]) for part in parts)
+    return Tokens(*(part.reshape(2, -1, *part.shape[3:]) for part in rows))
+
+
+def said() -> Text:
+    """Two prompts, the first one shorter."""
+    segment = jnp.array([[-1, -1, 0, 0, 0], [0] * WORDS])
+    return Text(normal(5, 2, WORDS, 6), segment, normal(6, 2, 1, 5))
+
+
+def no_words(text: Text) -> Text:
+    return text._replace(features=text.features[:, :0], segment=text.segment[:, :0])
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("mmdit", {}), ("miniflux", {}), ("miniflux", {"context": 2, "tensor": 2})],
+)
+def test_rows_that_go_on_from_a_cache_are_answered_as_whole_ones(name, sizes):
+    """Frame after frame, with words in the first row and slots for a frame to spare."""
+    cfg, params, text = TINY[name], {"params": weights(name)}, said()
+    time = jnp.full((2, 1), 300.0)
+
+    @partial(jit, static_argnums=0)
+    def whole(last: int) -> jax.Array:
+        row = sampled(slice(0, last))
+        return DiT(cfg).apply(params, row, time, text, CELLS)
+
+    @jit
+    def on(tokens: Tokens, text: Text, cache: Any) -> Any:
+        how = partial(DiT(cfg).apply, params, method="continued", first=CELLS)
+        return how(tokens, time, text, CELLS, cache)
+
+    expected = [whole(last) for last in range(2, FRAMES + 1)]
+    used = jax.devices()[: math.prod(sizes.values())]
+    with jax.set_mesh(sharding.device_mesh(**{"data": 1} | sizes, devices=used)):
+        cache = jit(lambda: empty_cache(cfg, 2, WORDS + FRAMES * CELLS))()
+        answer, cache = on(sampled(slice(0, 2)), text, cache)
+        answers = [answer]
+        for frame in range(1, FRAMES - 1):
+            new = sampled(slice(frame, frame + 2))
+            answer, cache = on(new, no_words(text), cache)
+            answers.append(answer)
+    assert int(cache.taken) == WORDS + (FRAMES - 1) * CELLS
+    for found, exact in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
+
+
+def test_what_is_not_causal_has_no_cache():
+    cfg = dataclasses.replace(TINY["mmdit"], causal=False)
+    with pytest.raises(ValueError, match=r"without causality .* sample without reuse"):
+        empty_cache(cfg, 1, 8)
 
 
 # -------------------------------------------------------------------------- computation

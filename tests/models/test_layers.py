@@ -242,5 +242,10 @@ def test_blocks_with_weights_and_inputs_of_their_own_are_those_of_a_stack():
     (unrolled,) = layers.scan(add, layers.unstacked(weights), (x,), inputs)
     np.testing.assert_allclose(rolled, unrolled, rtol=1e-6, atol=1e-6)
     for trees in (weights, layers.unstacked(weights)):
+        noted = partial(layers.scan, lambda *x: (add(*x), {"old": x[2]}), noting=True)
+        (last,), notes = noted(trees, (x,), inputs)
+        np.testing.assert_allclose(last, rolled, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(notes["old"][0], x)
+        assert notes["old"].shape == (3, *x.shape)
         made = layers.each(lambda one: {"twice": 2 * one}, trees)
         np.testing.assert_array_equal(made["twice"], 2 * weights)

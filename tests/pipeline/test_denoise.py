@@ -17,19 +17,21 @@ from pyramid_jax import sampler, sharding
 from pyramid_jax.model import (
     ModelConfig,
     SampleConfig,
+    empty_memory,
     initialise,
     model_config,
     velocity_network,
 )
+from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import denoise as module
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import Guidance, KeyedNoise, SamplerPlan
+from pyramid_jax.sampler import Guidance, SamplerPlan
 from pyramid_jax.shapes import Text
 
 SECTION = tiny.get_config("smoke").model.to_dict()
 # perf: every stage compiles a step of its own; two are enough to climb.
 CFG: ModelConfig = model_config(SECTION | {"edges": (0, 0.5, 1)})
-SHAPE = (4, 16, 16, 3)
+SHAPE = (5, 16, 16, 3)
 VIDEOS = 2
 
 
@@ -42,10 +44,15 @@ class Inputs(NamedTuple):
     first_frame: np.ndarray | None
 
 
-def plan(scans: int = 1, steps: int = 2, model: ModelConfig = CFG) -> SamplerPlan:
+def plan(
+    scans: int = 1,
+    steps: int = 2,
+    model: ModelConfig = CFG,
+    reuse: tuple[int, ...] = (),
+) -> SamplerPlan:
     stages = len(model.stages)
     options = SampleConfig((steps,) * stages, (2,) * stages, scans=scans)
-    return options.plan(model)
+    return options.plan(model, reuse)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,7 @@ def inputs(guided: bool = True, first: np.ndarray | None = None) -> Inputs:
 def in_one_program(params: dict, given: Inputs, how: SamplerPlan) -> jax.Array:
     velocity = velocity_network(CFG, params)
     options = {"scales": given.scales, "first_frame": given.first_frame}
+    options["memory"] = partial(empty_memory, CFG, given.text)
     return jax.jit(
         lambda: sampler.sample(velocity, given.text, SHAPE, given.noise, how, **options)
     )()
@@ -97,9 +105,7 @@ def compiled() -> int:
     [(True, False), pytest.param(False, True, marks=pytest.mark.slow)],
 )
 def test_steps_make_the_video_that_one_program_makes(params, guided, image):
-    rng = np.random.default_rng(4)
-    first = rng.normal(size=(VIDEOS, 1, *SHAPE[1:])).astype(np.float32)
-    given = inputs(guided, first if image else None)
+    given = inputs(guided, first_image() if image else None)
     stepped = in_steps(params, given, plan())
     whole = in_one_program(params, given, plan())
     np.testing.assert_allclose(stepped, whole, rtol=0, atol=1e-4)
@@ -144,6 +150,77 @@ def test_weights_on_many_devices_are_used_where_they_are(params):
     )
 
 
+def first_image() -> np.ndarray:
+    rng = np.random.default_rng(4)
+    return rng.normal(size=(VIDEOS, 1, *SHAPE[1:])).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("guided", "image", "scans", "stages"),
+    [
+        (True, False, 1, (0, 1)),
+        pytest.param(False, False, 2, (0,), marks=pytest.mark.slow),
+        pytest.param(True, True, 1, (0, 1), marks=pytest.mark.slow),
+        pytest.param(False, True, 2, (1,), marks=pytest.mark.slow),
+    ],
+)
+def test_keys_and_values_of_earlier_units_may_be_reused(
+    params, guided, image, scans, stages
+):
+    """In every unit that can, also where the first prompt is shorter than the other."""
+    given = inputs(guided, first_image() if image else None)
+    segment = given.text.segment.at[0, :5].set(-1)
+    given = given._replace(text=given.text._replace(segment=segment))
+    plain = in_steps(params, given, plan(scans))
+    reused = in_steps(params, given, plan(scans, reuse=stages))
+    np.testing.assert_allclose(reused, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_keys_and_values_may_be_reused_in_one_program(params):
+    how = plan(reuse=(0, 1))
+    one = in_one_program(params, inputs(), how)
+    np.testing.assert_allclose(
+        one, in_one_program(params, inputs(), plan()), rtol=0, atol=1e-5
+    )
+
+
+def test_two_devices_reuse_keys_and_values_that_are_divided_by_heads(
+    params, monkeypatch
+):
+    kept = []
+    step = module._euler_step
+
+    def watched(program, *arguments):
+        made = step(program, *arguments)
+        for memory in (arguments[-1], made[2]):
+            if memory is not None:
+                keys = memory.blocks["double"].keys
+                kept.append((keys.sharding.shard_shape(keys.shape)[3], keys.shape[3]))
+        return made
+
+    mesh = sharding.device_mesh(data=1, context=2, devices=jax.devices()[:2])
+    alone = in_steps(params, inputs(), plan())
+    monkeypatch.setattr(module, "_euler_step", watched)
+    spread = in_steps(params, inputs(), plan(reuse=(0, 1)), mesh=mesh)
+    np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-5)
+    assert set(kept) == {(1, 2)}  # the only head, and one of zeros
+
+
+def test_what_a_stage_reads_does_not_depend_on_the_length():
+    """From unit k + 2 on: one new coarse frame, one per finer stage, and its own."""
+
+    def read(t: int) -> list[list[int]]:
+        units = module._units(t, plan(reuse=(0, 1)), from_image=False)
+        clips = (
+            [unit.clips(k, CFG.layout) for k, unit in enumerate(of)] for of in units
+        )
+        return [[sum(len(c.frame) for c in each) for each in of] for of in clips]
+
+    assert read(9) == [[1, 1], [2, 2], [2, 3], *[[2, 3]] * 6]
+    assert read(6) == read(9)[:6]
+
+
 def test_every_step_is_reported_and_all_work_is_done_at_the_end(params):
     told: list[Progress] = []
     in_steps(params, inputs(), plan(steps=3), callback_on_step_end=told.append)
@@ -151,7 +228,7 @@ def test_every_step_is_reported_and_all_work_is_done_at_the_end(params):
     assert len(told) == stages * (3 + 2 * (SHAPE[0] - 1))
     assert [at.done for at in told] == sorted({at.done for at in told})
     assert told[-1].done == 1
-    assert str(told[0]).startswith(f"unit 1/4, stage 1/{stages}, step 1/3")
+    assert str(told[0]).startswith(f"unit 1/5, stage 1/{stages}, step 1/3")
 
 
 def test_units_come_one_by_one(params):
@@ -177,7 +254,7 @@ def test_broken_weights_are_named(params):
         "bias": jnp.full_like(params["dit"]["head"]["bias"], jnp.nan),
     }
     broken = {**params, "dit": {**params["dit"], "head": head}}
-    message = r"unit 1/4, stage 1/\d, step 1/2: .*weights dit/head/bias are not finite"
+    message = r"unit 1/5, stage 1/\d, step 1/2: .*weights dit/head/bias are not finite"
     with pytest.raises(FloatingPointError, match=message):
         in_steps(broken, inputs(), plan())
 
@@ -187,6 +264,6 @@ def test_broken_prompts_and_overflow_are_told_apart(params):
     text = given.text._replace(pooled=jnp.full_like(given.text.pooled, np.inf))
     with pytest.raises(FloatingPointError, match="features of a prompt are not finite"):
         in_steps(params, given._replace(text=text), plan())
-    scales = np.array([3, np.inf, 2, 2], np.float32)
-    with pytest.raises(FloatingPointError, match=r"unit 2/4.*overflows in float32"):
+    scales = np.array([3, np.inf, 2, 2, 2], np.float32)
+    with pytest.raises(FloatingPointError, match=r"unit 2/5.*overflows in float32"):
         in_steps(params, given._replace(scales=scales), plan())

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pyramid_jax.data import video_io
+from pyramid_jax.model import PRESETS
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.presets import Size
@@ -53,6 +54,16 @@ def test_steps_and_guidance_change_the_options_and_nothing_else(model: VideoPipe
         video_steps=(2, 3, 4),
         guidance=guidance,
     )
+
+
+def test_a_preset_changes_what_it_names(model: VideoPipeline):
+    faithful, fast = (
+        model.request(PROMPTS[0], **SIZE, preset=name).options for name in PRESETS
+    )
+    assert faithful == replace(model.defaults, last_step=True)
+    assert fast == replace(model.defaults, last_step=False, reuse=True)
+    with pytest.raises(ValueError, match=r"unknown preset 'slow'; use one of \['fa"):
+        model.request(PROMPTS[0], **SIZE, preset="slow")
 
 
 def test_videos_of_one_prompt_count_their_seeds_up(model: VideoPipeline):
