@@ -1,18 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """A student's run from a config, mp4 files and a teacher's folder."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from configs import student
 from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
-from pyramid_jax.distill import Caption, distill, negative_text
+from pyramid_jax.data.loader import batches
+from pyramid_jax.distill import (
+    Caption,
+    Distillation,
+    distill,
+    distillation_loss,
+    negative_caption,
+    negative_text,
+    teacher_weights,
+)
 from pyramid_jax.model import ModelConfig, initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder, video
+from pyramid_jax.reflow import ReflowConfig
+from pyramid_jax.sampler import Guidance
+from pyramid_jax.train import experiment
 from tests.test_configs import CONFIGS
 from tests.test_objective import ROWS
 
@@ -25,7 +39,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(manifest: Path):
     cfg = student.get_config("smoke")
     cfg.data.update(manifest=str(manifest), batch=8)
-    cfg.optimizer.kind = "muon"
     return cfg
 
 
@@ -47,12 +60,13 @@ def teacher(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     manifest: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The work directory of a finished run of two steps on eight devices."""
+    """The work directory of a finished run of two steps, on eight devices."""
     workdir = tmp_path_factory.mktemp("run")
     distill(config(manifest), workdir, teacher)
     return workdir
 
 
+@pytest.mark.slow
 def test_a_student_differs_from_its_teacher_and_reads_as_it_does(
     run: Path, teacher: Path
 ):
@@ -63,6 +77,7 @@ def test_a_student_differs_from_its_teacher_and_reads_as_it_does(
     assert any(jax.tree.leaves(changed))
 
 
+@pytest.mark.slow
 def test_a_student_samples_with_one_evaluation_per_stage(run: Path):
     model, steps = video.load(run / "model"), []
     video_of = model(
@@ -85,6 +100,37 @@ def test_a_run_goes_on_without_its_teacher(run: Path, manifest: Path):
     assert (run / "checkpoints/3").is_dir()
 
 
+@pytest.mark.slow
+def test_muon_leaves_the_teacher_alone_too(
+    manifest: Path, teacher: Path, tmp_path: Path
+):
+    cfg = config(manifest)
+    cfg.optimizer.kind = "muon"
+    made, given = (
+        video.load(path).params for path in (distill(cfg, tmp_path, teacher), teacher)
+    )
+    jax.tree.map(np.testing.assert_array_equal, made["text"], given["text"])
+
+
+def test_the_loss_moves_the_student_and_stops_at_its_teacher(
+    manifest: Path, teacher: Path, tmp_path: Path
+):
+    cfg = config(manifest)
+    cfg.data.batch = 1
+    cfg.data.tokens, cfg.teacher.steps = 400, 2
+    described = experiment(cfg)
+    model, reflow = described.model, ReflowConfig(2, Guidance(3.0, 2.0))
+    task = Distillation(model, reflow, negative_caption(described))
+    rows = next(batches(described.data, described.tokenize, tmp_path))
+    params = teacher_weights(model, teacher)
+    step = jax.jit(jax.value_and_grad(partial(distillation_loss, task), has_aux=True))
+    (value, losses), gradient = step(params, rows, jax.random.key(0))
+    assert 0 < float(value) < np.inf and float(losses.weight) > 0
+    norms = {name: float(optax.tree.norm(tree)) for name, tree in gradient.items()}
+    assert norms["dit"] > 0 and norms["teacher"] == 0
+
+
+@pytest.mark.slow
 def test_a_new_run_needs_a_teacher(manifest: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="--start is missing; give the folder of the"):
         distill(config(manifest), tmp_path)

@@ -67,8 +67,9 @@ def states(
 
 
 def _after(block: Any, weights: Any, *inputs: Any) -> Any:
-    """What a block makes of a condition and its other inputs."""
-    return block.apply({"params": weights}, *inputs, method="conditioned")
+    """The stream or streams that a block makes of a condition and its other inputs."""
+    *streams, _ = block.apply({"params": weights}, *inputs, method="conditioned")
+    return streams if len(streams) > 1 else streams[0]
 
 
 def _double(
@@ -91,12 +92,12 @@ def _double(
             capture_intermediates=_is_out,
             method="conditioned",
         )
-        after, kept = out
+        (*after, _), kept = out
         attended = {
             name: kept["intermediates"][name]["out"]["__call__"][0]
             for name in ("text", "video")
         }
-        return after, {
+        return tuple(after), {
             "norm1.hidden": affine(layer_norm(video)),
             "attn.hidden": attended["video"],
             "attn.encoder": attended["text"],

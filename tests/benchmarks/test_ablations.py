@@ -211,6 +211,7 @@ def run(folder: Path, *arguments: str) -> dict:
     return json.loads((folder / "ablations.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_small_run_of_a_question_makes_its_tables_and_figures(tmp_path: Path):
     found = run(tmp_path, "--only", "spatial")
     assert set(found["runs"]) == {"images_1_stage-0", "images_3_stages-0"}

@@ -49,7 +49,12 @@ def test_the_arithmetic_of_a_training_step_has_conditions_and_all_answers():
 
 
 @pytest.mark.parametrize(
-    ("preset", "limit"), [("384p_5s", 1.50), ("768p_5s", 8.33), ("768p_10s", 18.15)]
+    ("preset", "limit"),
+    [
+        ("384p_5s", 1.50),
+        ("768p_5s", 8.33),
+        pytest.param("768p_10s", 18.15, marks=pytest.mark.slow),
+    ],
 )
 def test_reuse_spares_a_third_of_the_work_or_more(preset, limit):
     case = replace(video.case(preset), reuse=True)

@@ -25,7 +25,7 @@ def test_a_config_that_ships_has_a_name():
 
 def test_a_name_or_file_that_is_not_there_is_refused_with_the_names_that_are():
     for missing in ("tinny", "configs/tinny.py", "base", str(ROOT / "configs")):
-        with pytest.raises(ValueError, match=f"no config '{missing}'.* of flux_384p, "):
+        with pytest.raises(ValueError, match=f"no config '{missing}'.* of ablations, "):
             PARSER.parse(missing)
 
 

@@ -54,7 +54,7 @@ def test_what_a_visitor_chooses_is_kept(service: VideoService):
         negative=" dark ",
         first_steps=3,
         video_guidance=2.5,
-        preset="faithful",
+        preset="fast",
     )
     request = service.job(wish).request
     assert request.size == Size(32, 64, 5)
@@ -62,7 +62,8 @@ def test_what_a_visitor_chooses_is_kept(service: VideoService):
     assert request.options.first_steps == (3, 3)
     assert request.options.video_steps == MODEL.defaults.video_steps
     assert request.options.guidance.video == 2.5
-    assert request.options.last_step and not MODEL.defaults.last_step
+    assert request.options.reuse and not request.options.last_step
+    assert MODEL.defaults.last_step
 
 
 @pytest.mark.parametrize("seed", [None, -1])

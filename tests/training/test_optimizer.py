@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning rate's values, and which weights the optimizer changes how."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def _boxed_dit():
         text_width=8, pooled_width=8, rope_axes=(8,),
         position_table=4, position_table_base=4,
     )  # fmt: skip
-    return initialise_dit(cfg, jax.random.key(0))
+    return jax.eval_shape(partial(initialise_dit, cfg), jax.random.key(0))
 
 
 def test_weights_decay_if_one_layer_has_two_axes_or_more_and_they_are_no_bias():
@@ -99,7 +101,8 @@ def test_muon_knows_the_matrices_of_every_kernel():
     vae = VAEConfig(
         3, 2, (4, 8), (4, 8), (1, 1), (1, 1), (True, False), (True, False), 2
     )
-    boxes = _boxed_dit() | initialise_vae(vae, jax.random.key(0))
+    shapes = jax.eval_shape(partial(initialise_vae, vae), jax.random.key(0))
+    boxes = _boxed_dit() | shapes
     flat = flatten_dict(matrices(sharding.unbox(boxes)))
     names = flatten_dict(boxes, is_leaf=lambda _, x: isinstance(x, sharding.Named))
     for path, box in names.items():
