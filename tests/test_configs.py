@@ -64,8 +64,16 @@ def test_every_segment_fits_a_row_of_the_full_config(name: str):
     assert 0 < longest(data).tokens <= data.tokens
 
 
-# tests/test_train.py trains `tiny`.
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny"])
+# Their smoke versions are about those of other configs.
+ALIKE = {"flux_768p", "flux_image", "mmdit_768p"}
+STEPPED = [
+    pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+    for name in CONFIGS
+    if name != "tiny"  # which tests/test_train.py trains
+]
+
+
+@pytest.mark.parametrize("name", STEPPED)
 def test_a_smoke_step_is_finite_and_moves_the_weights(
     name: str, manifest: str, tmp_path: Path
 ):
