@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
+import pytest
 
 from launch import moving_shapes
 from pyramid_jax.data.pictures import write_picture
@@ -33,6 +34,17 @@ class Server(NamedTuple):
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE)
+
+
+@contextmanager
+def running_browser() -> Iterator[Any]:
+    """A real browser without a window; tests are skipped where there is no driver."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield browser
+        browser.close()
 
 
 @contextmanager

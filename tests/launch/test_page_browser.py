@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.page_server import BROWSER, Server, picture, served
+from tests.page_server import BROWSER, Server, picture, running_browser, served
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,12 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 def visit(browser: Any, server: Server, width: int = 1280) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from launch.compare.answers import read_answers
 from launch.compare.study import Study, paired
 from tests.launch.compare.conftest import BRIGHT, GREY
-from tests.page_server import BROWSER, Server, served
+from tests.page_server import BROWSER, Server, running_browser, served
 
 pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra `web`"),
@@ -35,12 +35,8 @@ PLAYING = """
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 def visit(browser: Any, server: Server, name: str) -> Any:
