@@ -30,7 +30,7 @@ Run = Callable[[], Any]
 
 
 def training(work: Workload, model: ModelConfig | None = None) -> Run:
-    """Runs a whole training step: loss, gradient, clipping, AdamW, average.
+    """Runs a whole training step: loss, gradient, clipping, AdamW.
 
     Args:
         model: in place of the workload's, e.g. in another dtype.
@@ -42,7 +42,7 @@ def training(work: Workload, model: ModelConfig | None = None) -> Run:
         partial(training_loss, model),
         update,
         learning_rate(rates),
-        step.StepConfig(),
+        step.StepConfig(ema_every=100),  # as the original does
         state.abstract_state(init, update, mesh),
     )
     rows, key = jax.tree.map(jnp.asarray, work.rows), jax.random.key(1)

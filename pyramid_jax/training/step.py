@@ -30,7 +30,9 @@ class StepConfig:
 
     Args:
         accumulate: microbatches per step; a batch is cut into so many.
-        ema_decay: of the moving average, per update.
+        ema_decay: of the moving average, each time it is updated.
+        ema_every: updates of the weights per update of their average; it reads and
+            writes as many bytes as a third of AdamW.
         ema_warmup: update n uses at most (1 + n) / (10 + n), so that the average soon
             forgets the initial weights.
         skip_above: a step whose loss is larger changes nothing; None skips only steps
@@ -42,12 +44,13 @@ class StepConfig:
 
     accumulate: int = 1
     ema_decay: float = 0.9999
+    ema_every: int = 1
     ema_warmup: bool = True
     skip_above: float | None = None
 
     def __post_init__(self):
-        least = "1 (no accumulation) or more"
-        check_entries(self, lambda n: n >= 1, least, "accumulate")
+        least = "1 or more"
+        check_entries(self, lambda n: n >= 1, least, "accumulate", "ema_every")
         check_entries(self, lambda x: 0 <= x < 1, "in [0, 1)", "ema_decay")
 
 
@@ -101,7 +104,7 @@ def train_step(
         report = Report(value, norm, rate(updates), skipped, aux)
 
         # perf: a choice of the whole state; selections write every array once more.
-        update = partial(_update, optimizer, _decay(cfg, updates), gradient)
+        update = partial(_update, optimizer, cfg, gradient)
         state = jax.lax.cond(keep, update, lambda state: state, state)
         return state._replace(step=state.step + 1, skipped=skipped), report
 
@@ -111,7 +114,7 @@ def train_step(
 
 def _update(
     optimizer: optax.GradientTransformation,
-    decay: jax.Array,
+    cfg: StepConfig,
     gradient: Any,
     state: TrainState,
 ) -> TrainState:
@@ -119,13 +122,24 @@ def _update(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
         change, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, change)
-    ema = jax.tree.map(
-        # In this form the average of what does not change does not change.
+    updates = state.step - state.skipped
+    average = partial(_average, _decay(cfg, updates // cfg.ema_every), params)
+    if cfg.ema_every == 1:
+        ema = average(state.ema)
+    else:
+        due = updates % cfg.ema_every == 0
+        ema = jax.lax.cond(due, average, lambda ema: ema, state.ema)
+    return state._replace(params=params, ema=ema, optimizer=moments)
+
+
+def _average(decay: jax.Array, params: Any, ema: Any) -> Any:
+    """The moving average of the weights, with new ones."""
+    # In this form the average of what does not change does not change.
+    return jax.tree.map(
         lambda mean, new: mean + (1 - decay) * (new.astype(jnp.float32) - mean),
-        state.ema,
+        ema,
         params,
     )
-    return state._replace(params=params, ema=ema, optimizer=moments)
 
 
 def gradients(
@@ -176,7 +190,7 @@ def _cut(x: Array, parts: int) -> Array:
 
 
 def _decay(cfg: StepConfig, updates: Int[Array, ""]) -> Float[Array, ""]:
-    """The decay of the moving average after `updates` updates."""
+    """The decay of the moving average after `updates` updates of it."""
     n = updates.astype(jnp.float32)
     bound = (1 + n) / (10 + n) if cfg.ema_warmup else jnp.float32(1)
     return jnp.minimum(jnp.float32(cfg.ema_decay), bound)

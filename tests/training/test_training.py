@@ -98,7 +98,9 @@ def assert_equal(a: Any, b: Any) -> None:
 # --------------------------------------------------------------------------------- step
 
 
-@pytest.mark.parametrize("wrong", [{"accumulate": 0}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"accumulate": 0}, {"ema_decay": 1.0}, {"ema_every": 0}]
+)
 def test_an_impossible_step_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StepConfig(**wrong)
@@ -146,6 +148,17 @@ def test_the_average_follows_the_weights(mesh, warm_up, decays):
         new = jax.device_get(state.params["kernel"])
         expected = decay * expected + (1 - decay) * new
         np.testing.assert_allclose(state.ema["kernel"], expected, rtol=1e-6)
+
+
+def test_the_average_is_updated_every_so_many_updates(mesh):
+    state = fresh(mesh)
+    step = stepper(state, StepConfig(ema_decay=0.9, ema_warmup=False, ema_every=2))
+    average = jax.device_get(state.ema["kernel"])
+    for update in range(4):
+        state, _ = step(state, next(Batches()), KEY)
+        if update % 2 == 0:
+            average = 0.9 * average + 0.1 * jax.device_get(state.params["kernel"])
+        np.testing.assert_allclose(state.ema["kernel"], average, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
