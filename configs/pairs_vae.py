@@ -5,8 +5,11 @@ r"""The VAE of bouncing pairs: 17 frames of 64x64 pixels to 5 latent frames of 1
     python -m launch.train_vae --config=configs/pairs_vae.py --workdir=runs/pairs_vae
     python -m launch.train_vae --config=configs/pairs_vae.py:finish \
         --workdir=runs/pairs_vae2 --start=runs/pairs_vae/model
+    python -m launch.train_vae --config=configs/pairs_vae.py:decoder \
+        --workdir=runs/pairs_vae3 --start=runs/pairs_vae2/model
 
-The first run sees 5 frames of a clip at a time, `finish` all 17. The VAE has no layer
+The first run sees 5 frames of a clip at a time, `finish` all 17. `decoder` makes the
+decoder wider and trains it alone: the latents stay what they are. The VAE has no layer
 that depends on the size of a frame, so it is trained on squares and also takes the
 wider clips.
 """
@@ -17,7 +20,7 @@ from configs import vae
 
 
 def get_config(mode: str = "full") -> Any:
-    """The config; `finish` continues its VAE, `smoke` is a minute on a laptop."""
+    """The config; `finish` and `decoder` continue its VAE; `smoke` is a minute long."""
     cfg = vae.get_config()
     cfg.vae.update(latent=16, groups=2, dtype="float32", remat=False)
     # Most of the work is done on 16x16 cells: at 64x64 there are only resamplings.
@@ -50,6 +53,8 @@ def get_config(mode: str = "full") -> Any:
     cfg.step.ema_decay = 0.995
     cfg.loop.update(steps=6000, log_every=20, save_every=200, sample_every=500)
     cfg.statistics = 256
+    if mode == "decoder":
+        return decoder(finish(cfg))
     return finish(cfg) if mode == "finish" else vae.choose(cfg, mode)
 
 
@@ -59,4 +64,12 @@ def finish(cfg: Any) -> Any:
     cfg.optimizer.update(learning_rate=1.2e-3, final_rate=1e-5, steps=2500)
     cfg.loop.update(steps=2500)
     cfg.seed = 1
+    return cfg
+
+
+def decoder(cfg: Any) -> Any:
+    """A third run, of a decoder that is twice as wide where cells are finest."""
+    cfg.vae.decoder_widths = (32, 32, 48, 64)
+    cfg.freeze_encoder = True
+    cfg.seed = cfg.data.seed = 2
     return cfg

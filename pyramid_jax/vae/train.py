@@ -34,6 +34,7 @@ from pyramid_jax.vae.clips import Split, VAEDataConfig, vae_batches
 from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig, Scalar
 from pyramid_jax.vae.quality import psnr, ssim
+from pyramid_jax.vae.widening import widened
 
 SHOWN = 4  # clips in samples/STEP
 
@@ -47,7 +48,8 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     `autoencoder.load_autoencoder`.
 
     Args:
-        start: folder of a VAE whose weights a new run starts from.
+        start: folder of a VAE whose weights a new run starts from. It may be narrower
+            by whole factors, see `vae.widening`.
 
     Raises:
         ValueError: a section of the config is wrong, the weights of LPIPS are missing,
@@ -111,12 +113,20 @@ def pretrained_weights(
         weights["perceptual"] = loss_tables.read_lpips(path or None, table, shapes)
     if start is not None:
         pretrained = autoencoder.load_autoencoder(start)
-        if pretrained.cfg != networks.vae:
+        widths = {
+            "encoder_widths": networks.vae.encoder_widths,
+            "decoder_widths": networks.vae.decoder_widths,
+        }
+        if dataclasses.replace(pretrained.cfg, **widths) != networks.vae:
             raise ValueError(
                 f"the VAE in {start} is of another config than this run's; train with "
-                "the `vae` section that it was made with"
+                "the `vae` section that it was made with, or with larger widths"
             )
         weights["vae"] = pretrained.params
+        if pretrained.cfg != networks.vae:
+            init = partial(vae.initialise_vae, networks.vae)
+            like = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+            weights["vae"] = widened(sharding.to_host(pretrained.params), like)
     return weights
 
 
