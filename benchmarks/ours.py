@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from benchmarks.flops import Product
 from benchmarks.workload import Workload
@@ -103,12 +104,19 @@ def sampling(work: Workload, scans: int = 1) -> Run:
     return partial(compute, _weights(work), inputs.text, inputs.noise)
 
 
-def stepping(work: Workload) -> Run:
-    """Runs the same as `sampling`, every step as a call of a compiled function."""
-    inputs, params = _sampled(work, scans=1), _weights(work)
+def stepping(
+    work: Workload, model: ModelConfig | None = None, spread: float = 0
+) -> Run:
+    """Runs the same as `sampling`, every step as a call of a compiled function.
+
+    Args:
+        model: in place of the workload's, e.g. in another dtype.
+        spread: of noise added to the weights, some of which are zeros otherwise.
+    """
+    inputs, params = _sampled(work, scans=1), _weights(work, spread)
     text, shape, noise, plan, scales = inputs
     return lambda: list(
-        denoise(work.model, params, text, shape, noise, plan, scales=scales)
+        denoise(model or work.model, params, text, shape, noise, plan, scales=scales)
     )
 
 
@@ -162,8 +170,14 @@ def _product(product: Product) -> Run:
     return partial(compute, x, w, back)
 
 
-def _weights(work: Workload) -> Any:
-    return jax.jit(lambda: sharding.unbox(initialise(work.model, jax.random.key(0))))()
+def _weights(work: Workload, spread: float = 0) -> Any:
+    @jax.jit
+    def drawn() -> Any:
+        key = jax.random.key(0)
+        fresh, pull = ravel_pytree(sharding.unbox(initialise(work.model, key)))
+        return pull(fresh + spread * jax.random.normal(key, fresh.shape))
+
+    return drawn()
 
 
 def _mesh() -> jax.sharding.Mesh:

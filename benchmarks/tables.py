@@ -148,6 +148,16 @@ def _calls() -> str:
     return table(("processor seconds", *head), rows)
 
 
+def _precision() -> str:
+    """What fewer bits cost."""
+    result = _result("precision.json")
+    rows = []
+    for dtype, one in result["embedded"].items():
+        drift = f"{result['random'][dtype]:.2%}"
+        rows.append([dtype, drift, f"{one['error']:.2%}", f"{one['psnr']:.1f} dB"])
+    return table(("", "random weights", "embedded model", "its frames' PSNR"), rows)
+
+
 _SIDES = ("this project", "original", "original / this project")
 # What stands between the comments, by the name in the first.
 TABLES: dict[str, Callable[[], str]] = {
@@ -158,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vae": _vae,
     "video": _video,
     "calls": _calls,
+    "precision": _precision,
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }

@@ -43,12 +43,18 @@ class EulerStep(NamedTuple):
     unrolled: bool
     most: int  # kernels of a block
     blocks: tuple[int, int]  # double, single
+    products: str = "exact"
+
+    def suits(self, chip: GPU) -> bool:
+        """Whether the chip computes such products: float8 from Hopper on."""
+        return self.products != "fp8" or chip.name == "h200"
 
 
 SIZES = (
     EulerStep("mmdit step", "mmdit", False, 42, (5, 0)),
     EulerStep("mmdit unrolled", "mmdit", True, 18, (5, 0)),
     EulerStep("miniflux unrolled", "miniflux", True, 14, (2, 3)),
+    EulerStep("mmdit fp8", "mmdit", False, 105, (5, 0), "fp8"),
 )
 
 
@@ -63,7 +69,7 @@ class Instruction(NamedTuple):
 
 def compiled(chip: GPU | TPU, size: EulerStep) -> Iterator[Line]:
     """Compiles the step; a line with the kernels of a block, or with what is wrong."""
-    if not isinstance(chip, GPU):
+    if not isinstance(chip, GPU) or not size.suits(chip):
         return
     try:
         text, weights = program(chip, size)
@@ -115,6 +121,9 @@ def waste(text: str, size: EulerStep, weights: set[tuple[int, ...]]) -> Iterator
     expected = 3 if not size.unrolled else 2 * size.blocks[0] + size.blocks[1] - 1
     if fused < expected:
         yield f"{fused} products compute GELU, expected {expected} in {blocks} blocks"
+    float8, linear = text.count("cublas$lt$matmul$f8"), 8  # of a block, in a loop
+    if size.products == "fp8" and float8 < linear:
+        yield f"{float8} products are of float8, expected {linear}"
     copies = {x.result for x in found if _plain(_shape(x.result)) in weights}
     if size.unrolled and copies:
         yield f"weights are copied: {sorted(copies)[:3]}"
@@ -154,6 +163,7 @@ def _model(chip: GPU, size: EulerStep) -> ModelConfig:
     dit = dataclasses.replace(
         base,
         dtype="bfloat16",
+        products=size.products,
         double_blocks=size.blocks[0],
         single_blocks=size.blocks[1],
         attention=chip.backend,

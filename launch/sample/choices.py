@@ -13,7 +13,7 @@ from launch.sample.lists import Line
 from launch.sizes import check_preset, height_width
 from launch.start import parse_mesh
 from pyramid_jax.model import PRESETS, SampleConfig
-from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.folder import DTYPES, TINY_LATENT
 from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import VideoRequest, not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
@@ -53,7 +53,7 @@ def define_choices(into: flags.FlagValues) -> None:
     renoising = "What jumps between stages add; none: what the model was made for."
     choice("renoising", None, RENOISING, renoising)
     text("model", str(TINY_LATENT), "Folder of the model.")
-    choice("dtype", None, ["float32", "bfloat16"], "Type of weights and products.")
+    choice("dtype", None, DTYPES, "Type of weights, and of products.")
     texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
     switch("offload", False, "Weights wait in the host's memory until they are used.")
     switch("unrolled", False, "Blocks are compiled one by one: slowly, for fast steps.")

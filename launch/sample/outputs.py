@@ -103,7 +103,7 @@ def recipe(pipeline: VideoPipeline, job: Job) -> Recipe:
         image=None if job.image is None else fingerprint(job.image),
         options=json.loads(json.dumps({name: options[name] for name in CHOICES})),
         model=pipeline.name,
-        dtype=pipeline.cfg.dit.dtype,
+        dtype=pipeline.cfg.dit.precision,
     )
 
 

@@ -19,7 +19,7 @@ from absl import flags
 from launch import start
 from launch.web.service import VideoService
 from launch.web.tasks import TaskQueue
-from pyramid_jax.pipeline.folder import ASSETS, TINY_LATENT
+from pyramid_jax.pipeline.folder import ASSETS, DTYPES, TINY_LATENT
 from pyramid_jax.pipeline.video import load
 
 try:
@@ -98,9 +98,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535
     )
-    flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16"], "Type of weights; none: as stored."
-    )
+    flags.DEFINE_enum("dtype", None, DTYPES, "Type of weights; none: as stored.")
     flags.DEFINE_list("mesh", None, "Devices, e.g. fsdp=2,tensor=-1; none: the first.")
     flags.DEFINE_bool("offload", False, "Weights wait in the host's memory.")
     headings = {"model": "files", "host": "address", "dtype": "devices"}

@@ -8,6 +8,7 @@ read before, if there is one. It returns its streams, and their keys and values.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from pyramid_jax.kernels.attention import AttentionPlan, attend
 from pyramid_jax.kernels.exchange import by_heads, by_tokens
 from pyramid_jax.kernels.joining import Projection, joined
+from pyramid_jax.kernels.quantised import rounded_product
 from pyramid_jax.models import layers
 from pyramid_jax.models.layers import (
     Affine,
@@ -42,6 +44,7 @@ class DiTConfig:
         text_ends_early: the last double block attends to the text, but leaves it.
         causal: frames don't see later frames; False is the reference's ablation.
         dtype: of matrix products and of what flows between blocks; weights are float32.
+        products: of the blocks' linear maps, "exact", or rounded to "int8" or "fp8".
         remat: the backward pass recomputes each block instead of storing its inside.
         attention: backend name for `kernels.attention`, None for the device's best.
         attention_tiles: block sizes of that backend, see `Tiles.of`; None: the table's.
@@ -61,6 +64,7 @@ class DiTConfig:
     text_ends_early: bool = True
     causal: bool = True
     dtype: str = "float32"
+    products: str = "exact"
     remat: bool = True
     attention: str | None = None
     attention_tiles: tuple[tuple[int, ...], ...] | None = None
@@ -72,6 +76,12 @@ class DiTConfig:
                 f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or "
                 "(16, 24, 24)"
             )
+        rounded_product(self.products)  # or there is no such kind
+
+    @property
+    def precision(self) -> str:
+        """The name by which `pipeline.video.load` selects this dtype and products."""
+        return self.dtype if self.products == "exact" else self.products
 
     @property
     def head_dim(self) -> int:
@@ -134,12 +144,13 @@ class Stream(nn.Module):
     def setup(self):
         c, vectors = self.cfg, 2 if self.attends_only else 6
         self.modulation = layers.Modulation(vectors, c.width, c.dtype)
-        self.qkv = FusedQKV(c.heads, c.head_dim, c.dtype)
+        self.qkv = FusedQKV(c.heads, c.head_dim, c.dtype, c.products)
         self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
         if not self.attends_only:
-            self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
-            self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
-            self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype)
+            linear = partial(dense, dtype=c.dtype, products=c.products)
+            self.out = linear(c.width, ("heads", None, "embed"), contract=2)
+            self.mlp_in = linear(4 * c.width, ("embed", "mlp"))
+            self.mlp_out = linear(c.width, ("mlp", "embed"))
 
     def affine(self, vectors: Vectors, segment: jax.Array) -> tuple[Affine, Affine]:
         """How a segment's time and prompt change what is around attention and MLP."""
@@ -234,11 +245,12 @@ class SingleBlock(Block):
     def setup(self):
         c = self.cfg
         self.modulation = layers.Modulation(3, c.width, c.dtype)
-        self.qkv = FusedQKV(c.heads, c.head_dim, c.dtype)
+        self.qkv = FusedQKV(c.heads, c.head_dim, c.dtype, c.products)
         self.q_norm, self.k_norm = RMSNorm(c.qk_eps), RMSNorm(c.qk_eps)
-        self.mlp_in = dense(4 * c.width, ("embed", "mlp"), c.dtype)
-        self.out = dense(c.width, ("heads", None, "embed"), c.dtype, contract=2)
-        self.mlp_out = dense(c.width, ("mlp", "embed"), c.dtype, bias=False)
+        linear = partial(dense, dtype=c.dtype, products=c.products)
+        self.mlp_in = linear(4 * c.width, ("embed", "mlp"))
+        self.out = linear(c.width, ("heads", None, "embed"), contract=2)
+        self.mlp_out = linear(c.width, ("mlp", "embed"), bias=False)
 
     def vectors(self, cond: Float[jax.Array, "b s d"]) -> Vectors:
         """The modulation."""

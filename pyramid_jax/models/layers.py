@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from pyramid_jax.kernels.quantised import rounded_product
 from pyramid_jax.shapes import Array
 from pyramid_jax.sharding import Axes, constrain, named
 
@@ -29,10 +30,12 @@ def dense(
     contract: int = 1,
     init: nn.initializers.Initializer | None = None,
     bias: bool = True,
+    products: str = "exact",
 ) -> nn.DenseGeneral:
     """A linear map of the last `contract` axes to `features`, with named `axes`.
 
-    The bias is laid out like the output. Weights are float32, products in `dtype`.
+    The bias is laid out like the output. Weights are float32, products in `dtype` or,
+    unless "exact", those of `kernels.quantised`.
     Default initialisation: Xavier uniform, of each part alone where several are fused
     (3, heads, dim).
     """
@@ -48,15 +51,21 @@ def dense(
         use_bias=bias,
         kernel_init=named(init, axes),
         bias_init=named(nn.initializers.zeros, axes[contract:]),
+        dot_general=rounded_product(products),
     )
 
 
 def fused_qkv(
-    heads: int, head_dim: int, dtype: str, bias: bool = True
+    heads: int,
+    head_dim: int,
+    dtype: str,
+    *,
+    bias: bool = True,
+    products: str = "exact",
 ) -> nn.DenseGeneral:
     """A linear map to queries, keys and values, `3 heads dim`."""
     axes = ("embed", None, "heads", None)
-    return dense((3, heads, head_dim), axes, dtype, bias=bias)
+    return dense((3, heads, head_dim), axes, dtype, bias=bias, products=products)
 
 
 class FusedQKV(nn.Module):
@@ -68,12 +77,19 @@ class FusedQKV(nn.Module):
     heads: int
     head_dim: int
     dtype: str
+    products: str = "exact"
 
     def setup(self):
         shape = (3, self.heads, self.head_dim)
         zeros = named(nn.initializers.zeros, (None, "heads", None))
         self.bias = self.param("bias", zeros, shape, jnp.float32)
-        self.product = fused_qkv(self.heads, self.head_dim, self.dtype, bias=False)
+        self.product = fused_qkv(
+            self.heads,
+            self.head_dim,
+            self.dtype,
+            bias=False,
+            products=self.products,
+        )
         nn.share_scope(self, self.product)
 
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n 3 _ _"]:

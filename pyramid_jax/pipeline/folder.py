@@ -14,6 +14,7 @@ from pyramid_jax import model, sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.config import asset_path
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
+from pyramid_jax.kernels.quantised import QUANTISED
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
 from pyramid_jax.vae import autoencoder
@@ -22,6 +23,7 @@ from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
 # The models that ship with the package: pixels are latents, or a VAE makes them.
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY, TINY_LATENT = ASSETS / "tiny", ASSETS / "tiny_latent"
+DTYPES = ("float32", "bfloat16", *QUANTISED)  # that a model is read in
 
 
 class SavedModel(NamedTuple):
@@ -54,6 +56,8 @@ def read_model(
     folder = asset_path(folder)
     sections = files.read_config(folder, "a model", "model", "sample")
     cfg = model.model_config(sections["model"])
+    if dtype in QUANTISED:
+        cfg, dtype = replace(cfg, dit=replace(cfg.dit, products=dtype)), "bfloat16"
     if dtype is not None:
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
     abstract = jax.eval_shape(partial(model.initialise, cfg), jax.random.key(0))

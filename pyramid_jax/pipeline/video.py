@@ -368,8 +368,10 @@ def load(
 
     Args:
         mesh: the devices that share weights and work; None: the first one.
-        dtype: of weights and matrix products, "float32" or "bfloat16"; None: weights as
-            they are stored, products as the model's config says.
+        dtype: of weights and matrix products, "float32" or "bfloat16"; "int8" or "fp8":
+            bfloat16, with blocks whose products are rounded to eight bits
+            (`kernels.quantised`); None: weights as they are stored, products as the
+            model's config says.
         text: False leaves out T5 and CLIP, without which no prompt can be read.
         offload: weights wait in the host's memory, and are on the devices only in the
             phase that uses them: text, image, Euler steps, decoding.

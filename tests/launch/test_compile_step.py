@@ -71,3 +71,11 @@ def test_copies_of_weights_are_told_where_no_loop_needs_them():
     program = Program(entry=(f"f32[2]{{0}} {GELU}", copy))
     (fault,) = waste(program.text(), UNROLLED, WEIGHTS)
     assert "weights are copied: ['bf16[1,1536,6144]" in fault
+
+
+@pytest.mark.parametrize(("count", "faults"), [(8, 0), (7, 1)])
+def test_a_step_of_float8_multiplies_nothing_else(count, faults):
+    rounded = ('f32[2]{0} custom-call(%x), target="__cublas$lt$matmul$f8"',)
+    program = Program(CLEAN.body, (*CLEAN.entry, *rounded * count))
+    size = ROLLED._replace(products="fp8")
+    assert len(list(waste(program.text(), size, WEIGHTS))) == faults

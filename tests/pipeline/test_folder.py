@@ -104,6 +104,9 @@ def test_weights_can_be_kept_in_bfloat16_or_widened(folder: Path, model: VideoPi
     trees = (half.params, half.vae.params, half.prompts.networks[0].params)
     assert {x.dtype.name for x in jax.tree.leaves(trees)} == {"bfloat16"}
     assert half.cfg.dit.dtype == half.vae.cfg.dtype == "bfloat16"
+    eight = pyramid_jax.load(folder, dtype="int8", text=False)
+    assert (eight.cfg.dit.dtype, eight.cfg.dit.precision) == ("bfloat16", "int8")
+    assert eight.params["dit"]["head"]["kernel"].dtype == "bfloat16"
     assert {x.dtype.name for x in jax.tree.leaves(model.params)} == {"float32"}
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(x.astype(jnp.float32), y),
