@@ -172,12 +172,11 @@ def _product(product: Product) -> Run:
 
 def _weights(work: Workload, spread: float = 0) -> Any:
     @jax.jit
-    def drawn() -> Any:
-        key = jax.random.key(0)
+    def drawn(key: jax.Array) -> Any:  # a constant would be drawn by the compiler
         fresh, pull = ravel_pytree(sharding.unbox(initialise(work.model, key)))
         return pull(fresh + spread * jax.random.normal(key, fresh.shape))
 
-    return drawn()
+    return drawn(jax.random.key(0))
 
 
 def _mesh() -> jax.sharding.Mesh:
