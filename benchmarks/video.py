@@ -53,7 +53,7 @@ class Case:
         dtype: of weights and matrix products.
         attention: a backend of `kernels.attention`; None: its default.
         scans: see `SamplerPlan`.
-        reuse: see `SampleConfig`.
+        reuse, last_step: see `SampleConfig`.
     """
 
     work: Workload
@@ -65,7 +65,8 @@ class Case:
     dtype: str = "bfloat16"
     attention: str | None = None
     scans: int = 1
-    reuse: bool = False
+    reuse: bool = True
+    last_step: bool = True
     latent: LatentConfig = field(default_factory=LatentConfig)
 
     @property
@@ -81,19 +82,18 @@ class Case:
             prompt, height=height, width=width, num_frames=self.size.frames, seed=0
         )
 
-    def flops(self, scans: int | None = None, reuse: bool = False) -> int:
+    def flops(self, slots: bool = True) -> int:
         """Of all Euler steps of a video, for a prompt and a negative prompt.
 
         Args:
-            scans: count the empty slots of the history, too, with so many scans.
-            reuse: don't count tokens whose keys and values are known.
+            slots: count the empty slots of the history, too; with reuse there are none.
         """
-        case, total = replace(self, scans=scans or 1, reuse=reuse), 0
+        total = 0
         for index in range(layout.units(self.work.sampled, self._per_unit)):
             for k in range(len(self.cfg.stages)):
-                unit = case.unit(index, k)
-                step = self.step(unit, k, scans is not None)
-                total += 2 * step * len(case.plan.sigmas(k, unit))
+                unit = self.unit(index, k)
+                step = self.step(unit, k, slots)
+                total += 2 * step * len(self.plan.sigmas(k, unit))
         return total
 
     @property
@@ -134,7 +134,13 @@ class Case:
         first, video = (
             (steps,) * stages for steps in (self.first_steps, self.video_steps)
         )
-        return SampleConfig(first, video, scans=self.scans, reuse=self.reuse)
+        return SampleConfig(
+            first,
+            video,
+            last_step=self.last_step,
+            scans=self.scans,
+            reuse=self.reuse,
+        )
 
     @property
     def cfg(self) -> ModelConfig:

@@ -105,7 +105,7 @@ class SampleConfig:
             of `guidance`.
         renoising: what jumps between stages add, one of `pyramid.RENOISING`.
         reuse: keys and values are reused from unit to unit, where there is memory for
-            them; the numbers are the same.
+            them; the numbers are the same, up to the order of sums.
         sizes: (height, width, frames of the longest video) of the training, () where
             they are not known.
         fps: frames per second of the training.
@@ -116,7 +116,7 @@ class SampleConfig:
     guidance: Guidance = field(default_factory=Guidance)
     last_step: bool = True
     scans: int = 1
-    reuse: bool = False
+    reuse: bool = True
     image_guidance: float | None = None
     renoising: str = pyramid.CORRECTIVE
     sizes: tuple[tuple[int, int, int], ...] = ()

@@ -10,6 +10,7 @@ activations, devices divide the rows of a batch and the parts of decoded videos 
 """
 
 import math
+import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -180,9 +181,10 @@ def reusing_stages(
 ) -> tuple[int, ...]:
     """The stages whose keys and values a device of `limit` bytes has room for.
 
-    Each saves about as much time for its bytes; the coarsest come first. All if the
-    limit is unknown.
+    Each saves about as much time for its bytes; the coarsest come first. CPUs, whose
+    limit is unknown, lend half of the host's memory.
     """
+    limit = host_memory() / 2 if limit is None else limit
     if not (work.options.reuse and parts.cfg.dit.causal):
         return ()
     chosen: tuple[int, ...] = ()
@@ -190,7 +192,7 @@ def reusing_stages(
         more = (*chosen, stage)
         plan = memory_plan(parts, work._replace(reuse=more), mesh)
         sampling = (p for p in plan.phases if p.name in (SAMPLING, STREAMING))
-        if limit is None or all(phase.total <= limit for phase in sampling):
+        if all(phase.total <= limit for phase in sampling):
             chosen = more
     return chosen
 
@@ -202,7 +204,17 @@ def device_memory(mesh: Mesh | None = None) -> int | None:
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-    return int(min(sharding.to_host(np.array([min(limits)])))) or None  # all processes
+    return _least(min(limits)) or None
+
+
+def host_memory() -> int:
+    """The bytes of a host's memory, the least of all hosts."""
+    return _least(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _least(count: int) -> int:
+    """The smallest number of all processes."""
+    return int(min(sharding.to_host(np.array([count]))))
 
 
 def _last_phase(parts: ModelParts, work: Work, mesh: AnyMesh) -> Phase:
@@ -242,7 +254,8 @@ def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     cfg, dit = parts.cfg.dit, parts.params["dit"]
     videos, rows = (_share(n, "batch", mesh) for n in (work.videos, work.rows))
     state = 4 * (2 * videos * math.prod(work.shape) + rows * LIMIT * cfg.text_width)
-    state += rows * _steps(work) * modulation(cfg)
+    units = parts.cfg.layout.units(work.shape[0])
+    state += rows * _steps(work, units) * modulation(cfg)
     state += rows * sum(remembered(parts.cfg, work, k, mesh) for k in work.reuse)
     tokens = longest_row(parts.cfg, work)
     working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
@@ -290,11 +303,11 @@ def longest_row(cfg: ModelConfig, work: Work) -> int:
     return cells // cfg.layout.patch**2
 
 
-def _steps(work: Work) -> int:
-    """The Euler steps that differ: those of the first frame and of later units."""
+def _steps(work: Work, units: int) -> int:
+    """The Euler steps that differ: those of the first unit and of later ones."""
     options = work.options
     first = 0 if work.image else sum(options.first_steps)
-    return first + (sum(options.video_steps) if work.shape[0] > 1 else 0)
+    return first + (sum(options.video_steps) if units > 1 else 0)
 
 
 def _share(size: int, axis: str, mesh: AnyMesh) -> int:
