@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from pyramid_jax import objective, pyramid
 from pyramid_jax.config import build, check_entries, fields
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.models.cache import Cache, empty_cache
@@ -29,7 +30,7 @@ from pyramid_jax.models.dit import (
 from pyramid_jax.models.layers import unstacked
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Array, Rows, Text, Tokens, Velocity
 
 MMDIT = DiTConfig()
@@ -158,6 +159,7 @@ class SampleConfig:
             last_step=self.last_step,
             scans=self.scans,
             reuse=reuse,
+            clean_history=model.dit.clean_history,
         )
 
 
@@ -237,6 +239,9 @@ def velocity_network(
 ) -> Velocity:
     """The network as a function of tokens, time and text.
 
+    Where it has a clean history and answers all tokens, it has to be told which are
+    `current`.
+
     Args:
         modulations: at the one time that the function will be called with, if they are
             known; time and pooled text are not read then.
@@ -251,9 +256,11 @@ def velocity_network(
         last: int | None = None,
         memory: Cache | None = None,
         first: int = 0,
+        *,
+        current: Bool[Array, "b n"] | None = None,
     ) -> Any:
         if memory is None:
-            return apply(tokens, time, text, last)
+            return apply(tokens, time, text, last, current=current)
         rest = {"first": first, "method": "continued"}
         return apply(tokens, time, text, last, memory, **rest)
 
@@ -311,7 +318,7 @@ def training_loss(
 ) -> tuple[Float[jax.Array, ""], objective.Losses]:
     """The training loss of a batch, and its sums per stage; the same at every step."""
     losses = objective.loss(
-        velocity_network(model, params),
+        partial(velocity_network(model, params), current=rows.current),
         rows,
         row_text(model, params, rows),
         objective.draw(key, rows),

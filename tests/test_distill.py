@@ -22,10 +22,10 @@ from pyramid_jax.distill import (
     negative_text,
     teacher_weights,
 )
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import ModelConfig, initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.reflow import ReflowConfig
-from pyramid_jax.sampler import Guidance
 from pyramid_jax.train import experiment
 from tests.test_configs import CONFIGS
 from tests.test_objective import ROWS

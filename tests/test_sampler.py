@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from pyramid_jax import layout, pyramid, sampler
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
 
 KEYS = jax.random.split(jax.random.key(0), 2)

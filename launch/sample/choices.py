@@ -12,13 +12,13 @@ from absl import flags
 from launch.sample.lists import Line
 from launch.sizes import check_preset, height_width
 from launch.start import parse_mesh
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import PRESETS, SampleConfig
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import VideoRequest, not_none
 from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.pyramid import RENOISING
-from pyramid_jax.sampler import Guidance
 
 HEADINGS = MappingProxyType(
     {

@@ -257,7 +257,7 @@ def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     units = parts.cfg.layout.units(work.shape[0])
     state += rows * _steps(work, units) * modulation(cfg)
     state += rows * sum(remembered(parts.cfg, work, k, mesh) for k in work.reuse)
-    tokens = longest_row(parts.cfg, work)
+    tokens = longest_row(parts.cfg, work.shape, len(parts.cfg.stages) - 1)
     working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
     working += dit_working(cfg, rows, tokens, LIMIT)
     for name in STACKED:
@@ -293,12 +293,12 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     return state, decoder_working(vae.cfg, (videos, min(frames, t), rows, columns))
 
 
-def longest_row(cfg: ModelConfig, work: Work) -> int:
-    """Tokens of the longest row for one video: the last unit at the finest stage."""
-    t, h, w, _ = work.shape
+def longest_row(cfg: ModelConfig, shape: tuple[int, ...], stage: int) -> int:
+    """Tokens of a stage's longest row, the last unit's, of a video of such latents."""
+    t, h, w, _ = shape
     last, units = len(cfg.stages) - 1, cfg.layout.units(t)
     unit = Unit(units - 1, units, cfg.layout.unit_size(units == 1, t))
-    clips = unit.clips(last, cfg.layout)
+    clips = unit.clips(stage, cfg.layout)
     cells = sum(len(clip.frame) * h * w // 4 ** (last - clip.stage) for clip in clips)
     return cells // cfg.layout.patch**2
 
@@ -347,20 +347,20 @@ def modulation(cfg: DiTConfig) -> int:
     """The vectors that modulate all blocks and the head of a `DiT` at one time."""
     last = 4 if cfg.text_ends_early else 0  # vectors that text alone does not need
     vectors = 12 * cfg.double_blocks - last + 3 * cfg.single_blocks + 2
+    vectors *= 1 + cfg.clean_history
     return vectors * cfg.width * jnp.dtype(cfg.dtype).itemsize
 
 
 def remembered(cfg: ModelConfig, work: Work, stage: int, mesh: AnyMesh = None) -> int:
     """Keys and values of a row that a stage keeps on each device for all its steps."""
     dit, plan = cfg.dit, work.options.plan(cfg, (stage,))
-    room = plan.room(work.shape, stage)
-    if not room:
-        return 0
+    room, once = plan.room(work.shape, stage), dit.clean_history
+    room = room or once * longest_row(cfg, work.shape, stage)  # for a unit at a time
     parts = 1 if mesh is None else sharding.parts("attended", mesh)
     width = -(-dit.heads // parts) * dit.head_dim
-    steps = len(plan.sigmas(stage, Unit(1, 2)))
+    steps = 1 if once else len(plan.sigmas(stage, Unit(1, 2)))
     values = 2 * (dit.double_blocks + dit.single_blocks) * (LIMIT + room) * width
-    return steps * values * jnp.dtype(dit.dtype).itemsize
+    return bool(room) * steps * values * jnp.dtype(dit.dtype).itemsize
 
 
 def encoder_working(cfg: VAEConfig, frames: int, height: int, width: int) -> int:

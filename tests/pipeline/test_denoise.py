@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny
 from pyramid_jax import sampler, sharding
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import (
     ModelConfig,
     SampleConfig,
@@ -25,7 +26,7 @@ from pyramid_jax.model import (
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import denoise as module
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text
 
 SECTION = tiny.get_config("smoke").model.to_dict()
