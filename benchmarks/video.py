@@ -54,6 +54,7 @@ class Case:
         attention: a backend of `kernels.attention`; None: its default.
         scans: see `SamplerPlan`.
         reuse, last_step: see `SampleConfig`.
+        clean_history: see `DiTConfig`.
     """
 
     work: Workload
@@ -67,6 +68,7 @@ class Case:
     scans: int = 1
     reuse: bool = True
     last_step: bool = True
+    clean_history: bool = False
     latent: LatentConfig = field(default_factory=LatentConfig)
 
     @property
@@ -92,8 +94,10 @@ class Case:
         for index in range(layout.units(self.work.sampled, self._per_unit)):
             for k in range(len(self.cfg.stages)):
                 unit = self.unit(index, k)
-                step = self.step(unit, k, slots)
-                total += 2 * step * len(self.plan.sigmas(k, unit))
+                first, count = self.step(unit, k, slots), len(self.plan.sigmas(k, unit))
+                once = self.plan.reads_once(unit, k)
+                later = self.known_step(unit, k) if once else first
+                total += 2 * (first + (count - 1) * later)
         return total
 
     @property
@@ -127,6 +131,14 @@ class Case:
         empty = read - sum(seen) if slots else 0
         return flops.step(weights, cfg, LIMIT, seen, empty)
 
+    def known_step(self, unit: Unit, stage: int) -> int:
+        """FLOP of an Euler step whose history has been read."""
+        cfg, cells = self.cfg, self.work.cells
+        seen = flops.frames(cfg, cells, stage, int(unit.index))
+        past, current = seen[: -self._per_unit], seen[-self._per_unit :]
+        known = LIMIT + sum(past)
+        return flops.step(self.work.weights, cfg, 0, current, known=known)
+
     @property
     def options(self) -> SampleConfig:
         """Steps, and the guidance of the released models."""
@@ -145,7 +157,12 @@ class Case:
     @property
     def cfg(self) -> ModelConfig:
         """The transformer's config in this case's dtype."""
-        dit = replace(self.work.model.dit, dtype=self.dtype, attention=self.attention)
+        dit = replace(
+            self.work.model.dit,
+            dtype=self.dtype,
+            attention=self.attention,
+            clean_history=self.clean_history,
+        )
         return replace(self.work.model, dit=dit)
 
     @cached_property

@@ -156,5 +156,5 @@ def test_every_config_has_a_student(name: str):
 
 
 def test_an_unknown_teacher_is_refused():
-    with pytest.raises(ValueError, match="there is no config 'nobody' of a teacher"):
+    with pytest.raises(ValueError, match="there is no config 'nobody' of a model"):
         student.get_config("nobody")
