@@ -38,7 +38,7 @@ from benchmarks.timing import (
 from benchmarks.video import PRESETS, SMALL, Case, case
 from benchmarks.workload import Workload
 from pyramid_jax.data.pixels import to_uint8
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder

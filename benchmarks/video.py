@@ -25,9 +25,9 @@ from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import prompts
-from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
 from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.sampler import SamplerPlan, Unit
 from pyramid_jax.vae.autoencoder import Autoencoder

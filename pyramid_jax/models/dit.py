@@ -125,7 +125,7 @@ class DiT(nn.Module):
         self,
         tokens: Tokens,
         text: Text,
-        condition: Float[jax.Array, "b s d"] | Modulations,
+        condition: Float[jax.Array, "b _ d"] | Modulations,
         last: int | None,
         current: Bool[jax.Array, "b n"] | None = None,
         past: tuple[Cache, int] | None = None,

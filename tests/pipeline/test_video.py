@@ -23,7 +23,7 @@ from pyramid_jax.model import initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 
