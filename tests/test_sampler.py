@@ -371,6 +371,19 @@ def test_units_before_all_stages_remember_are_alone():
     assert slots == [2, 3, None, None, None]
 
 
+def test_a_clean_history_is_read_once_and_has_room_for_a_unit_more():
+    """Frames of 2, 8 and 32 tokens; stage 1 adds one of 2 and one of 8 in its turn."""
+    cfg = SamplerPlan(reuse=(0, 1), clean_history=True)
+    shape = (12, 16, 32, 4)
+    plain = dataclasses.replace(cfg, clean_history=False)
+    assert cfg.room(shape, 0) == plain.room(shape, 0) + 8
+    assert cfg.room(shape, 1) == plain.room(shape, 1) + 8 + 32
+    assert cfg.room(shape, 2) == plain.room(shape, 2) == 0  # does not reuse
+    first, later = Unit(0, 1), Unit(5, None)
+    assert [cfg.reads_once(later, k) for k in range(3)] == [True, True, False]
+    assert not cfg.reads_once(first, 0) and not plain.reads_once(later, 0)
+
+
 def test_a_length_that_is_no_whole_number_of_units_is_refused():
     cfg = SamplerPlan(layout=Layout(frames_per_unit=2))
     with pytest.raises(ValueError, match="use 3 or 5"):

@@ -63,6 +63,7 @@ def test_history_is_the_same_at_every_step_and_is_read_once(name):
     assert int(cache.taken) == WORDS + 2 * CELLS
 
 
+@pytest.mark.slow
 def test_without_it_the_history_depends_on_the_step():
     """So that the law above is one of the switch."""
     cfg, params = TINY["miniflux"], {"params": weights("miniflux")}
@@ -95,8 +96,8 @@ def test_packed_rows_say_which_tokens_are_current():
 
 
 def test_who_is_current_must_be_known_and_the_future_hidden():
-    cfg = dataclasses.replace(TINY["mmdit"], clean_history=True)
+    cfg = dataclasses.replace(TINY["miniflux"], clean_history=True)
     with pytest.raises(ValueError, match="clean_history has to know"):
-        run(cfg, weights("mmdit"), *row())
+        run(cfg, weights("miniflux"), *row())
     with pytest.raises(ValueError, match="clean_history needs causal"):
         dataclasses.replace(cfg, causal=False)
