@@ -17,7 +17,7 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import SamplerPlan
+from pyramid_jax.sampler import SamplerPlan, Unit
 from pyramid_jax.shapes import Text, Tokens
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -372,7 +372,7 @@ def test_units_before_all_stages_remember_are_alone():
 
 
 def test_a_clean_history_is_read_once_and_has_room_for_a_unit_more():
-    """Frames of 2, 8 and 32 tokens; stage 1 adds one of 2 and one of 8 in its turn."""
+    """For the frames of one unit at every stage up to its own, of 8 and 32 tokens."""
     cfg = SamplerPlan(reuse=(0, 1), clean_history=True)
     shape = (12, 16, 32, 4)
     plain = dataclasses.replace(cfg, clean_history=False)
