@@ -5,7 +5,8 @@
     pyramid-jax memory --variant=miniflux --offload --limit=16
 
 prints bytes on a device phase by phase, with as much reuse of keys and values as fits
-the limit, and fails if they exceed it. For a model in a folder, `VideoPipeline.memory_plan` gives the same table.
+the limit, and fails if they exceed it. For a model in a folder,
+`VideoPipeline.memory_plan` gives the same table.
 """
 
 import math

@@ -213,8 +213,10 @@ class DiT(nn.Module):
         Raises:
             ValueError: the history is clean, and nothing says what history is.
         """
-        if not self.cfg.clean_history or current is not None:
-            return current if self.cfg.clean_history else None
+        if not self.cfg.clean_history:
+            return None
+        if current is not None:
+            return current
         if last is None:
             raise ValueError(
                 "a network with clean_history has to know which tokens are history; "
