@@ -28,9 +28,9 @@ from benchmarks.timing import environment, plain
 from launch.evaluate.judges import JUDGES, Asked, Judge
 from launch.evaluate.reports import write_report
 from launch.moving_shapes import wilson
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.video import VideoPipeline, load
-from pyramid_jax.sampler import Guidance
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 TEACHER, STUDENT = (4, 2, 1), (2, 1)  # evaluations of a stage

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.flops import Product
 from benchmarks.workload import Workload
 from pyramid_jax import sampler, sharding
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.model import (
     ModelConfig,
@@ -22,7 +23,7 @@ from pyramid_jax.model import (
 )
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline.denoise import denoise
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text
 from pyramid_jax.training import state, step
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer

@@ -21,7 +21,7 @@ import numpy as np
 from einops import rearrange
 
 from benchmarks.workload import COLUMNS, Workload
-from pyramid_jax.sampler import Guidance
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.training.optimizer import OptimizerConfig
 
 Run = Callable[[], Any]

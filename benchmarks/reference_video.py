@@ -15,10 +15,10 @@ from typing import Any
 from benchmarks.reference import Original
 from benchmarks.reference_vae import OriginalVAE
 from benchmarks.video import Case, Words
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.pipeline.prompts import LIMIT
-from pyramid_jax.sampler import Guidance
 
 Run = Callable[[], Any]
 TILE = 512  # pixels; the original decodes like this where memory is not short

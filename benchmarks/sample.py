@@ -38,7 +38,7 @@ from benchmarks.timing import (
 from benchmarks.video import PRESETS, SMALL, Case, case
 from benchmarks.workload import Workload
 from pyramid_jax.data.pixels import to_uint8
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
@@ -257,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--variant", choices=variants, default="mmdit", help="default mmdit")
     add("--attention", help="backend; default: that of the package")
     add("--scans", type=int, default=1, help="more: fewer empty slots; default 1")
+    keep = argparse.BooleanOptionalAction
+    add("--reuse", action=keep, default=True, help="of keys and values; default yes")
     add("--loops", action="store_true", help="one program against a call per step")
     add("--reference", type=Path, help="checkout of the original; small preset only")
     add("--repeats", type=int, default=3, help="default 3")
@@ -266,7 +268,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.reference is not None and args.preset != SMALL:
         parser.error(f"--reference runs on a CPU; leave out --preset {args.preset}")
     measured = replace(
-        case(args.preset, args.variant), attention=args.attention, scans=args.scans
+        case(args.preset, args.variant),
+        attention=args.attention,
+        scans=args.scans,
+        reuse=args.reuse,
     )
     how = (args.repeats, args.clock)
     result = Result(

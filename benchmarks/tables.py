@@ -19,6 +19,7 @@ from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
 from benchmarks.device.report import heading, report, summary, table
 from benchmarks.leaderboard import leaderboard
+from benchmarks.speed import deviation_table, speed_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -169,6 +170,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "video": _video,
     "calls": _calls,
     "precision": _precision,
+    "presets": speed_table,
+    "deviation": deviation_table,
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }

@@ -25,9 +25,9 @@ from pyramid_jax.models.clip import CLIPConfig
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import prompts
-from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenizer
 from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.sampler import SamplerPlan, Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
@@ -53,7 +53,8 @@ class Case:
         dtype: of weights and matrix products.
         attention: a backend of `kernels.attention`; None: its default.
         scans: see `SamplerPlan`.
-        reuse: see `SampleConfig`.
+        reuse, last_step: see `SampleConfig`.
+        clean_history: see `DiTConfig`.
     """
 
     work: Workload
@@ -65,7 +66,9 @@ class Case:
     dtype: str = "bfloat16"
     attention: str | None = None
     scans: int = 1
-    reuse: bool = False
+    reuse: bool = True
+    last_step: bool = True
+    clean_history: bool = False
     latent: LatentConfig = field(default_factory=LatentConfig)
 
     @property
@@ -81,19 +84,20 @@ class Case:
             prompt, height=height, width=width, num_frames=self.size.frames, seed=0
         )
 
-    def flops(self, scans: int | None = None, reuse: bool = False) -> int:
+    def flops(self, slots: bool = True) -> int:
         """Of all Euler steps of a video, for a prompt and a negative prompt.
 
         Args:
-            scans: count the empty slots of the history, too, with so many scans.
-            reuse: don't count tokens whose keys and values are known.
+            slots: count the empty slots of the history, too; with reuse there are none.
         """
-        case, total = replace(self, scans=scans or 1, reuse=reuse), 0
+        total = 0
         for index in range(layout.units(self.work.sampled, self._per_unit)):
             for k in range(len(self.cfg.stages)):
-                unit = case.unit(index, k)
-                step = self.step(unit, k, scans is not None)
-                total += 2 * step * len(case.plan.sigmas(k, unit))
+                unit = self.unit(index, k)
+                first, count = self.step(unit, k, slots), len(self.plan.sigmas(k, unit))
+                once = self.plan.reads_once(unit, k)
+                later = self.known_step(unit, k) if once else first
+                total += 2 * (first + (count - 1) * later)
         return total
 
     @property
@@ -127,6 +131,14 @@ class Case:
         empty = read - sum(seen) if slots else 0
         return flops.step(weights, cfg, LIMIT, seen, empty)
 
+    def known_step(self, unit: Unit, stage: int) -> int:
+        """FLOP of an Euler step whose history has been read."""
+        cfg, cells = self.cfg, self.work.cells
+        seen = flops.frames(cfg, cells, stage, int(unit.index))
+        past, current = seen[: -self._per_unit], seen[-self._per_unit :]
+        known = LIMIT + sum(past)
+        return flops.step(self.work.weights, cfg, 0, current, known=known)
+
     @property
     def options(self) -> SampleConfig:
         """Steps, and the guidance of the released models."""
@@ -134,12 +146,23 @@ class Case:
         first, video = (
             (steps,) * stages for steps in (self.first_steps, self.video_steps)
         )
-        return SampleConfig(first, video, scans=self.scans, reuse=self.reuse)
+        return SampleConfig(
+            first,
+            video,
+            last_step=self.last_step,
+            scans=self.scans,
+            reuse=self.reuse,
+        )
 
     @property
     def cfg(self) -> ModelConfig:
         """The transformer's config in this case's dtype."""
-        dit = replace(self.work.model.dit, dtype=self.dtype, attention=self.attention)
+        dit = replace(
+            self.work.model.dit,
+            dtype=self.dtype,
+            attention=self.attention,
+            clean_history=self.clean_history,
+        )
         return replace(self.work.model, dit=dit)
 
     @cached_property

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entries that all configs share, with the values of the released models."""
 
+import importlib
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +20,11 @@ def get_config(variant: str = "mmdit") -> Any:
     """
     cfg: Any = ConfigDict()  # its entries are set here, so no type knows them
     dit = VARIANTS[variant]
+    fields = asdict(dit) | {"dtype": "bfloat16"}
+    del fields["clean_history"]  # which configs/clean_history.py adds
     cfg.model = {  # model.ModelConfig
         "variant": variant,
-        "dit": asdict(dit) | {"dtype": "bfloat16"},  # models.dit.DiTConfig
+        "dit": fields,  # models.dit.DiTConfig
         "layout": asdict(Layout(position_table=dit.position_table)),  # layout.Layout
         "latent": asdict(LatentConfig()),  # latents.LatentConfig
         "text": None,  # models.text_encoder.TextConfig
@@ -75,6 +78,22 @@ def get_config(variant: str = "mmdit") -> Any:
     cfg.seed = 0
     cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
     return cfg.lock()
+
+
+def named(name: str) -> tuple[Any, str]:
+    """The config of a model by its file's name, and its mode.
+
+    "smoke" is the smallest config in that mode.
+    """
+    mode = "smoke" if name == "smoke" else "full"
+    module = "tiny" if name == "smoke" else name
+    try:
+        return importlib.import_module(f"configs.{module}").get_config(mode), mode
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"there is no config {name!r} of a model; use the name of one in configs/, "
+            "or 'smoke'"
+        ) from error
 
 
 def choose(cfg: Any, mode: str) -> Any:

@@ -12,21 +12,14 @@ its data, network and devices. The teacher's frozen weights, and their average, 
 bytes per weight more than training does. Nobody has distilled a released model.
 """
 
-import importlib
 from typing import Any
+
+from configs import base
 
 
 def get_config(teacher: str = "pairs") -> Any:
     """The config of a teacher's student; `smoke` is a minute on a laptop."""
-    mode = "smoke" if teacher == "smoke" else "full"
-    name = "tiny" if teacher == "smoke" else teacher
-    try:
-        cfg = importlib.import_module(f"configs.{name}").get_config(mode)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"there is no config {teacher!r} of a teacher; use the name of one in "
-            "configs/, or 'smoke'"
-        ) from error
+    cfg, mode = base.named(teacher)
     stages = len(cfg.model.edges) - 1
     with cfg.unlocked():
         # pyramid_jax.reflow.ReflowConfig

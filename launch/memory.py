@@ -4,10 +4,12 @@
     pyramid-jax memory --height=768 --width=1280 --frames=241
     pyramid-jax memory --variant=miniflux --offload --limit=16
 
-prints bytes on a device phase by phase, and fails if they exceed the limit. For a model
-in a folder, `VideoPipeline.memory_plan` gives the same table.
+prints bytes on a device phase by phase, with as much reuse of keys and values as fits
+the limit, and fails if they exceed it. For a model in a folder,
+`VideoPipeline.memory_plan` gives the same table.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -51,8 +53,11 @@ def main(options: flags.FlagValues) -> None:
         streamed=options.streamed,
     )
     pieces = memory.decoding_pieces(parts, work, None, limit)
-    plan = memory.memory_plan(parts, work._replace(pieces=pieces))
+    most = math.inf if limit is None else limit
+    reuse = memory.reusing_stages(parts, work, None, most)
+    plan = memory.memory_plan(parts, work._replace(pieces=pieces, reuse=reuse))
     print(plan)
+    print(f"stages that reuse keys and values: {', '.join(map(str, reuse)) or 'none'}")
     try:
         plan.check(limit)
     except ValueError as refusal:

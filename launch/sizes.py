@@ -2,7 +2,7 @@
 """Sizes of videos as commands take them, and refuse them."""
 
 from pyramid_jax.model import SampleConfig
-from pyramid_jax.pipeline.presets import Size, presets_of
+from pyramid_jax.pipeline.sizes import Size, trained_sizes
 
 
 def height_width(text: str) -> tuple[int, int]:
@@ -17,16 +17,16 @@ def height_width(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def check_preset(defaults: SampleConfig, size: Size, name: str) -> None:
+def check_trained(defaults: SampleConfig, size: Size, name: str) -> None:
     """Refuses sizes that the model of that name was not made for.
 
     Raises:
         ValueError: with the sizes and lengths that are allowed.
     """
-    sizes = presets_of(defaults)
+    sizes = trained_sizes(defaults)
     fits = any(
-        (size.height, size.width) == preset[:2] and size.frames <= preset.frames
-        for preset in sizes
+        (size.height, size.width) == known[:2] and size.frames <= known.frames
+        for known in sizes
     )
     if sizes and not fits:
         allowed = ", ".join(map(str, sizes))

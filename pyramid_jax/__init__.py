@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyramid_jax.model import SampleConfig
     from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
-    from pyramid_jax.pipeline.presets import Size
+    from pyramid_jax.pipeline.sizes import Size
     from pyramid_jax.pipeline.video import VideoPipeline, load
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["TINY", "TINY_LATENT", "SampleConfig", "Size", "VideoPipeline", "load
 
 _MODULES = {
     "SampleConfig": "model",
-    "Size": "pipeline.presets",
+    "Size": "pipeline.sizes",
     "TINY": "pipeline.folder",
     "TINY_LATENT": "pipeline.folder",
 }

@@ -22,10 +22,10 @@ from pyramid_jax import objective
 from pyramid_jax.config import build
 from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.stored import stored_features
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.objective import Losses
 from pyramid_jax.reflow import ReflowConfig, reflow_loss
-from pyramid_jax.sampler import Guidance
 from pyramid_jax.shapes import Array, Rows, Text
 from pyramid_jax.train import Experiment, experiment, run_experiment, start_weights
 from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
@@ -109,8 +109,10 @@ def distillation_loss(
 ) -> tuple[Float[jax.Array, ""], Losses]:
     """The loss of a batch, and its sums per stage; see `reflow.reflow_loss`."""
     model = task.model
-    student = models.velocity_network(model, params)
-    teacher = models.velocity_network(model, {"dit": params["teacher"]})
+    student, teacher = (
+        partial(models.velocity_network(model, weights), current=rows.current)
+        for weights in (params, {"dit": params["teacher"]})
+    )
     text = models.row_text(model, params, rows)
     losses = reflow_loss(
         partial(student, text=text),

@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 from pyramid_jax import objective, pyramid
 from pyramid_jax.config import check_entries
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.objective import Draws, Losses, StagePath
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Guidance
 from pyramid_jax.shapes import Rows, Tokens
 
 # A network with captions, as a function of tokens and time.

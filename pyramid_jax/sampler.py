@@ -26,40 +26,6 @@ from pyramid_jax.noise import Noise, UnitNoise
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.shapes import AnyTokens, Array, Text, Tokens, Velocity
 
-MOST_GUIDANCE = 100.0  # videos are noise long before
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: v = negative + scale · (positive - negative).
-
-    Args:
-        first, video: scale for the first frame and for later units.
-        decay: if given, unit u uses max(first - decay·u, floor) for both instead.
-
-    Raises:
-        ValueError: a number below 0 or above `MOST_GUIDANCE`, or none at all (NaN).
-    """
-
-    first: float = 7.0
-    video: float = 5.0
-    decay: float | None = None
-    floor: float = 2.0
-
-    def __post_init__(self):
-        for name in ("first", "video", "decay", "floor"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= MOST_GUIDANCE:
-                raise ValueError(
-                    f"guidance {name}={value} must be 0 to {MOST_GUIDANCE:g}"
-                )
-
-    def scales(self, units: int) -> np.ndarray:
-        """The scale of every unit."""
-        if self.decay is not None:
-            return np.maximum(self.first - self.decay * np.arange(units), self.floor)
-        return np.array([self.first] + [self.video] * (units - 1), np.float64)
-
 
 class Unit(NamedTuple):
     """One autoregressive step, the units for which there are slots, its own frames.
@@ -94,6 +60,8 @@ class SamplerPlan:
             than it needs: less padding, for as many more traces.
         reuse: the stages at which the network remembers text and what it has seen at
             stage 0, from unit to unit: the same numbers, for memory.
+        clean_history: what the network makes of text and history does not depend on the
+            step, so that stages with reuse read them once in a unit.
 
     Raises:
         ValueError: steps that are not one positive number for each stage, no scan, or
@@ -108,6 +76,7 @@ class SamplerPlan:
     last_step: bool = True
     scans: int = 1
     reuse: tuple[int, ...] = ()
+    clean_history: bool = False
 
     def __post_init__(self):
         for name in ("first_steps", "video_steps"):
@@ -165,9 +134,20 @@ class SamplerPlan:
         return 1 + (units - 1) * self.layout.frames_per_unit if units > 0 else 0
 
     def room(self, shape: tuple[int, int, int, int], stage: int) -> int:
-        """How many video tokens that is, of latents (t, h, w, c)."""
+        """How many video tokens that is, of latents (t, h, w, c), 0 for none.
+
+        A history that is read once in a unit has room besides, as long as it lasts.
+        """
+        frames = self.remembered(shape[0], stage)
+        if frames and self.clean_history:
+            levels = sum(4**level for level in range(stage + 1))
+            frames += self.layout.frames_per_unit * levels
         cells = shape[1] * shape[2] // 4 ** (len(self.stages) - 1)
-        return self.remembered(shape[0], stage) * cells // self.layout.patch**2
+        return frames * cells // self.layout.patch**2
+
+    def reads_once(self, unit: Unit, stage: int) -> bool:
+        """Whether only the first step of a stage reads the unit's history."""
+        return self.clean_history and stage in self.reuse and unit.slots != 1
 
     def unit(
         self,
@@ -194,6 +174,15 @@ class History(NamedTuple):
 
     tokens: list[AnyTokens]
     frame: Int[Array, "_"]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many tokens each clip has."""
+        return [clip[0].shape[1] for clip in self.tokens]
+
+    def known(self) -> "History":
+        """What is left of it for a network that has read it."""
+        return self._replace(tokens=[])
 
 
 def start_stage(
@@ -241,7 +230,8 @@ def euler_step(
 
     Args:
         memory: what the network remembers of this step from earlier units, None if it
-            does not; it is returned with the oldest clip of the past.
+            does not; it is returned with the oldest clip of the past. Where the history
+            is read once, that of all steps of the stage.
         scale: of classifier-free guidance, None for none.
     """
     grid = layout.grid(x, cut.patch)
@@ -254,7 +244,7 @@ def euler_step(
     if memory is None:
         v = velocity(*asked)
     else:
-        v, memory = velocity(*asked, memory, past.tokens[0][0].shape[1])
+        v, memory = velocity(*asked, memory, sum(past.sizes[:1]))
     if scale is not None:
         negative, positive = jnp.split(v, 2)
         v = negative + scale * (positive - negative)
@@ -320,9 +310,17 @@ def sample(
             x = start_stage(x, drawn, k, stages, plan.gamma)
             past = history(state[0], unit, k, len(stages), plan.layout)
             words = text if unit.slots is not None else text.without_words()
-            step = partial(euler_step, velocity, words, stage=stage, scale=scale)
+            step = partial(euler_step, velocity, stage=stage, scale=scale)
             step, sigmas = partial(step, cut=plan.layout), plan.sigmas(k, unit)
-            x, memories[k] = _solve(step, x, past, sigmas, memories[k])
+            if plan.reads_once(unit, k):
+                assert memory is not None
+                lasts = memories[k] is not None
+                seen = memories[k] if lasts else memory(sum(past.sizes))
+                x, seen = _solve_at_once(step, words, x, past, sigmas, seen)
+                memories[k] = seen if lasts else None
+            else:
+                step = partial(step, words)
+                x, memories[k] = _solve(step, x, past, sigmas, memories[k])
         return x, memories
 
     def sample_span(state: Any, span: tuple[int, int]) -> Any:
@@ -345,7 +343,8 @@ def sample(
         if k < len(stages) and (tokens := plan.room(shape, k)):
             assert memory is not None
             each = [memory(tokens)] * len(plan.sigmas(k, Unit(*span)))
-            memories[k] = jax.tree.map(lambda *x: jnp.stack(x), *each)
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+            memories[k] = each[0] if plan.clean_history else stacked
         video, memories = sample_span((video, memories), span)
     return video
 
@@ -359,7 +358,31 @@ def _solve(
 ) -> tuple[Float[jax.Array, "b t h w c"], Any]:
     """All Euler steps of a stage as one scan, with what each of them remembers."""
 
-    def body(x: jax.Array, of_step: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        return step(x, past, *of_step)
+    def body(state: tuple[jax.Array, Any], at: Any) -> tuple[Any, None]:
+        (x, memory), (i, pair) = state, at
+        # perf: written where it is; as a result of the scan it would exist twice.
+        read = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+        write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        x, of_step = step(x, past, pair, jax.tree.map(read, memory))
+        return (x, jax.tree.map(write, memory, of_step)), None
 
-    return jax.lax.scan(body, x, (jnp.asarray(sigmas), memory))
+    places = jnp.arange(len(sigmas)), jnp.asarray(sigmas)
+    return jax.lax.scan(body, (x, memory), places)[0]
+
+
+def _solve_at_once(
+    step: Callable[..., tuple[jax.Array, Any]],
+    text: Text,
+    x: Float[jax.Array, "b t h w c"],
+    past: History,
+    sigmas: Float[np.ndarray, "steps 2"],
+    memory: Any,
+) -> tuple[Float[jax.Array, "b t h w c"], Any]:
+    """The same where the first step reads text and history for all of them."""
+    pairs = jnp.asarray(sigmas)
+    x, memory = step(text, x, past, pairs[0], memory)
+
+    def body(x: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
+        return step(text.without_words(), x, past.known(), pair, memory)[0], None
+
+    return jax.lax.scan(body, x, pairs[1:])[0], memory

@@ -66,7 +66,9 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         init=init,
         loss=partial(models.training_loss, model),
         optimizer=optimizer(rates, jax.eval_shape(init, jax.random.key(0))),
-        pretrained=dict if start is None else partial(start_weights, model, start),
+        pretrained=dict
+        if start is None
+        else partial(start_weights, model, start, True),
     )
 
 
@@ -142,14 +144,20 @@ def made_for(
     return dataclasses.replace(defaults, sizes=sizes, fps=float(data.fps))
 
 
-def start_weights(model: ModelConfig, start: str | Path) -> Any:
+def start_weights(model: ModelConfig, start: str | Path, tuned: bool = False) -> Any:
     """The weights of the model in the folder `start`.
+
+    Args:
+        tuned: it may have read its history in another way (`clean_history`).
 
     Raises:
         ValueError: there is no such model, or it is of another config.
     """
     pipeline = video.load(start)
-    if pipeline.cfg.dit != model.dit or pipeline.cfg.text != model.text:
+    dit, text = pipeline.cfg.dit, pipeline.cfg.text
+    if tuned:
+        dit = dataclasses.replace(dit, clean_history=model.dit.clean_history)
+    if dit != model.dit or text != model.text:
         raise ValueError(
             f"the model in {start} is of another config than this run's; train with "
             "the `model` section that it was made with"

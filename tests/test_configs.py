@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import ablations, base
+from configs import ablations, base, clean_history
 from launch.moving_shapes import Settings, write_dataset
 from pyramid_jax import objective, sharding
 from pyramid_jax.data.examples import latent_loader
@@ -20,10 +20,20 @@ from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import initialise, model_config, model_section, training_loss
 from pyramid_jax.train import data_config
 
+# Of networks that are no DiT, and of any DiT by its name.
+OTHERS = {
+    "__init__",
+    "base",
+    "student",
+    "clean_history",
+    "vae",
+    "tiny_vae",
+    "pairs_vae",
+}
 CONFIGS = sorted(
     path.stem
     for path in (Path(base.__file__).parent).glob("*.py")
-    if path.stem not in ("__init__", "base", "student", "vae", "tiny_vae", "pairs_vae")
+    if path.stem not in OTHERS
 )
 PYRAMID = model_config(ablations.get_config("pyramid").model.to_dict())
 RELEASED_PARAMETERS = {"mmdit": 2_028_334_144, "miniflux": 1_972_059_200}
@@ -98,6 +108,21 @@ def test_a_smoke_step_is_finite_and_moves_the_weights(
 def test_an_unknown_mode_is_refused(name: str):
     with pytest.raises(ValueError, match="unknown mode 'fast'; use 'full' or 'smoke'"):
         build(name, "fast")
+
+
+@pytest.mark.parametrize("name", ["pairs", "mmdit_768p", "smoke"])
+def test_any_model_is_tuned_to_a_clean_history(name: str):
+    """Which its config alone does not have, so that runs begun without it go on."""
+    tuned = clean_history.get_config(name)
+    module, mode = ("tiny", "smoke") if name == "smoke" else (name, "full")
+    plain = build(module, mode)
+    assert "clean_history" not in plain.model.dit
+    dit = model_config(plain.model.to_dict()).dit
+    expected = dataclasses.replace(dit, clean_history=True)
+    assert model_config(tuned.model.to_dict()).dit == expected
+    assert tuned.data == plain.data
+    with pytest.raises(ValueError, match="no config 'nothing' of a model"):
+        clean_history.get_config("nothing")
 
 
 def test_a_misspelt_key_is_refused():

@@ -22,10 +22,10 @@ from pyramid_jax.distill import (
     negative_text,
     teacher_weights,
 )
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import ModelConfig, initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.reflow import ReflowConfig
-from pyramid_jax.sampler import Guidance
 from pyramid_jax.train import experiment
 from tests.test_configs import CONFIGS
 from tests.test_objective import ROWS
@@ -156,5 +156,5 @@ def test_every_config_has_a_student(name: str):
 
 
 def test_an_unknown_teacher_is_refused():
-    with pytest.raises(ValueError, match="there is no config 'nobody' of a teacher"):
+    with pytest.raises(ValueError, match="there is no config 'nobody' of a model"):
         student.get_config("nobody")

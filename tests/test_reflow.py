@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pyramid_jax import objective, reflow
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.reflow import ReflowConfig
-from pyramid_jax.sampler import Guidance
 from tests.test_objective import REAL, ROWS, STAGES, draws
 
 PATH = objective.stage_path(ROWS, draws(), STAGES)

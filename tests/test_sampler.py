@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from pyramid_jax import layout, pyramid, sampler
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan, Unit
 from pyramid_jax.shapes import Text, Tokens
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -368,6 +369,19 @@ def test_units_before_all_stages_remember_are_alone():
     assert cfg.room((12, 8, 16, 4), 1) == 9 * 2 * 4 // 4
     slots = [cfg.unit(span[0], span, 1, 12).slots for span in cfg.spans(12)]
     assert slots == [2, 3, None, None, None]
+
+
+def test_a_clean_history_is_read_once_and_has_room_for_a_unit_more():
+    """For the frames of one unit at every stage up to its own, of 8 and 32 tokens."""
+    cfg = SamplerPlan(reuse=(0, 1), clean_history=True)
+    shape = (12, 16, 32, 4)
+    plain = dataclasses.replace(cfg, clean_history=False)
+    assert cfg.room(shape, 0) == plain.room(shape, 0) + 8
+    assert cfg.room(shape, 1) == plain.room(shape, 1) + 8 + 32
+    assert cfg.room(shape, 2) == plain.room(shape, 2) == 0  # does not reuse
+    first, later = Unit(0, 1), Unit(5, None)
+    assert [cfg.reads_once(later, k) for k in range(3)] == [True, True, False]
+    assert not cfg.reads_once(first, 0) and not plain.reads_once(later, 0)
 
 
 def test_a_length_that_is_no_whole_number_of_units_is_refused():

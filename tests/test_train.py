@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole training run from a config and mp4 files, continued, and sampled."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -111,6 +112,12 @@ def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Pa
     for tree in (new.params, new.ema):
         jax.tree.map(np.testing.assert_array_equal, tree, weights)
 
+    clean = dataclasses.replace(model.dit, clean_history=True)
+    model = dataclasses.replace(model, dit=clean)
+    tuned = start_weights(model, run / "model", tuned=True)
+    jax.tree.map(np.testing.assert_array_equal, tuned, weights)
+    with pytest.raises(ValueError, match=r"is of another config than this run's"):
+        start_weights(model, run / "model")
     cfg.model.dit.single_blocks = 2
     with pytest.raises(ValueError, match=r"is of another config than this run's"):
         start_weights(model_config(cfg.model.to_dict()), run / "model")

@@ -70,7 +70,8 @@ def euler(preset: str, log: Log, tiny: bool) -> None:
     log("weights", count=case.work.parameters, dtype=case.dtype)
     for later in (True, False):
         units = _units(case, params, later, _early(log, preset))
-        for _ in range(1 + later):  # a given frame is the first unit
+        # A given frame is the first unit; each of the spans has shapes of its own.
+        for _ in range(1 + later * len(case.plan.spans(case.work.sampled))):
             next(units)
         units.close()
         run = _sampled(case, params, later)
@@ -171,8 +172,7 @@ def _units(
 ) -> Iterator[jax.Array]:
     """The units of a video after a given first frame, or the first frame alone."""
     cfg, shape = case.cfg, (*case.work.cells, case.latent.channels)
-    steps = (STEPS,) * len(cfg.stages)
-    options = replace(case.options, first_steps=steps, video_steps=steps)
+    few = replace(case, first_steps=STEPS, video_steps=STEPS)
     frames = case.work.sampled if later else 1
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), 1))
     frame = jax.random.normal(jax.random.key(2), (1, 1, *shape)) if later else None
@@ -182,8 +182,8 @@ def _units(
         jax.tree.map(jnp.asarray, case.work.prompts),
         (frames, *shape),
         KeyedNoise(keys, shape, len(cfg.stages), cfg.gamma),
-        options.plan(cfg),
-        scales=np.asarray(options.guidance.scales(frames), np.float32),
+        few.plan,
+        scales=np.asarray(few.options.guidance.scales(frames), np.float32),
         first_frame=frame,
         callback_on_step_end=callback,
     )

@@ -20,8 +20,8 @@ from launch.evaluate.metrics import Clip
 from launch.evaluate.reports import write_report
 from launch.moving_shapes import wilson
 from launch.sample import choices
-from launch.sizes import check_preset, height_width
-from pyramid_jax.pipeline.presets import nearest_frames
+from launch.sizes import check_trained, height_width
+from pyramid_jax.pipeline.sizes import nearest_frames
 from pyramid_jax.pipeline.video import VideoPipeline
 
 TASKS = ("t2v", "i2v", "t2i")
@@ -91,7 +91,7 @@ def sampled(
             options=choices.options(model, options, alone),
         )
         if not options.any_size:
-            check_preset(model.defaults, request.size, model.name)
+            check_trained(model.defaults, request.size, model.name)
         videos += list(model.run(request).frames[: len(part)])
     return videos
 

@@ -12,9 +12,14 @@ from launch.parity.cases import QUICK
 from pyramid_jax.kernels.attention import AttentionPlan
 from pyramid_jax.mask import joint
 from pyramid_jax.models.dit import DiT
-from pyramid_jax.models.dit_blocks import DiTConfig, DoubleBlock, SingleBlock, Stream
+from pyramid_jax.models.dit_blocks import (
+    DiTConfig,
+    DoubleBlock,
+    SingleBlock,
+    Stream,
+    TokenPlaces,
+)
 from pyramid_jax.models.layers import layer_norm, sinusoid
-from pyramid_jax.models.rotary import Turns
 from pyramid_jax.shapes import Text, Tokens
 
 States = dict[str, jax.Array]
@@ -39,7 +44,8 @@ def states(
         video = video + dit._table(tokens.position)
     values = {"time_proj": features, "temb": cond, "context": words, "tokens": video}
 
-    constants = dit._turns(tokens.position, m), dit._plan(mask, mask)
+    at = TokenPlaces(dit._turns(tokens.position, m), mask.segment)
+    constants = at, dit._plan(mask, mask)
     end = constants[0], dit._plan(videos, mask)
     if "double" in params:
         (words, video), inner = _double(
@@ -77,10 +83,10 @@ def _double(
     weights: Any,
     cond: jax.Array,
     state: tuple[jax.Array, jax.Array],
-    constants: tuple[Turns, AttentionPlan],
+    constants: tuple[TokenPlaces, AttentionPlan],
 ) -> tuple[tuple[jax.Array, jax.Array], States]:
     """The streams after all equal double blocks, and what each one adds to them."""
-    segment = constants[1].segment
+    segment = constants[0].vectors
 
     def step(state: tuple[jax.Array, jax.Array], layer: Any) -> tuple[Any, States]:
         words, video = state

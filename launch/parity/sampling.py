@@ -22,11 +22,12 @@ from launch.parity.cases import QUICK, SAMPLING, Answer, Case, Scenario, latent_
 from launch.parity.model import Model, load, recorded_text, text
 from launch.parity.model import velocity as velocity_of
 from pyramid_jax import layout, pyramid, sampler
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.noise import Noise
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
 
 HOST = "from the host"  # the driver that users' pipelines have

@@ -105,7 +105,7 @@ def description(pipeline: VideoPipeline) -> str:
     """What a model was made for, and what is recommended for it."""
     defaults, guidance = pipeline.defaults, pipeline.defaults.guidance
     later = defaults.with_image().guidance.video
-    sizes = ", ".join(map(str, pipeline.presets)) or "not known"
+    sizes = ", ".join(map(str, pipeline.sizes)) or "not known"
     return (
         f"model: {pipeline.name}\n"
         f"sizes: {sizes}, at {defaults.fps:g} fps\n"

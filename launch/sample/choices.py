@@ -10,15 +10,15 @@ from typing import Any
 from absl import flags
 
 from launch.sample.lists import Line
-from launch.sizes import check_preset, height_width
+from launch.sizes import check_trained, height_width
 from launch.start import parse_mesh
-from pyramid_jax.model import PRESETS, SampleConfig
+from pyramid_jax.guidance import Guidance
+from pyramid_jax.model import PRESET_NOTES, PRESETS, SampleConfig
 from pyramid_jax.pipeline.folder import DTYPES, TINY_LATENT
-from pyramid_jax.pipeline.presets import check_seconds
 from pyramid_jax.pipeline.request import VideoRequest, not_none
+from pyramid_jax.pipeline.sizes import check_seconds
 from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.pyramid import RENOISING
-from pyramid_jax.sampler import Guidance
 
 HEADINGS = MappingProxyType(
     {
@@ -47,8 +47,11 @@ def define_choices(into: flags.FlagValues) -> None:
     real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
     real("decay", None, "Guidance falls by so much with every unit of the video.")
     real("floor", None, "Falling guidance ends here.")
-    choice("preset", None, sorted(PRESETS), "The original's numbers, or fewer steps.")
-    switch("reuse", None, "Reuse keys and values, where there is memory for them.")
+    notes = "; ".join(f"{name}: {note}" for name, note in PRESET_NOTES.items())
+    choice(
+        "preset", None, sorted(PRESETS), f"{notes}. None: what the model was made for."
+    )
+    switch("reuse", None, "Reuse keys and values, as memory allows: the same videos.")
     switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
     renoising = "What jumps between stages add; none: what the model was made for."
     choice("renoising", None, RENOISING, renoising)
@@ -111,7 +114,7 @@ def requested(
         options=options(pipeline, values, line.image is not None),
     )
     if not values.any_size:
-        check_preset(pipeline.defaults, request.size, pipeline.name)
+        check_trained(pipeline.defaults, request.size, pipeline.name)
     return request
 
 

@@ -23,9 +23,9 @@ from launch.web.screen import Screen
 from launch.web.service import VideoService, WebForm
 from launch.web.tasks import TaskQueue, VideoTask
 from pyramid_jax.data.pictures import write_picture
-from pyramid_jax.model import PRESETS
-from pyramid_jax.pipeline.presets import default_size
+from pyramid_jax.model import PRESET_NOTES
 from pyramid_jax.pipeline.request import SEEDS
+from pyramid_jax.pipeline.sizes import default_size
 
 STEPS = 100  # of a stage
 GUIDANCE = 20.0
@@ -173,7 +173,8 @@ def _details(service: VideoService, image: bool) -> Widgets:
             widgets[f"{name}_guidance"] = _slider(
                 0, GUIDANCE, scale, step=0.5, label=f"Guidance, {which}"
             )
-    presets = [("the model's", ""), *((name, name) for name in PRESETS)]
+    notes = [(f"{name}: {note}", name) for name, note in PRESET_NOTES.items()]
+    presets = [("the model's", ""), *notes]
     widgets["preset"] = gr.Dropdown(presets, value="", label="Preset of steps")
     widgets["negative"] = gr.Textbox(
         label="Negative prompt (empty: that of the model)", max_length=web.PROMPT
@@ -183,15 +184,15 @@ def _details(service: VideoService, image: bool) -> Widgets:
 
 def _frames(service: VideoService, size: str) -> gr.Slider:
     """The slider with the lengths that the model can make in a size."""
-    preset, model = service.sizes()[size], service.model
-    sides, stride = (preset.height, preset.width), model.cfg.latent.temporal
+    made, model = service.sizes()[size], service.model
+    sides, stride = (made.height, made.width), model.cfg.latent.temporal
     return _slider(
         1 + stride,
-        preset.frames,
+        made.frames,
         default_size(model.cfg, model.defaults, *sides).frames,
         step=stride,
         precision=0,
-        label=f"Frames ({preset.fps:g}/s)",
+        label=f"Frames ({made.fps:g}/s)",
         scale=3,
         min_width=200,
     )

@@ -22,10 +22,10 @@ from PIL import Image
 
 from launch.sample import outputs
 from launch.sample.outputs import Job, Render
-from launch.sizes import check_preset
+from launch.sizes import check_trained
 from pyramid_jax.data import video_io
 from pyramid_jax.pipeline.denoise import StepCallback
-from pyramid_jax.pipeline.presets import Preset
+from pyramid_jax.pipeline.sizes import TrainedSize
 from pyramid_jax.pipeline.video import VideoPipeline
 
 PROMPT = 1000  # characters
@@ -64,13 +64,13 @@ class VideoService:
     folder: Path
     uploads: Path
 
-    def sizes(self) -> dict[str, Preset]:
+    def sizes(self) -> dict[str, TrainedSize]:
         """The sizes of videos that the model was made for, its favourite first.
 
         Raises:
             ValueError: there are none.
         """
-        sizes = {p.name: p for p in self.model.presets if p.frames > 1}
+        sizes = {p.name: p for p in self.model.sizes if p.frames > 1}
         if not sizes:
             raise ValueError(
                 f"the config.json of {self.model.name} names no size of videos; add "
@@ -85,14 +85,14 @@ class VideoService:
             ValueError: the model can't make it, or a text or image is refused; visitors
                 may see the message.
         """
-        preset, prompt = self.sizes()[form.size], _text("prompt", form.prompt)
+        size, prompt = self.sizes()[form.size], _text("prompt", form.prompt)
         image = None if form.image is None else self.upload(form.image)
         request = self.model.request(
             prompt,
             image=image,
             negative_prompt=_text("negative prompt", form.negative) or None,
-            height=preset.height,
-            width=preset.width,
+            height=size.height,
+            width=size.width,
             num_frames=form.frames,
             num_inference_steps=form.first_steps,
             video_num_inference_steps=form.video_steps,
@@ -101,11 +101,11 @@ class VideoService:
             preset=form.preset or None,
             seed=None if form.seed is None or form.seed < 0 else form.seed,
         )
-        check_preset(self.model.defaults, request.size, self.model.name)
+        check_trained(self.model.defaults, request.size, self.model.name)
         words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:40]
         now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         name = f"{now}_{words}_{request.seed}.mp4"
-        scale = max(1, SIDE // min(preset.height, preset.width))
+        scale = max(1, SIDE // min(size.height, size.width))
         job = Job(request, self.folder / name, image, scale)
         outputs.recipe(self.model, job)  # refuses now what can't be written later
         return job

@@ -20,9 +20,9 @@ from pyramid_jax.checkpoint.tensors import finite_values, subset, write_tensors
 from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import SampleConfig, model_config, model_section
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.sampler import Guidance
 from pyramid_jax.vae import autoencoder
 
 ORIGINAL = "original"  # our folder with their config files; their name of the variant

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from pyramid_jax import programs
 from pyramid_jax.kernels.attention_blocks import blocks
@@ -53,11 +53,6 @@ class AttentionPlan:
     def asking(self) -> int:
         """How many tokens of a row have queries."""
         return self.query[0].shape[1]
-
-    @property
-    def segment(self) -> Int[jax.Array, "b l"]:
-        """The segments of all tokens, which have keys."""
-        return self.key[0]
 
 
 def attention_plan(

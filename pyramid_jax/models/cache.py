@@ -38,8 +38,16 @@ class Cache(NamedTuple):
         pairs = zip(self.mask, mask, strict=True)
         return TokenMask(*(jnp.concatenate(pair, axis=1) for pair in pairs))
 
-    def append(self, blocks: dict[str, KeyValues], mask: TokenMask) -> "Cache":
-        """With more tokens in the next slots.
+    def lasting(self) -> "Cache":
+        """Without what `append` has written beyond the slots in use."""
+        segment, order = self.mask
+        used = jnp.arange(segment.shape[1])[None] < self.taken
+        return self._replace(mask=TokenMask(jnp.where(used, segment, -1), order))
+
+    def append(
+        self, blocks: dict[str, KeyValues], mask: TokenMask, lasting: int
+    ) -> "Cache":
+        """With more tokens in the next slots, the first of which stay in use.
 
         If there are not enough, they take the last ones: what comes after the last unit
         is never read.
@@ -55,7 +63,7 @@ class Cache(NamedTuple):
         return Cache(
             jax.tree.map(write_block, self.blocks, blocks),
             TokenMask(*(write(*pair, 1) for pair in masks)),
-            self.taken + mask.segment.shape[1],
+            self.taken + lasting,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from pyramid_jax.kernels.attention import AttentionPlan, attention_plan
 from pyramid_jax.kernels.visits import Mask
@@ -26,6 +26,7 @@ from pyramid_jax.models.dit_blocks import (
     DoubleBlock,
     KeyValues,
     SingleBlock,
+    TokenPlaces,
 )
 from pyramid_jax.models.layers import dense, layer_norm
 from pyramid_jax.models.rotary import Turns, angles, turns
@@ -68,6 +69,7 @@ class DiT(nn.Module):
         text: Text,
         last: int | None = None,
         modulations: Modulations | None = None,
+        current: Bool[jax.Array, "b n"] | None = None,
     ) -> Float[jax.Array, "b _ p"]:
         """The velocities of the last tokens of every row, or of all.
 
@@ -78,9 +80,11 @@ class DiT(nn.Module):
             last: how many tokens at the end of the rows are answered; None: all.
             modulations: what `modulations` makes of time and pooled vectors, which then
                 are not read.
+            current: the tokens that are not history, None: the last ones; read where
+                the history is clean.
         """
         condition = modulations or self._condition(time, text.pooled)
-        return self._answer(tokens, text, condition, last)[0]
+        return self._answer(tokens, text, condition, last, current)[0]
 
     def continued(
         self,
@@ -98,29 +102,39 @@ class DiT(nn.Module):
         The rows are those of a call, without what the cache holds. The first ones find
         it empty; in others there are no words, but the pooled vectors.
 
+        A clean history is kept as a whole, for rows of current tokens alone; the next
+        row that has a history, and is not one of these, finds its first tokens only.
+
         Args:
             first: how many video tokens at the beginning of the rows are kept, besides
                 all words. They must see none of the others.
         """
         condition = modulations or self._condition(time, text.pooled)
-        answer, blocks = self._answer(tokens, text, condition, last, cache, first)
-        order = tokens.frame[:, :first]
-        mask = joint(text.segment, tokens.segment[:, :first], order, self.cfg.causal)
-        return answer, cache.append(blocks, mask)
+        words, kept = text.segment.shape[1], first
+        if self.cfg.clean_history and (kept := tokens.segment.shape[1] - last):
+            cache = cache.lasting()
+        past = cache, words + kept
+        answer, blocks = self._answer(tokens, text, condition, last, past=past)
+        if not words + kept:
+            return answer, cache
+        order = tokens.frame[:, :kept]
+        mask = joint(text.segment, tokens.segment[:, :kept], order, self.cfg.causal)
+        return answer, cache.append(blocks, mask, words + first)
 
     def _answer(
         self,
         tokens: Tokens,
         text: Text,
-        condition: Float[jax.Array, "b s d"] | Modulations,
+        condition: Float[jax.Array, "b _ d"] | Modulations,
         last: int | None,
-        cache: Cache | None = None,
-        first: int = 0,
+        current: Bool[jax.Array, "b n"] | None = None,
+        past: tuple[Cache, int] | None = None,
     ) -> tuple[Float[jax.Array, "b _ p"], dict[str, KeyValues]]:
-        """The velocities, and keys and values of words and of the first video tokens.
+        """The velocities, and keys and values of so many tokens, words first.
 
-        The latter only where there is a cache.
+        The latter only where there is a past, with which the rows go on.
         """
+        current = self._current(tokens, last, current)
         c, m, n = self.cfg, text.segment.shape[1], tokens.segment.shape[1]
         last, tokens = n if last is None else last, tokens.filled(shares("tokens"))
         filled = tokens.segment.shape[1]
@@ -128,8 +142,14 @@ class DiT(nn.Module):
         kept += -kept % shares("tokens")  # the devices divide them evenly
         mask = joint(text.segment, tokens.segment, tokens.frame, c.causal)
         mask = TokenMask(*(constrain(x, ("batch", None)) for x in mask))
-        key = mask if cache is None else cache.before(mask)
-        rotary, blocks = self._turns(tokens.position, m), dict[str, KeyValues]()
+        key = mask if past is None else past[0].before(mask)
+        vectors = mask.segment
+        if current is not None:  # the rest have the second ones of their segments
+            clean = jnp.pad(~current, ((0, 0), (m, filled - n)), constant_values=True)
+            second = text.pooled.shape[1] + jnp.maximum(vectors, 0)
+            vectors = jnp.where(clean, second, vectors)
+        at = TokenPlaces(self._turns(tokens.position, m), vectors)
+        blocks = dict[str, KeyValues]()
 
         words = self.text_in(text.features)
         video = self.video_in(tokens.values)
@@ -139,8 +159,8 @@ class DiT(nn.Module):
         def run(name: str, state: layers.Streams, plan: AttentionPlan) -> Any:
             if getattr(self, name) is None:
                 return state
-            past = None if cache is None else (cache.blocks[name], m + first)
-            state, note = self._run(condition, name, state, (rotary, plan), past)
+            before = None if past is None else (past[0].blocks[name], past[1])
+            state, note = self._run(condition, name, state, (at, plan), before)
             if note is not None:
                 blocks[name] = note
             return state
@@ -156,7 +176,7 @@ class DiT(nn.Module):
 
         head = self.head_modulation
         made = condition["head"] if isinstance(condition, dict) else head(condition)
-        shift, scale = head.of_tokens(made, tokens.segment[:, -kept:])
+        shift, scale = head.of_tokens(made, vectors[:, -kept:])
         out = self.head(layer_norm(video[:, -kept:]) * (1 + scale) + shift)
         answered = kept - (filled - n)
         return out[:, answered - last : answered].astype(jnp.float32), blocks
@@ -179,14 +199,38 @@ class DiT(nn.Module):
         return made
 
     def _condition(self, time: jax.Array, pooled: jax.Array) -> jax.Array:
+        """What modulates every segment, and then, if it is clean, its past."""
+        if self.cfg.clean_history:
+            time = jnp.concatenate([time, jnp.zeros_like(time)], axis=1)
+            pooled = jnp.concatenate([pooled, pooled], axis=1)
         return self.time(layers.sinusoid(time)) + self.pooled(pooled)
+
+    def _current(
+        self, tokens: Tokens, last: int | None, current: jax.Array | None
+    ) -> Bool[jax.Array, "b n"] | None:
+        """Which tokens are modulated by the time; None: all.
+
+        Raises:
+            ValueError: the history is clean, and nothing says what history is.
+        """
+        if not self.cfg.clean_history:
+            return None
+        if current is not None:
+            return current
+        if last is None:
+            raise ValueError(
+                "a network with clean_history has to know which tokens are history; "
+                "give `current`, or how many are the last"
+            )
+        n = tokens.segment.shape[1]
+        return jnp.broadcast_to((jnp.arange(n) >= n - last)[None], tokens.segment.shape)
 
     def _run(
         self,
         condition: Float[jax.Array, "b s d"] | Modulations,
         name: str,
         state: layers.Streams,
-        where: tuple[Turns, AttentionPlan],
+        where: tuple[TokenPlaces, AttentionPlan],
         past: tuple[KeyValues, int] | None,
     ) -> tuple[layers.Streams, KeyValues | None]:
         """The streams after the blocks of a name.
@@ -255,7 +299,8 @@ class DiT(nn.Module):
             angle = jnp.zeros((1, block.streams, c.head_dim // 2), jnp.float32)
             mask = TokenMask(order, order)
             plan = self._plan(mask if name in STACKED else mask.last(1), mask)
-            inputs = (token, *[token] * block.streams, turns(angle), plan)
+            at = TokenPlaces(turns(angle), order)
+            inputs = (token, *[token] * block.streams, at, plan)
             if name in STACKED:
                 return layers.stacked(key, block, count, *inputs, method="conditioned")
             return block.init(key, *inputs, method="conditioned")["params"]
@@ -280,4 +325,4 @@ def initialise_dit(cfg: DiTConfig, key: jax.Array) -> Any:
     pooled = jnp.zeros((1, 1, cfg.pooled_width), jnp.float32)
     tokens = Tokens(patches, position, order, order)
     text = Text(features, order, pooled)
-    return DiT(cfg).init(key, tokens, time, text)["params"]
+    return DiT(cfg).init(key, tokens, time, text, 1)["params"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blocks of the diffusion transformer, and the config that tells one from another.
 
-A block reads vectors that modulate it, its streams of tokens, their rotations, the plan
-of attention, which is the same for all blocks, and keys and values of a past that was
+A block reads vectors that modulate it, its streams of tokens, their places, the plan of
+attention, which is the same for all blocks, and keys and values of a past that was
 read before, if there is one. It returns its streams, and their keys and values.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention import AttentionPlan, attend
 from pyramid_jax.kernels.exchange import by_heads, by_tokens
@@ -31,6 +31,7 @@ from pyramid_jax.models.layers import (
     rms_norm,
 )
 from pyramid_jax.models.rotary import Turns, rotate
+from pyramid_jax.shapes import Array
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class DiTConfig:
         position_table_base: side, in cells, of the image model that it was made for.
         text_ends_early: the last double block attends to the text, but leaves it.
         causal: frames don't see later frames; False is the reference's ablation.
+        clean_history: text and history are modulated as at time 0, whatever the time of
+            the current tokens; then nothing that is made of them depends on the step.
         dtype: of matrix products and of what flows between blocks; weights are float32.
         products: of the blocks' linear maps, "exact", or rounded to "int8" or "fp8".
         remat: the backward pass recomputes each block instead of storing its inside.
@@ -63,6 +66,7 @@ class DiTConfig:
     qk_eps: float = 1e-5
     text_ends_early: bool = True
     causal: bool = True
+    clean_history: bool = False
     dtype: str = "float32"
     products: str = "exact"
     remat: bool = True
@@ -75,6 +79,11 @@ class DiTConfig:
                 f"width {self.width} over {self.heads} heads must equal the sum of "
                 f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or "
                 "(16, 24, 24)"
+            )
+        if self.clean_history and not self.causal:
+            raise ValueError(
+                "clean_history needs causal: without causality the history depends on "
+                "the current frames at every step; leave out one of the two"
             )
         rounded_product(self.products)  # or there is no such kind
 
@@ -100,6 +109,13 @@ class DiTConfig:
             "single": self.single_blocks - last_single,
             "last_single": last_single,
         }
+
+
+class TokenPlaces(NamedTuple):
+    """Where the tokens of a row are: rotations, and the vectors that modulate them."""
+
+    turns: Turns
+    vectors: Int[Array, "b l"]
 
 
 class KeyValues(NamedTuple):
@@ -204,21 +220,20 @@ class DoubleBlock(Block):
         vectors: tuple[Vectors, Vectors],
         text: Float[jax.Array, "b m d"],
         video: Float[jax.Array, "b n d"],
-        rotary: Turns,
+        at: TokenPlaces,
         plan: AttentionPlan,
         past: KeyValues | None = None,
     ) -> tuple[Float[jax.Array, "b m d"], Float[jax.Array, "b _ d"], KeyValues]:
         c, m, asking = self.cfg, text.shape[1], plan.asking
-        own = plan.segment[:, -m - video.shape[1] :]
-        text_segment, segment = jnp.split(own, [m], axis=1)
-        text_attn, text_mlp = self.text.affine(vectors[0], text_segment)
-        video_attn, video_mlp = self.video.affine(vectors[1], segment)
+        of_text, of_video = jnp.split(at.vectors, [m], axis=1)
+        text_attn, text_mlp = self.text.affine(vectors[0], of_text)
+        video_attn, video_mlp = self.video.affine(vectors[1], of_video)
 
         streams = (
             project(self.text, text_attn(layer_norm(text))),
             project(self.video, video_attn(layer_norm(video))),
         )
-        q, k, v = joined(query_key_value, c.qk_eps, streams, rotary, plan.backend)
+        q, k, v = joined(query_key_value, c.qk_eps, streams, at.turns, plan.backend)
         q, new = q[:, -asking:], KeyValues(k, v)
         k, v = new.after(past)
         if self.text_attends_only:
@@ -260,16 +275,15 @@ class SingleBlock(Block):
         self,
         vectors: Vectors,
         x: Float[jax.Array, "b l d"],
-        rotary: Turns,
+        at: TokenPlaces,
         plan: AttentionPlan,
         past: KeyValues | None = None,
     ) -> tuple[Float[jax.Array, "b _ d"], KeyValues]:
         c, asking = self.cfg, plan.asking
-        segment = plan.segment[:, -x.shape[1] :]
-        affine = Affine(*self.modulation.of_tokens(vectors, segment))
+        affine = Affine(*self.modulation.of_tokens(vectors, at.vectors))
         y = affine(layer_norm(x))
         own = (project(self, y),)
-        q, k, v = joined(query_key_value, c.qk_eps, own, rotary, plan.backend)
+        q, k, v = joined(query_key_value, c.qk_eps, own, at.turns, plan.backend)
         new = KeyValues(k, v)
         attended = attend(q[:, -asking:], *new.after(past), plan)
         attended = by_tokens(attended, c.heads)

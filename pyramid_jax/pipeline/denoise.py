@@ -117,7 +117,7 @@ def denoise(
         for of_stages in (units[:1] + units[-1:])
         for k, unit in enumerate(of_stages)
     }
-    memories: dict[int, list[Any]] = {}  # by stages, of all their steps
+    memories = _Memories(plan, shape, text, {})
     for of_stages in units:
         index, last = np.int32(of_stages[0].index), None
         scale = None if scales is None else np.float32(scales[index])
@@ -125,17 +125,14 @@ def denoise(
         for k, unit in enumerate(of_stages):
             program = _Program(model, mesh, k, unit.slots)
             x, past = _start_stage(program, x, video, noise, index)
-            sigmas, room = plan.sigmas(k, unit), plan.room(shape, k)
-            if room and index == k + 1:
-                with program.devices():
-                    memories[k] = [_empty_memory(program, room, text) for _ in sigmas]
-            memory = memories.get(k, [None] * len(sigmas))
+            sigmas, memory = plan.sigmas(k, unit), memories.of(program, unit, past)
             steps = zip(sigmas, known[unit.slots == 1, k], strict=True)
             for i, (pair, vectors) in enumerate(steps):
-                conditions = params, text, scale, vectors
-                asked = program, conditions, x, past, pair, memory[i]
+                conditions, at = (params, text, scale, vectors), i % len(memory)
+                asked = program, conditions, x, past, pair, memory[at]
                 with program.devices():
-                    x, finite, memory[i] = _euler_step(*asked)
+                    x, finite, memory[at] = _euler_step(*asked)
+                past = past.known() if plan.reads_once(unit, k) else past
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
                 place = (int(index), count, k, stages, i, len(sigmas))
@@ -158,12 +155,13 @@ def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[tuple[Unit,
 
 def _shares(units: list[tuple[Unit, ...]], plan: SamplerPlan) -> Iterator[float]:
     """For every Euler step to come, the share of all work that ends with it."""
-    work = [
-        sum(len(clip.frame) * 4**clip.stage for clip in unit.clips(k, plan.layout))
-        for of_stages in units
-        for k, unit in enumerate(of_stages)
-        for _ in plan.sigmas(k, unit)
-    ]
+    work = []
+    for of_stages in units:
+        for k, unit in enumerate(of_stages):
+            clips = unit.clips(k, plan.layout)
+            sizes = [len(clip.frame) * 4**clip.stage for clip in clips]
+            later = sizes[-1] if plan.reads_once(unit, k) else sum(sizes)
+            work += [sum(sizes), *[later] * (len(plan.sigmas(k, unit)) - 1)]
     return iter((np.cumsum(work) / max(sum(work), 1)).tolist())
 
 
@@ -186,6 +184,32 @@ class _Program(NamedTuple):
         if self.mesh is None:
             return nullcontext()
         return jax.set_mesh(self.mesh)
+
+
+class _Memories(NamedTuple):
+    """What the network remembers from unit to unit, by stages."""
+
+    plan: SamplerPlan
+    shape: tuple[int, int, int, int]
+    text: Text
+    lasting: dict[int, list[Any]]
+
+    def of(self, program: _Program, unit: Unit, past: History) -> list[Any]:
+        """One for each step of a stage, or one for all; None remembers nothing."""
+        k = program.stage
+        if k not in self.lasting:
+            once = self.plan.reads_once(unit, k)
+            room = self.plan.room(self.shape, k) if unit.index == k + 1 else 0
+            size = room or once * sum(past.sizes)
+            count = 1 if once else len(self.plan.sigmas(k, unit))
+            made: list[Any] = [None] * count
+            if size:
+                with program.devices():
+                    made = [_empty_memory(program, size, self.text) for _ in made]
+            if not room:
+                return made
+            self.lasting[k] = made
+        return self.lasting[k]
 
 
 @partial(programs.kept, static=1)
@@ -240,7 +264,8 @@ def _euler_step(
     model, stage = program.model, program.model.stages[program.stage]
     params, text, scale, vectors = conditions
     velocity = velocity_network(model, params, vectors)
-    text = text if program.slots is not None else text.without_words()
+    read = memory is not None and not past.tokens
+    text = text.without_words() if program.slots is None or read else text
     step = partial(sampler.euler_step, velocity, text, x, past, sigmas, memory)
     x, memory = step(stage=stage, scale=scale, cut=model.layout)
     x = program.rows(x)

@@ -10,6 +10,7 @@ activations, devices divide the rows of a batch and the parts of decoded videos 
 """
 
 import math
+import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -180,9 +181,10 @@ def reusing_stages(
 ) -> tuple[int, ...]:
     """The stages whose keys and values a device of `limit` bytes has room for.
 
-    Each saves about as much time for its bytes; the coarsest come first. All if the
-    limit is unknown.
+    Each saves about as much time for its bytes; the coarsest come first. CPUs, whose
+    limit is unknown, lend half of the host's memory.
     """
+    limit = host_memory() / 2 if limit is None else limit
     if not (work.options.reuse and parts.cfg.dit.causal):
         return ()
     chosen: tuple[int, ...] = ()
@@ -190,7 +192,7 @@ def reusing_stages(
         more = (*chosen, stage)
         plan = memory_plan(parts, work._replace(reuse=more), mesh)
         sampling = (p for p in plan.phases if p.name in (SAMPLING, STREAMING))
-        if limit is None or all(phase.total <= limit for phase in sampling):
+        if all(phase.total <= limit for phase in sampling):
             chosen = more
     return chosen
 
@@ -202,7 +204,17 @@ def device_memory(mesh: Mesh | None = None) -> int | None:
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-    return int(min(sharding.to_host(np.array([min(limits)])))) or None  # all processes
+    return _least(min(limits)) or None
+
+
+def host_memory() -> int:
+    """The bytes of a host's memory, the least of all hosts."""
+    return _least(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _least(count: int) -> int:
+    """The smallest number of all processes."""
+    return int(min(sharding.to_host(np.array([count]))))
 
 
 def _last_phase(parts: ModelParts, work: Work, mesh: AnyMesh) -> Phase:
@@ -242,9 +254,10 @@ def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     cfg, dit = parts.cfg.dit, parts.params["dit"]
     videos, rows = (_share(n, "batch", mesh) for n in (work.videos, work.rows))
     state = 4 * (2 * videos * math.prod(work.shape) + rows * LIMIT * cfg.text_width)
-    state += rows * _steps(work) * modulation(cfg)
+    units = parts.cfg.layout.units(work.shape[0])
+    state += rows * _steps(work, units) * modulation(cfg)
     state += rows * sum(remembered(parts.cfg, work, k, mesh) for k in work.reuse)
-    tokens = longest_row(parts.cfg, work)
+    tokens = longest_row(parts.cfg, work.shape, len(parts.cfg.stages) - 1)
     working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
     working += dit_working(cfg, rows, tokens, LIMIT)
     for name in STACKED:
@@ -280,21 +293,21 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     return state, decoder_working(vae.cfg, (videos, min(frames, t), rows, columns))
 
 
-def longest_row(cfg: ModelConfig, work: Work) -> int:
-    """Tokens of the longest row for one video: the last unit at the finest stage."""
-    t, h, w, _ = work.shape
+def longest_row(cfg: ModelConfig, shape: tuple[int, ...], stage: int) -> int:
+    """Tokens of a stage's longest row, the last unit's, of a video of such latents."""
+    t, h, w, _ = shape
     last, units = len(cfg.stages) - 1, cfg.layout.units(t)
     unit = Unit(units - 1, units, cfg.layout.unit_size(units == 1, t))
-    clips = unit.clips(last, cfg.layout)
+    clips = unit.clips(stage, cfg.layout)
     cells = sum(len(clip.frame) * h * w // 4 ** (last - clip.stage) for clip in clips)
     return cells // cfg.layout.patch**2
 
 
-def _steps(work: Work) -> int:
-    """The Euler steps that differ: those of the first frame and of later units."""
+def _steps(work: Work, units: int) -> int:
+    """The Euler steps that differ: those of the first unit and of later ones."""
     options = work.options
     first = 0 if work.image else sum(options.first_steps)
-    return first + (sum(options.video_steps) if work.shape[0] > 1 else 0)
+    return first + (sum(options.video_steps) if units > 1 else 0)
 
 
 def _share(size: int, axis: str, mesh: AnyMesh) -> int:
@@ -334,20 +347,20 @@ def modulation(cfg: DiTConfig) -> int:
     """The vectors that modulate all blocks and the head of a `DiT` at one time."""
     last = 4 if cfg.text_ends_early else 0  # vectors that text alone does not need
     vectors = 12 * cfg.double_blocks - last + 3 * cfg.single_blocks + 2
+    vectors *= 1 + cfg.clean_history
     return vectors * cfg.width * jnp.dtype(cfg.dtype).itemsize
 
 
 def remembered(cfg: ModelConfig, work: Work, stage: int, mesh: AnyMesh = None) -> int:
     """Keys and values of a row that a stage keeps on each device for all its steps."""
     dit, plan = cfg.dit, work.options.plan(cfg, (stage,))
-    room = plan.room(work.shape, stage)
-    if not room:
-        return 0
+    room, once = plan.room(work.shape, stage), dit.clean_history
+    room = room or once * longest_row(cfg, work.shape, stage)  # for a unit at a time
     parts = 1 if mesh is None else sharding.parts("attended", mesh)
     width = -(-dit.heads // parts) * dit.head_dim
-    steps = len(plan.sigmas(stage, Unit(1, 2)))
+    steps = 1 if once else len(plan.sigmas(stage, Unit(1, 2)))
     values = 2 * (dit.double_blocks + dit.single_blocks) * (LIMIT + room) * width
-    return steps * values * jnp.dtype(dit.dtype).itemsize
+    return bool(room) * steps * values * jnp.dtype(dit.dtype).itemsize
 
 
 def encoder_working(cfg: VAEConfig, frames: int, height: int, width: int) -> int:

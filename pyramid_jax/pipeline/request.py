@@ -15,8 +15,8 @@ from PIL import Image
 
 from pyramid_jax.data.pictures import fit_picture, read_picture
 from pyramid_jax.model import ModelConfig, SampleConfig
-from pyramid_jax.pipeline import presets
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline import sizes
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.shapes import Array
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ def resolve(
     if seconds is not None:
         if num_frames is not None:
             raise ValueError("give the number of frames or seconds, not both")
-        num_frames = presets.nearest_frames(seconds, cfg, defaults)
-    size = presets.default_size(cfg, defaults, height, width, num_frames)
-    presets.latent_shape(cfg, size)
+        num_frames = sizes.nearest_frames(seconds, cfg, defaults)
+    size = sizes.default_size(cfg, defaults, height, width, num_frames)
+    sizes.latent_shape(cfg, size)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or num_videos_per_prompt < 1:
         raise ValueError(

@@ -30,8 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layout": {"shapes", "pyramid"},
     "objective": {"shapes", "pyramid"},
     "noise": {"shapes", "pyramid"},
+    "guidance": set(),
     "sampler": {"shapes", "pyramid", "layout", "noise"},
-    "reflow": {"shapes", "config", "pyramid", "objective", "sampler"},
+    "reflow": {"shapes", "config", "pyramid", "objective", "guidance"},
     # Networks.
     "kernels": {"shapes", "sharding", "programs", "mask"},
     "models": {"shapes", "sharding", "mask", "latents", "kernels"},
@@ -41,16 +42,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"shapes", "sharding", "config", "checkpoint"},
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
     "model": {"shapes", "config", "pyramid", "latents", "layout", "objective",
-              "sampler", "models"},
+              "guidance", "sampler", "models"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
     "pipeline": {"shapes", "sharding", "config", "programs", "noise", "sampler",
                  "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
-    "distill": {"shapes", "config", "objective", "sampler", "reflow", "data",
+    "distill": {"shapes", "config", "objective", "guidance", "reflow", "data",
                 "training", "model", "train"},
-    "convert": {"config", "layout", "sampler", "models", "checkpoint",
+    "convert": {"config", "layout", "guidance", "models", "checkpoint",
                 "model", "vae", "pipeline"},
     "__init__": {"model", "pipeline"},
     # The console command runs launch/ by name; it imports nothing.
@@ -60,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "layout", "mask", "latents", "objective", "noise"}
-METHOD |= {"sampler"}
+METHOD |= {"guidance", "sampler"}
 METHOD_LIBRARIES = {"jax", "numpy", "einops", "jaxtyping", PACKAGE}
 # Weights live in flax's modules, networks in models/; sharding unpacks boxed weights.
 MAY_IMPORT_FLAX_MODULES = {"models", "sharding"}

@@ -20,8 +20,8 @@ from launch.sample.outputs import Job
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.output import VideoOutput
-from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 SIZE = Size(32, 32, 3)

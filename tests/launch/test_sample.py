@@ -24,7 +24,7 @@ from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import denoise
 from pyramid_jax.pipeline.folder import TINY_LATENT
 from pyramid_jax.pipeline.output import VideoOutput
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 ROOT = Path(__main__.__file__).resolve().parents[1]

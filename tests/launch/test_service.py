@@ -15,8 +15,8 @@ from launch.sample.outputs import Render
 from launch.web import service as web
 from launch.web.service import VideoService, WebForm
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.request import SEEDS
+from pyramid_jax.pipeline.sizes import Size
 from tests.painter import LAST, painter
 
 MODEL = painter()

@@ -17,6 +17,7 @@ from pyramid_jax.mask import joint
 from pyramid_jax.model import VARIANTS, unrolled
 from pyramid_jax.models.cache import empty_cache
 from pyramid_jax.models.dit import BLOCKS, DiT, DiTConfig, DoubleBlock, initialise_dit
+from pyramid_jax.models.dit_blocks import TokenPlaces
 from pyramid_jax.models.rotary import turns
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import unbox
@@ -157,7 +158,8 @@ def test_text_depends_on_the_first_frame_and_on_no_other():
     one_block = jax.tree.map(lambda x: x[0], weights("miniflux")["double"])
 
     def text_after(video: jax.Array) -> jax.Array:
-        args = (cond, words, video, turns(normal(3, 1, 7, 8)), plan)
+        at = TokenPlaces(turns(normal(3, 1, 7, 8)), mask.segment)
+        args = (cond, words, video, at, plan)
         return block.apply({"params": one_block}, *args, method="conditioned")[0].sum()
 
     gradient = jnp.abs(jit(jax.grad(text_after))(video)).max(axis=-1)

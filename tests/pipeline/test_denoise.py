@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny
 from pyramid_jax import sampler, sharding
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import (
     ModelConfig,
     SampleConfig,
@@ -25,7 +26,7 @@ from pyramid_jax.model import (
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import denoise as module
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import Guidance, SamplerPlan
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text
 
 SECTION = tiny.get_config("smoke").model.to_dict()
@@ -77,18 +78,22 @@ def inputs(guided: bool = True, first: np.ndarray | None = None) -> Inputs:
     return Inputs(scales, text, KeyedNoise(keys, SHAPE[1:], len(CFG.stages)), first)
 
 
-def in_one_program(params: dict, given: Inputs, how: SamplerPlan) -> jax.Array:
-    velocity = velocity_network(CFG, params)
+def in_one_program(
+    params: dict, given: Inputs, how: SamplerPlan, model: ModelConfig = CFG
+) -> jax.Array:
+    velocity = velocity_network(model, params)
     options = {"scales": given.scales, "first_frame": given.first_frame}
-    options["memory"] = partial(empty_memory, CFG, given.text)
+    options["memory"] = partial(empty_memory, model, given.text)
     return jax.jit(
         lambda: sampler.sample(velocity, given.text, SHAPE, given.noise, how, **options)
     )()
 
 
-def units(params: dict, given: Inputs, how: SamplerPlan, **options) -> Iterator:
+def units(
+    params: dict, given: Inputs, how: SamplerPlan, model: ModelConfig = CFG, **options
+) -> Iterator:
     options |= {"scales": given.scales, "first_frame": given.first_frame}
-    return denoise(CFG, params, given.text, SHAPE, given.noise, how, **options)
+    return denoise(model, params, given.text, SHAPE, given.noise, how, **options)
 
 
 def in_steps(params: dict, given: Inputs, how: SamplerPlan, **options) -> jax.Array:
@@ -183,6 +188,24 @@ def test_keys_and_values_may_be_reused_in_one_program(params):
     np.testing.assert_allclose(
         one, in_one_program(params, inputs(), plan()), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("image", "stages"), [(False, (0, 1)), (True, (1,))])
+def test_a_clean_history_may_be_read_once_in_a_stage(params, image, stages):
+    """By both drivers, in units that keep something for the next and in others."""
+    dit = dataclasses.replace(CFG.dit, clean_history=True)
+    model = dataclasses.replace(CFG, dit=dit)
+    given = inputs(first=first_image() if image else None)
+    plain = in_steps(params, given, plan(model=model), model)
+    how = plan(model=model, reuse=stages)
+    told: list[Progress] = []
+    once = in_steps(params, given, how, model, callback_on_step_end=told.append)
+    np.testing.assert_allclose(once, plain, rtol=0, atol=1e-5)
+    program = in_one_program(params, given, how, model)
+    np.testing.assert_allclose(program, plain, rtol=0, atol=1e-5)
+    assert told[-1].done == 1
+    assert np.abs(plain - in_steps(params, given, plan())).max() > 1e-3
 
 
 def test_two_devices_reuse_keys_and_values_that_are_divided_by_heads(

@@ -15,11 +15,11 @@ import pyramid_jax
 from pyramid_jax import sharding
 from pyramid_jax.convert.convert import convert_model
 from pyramid_jax.convert.source import ReleasedFolder
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.video import VideoPipeline
-from pyramid_jax.sampler import Guidance
 from tests import original_files
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 9, "seed": 0}

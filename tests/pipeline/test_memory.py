@@ -13,6 +13,7 @@ import pytest
 from configs import tiny_latent
 from pyramid_jax import sharding
 from pyramid_jax.convert.source import abstract_weights
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import (
     MINIFLUX,
     MMDIT,
@@ -36,7 +37,6 @@ from pyramid_jax.pipeline.memory import (
     Work,
 )
 from pyramid_jax.pipeline.prompts import Network, abstract_encoder
-from pyramid_jax.sampler import Guidance
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
@@ -183,7 +183,7 @@ def test_guidance_doubles_the_rows_of_the_network():
 
 
 def test_history_of_the_longest_row_counts():
-    tokens = memory.longest_row(CFG, WORK)
+    tokens = memory.longest_row(CFG, WORK.shape, 2)
     cells = 16 * 16 // CFG.layout.patch**2
     stages = len(CFG.stages)
     assert stages == 2

@@ -14,8 +14,8 @@ from pyramid_jax.data import video_io
 from pyramid_jax.model import PRESETS
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.output import VideoOutput
-from pyramid_jax.pipeline.presets import Size
 from pyramid_jax.pipeline.request import check_seed, check_text
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 PROMPTS = ("a red circle", "a green star moves up")

@@ -18,13 +18,13 @@ from launch.moving_shapes import judge
 from pyramid_jax import sharding
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
+from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
-from pyramid_jax.sampler import Guidance
 
 
 @pytest.fixture(scope="module")

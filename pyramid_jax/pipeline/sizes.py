@@ -26,7 +26,7 @@ class Size:
         return self.height, self.width
 
 
-class Preset(NamedTuple):
+class TrainedSize(NamedTuple):
     """A size that a model was made for.
 
     `frames` are those of the longest video, 1 for images only; `fps` is in Hz.
@@ -49,9 +49,9 @@ class Preset(NamedTuple):
         return f"{self.name} up to {self.frames} frames ({seconds:.2g} s)"
 
 
-def presets_of(defaults: SampleConfig) -> tuple[Preset, ...]:
+def trained_sizes(defaults: SampleConfig) -> tuple[TrainedSize, ...]:
     """The sizes that a model was made for, its favourite first, or ()."""
-    return tuple(Preset(*size, fps=defaults.fps) for size in defaults.sizes)
+    return tuple(TrainedSize(*size, fps=defaults.fps) for size in defaults.sizes)
 
 
 def nearest_frames(seconds: float, cfg: ModelConfig, defaults: SampleConfig) -> int:
@@ -86,7 +86,7 @@ def default_size(
     Raises:
         ValueError: height or width alone, or neither although no size is known.
     """
-    sizes = presets_of(defaults)
+    sizes = trained_sizes(defaults)
     if (height is None) != (width is None):
         raise ValueError(
             f"height {height} and width {width} were given; give both, or neither for "
@@ -100,9 +100,9 @@ def default_size(
             )
         height, width = sizes[0].height, sizes[0].width
     if frames is None:
-        fitting = [preset for preset in sizes if preset[:2] == (height, width)]
+        fitting = [known for known in sizes if known[:2] == (height, width)]
         usual = nearest_frames(USUAL_SECONDS, cfg, defaults)
-        frames = min([*(preset.frames for preset in fitting or sizes), usual])
+        frames = min([*(known.frames for known in fitting or sizes), usual])
     return Size(height, width, frames)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_latent
-from launch.sizes import check_preset, height_width
+from launch.sizes import check_trained, height_width
 from pyramid_jax.convert import convert
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.latents import LatentConfig
@@ -20,15 +20,15 @@ from pyramid_jax.model import (
     model_config,
     sample_config,
 )
-from pyramid_jax.pipeline import presets
+from pyramid_jax.pipeline import sizes
 from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
-from pyramid_jax.pipeline.presets import Size
+from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.train import data_config, made_for
 
 
 def released(variant: str) -> VideoPipeline:
-    """A released model without its weights, which presets do not read."""
+    """A released model without its weights, which sizes do not need."""
     cfg = ModelConfig(MMDIT, Layout(), LatentConfig())
     defaults = convert.recommended_sampling(variant)
     tokenize = load_tokenizer(cfg.tokenizer)
@@ -47,13 +47,13 @@ def size_of(
     count: int | None = None,
 ) -> Size:
     """The size of a request, if the model was made for it."""
-    chosen = presets.default_size(model.cfg, model.defaults, *size, count)
-    check_preset(model.defaults, chosen, model.name)
+    chosen = sizes.default_size(model.cfg, model.defaults, *size, count)
+    check_trained(model.defaults, chosen, model.name)
     return chosen
 
 
 def nearest_frames(model: VideoPipeline, seconds: float) -> int:
-    return presets.nearest_frames(seconds, model.cfg, model.defaults)
+    return sizes.nearest_frames(seconds, model.cfg, model.defaults)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,8 @@ def test_nothing_given_is_the_favourite_size_and_at_most_five_seconds(
 
 
 def test_released_models_say_what_they_make():
-    assert [str(preset) for preset in LARGE.presets] == [
-        "768x1280 up to 241 frames (10 s)"
-    ]
-    assert str(IMAGES.presets[-1]) == "1280x768 (images)"
+    assert [str(size) for size in LARGE.sizes] == ["768x1280 up to 241 frames (10 s)"]
+    assert str(IMAGES.sizes[-1]) == "1280x768 (images)"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_what_no_checkpoint_supports_is_refused_with_what_is_allowed(
 ):
     with pytest.raises(ValueError, match="was made for") as raised:
         size_of(model, size, count)
-    assert all(preset.name in str(raised.value) for preset in model.presets)
+    assert all(size.name in str(raised.value) for size in model.sizes)
 
 
 def test_any_size_allows_what_the_layers_have_a_shape_for():
@@ -129,7 +127,7 @@ def test_any_size_allows_what_the_layers_have_a_shape_for():
 
 def test_a_model_that_does_not_say_its_sizes_makes_any_but_chooses_none():
     assert size_of(UNKNOWN, (256, 256), 9) == Size(256, 256, 9)
-    assert UNKNOWN.presets == ()
+    assert UNKNOWN.sizes == ()
     with pytest.raises(ValueError, match="give height and width"):
         size_of(UNKNOWN)
 
