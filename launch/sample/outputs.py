@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from pyramid_jax.pipeline.request import VideoRequest
 from pyramid_jax.pipeline.video import VideoPipeline
 
 KINDS = ("mp4", "gif", "png", "npz")
+# Takes new frames of all videos, `videos _ h w 3`.
+FramesCallback = Callable[[UInt8[np.ndarray, "videos _ h w 3"]], None]
 # What of a `SampleConfig` decides how a video looks.
 CHOICES = ("first_steps", "video_steps", "guidance", "last_step", "scans")
 
@@ -118,10 +120,14 @@ def make(
     pipeline: VideoPipeline,
     jobs: Sequence[Job],
     callback_on_step_end: StepCallback | None = None,
+    on_frames: FramesCallback | None = None,
 ) -> list[Render]:
     """Samples jobs as one batch, and writes a file for each; its suffix says which.
 
     Existing files are replaced.
+
+    Args:
+        on_frames: is called with new frames, while later ones are sampled.
 
     Raises:
         ValueError: a job that the model can't do or that no such file can hold, or
@@ -142,7 +148,14 @@ def make(
         prompts=tuple(request.prompts[0] for request in requests),
         negative_prompts=tuple(request.negative_prompts[0] for request in requests),
     )
-    videos = pipeline.run(batch, callback_on_step_end=callback_on_step_end).frames
+    if on_frames is None:
+        videos = pipeline.run(batch, callback_on_step_end=callback_on_step_end).frames
+    else:
+        parts = []
+        for part in pipeline.streamed(batch, callback_on_step_end=callback_on_step_end):
+            on_frames(part)
+            parts.append(part)
+        videos = np.concatenate(parts, axis=1)
     return [
         save(job.path, video, recipe, job.records)
         for job, video, recipe in zip(jobs, videos, recipes, strict=True)

@@ -72,14 +72,18 @@ def denoise(
     first_frame: Float[Array, "videos 1 h w c"] | None = None,
     mesh: Mesh | None = None,
     callback_on_step_end: StepCallback | None = None,
-) -> Iterator[Float[jax.Array, "videos _ h w c"]]:
+    finish: Callable[[jax.Array], jax.Array] = lambda latents: latents,
+) -> Iterator[jax.Array]:
     """The latents of unit after unit, beginning with the first frame, given or not.
 
-    The arguments are those of `sampler.sample`; `noise` is a pytree.
+    The arguments are those of `sampler.sample`; `noise` is a pytree. A unit comes when
+    the devices already have the first step of the next one.
 
     Args:
         mesh: devices that divide the videos among them; None: those of the weights.
         callback_on_step_end: is called after every Euler step.
+        finish: what is made of a unit's latents, `videos _ h w c`, and yielded in their
+            place; it follows the unit's last step, and the next unit does not wait.
 
     Raises:
         FloatingPointError: a step made numbers that are not finite.
@@ -105,10 +109,12 @@ def denoise(
         if callback_on_step_end is not None:
             callback_on_step_end(progress)
 
+    made: list[jax.Array] = []  # what is yielded when the next unit has begun
+    last: tuple[Progress, jax.Array] | None = None
     if first_frame is not None:
         frames = jnp.asarray(first_frame)
         video = _write_unit(video, frames.astype(jnp.float32), np.int32(0))
-        yield frames
+        made = [finish(frames)]
     known = {
         (unit.slots == 1, k): [
             _modulations(model, k, params, text.pooled, sigma)
@@ -119,7 +125,7 @@ def denoise(
     }
     memories: dict[int, list[Any]] = {}  # by stages, of all their steps
     for of_stages in units:
-        index, last = np.int32(of_stages[0].index), None
+        index = np.int32(of_stages[0].index)
         scale = None if scales is None else np.float32(scales[index])
         x = video
         for k, unit in enumerate(of_stages):
@@ -138,12 +144,15 @@ def denoise(
                     x, finite, memory[i] = _euler_step(*asked)
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
+                while made:
+                    yield made.pop()
                 place = (int(index), count, k, stages, i, len(sigmas))
                 last = Progress(*place, next(shares), x), finite
-        assert last is not None  # there is a stage, and it has a step
-        report(*last)
         video = _write_unit(video, x, index)
-        yield x
+        made = [finish(x)]
+    if last is not None:
+        report(*last)
+    yield from made
 
 
 def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[tuple[Unit, ...]]:

@@ -2,7 +2,7 @@
 """The front door: a model in a folder, and videos and images from its prompts."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,7 @@ from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.codec import Codec, Pieces
+from pyramid_jax.vae.codec import WHOLE, Codec, Pieces, pixel_codec
 
 logger = logging.getLogger(__name__)
 
@@ -134,14 +134,12 @@ class VideoPipeline:
     ) -> Iterator[UInt8[np.ndarray, "videos _ h w 3"]]:
         """The frames of the same call as soon as they exist, in 8 bits.
 
-        First comes a single frame, then those of unit after unit. Memory for decoding
-        does not depend on the length.
+        First comes a single frame, then those of unit after unit, each while the device
+        begins the next. Memory for decoding does not depend on the length.
         """
-        request = self.request(prompt, **choices)
-        work = self._fitting_work(request, streamed=True)
-        first, callback = self._first_frame(request), callback_on_step_end
-        units = self._units(request, first, work.reuse, callback)
-        return self._decoded_stream(units, work.pieces)
+        return self.streamed(
+            self.request(prompt, **choices), callback_on_step_end=callback_on_step_end
+        )
 
     def latents(
         self,
@@ -165,7 +163,7 @@ class VideoPipeline:
         if first_frame is None:
             first_frame = self._first_frame(request)
         units = self._units(request, first_frame, work.reuse, callback_on_step_end)
-        return jnp.concatenate(list(units), axis=1)
+        return jnp.concatenate(list(units()), axis=1)
 
     def request(self, prompt: str | Sequence[str], **choices: Any) -> VideoRequest:
         """What calling the pipeline with these arguments would make; for `run`."""
@@ -185,9 +183,28 @@ class VideoPipeline:
         check_kind(output)
         work, first = self._fitting_work(request), self._first_frame(request)
         units = self._units(request, first, work.reuse, callback_on_step_end)
-        latents = to_host(jnp.concatenate(list(units), axis=1))
+        latents = to_host(jnp.concatenate(list(units()), axis=1))
         frames = collect_frames(self._decoded(latents, work.pieces), output)
         return VideoOutput(frames, request.prompts, request.seed, self.defaults.fps)
+
+    def streamed(
+        self,
+        request: VideoRequest,
+        *,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "videos _ h w 3"]]:
+        """The frames of `run` as soon as they exist, see `stream`."""
+        work = self._fitting_work(request, streamed=True)
+        first, callback = self._first_frame(request), callback_on_step_end
+        units = self._units(request, first, work.reuse, callback)
+        pieces = replace(work.pieces or WHOLE, frames=None)
+
+        def frames() -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
+            with self._codec("decoder") as codec:
+                for pixels in units(finish=codec.incremental(pieces)):
+                    yield to_uint8(to_host(pixels))
+
+        return frames()
 
     @property
     def presets(self) -> tuple[Preset, ...]:
@@ -216,8 +233,8 @@ class VideoPipeline:
         first_frame: Float[np.ndarray, "b 1 h w c"] | None,
         reuse: tuple[int, ...],
         callback: StepCallback | None,
-    ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
-        """The latents of unit after unit; the prompts are read at once."""
+    ) -> Callable[..., Iterator[jax.Array]]:
+        """`denoise` of a request, whose prompts are read at once."""
         shape = self._shape(request)
         units = self.cfg.layout.units(shape[0])
         scales = request.options.guidance.scales(units)
@@ -233,13 +250,12 @@ class VideoPipeline:
             "callback_on_step_end": callback,
         }
 
-        def units_of_request() -> Iterator[jax.Array]:
+        def units_of_request(**finish: Any) -> Iterator[jax.Array]:
             with sharding.present({"dit": self.params["dit"]}) as params:
-                yield from denoise(
-                    self.cfg, params, text, shape, noise, plan, **choices
-                )
+                at = self.cfg, params, text, shape, noise, plan
+                yield from denoise(*at, **choices, **finish)
 
-        return units_of_request()
+        return units_of_request
 
     def _text(self, request: VideoRequest, guided: bool) -> Text:
         """A row for every negative prompt if `guided`, then one for every prompt."""
@@ -262,8 +278,6 @@ class VideoPipeline:
         if request.image is None:
             return None
         pixels = np.stack([to_model(request.image)[None]] * len(request.prompts))
-        if self.cfg.latent.spatial == 1:
-            return self.cfg.latent.normalise(pixels)
         shape = 1, *self._shape(request)[1:]
         draw = partial(jax.random.normal, shape=shape, dtype=jnp.float32)
         with self._codec("encoder") as codec:
@@ -273,28 +287,15 @@ class VideoPipeline:
         self, latents: Float[np.ndarray, "b t h w c"], pieces: Pieces | None
     ) -> Iterator[Float[np.ndarray, "b _ _ _ 3"]]:
         """Pixels; each piece goes to the host before the next one is decoded."""
-        if pieces is None:
-            yield self.cfg.latent.denormalise(latents)
-            return
         with self._codec("decoder") as codec:
-            yield from map(to_host, codec.decoded(latents, pieces))
-
-    def _decoded_stream(
-        self, units: Iterator[jax.Array], pieces: Pieces | None
-    ) -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
-        if pieces is None:
-            for number, unit in enumerate(units):
-                raw = self.cfg.latent.denormalise(unit, begins=number == 0)
-                yield to_uint8(to_host(raw))
-            return
-        with self._codec("decoder") as codec:
-            for pixels in codec.stream(units, replace(pieces, frames=None)):
-                yield to_uint8(to_host(pixels))
+            yield from map(to_host, codec.decoded(latents, pieces or WHOLE))
 
     @contextmanager
     def _codec(self, part: str) -> Iterator[Codec]:
-        """Half of the VAE, on the devices as long as it is used."""
-        assert self.vae is not None
+        """Half of the VAE, on the devices as long as it is used; pixels as they are."""
+        if self.vae is None:
+            yield pixel_codec(self.cfg.latent)
+            return
         with sharding.present({part: self.vae.params[part]}) as params:
             yield autoencoder.vae_codec(self.vae._replace(params=params), self.mesh)
 

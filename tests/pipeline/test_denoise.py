@@ -240,6 +240,30 @@ def test_units_come_one_by_one(params):
     assert told[-1].unit == 1
 
 
+def test_a_unit_comes_when_the_devices_have_a_step_of_the_next(params, monkeypatch):
+    """What is made of it follows its last step at once, and the host waits later."""
+    events, step = [], module._euler_step
+
+    def noted(*arguments):
+        events.append("step")
+        return step(*arguments)
+
+    def finish(latents):
+        events.append("finish")
+        return latents + 1
+
+    monkeypatch.setattr(module, "_euler_step", noted)
+    made = []
+    for unit in units(params, inputs(), plan(), finish=finish):
+        events.append("unit")
+        made.append(unit)
+    later = ["finish", "step", "unit", "step", "step", "step"] * (SHAPE[0] - 1)
+    assert events == ["step"] * 4 + later + ["finish", "unit"]
+    np.testing.assert_array_equal(
+        jnp.concatenate(made, 1), in_steps(params, inputs(), plan()) + 1
+    )
+
+
 def test_more_steps_units_or_guidance_compile_nothing_new(params):
     in_steps(params, inputs(), plan(steps=2))
     before = compiled()
