@@ -106,6 +106,7 @@ class SampleConfig:
         renoising: what jumps between stages add, one of `pyramid.RENOISING`.
         reuse: keys and values are reused from unit to unit, where there is memory for
             them; the numbers are the same.
+        window: how many units a unit sees at most, see `SamplerPlan`; None: all.
         sizes: (height, width, frames of the longest video) of the training, () where
             they are not known.
         fps: frames per second of the training.
@@ -117,6 +118,7 @@ class SampleConfig:
     last_step: bool = True
     scans: int = 1
     reuse: bool = False
+    window: int | None = None
     image_guidance: float | None = None
     renoising: str = pyramid.CORRECTIVE
     sizes: tuple[tuple[int, int, int], ...] = ()
@@ -158,6 +160,7 @@ class SampleConfig:
             last_step=self.last_step,
             scans=self.scans,
             reuse=reuse,
+            window=self.window,
         )
 
 

@@ -239,6 +239,26 @@ def test_dividing_the_units_into_scans_changes_nothing(mixed, scans):
     np.testing.assert_allclose(mixed, divided, rtol=0, atol=2e-6)
 
 
+def test_given_units_are_continued_as_if_they_had_been_sampled(mixed):
+    cfg = dataclasses.replace(FEW, begin=4)
+    longer = run(mixing, prompts(0.1, 0.2), 6, cfg, first_frame=mixed[:, :4])
+    np.testing.assert_allclose(longer, mixed, rtol=0, atol=2e-6)
+
+
+def test_a_window_shows_the_first_unit_and_the_newest_ones(mixed):
+    """As if there had been no others: unit 5 is what unit 3 would be without 1 and 2."""
+    text, window = prompts(0.1, 0.2), dataclasses.replace(FEW, window=3)
+    bounded = run(mixing, text, 6, window)
+    np.testing.assert_allclose(bounded[:, :4], mixed[:, :4], rtol=0, atol=2e-6)
+    assert np.abs(bounded[:, 5] - mixed[:, 5]).max() > 1e-3
+    seen = bounded[:, jnp.array([0, 3, 4])]
+    drawn, after = keyed(FEW), dataclasses.replace(FEW, begin=3)
+    alone = sampler.sample(
+        mixing, text, size(4, FEW), lambda u, n: drawn(u + 2, n), after, first_frame=seen
+    )
+    np.testing.assert_allclose(alone[:, 3], bounded[:, 5], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("t", "scans", "given", "expected"),
     [
@@ -346,9 +366,10 @@ def test_steps_for_another_number_of_stages_are_refused(name):
         SamplerPlan(**{name: (10, 10)})
 
 
-def test_no_scan_at_all_is_refused():
-    with pytest.raises(ValueError, match="scans=0 must be 1 or more"):
-        SamplerPlan(scans=0)
+def test_no_scan_window_or_given_unit_is_refused():
+    for name in ("scans", "window", "begin"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be 1 or more"):
+            SamplerPlan(**{name: 0})
 
 
 def test_reuse_needs_a_stage_that_exists_and_a_memory():
@@ -368,6 +389,20 @@ def test_units_before_all_stages_remember_are_alone():
     assert cfg.room((12, 8, 16, 4), 1) == 9 * 2 * 4 // 4
     slots = [cfg.unit(span[0], span, 1, 12).slots for span in cfg.spans(12)]
     assert slots == [2, 3, None, None, None]
+
+
+def test_given_units_are_remembered_by_all_stages_at_once():
+    cfg = SamplerPlan(reuse=(0, 1, 2), begin=6)
+    assert cfg.spans(12) == [(6, 7), (7, 12)]
+    assert [cfg.remembered(12, k) for k in range(3)] == [10, 9, 8]
+    assert [cfg.remembered(7, k) for k in range(3)] == [0, 0, 0]  # one is to be made
+    assert [cfg.unit(7, (7, 12), k, 12).slots for k in range(3)] == [None] * 3
+
+
+def test_a_video_that_is_longer_than_its_window_reuses_nothing():
+    cfg = SamplerPlan(reuse=(0, 1, 2), window=8)
+    assert cfg.spans(10) == [(1, 10)] and cfg.unit(9, (1, 10), 0, 10).slots == 9
+    assert cfg.spans(9) == dataclasses.replace(cfg, window=None).spans(9)
 
 
 def test_a_length_that_is_no_whole_number_of_units_is_refused():

@@ -69,7 +69,7 @@ def denoise(
     plan: SamplerPlan,
     *,
     scales: Float[np.ndarray, "units"] | None = None,
-    first_frame: Float[Array, "videos 1 h w c"] | None = None,
+    first_frame: Float[Array, "videos _ h w c"] | None = None,
     mesh: Mesh | None = None,
     callback_on_step_end: StepCallback | None = None,
     finish: Callable[[jax.Array], jax.Array] = lambda latents: latents,
@@ -132,7 +132,7 @@ def denoise(
             program = _Program(model, mesh, k, unit.slots)
             x, past = _start_stage(program, x, video, noise, index)
             sigmas, room = plan.sigmas(k, unit), plan.room(shape, k)
-            if room and index == k + 1:
+            if room and index == plan.first_reading(k):
                 with program.devices():
                     memories[k] = [_empty_memory(program, room, text) for _ in sigmas]
             memory = memories.get(k, [None] * len(sigmas))

@@ -284,7 +284,7 @@ def longest_row(cfg: ModelConfig, work: Work) -> int:
     """Tokens of the longest row for one video: the last unit at the finest stage."""
     t, h, w, _ = work.shape
     last, units = len(cfg.stages) - 1, cfg.layout.units(t)
-    unit = Unit(units - 1, units, cfg.layout.unit_size(units == 1, t))
+    unit = work.options.plan(cfg).unit(units - 1, (units - 1, units), last, t)
     clips = unit.clips(last, cfg.layout)
     cells = sum(len(clip.frame) * h * w // 4 ** (last - clip.stage) for clip in clips)
     return cells // cfg.layout.patch**2
