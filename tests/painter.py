@@ -37,7 +37,6 @@ class Painter(VideoPipeline):
         frames = np.full(shape, request.seed % 256, np.uint8)
         return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
 
-
     def streamed(
         self,
         request: VideoRequest,

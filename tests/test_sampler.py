@@ -246,7 +246,7 @@ def test_given_units_are_continued_as_if_they_had_been_sampled(mixed):
 
 
 def test_a_window_shows_the_first_unit_and_the_newest_ones(mixed):
-    """As if there had been no others: unit 5 is what unit 3 would be without 1 and 2."""
+    """Unit 5 is what unit 3 would be without units 1 and 2."""
     text, window = prompts(0.1, 0.2), dataclasses.replace(FEW, window=3)
     bounded = run(mixing, text, 6, window)
     np.testing.assert_allclose(bounded[:, :4], mixed[:, :4], rtol=0, atol=2e-6)
@@ -254,7 +254,12 @@ def test_a_window_shows_the_first_unit_and_the_newest_ones(mixed):
     seen = bounded[:, jnp.array([0, 3, 4])]
     drawn, after = keyed(FEW), dataclasses.replace(FEW, begin=3)
     alone = sampler.sample(
-        mixing, text, size(4, FEW), lambda u, n: drawn(u + 2, n), after, first_frame=seen
+        mixing,
+        text,
+        size(4, FEW),
+        lambda u, n: drawn(u + 2, n),
+        after,
+        first_frame=seen,
     )
     np.testing.assert_allclose(alone[:, 3], bounded[:, 5], rtol=0, atol=2e-6)
 

@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
     Attributes:
         pieces: how the VAE decodes; None: only latents are made.
-        image: the VAE encodes a first frame.
+        image: how many given frames the VAE encodes.
         streamed: every unit is decoded as soon as it exists.
         reuse: the stages that reuse keys and values from unit to unit.
     """
@@ -58,7 +58,7 @@ class Work(NamedTuple):
     videos: int
     options: SampleConfig
     pieces: Pieces | None = None
-    image: bool = False
+    image: int = 0
     streamed: bool = False
     reuse: tuple[int, ...] = ()
 
@@ -148,7 +148,9 @@ def memory_plan(parts: ModelParts, work: Work, mesh: AnyMesh = None) -> MemoryPl
     phases = [_phase(parts, {TEXT: (0, max(text, default=0))})]
     if vae is not None and work.image:
         pixels = h * cfg.latent.spatial, w * cfg.latent.spatial
-        phases.append(_phase(parts, {IMAGE: (0, encoder_working(vae.cfg, 1, *pixels))}))
+        frames = min(work.image, WINDOWS[0] * cfg.latent.temporal)
+        encoding = encoder_working(vae.cfg, frames, *pixels)
+        phases.append(_phase(parts, {IMAGE: (0, encoding)}))
     if not work.streamed:
         phases.append(_phase(parts, {SAMPLING: _sampling(parts, work, mesh)}))
     if work.streamed or (vae is not None and work.pieces is not None):
@@ -268,7 +270,7 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     side = max(h, w) if pieces.tile is None else pieces.tile // spatial
     window = t if pieces.frames is None else pieces.frames // temporal
     if work.streamed:
-        window = max(parts.cfg.layout.unit_size(first, t) for first in (True, False))
+        window = parts.cfg.layout.largest_unit(t)
     videos, frames = _share(work.videos, "batch", mesh), _share(window, "frames", mesh)
     rows, columns = _share(min(h, side), "height", mesh), min(w, side)
     state = decoder_past(vae.cfg) * videos * rows * columns

@@ -134,7 +134,7 @@ class Codec:
 
         Args:
             units: normalised, one latent frame or more each.
-            pieces: its tiles; units are the pieces in time.
+            pieces: longer units are worked on in so many frames at once.
         """
         return map(self.incremental(pieces), units)
 
@@ -142,15 +142,20 @@ class Codec:
         self, pieces: Pieces = WHOLE
     ) -> Callable[[Float[Array, "b _ y x c"]], Float[jax.Array, "b _ h w 3"]]:
         """The function that `stream` applies to one unit of a video after another."""
-        tile = self._in_cells(pieces).tile
-        step = tiled_step(self.decoder, tile, self.latent.spatial, pieces.overlap)
+        cells = self._in_cells(pieces)
+        step = tiled_step(self.decoder, cells.tile, self.latent.spatial, cells.overlap)
         past = None
 
         def decode(unit: Array) -> jax.Array:
             nonlocal past
-            raw = self.latent.denormalise(unit, begins=past is None)
-            pixels, past = step(raw, past)
-            return pixels
+            raw, results = self.latent.denormalise(unit, begins=past is None), []
+            window = cells.frames or raw.shape[1]
+            first = 1 if past is None and window < raw.shape[1] else window
+            ends = [*range(first, raw.shape[1], window), raw.shape[1]]
+            for start, end in pairwise([0, *ends]):
+                pixels, past = step(raw[:, start:end], past)
+                results.append(pixels)
+            return _joined(results)
 
         return decode
 

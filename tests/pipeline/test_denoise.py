@@ -238,7 +238,10 @@ def test_units_of_a_window_read_as_many_tokens_and_compile_nothing_new(params):
     assert jnp.concatenate(list(made), 1).shape[1] == shape[0]
     assert compiled() == before
     read = [
-        [sum(len(c.frame) for c in unit.clips(k, CFG.layout)) for k, unit in enumerate(u)]
+        [
+            sum(len(c.frame) for c in unit.clips(k, CFG.layout))
+            for k, unit in enumerate(u)
+        ]
         for u in module._units(100, how, from_image=True)
     ]
     assert read == [read[0]] * 99 and max(read[0]) == SHAPE[0]
