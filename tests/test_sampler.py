@@ -371,43 +371,11 @@ def test_steps_for_another_number_of_stages_are_refused(name):
         SamplerPlan(**{name: (10, 10)})
 
 
-def test_no_scan_window_or_given_unit_is_refused():
-    for name in ("scans", "window", "begin"):
-        with pytest.raises(ValueError, match=f"{name}=0 must be 1 or more"):
-            SamplerPlan(**{name: 0})
-
-
 def test_reuse_needs_a_stage_that_exists_and_a_memory():
     with pytest.raises(ValueError, match=r"reuse=\(3,\) must name stages, of 0 to 2"):
         SamplerPlan(reuse=(3,))
     with pytest.raises(ValueError, match=r"reuse=\(0,\) needs a memory"):
         run(mixing, prompts(0), 4, dataclasses.replace(FEW, reuse=(0,)), KEYS[:1])
-
-
-def test_units_before_all_stages_remember_are_alone():
-    """Unit 3 is the first of which stage 2 keeps something, if others come after it."""
-    cfg = SamplerPlan(reuse=(0, 1, 2), scans=2)
-    assert cfg.spans(12) == [(1, 2), (2, 3), (3, 4), (4, 8), (8, 12)]
-    assert cfg.spans(4) == [(1, 2), (2, 3), (3, 4)]
-    assert [cfg.remembered(12, k) for k in range(3)] == [10, 9, 8]
-    assert [cfg.remembered(4, k) for k in range(3)] == [2, 1, 0]
-    assert cfg.room((12, 8, 16, 4), 1) == 9 * 2 * 4 // 4
-    slots = [cfg.unit(span[0], span, 1, 12).slots for span in cfg.spans(12)]
-    assert slots == [2, 3, None, None, None]
-
-
-def test_given_units_are_remembered_by_all_stages_at_once():
-    cfg = SamplerPlan(reuse=(0, 1, 2), begin=6)
-    assert cfg.spans(12) == [(6, 7), (7, 12)]
-    assert [cfg.remembered(12, k) for k in range(3)] == [10, 9, 8]
-    assert [cfg.remembered(7, k) for k in range(3)] == [0, 0, 0]  # one is to be made
-    assert [cfg.unit(7, (7, 12), k, 12).slots for k in range(3)] == [None] * 3
-
-
-def test_a_video_that_is_longer_than_its_window_reuses_nothing():
-    cfg = SamplerPlan(reuse=(0, 1, 2), window=8)
-    assert cfg.spans(10) == [(1, 10)] and cfg.unit(9, (1, 10), 0, 10).slots == 9
-    assert cfg.spans(9) == dataclasses.replace(cfg, window=None).spans(9)
 
 
 def test_a_length_that_is_no_whole_number_of_units_is_refused():

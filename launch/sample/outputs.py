@@ -38,7 +38,7 @@ CHOICES = ("first_steps", "video_steps", "guidance", "last_step", "scans")
 class Job(NamedTuple):
     """One video, or an image, which is a video of one frame, and its file.
 
-    `image` is the file of the first frame; `scale` shows every pixel as a block of
+    `image` is the file of the first frame, or of a video to continue; `scale` shows every pixel as a block of
     scale x scale, for tiny videos; `records` is the folder of what is written besides
     the file, None: the same one.
     """
@@ -54,8 +54,8 @@ class Job(NamedTuple):
 class Recipe:
     """What a file is made from, all choices spelled out; equal ones make equal files.
 
-    `image` is the first frame's `fingerprint`; `options` are the
-    `CHOICES` of a `SampleConfig`.
+    `image` is the `fingerprint` of the first frame, or of a video that is continued;
+    `options` are the `CHOICES` of a `SampleConfig`, and a window if there is one.
     """
 
     prompt: str
@@ -95,6 +95,7 @@ def recipe(pipeline: VideoPipeline, job: Job) -> Recipe:
             "an image and 1 frame were given, which is that image; ask for more frames"
         )
     options = asdict(request.options)
+    chosen = (*CHOICES, "window") if options["window"] else CHOICES
     return Recipe(
         prompt=prompt,
         negative=negative,
@@ -103,7 +104,7 @@ def recipe(pipeline: VideoPipeline, job: Job) -> Recipe:
         fps=pipeline.defaults.fps,
         scale=job.scale,
         image=None if job.image is None else fingerprint(job.image),
-        options=json.loads(json.dumps({name: options[name] for name in CHOICES})),
+        options=json.loads(json.dumps({name: options[name] for name in chosen})),
         model=pipeline.name,
         dtype=pipeline.cfg.dit.dtype,
     )

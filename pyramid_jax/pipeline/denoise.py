@@ -115,14 +115,7 @@ def denoise(
         frames = jnp.asarray(first_frame)
         video = _write_unit(video, frames.astype(jnp.float32), np.int32(0))
         made = [finish(frames)]
-    known = {
-        (unit.slots == 1, k): [
-            _modulations(model, k, params, text.pooled, sigma)
-            for sigma, _ in plan.sigmas(k, unit)
-        ]
-        for of_stages in (units[:1] + units[-1:])
-        for k, unit in enumerate(of_stages)
-    }
+    known = _known_modulations(model, params, text, plan, units[:1] + units[-1:])
     memories: dict[int, list[Any]] = {}  # by stages, of all their steps
     for of_stages in units:
         index = np.int32(of_stages[0].index)
@@ -163,6 +156,24 @@ def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[tuple[Unit,
         for span in spans
         for u in range(*span)
     ]
+
+
+def _known_modulations(
+    model: ModelConfig,
+    params: Any,
+    text: Text,
+    plan: SamplerPlan,
+    units: list[tuple[Unit, ...]],
+) -> dict[tuple[bool, int], list[Modulations]]:
+    """What modulates all steps of a stage, of unit 0 (True) and of later ones."""
+    return {
+        (unit.slots == 1, k): [
+            _modulations(model, k, params, text.pooled, sigma)
+            for sigma, _ in plan.sigmas(k, unit)
+        ]
+        for of_stages in units
+        for k, unit in enumerate(of_stages)
+    }
 
 
 def _shares(units: list[tuple[Unit, ...]], plan: SamplerPlan) -> Iterator[float]:

@@ -160,9 +160,8 @@ class VideoPipeline:
         First comes a single frame, then those of unit after unit, each while the device
         begins the next. Memory for decoding does not depend on the length.
         """
-        return self.streamed(
-            self.request(prompt, **choices), callback_on_step_end=callback_on_step_end
-        )
+        request = self.request(prompt, **choices)
+        return self.streamed(request, callback_on_step_end=callback_on_step_end)
 
     def latents(
         self,
@@ -298,11 +297,12 @@ class VideoPipeline:
         """Normalised latents, drawn for every video from the VAE's posterior."""
         if (given := request.given) is None:
             return None
-        videos, latent = len(request.prompts), self.cfg.latent
-        pixels = to_model(np.broadcast_to(given, (videos, *given.shape[1:])))
+        latent, each = self.cfg.latent, (len(request.prompts), *given.shape[1:])
+        pixels = to_model(np.broadcast_to(given, each))
         shape = latent.frames(given.shape[1]), *self._shape(request)[1:]
         draw = partial(jax.random.normal, shape=shape, dtype=jnp.float32)
-        noise, pieces = jax.vmap(draw)(request.keys), Pieces(WINDOWS[0] * latent.temporal)
+        noise = jax.vmap(draw)(request.keys)
+        pieces = Pieces(WINDOWS[0] * latent.temporal)
         with self._codec("encoder") as codec:
             return to_host(codec.encode(pixels, noise, pieces))
 
