@@ -116,9 +116,8 @@ def _line(text: str, folder: Path) -> Line:
             f'found {fields}, expected at least "prompt", and "negative", "image" and '
             '"video" as text, "seed" as a whole number'
         )
-    paths = {
-        name: folder / fields[name] for name in ("image", "video") if name in fields
-    }
+    given = fields.keys() & {"image", "video"}
+    paths = {name: folder / fields[name] for name in given}
     return Line(**fields | paths)
 
 

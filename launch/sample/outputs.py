@@ -38,9 +38,9 @@ CHOICES = ("first_steps", "video_steps", "guidance", "last_step", "scans")
 class Job(NamedTuple):
     """One video, or an image, which is a video of one frame, and its file.
 
-    `image` is the file of the first frame, or of a video to continue; `scale` shows every pixel as a block of
-    scale x scale, for tiny videos; `records` is the folder of what is written besides
-    the file, None: the same one.
+    `image` is the file of the first frame, or of a video to continue; `scale` shows
+    every pixel as a block of scale x scale, for tiny videos; `records` is the folder of
+    what is written besides the file, None: the same one.
     """
 
     request: VideoRequest
