@@ -232,5 +232,6 @@ def test_a_preview_is_a_small_animation_that_is_played_once():
         assert film.format == "WEBP" and film.info["loop"] == 1
         assert (film.size, getattr(film, "n_frames", 1)) == ((256, 48), 3)
         film.seek(2)
+        film.load()
         assert film.info["duration"] == 125
         assert np.abs(np.asarray(film.convert("RGB")).astype(int) - 80).max() <= 2
