@@ -63,6 +63,10 @@ class Layout:
             return frames if self.history == NONE else 1
         return self.frames_per_unit
 
+    def largest_unit(self, frames: int) -> int:
+        """How many frames the largest unit of a video of `frames` has."""
+        return max(self.unit_size(first, frames) for first in (True, False))
+
 
 class Clip(NamedTuple):
     """Frames kept at one stage: `frame` holds their indices, -1 for an empty slot."""

@@ -113,6 +113,7 @@ class SampleConfig:
         renoising: what jumps between stages add, one of `pyramid.RENOISING`.
         reuse: keys and values are reused from unit to unit, where there is memory for
             them; the numbers are the same, up to the order of sums.
+        window: how many units a unit sees at most, see `SamplerPlan`; None: all.
         sizes: (height, width, frames of the longest video) of the training, () where
             they are not known.
         fps: frames per second of the training.
@@ -124,6 +125,7 @@ class SampleConfig:
     last_step: bool = True
     scans: int = 1
     reuse: bool = True
+    window: int | None = None
     image_guidance: float | None = None
     renoising: str = pyramid.CORRECTIVE
     sizes: tuple[tuple[int, int, int], ...] = ()
@@ -166,6 +168,7 @@ class SampleConfig:
             scans=self.scans,
             reuse=reuse,
             clean_history=model.dit.clean_history,
+            window=self.window,
         )
 
 

@@ -62,10 +62,13 @@ class SamplerPlan:
             stage 0, from unit to unit: the same numbers, for memory.
         clean_history: what the network makes of text and history does not depend on the
             step, so that stages with reuse read them once in a unit.
+        window: how many units a unit sees at most, the first one and the newest, as if
+            there had been no others; None: all. A video that is longer reuses nothing.
+        begin: how many units are given, if any are.
 
     Raises:
-        ValueError: steps that are not one positive number for each stage, no scan, or
-            reuse at a stage that does not exist.
+        ValueError: steps that are not one positive number for each stage, no scan, no
+            window, or reuse at a stage that does not exist.
     """
 
     stages: tuple[Stage, ...] = field(default_factory=pyramid.stages)
@@ -77,6 +80,8 @@ class SamplerPlan:
     scans: int = 1
     reuse: tuple[int, ...] = ()
     clean_history: bool = False
+    window: int | None = None
+    begin: int = 1
 
     def __post_init__(self):
         for name in ("first_steps", "video_steps"):
@@ -88,8 +93,9 @@ class SamplerPlan:
                 )
             for count in steps:
                 pyramid.sigmas(count, self.last_step)  # raises
-        if self.scans < 1:
-            raise ValueError(f"scans={self.scans} must be 1 or more")
+        for name in ("scans", "window", "begin"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name}={count} must be 1 or more")
         if not set(self.reuse) <= set(range(len(self.stages))):
             raise ValueError(
                 f"reuse={self.reuse} must name stages, of 0 to {len(self.stages) - 1}"
@@ -102,7 +108,9 @@ class SamplerPlan:
         return np.stack([sigmas[:-1], sigmas[1:]], axis=1).astype(np.float32)
 
     def spans(self, frames: int, given: bool = False) -> list[tuple[int, int]]:
-        """The units after the first of a video of `frames`, as [begin, end) per scan.
+        """The units of a video of `frames` to sample after those that are given.
+
+        They come as [begin, end) per scan; unit 0 is not among them.
 
         Units that come before all stages remember are alone. Other scans have about
         equal numbers of units.
@@ -121,17 +129,25 @@ class SamplerPlan:
             )
         units = max(1, self.layout.units(frames))
         remembering = [k for k in self.reuse if self.remembered(frames, k)]
-        known = 2 + max(remembering, default=-1)
+        known = max(map(self.first_reading, remembering), default=self.begin - 1) + 1
         bounds = np.linspace(known, units, self.scans + 1).round().astype(int)
-        bounds = np.unique([*range(1, known), *bounds])
+        bounds = np.unique([*range(self.begin, known), *bounds])
         return [(int(a), int(b)) for a, b in pairwise(bounds)]
 
     def remembered(self, frames: int, stage: int) -> int:
         """How many frames a stage has to remember in a video of so many, 0 for none."""
-        units = self.layout.units(frames) - stage - 2
+        units = self.layout.units(frames)
         if stage not in self.reuse or self.layout.history != layout.PYRAMID:
             return 0
-        return 1 + (units - 1) * self.layout.frames_per_unit if units > 0 else 0
+        if self.window is not None and self.window < units - 1:
+            return 0  # what a unit sees does not begin as before
+        if self.first_reading(stage) > units - 2:
+            return 0
+        return 1 + (units - stage - 3) * self.layout.frames_per_unit
+
+    def first_reading(self, stage: int) -> int:
+        """The unit that reads frame 0 at stage 0 first, to be remembered by a stage."""
+        return max(stage + 1, self.begin)
 
     def room(self, shape: tuple[int, int, int, int], stage: int) -> int:
         """How many video tokens that is, of latents (t, h, w, c), 0 for none.
@@ -158,12 +174,13 @@ class SamplerPlan:
     ) -> Unit:
         """A unit of a span of `spans`, as a stage reads it in a video of `frames`.
 
-        It remembers from unit `stage + 1` on, the first that reads frame 0 at stage 0.
+        It remembers after `first_reading`.
         """
         begin, end = span
-        known = begin > stage + 1 and self.remembered(frames, stage) > 0
+        known = begin > self.first_reading(stage) and self.remembered(frames, stage) > 0
         size = self.layout.unit_size(begin == 0, frames)
-        return Unit(index, None if known else end, size)
+        slots = end if self.window is None else min(end, 1 + self.window)
+        return Unit(index, None if known else slots, size)
 
 
 # --------------------------------------------------------------- the pieces of sampling
@@ -209,9 +226,23 @@ def history(
     cut: Layout,
 ) -> History:
     """What a unit sees of the video so far at stage `k` of so many stages."""
+    video, unit = _in_view(video, unit, cut)
     *past, current = unit.clips(k, cut)
     levels = pyramid.levels(video, stages)
     return History(layout.history_tokens(levels, past, k, cut), current.frame)
+
+
+def _in_view(
+    video: Float[jax.Array, "b t h w c"], unit: Unit, cut: Layout
+) -> tuple[Float[jax.Array, "b _ h w c"], Unit]:
+    """Frame 0 and the newest frames, where a unit has no slots for others."""
+    slots, size = unit.slots, cut.frames_per_unit
+    if slots in (None, 1) or video.shape[1] <= 1 + (slots - 1) * size:
+        return video, unit
+    index = jnp.minimum(unit.index, slots - 1)
+    begin = 1 + (unit.index - index) * size
+    newest = jax.lax.dynamic_slice_in_dim(video, begin, (slots - 1) * size, axis=1)
+    return jnp.concatenate([video[:, :1], newest], 1), unit._replace(index=index)
 
 
 def euler_step(
@@ -273,7 +304,7 @@ def sample(
     plan: SamplerPlan,
     *,
     scales: Float[Array, "units"] | None = None,
-    first_frame: Float[Array, "_ 1 h w c"] | None = None,
+    first_frame: Float[Array, "_ _ h w c"] | None = None,
     memory: Callable[[int], Any] | None = None,
 ) -> Float[jax.Array, "_ t h w c"]:
     """The latents of a video for every prompt of `text`.
@@ -283,7 +314,8 @@ def sample(
             then those of the prompts.
         shape: (t, h, w, c) of the latents of one video.
         scales: guidance of every unit, None for no guidance.
-        first_frame: the given frame of image-to-video; None samples it, too.
+        first_frame: the given frame of image-to-video, or those of `plan.begin` units;
+            None samples it, too.
         memory: for stages that reuse: what the network remembers before it has read
             anything, from the number of tokens that there will be.
 
@@ -339,12 +371,12 @@ def sample(
     later = jnp.zeros((rows, t - first, h, w, c), jnp.float32)
     video = jnp.concatenate([first_frame.astype(jnp.float32), later], axis=1)
     for span in spans:
-        k = span[0] - 1  # remembers from this span on, if at all
-        if k < len(stages) and (tokens := plan.room(shape, k)):
-            assert memory is not None
-            each = [memory(tokens)] * len(plan.sigmas(k, Unit(*span)))
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
-            memories[k] = each[0] if plan.clean_history else stacked
+        for k in range(len(stages)):
+            if span[0] == plan.first_reading(k) and (tokens := plan.room(shape, k)):
+                assert memory is not None
+                each = [memory(tokens)] * len(plan.sigmas(k, Unit(*span)))
+                stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+                memories[k] = each[0] if plan.clean_history else stacked
         video, memories = sample_span((video, memories), span)
     return video
 

@@ -133,5 +133,5 @@ def told(event: dict[str, Any]) -> str:
     """Why there is no video, in the words that the visitor reads, or ""."""
     if not event["success"]:
         return event["output"]["error"] or "Error"
-    status, _, _ = event["output"]["data"]
+    status, *_ = event["output"]["data"]
     return status.get("value", "")

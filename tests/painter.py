@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model without weights, for tests of what stands around a model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -35,6 +36,15 @@ class Painter(VideoPipeline):
         shape = (len(prompts), size.frames, size.height, size.width, 3)
         frames = np.full(shape, request.seed % 256, np.uint8)
         return VideoOutput(frames, prompts, request.seed, self.defaults.fps)
+
+    def streamed(
+        self,
+        request: VideoRequest,
+        *,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Iterator[np.ndarray]:
+        whole = self.run(request, callback_on_step_end=callback_on_step_end).frames
+        yield from np.split(whole, [1], axis=1)
 
 
 def painter() -> Painter:

@@ -17,7 +17,7 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import SamplerPlan, Unit
+from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -240,6 +240,31 @@ def test_dividing_the_units_into_scans_changes_nothing(mixed, scans):
     np.testing.assert_allclose(mixed, divided, rtol=0, atol=2e-6)
 
 
+def test_given_units_are_continued_as_if_they_had_been_sampled(mixed):
+    cfg = dataclasses.replace(FEW, begin=4)
+    longer = run(mixing, prompts(0.1, 0.2), 6, cfg, first_frame=mixed[:, :4])
+    np.testing.assert_allclose(longer, mixed, rtol=0, atol=2e-6)
+
+
+def test_a_window_shows_the_first_unit_and_the_newest_ones(mixed):
+    """Unit 5 is what unit 3 would be without units 1 and 2."""
+    text, window = prompts(0.1, 0.2), dataclasses.replace(FEW, window=3)
+    bounded = run(mixing, text, 6, window)
+    np.testing.assert_allclose(bounded[:, :4], mixed[:, :4], rtol=0, atol=2e-6)
+    assert np.abs(bounded[:, 5] - mixed[:, 5]).max() > 1e-3
+    seen = bounded[:, jnp.array([0, 3, 4])]
+    drawn, after = keyed(FEW), dataclasses.replace(FEW, begin=3)
+    alone = sampler.sample(
+        mixing,
+        text,
+        size(4, FEW),
+        lambda u, n: drawn(u + 2, n),
+        after,
+        first_frame=seen,
+    )
+    np.testing.assert_allclose(alone[:, 3], bounded[:, 5], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("t", "scans", "given", "expected"),
     [
@@ -347,41 +372,11 @@ def test_steps_for_another_number_of_stages_are_refused(name):
         SamplerPlan(**{name: (10, 10)})
 
 
-def test_no_scan_at_all_is_refused():
-    with pytest.raises(ValueError, match="scans=0 must be 1 or more"):
-        SamplerPlan(scans=0)
-
-
 def test_reuse_needs_a_stage_that_exists_and_a_memory():
     with pytest.raises(ValueError, match=r"reuse=\(3,\) must name stages, of 0 to 2"):
         SamplerPlan(reuse=(3,))
     with pytest.raises(ValueError, match=r"reuse=\(0,\) needs a memory"):
         run(mixing, prompts(0), 4, dataclasses.replace(FEW, reuse=(0,)), KEYS[:1])
-
-
-def test_units_before_all_stages_remember_are_alone():
-    """Unit 3 is the first of which stage 2 keeps something, if others come after it."""
-    cfg = SamplerPlan(reuse=(0, 1, 2), scans=2)
-    assert cfg.spans(12) == [(1, 2), (2, 3), (3, 4), (4, 8), (8, 12)]
-    assert cfg.spans(4) == [(1, 2), (2, 3), (3, 4)]
-    assert [cfg.remembered(12, k) for k in range(3)] == [10, 9, 8]
-    assert [cfg.remembered(4, k) for k in range(3)] == [2, 1, 0]
-    assert cfg.room((12, 8, 16, 4), 1) == 9 * 2 * 4 // 4
-    slots = [cfg.unit(span[0], span, 1, 12).slots for span in cfg.spans(12)]
-    assert slots == [2, 3, None, None, None]
-
-
-def test_a_clean_history_is_read_once_and_has_room_for_a_unit_more():
-    """For the frames of one unit at every stage up to its own, of 8 and 32 tokens."""
-    cfg = SamplerPlan(reuse=(0, 1), clean_history=True)
-    shape = (12, 16, 32, 4)
-    plain = dataclasses.replace(cfg, clean_history=False)
-    assert cfg.room(shape, 0) == plain.room(shape, 0) + 8
-    assert cfg.room(shape, 1) == plain.room(shape, 1) + 8 + 32
-    assert cfg.room(shape, 2) == plain.room(shape, 2) == 0  # does not reuse
-    first, later = Unit(0, 1), Unit(5, None)
-    assert [cfg.reads_once(later, k) for k in range(3)] == [True, True, False]
-    assert not cfg.reads_once(first, 0) and not plain.reads_once(later, 0)
 
 
 def test_a_length_that_is_no_whole_number_of_units_is_refused():

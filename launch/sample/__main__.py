@@ -4,13 +4,15 @@ r"""Makes videos and images from prompts.
     pyramid-jax sample --prompt="a red circle moves left"
     pyramid-jax sample --model=MODEL --prompt="a lighthouse at dusk" --seconds=5
     pyramid-jax sample --model=MODEL --prompt="waves" --image=first.jpg --each=3
+    pyramid-jax sample --model=MODEL --prompt="it begins to rain" --extend=clip.mp4
     pyramid-jax sample --model=MODEL --prompts=list.txt --batch=4 --mesh=data=4
     pyramid-jax sample --model=MODEL --show
 
 What is not given is what the model was made for (--show tells). Each file says what it
 was made from, inside and in a JSON file beside it. Lines of a list are prompts, or JSON
-objects with "prompt", "negative", "seed" and "image". Seeds count up over a run. A run
-that was interrupted is continued by the same command, which skips finished files.
+objects with "prompt", "negative", "seed", "image" and "video". Seeds count up over a
+run. A run that was interrupted is continued by the same command, which skips finished
+files.
 """
 
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from launch.sample.lists import Line, file_name, read_lines, waiting
 from launch.sample.outputs import Job
 from launch.sample.progress import run
 from pyramid_jax.data.pictures import read_picture
+from pyramid_jax.data.video_io import video_info
 from pyramid_jax.pipeline.request import check_seed, check_text
 from pyramid_jax.pipeline.video import VideoPipeline
 
@@ -69,8 +72,13 @@ def given_lines(values: Any) -> list[Line]:
     lines = (
         [Line(values.prompt)] if values.prompts is None else read_lines(values.prompts)
     )
-    own = Path(values.image) if values.image else None
-    lines = [line._replace(image=line.image or own) for line in lines]
+    image, video = (Path(x) if x else None for x in (values.image, values.extend))
+    lines = [
+        line if line.given else line._replace(image=image, video=video)
+        for line in lines
+    ]
+    if any(line.image and line.video for line in lines):
+        raise ValueError("an image and a video were given; a video begins with one")
     for number, line in enumerate(lines):
         check_text(line.prompt)
         check_text(line.negative or values.negative or "")
@@ -78,6 +86,8 @@ def given_lines(values: Any) -> list[Line]:
         check_seed(counted if line.seed is None else line.seed, values.each)
     for image in {line.image for line in lines if line.image is not None}:
         read_picture(image, UNREAD)
+    for video in {line.video for line in lines if line.video is not None}:
+        video_info(video)
     check_choices(values)
     start.check_writable(values.to)
     return lines
@@ -97,7 +107,7 @@ def planned(pipeline: VideoPipeline, values: Any, lines: Sequence[Line]) -> list
         for copy in range(values.each):
             name = file_name(len(jobs), line.prompt, seed + copy, kind)
             one = replace(request, seed=seed + copy)
-            jobs.append(Job(one, Path(values.to) / name, line.image, values.scale))
+            jobs.append(Job(one, Path(values.to) / name, line.given, values.scale))
     return jobs
 
 
@@ -126,6 +136,7 @@ def define(into: flags.FlagValues) -> None:
     text("prompts", None, "File with a prompt, or a JSON object, on every line.")
     text("negative", None, "What it does not show; none: what the model recommends.")
     text("image", None, "File of the first frame, scaled to cover, and cropped.")
+    text("extend", None, "File of a video to continue; lengths are those of the whole.")
     whole("seed", 0, "Seed of the first video; the others count up.", lower_bound=0)
     whole("each", 1, "Videos of every prompt.", lower_bound=1, upper_bound=10_000)
     define_choices(into)

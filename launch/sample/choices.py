@@ -7,16 +7,18 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from launch.sample.lists import Line
 from launch.sizes import check_trained, height_width
 from launch.start import parse_mesh
+from pyramid_jax.data.video_io import video_frames, video_size
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import PRESET_NOTES, PRESETS, SampleConfig
 from pyramid_jax.pipeline.folder import DTYPES, TINY_LATENT
 from pyramid_jax.pipeline.request import VideoRequest, not_none
-from pyramid_jax.pipeline.sizes import check_seconds
+from pyramid_jax.pipeline.sizes import check_seconds, clip_size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.pyramid import RENOISING
 
@@ -45,6 +47,7 @@ def define_choices(into: flags.FlagValues) -> None:
     texts("video_steps", None, "Steps of every stage, other frames.")
     real("guidance", None, "Guidance of the first frame; 0: none.", lower_bound=0)
     real("video_guidance", None, "Guidance of the other frames.", lower_bound=0)
+    whole("window", None, "Units seen at most, first and newest.", lower_bound=1)
     real("decay", None, "Guidance falls by so much with every unit of the video.")
     real("floor", None, "Falling guidance ends here.")
     notes = "; ".join(f"{name}: {note}" for name, note in PRESET_NOTES.items())
@@ -102,10 +105,17 @@ def requested(
         ValueError: what the model can't make.
     """
     height, width = height_width(values.size) if values.size else (None, None)
+    video = None
+    if line.video is not None:
+        size = clip_size(pipeline.defaults, video_size(line.video))
+        size = (height, width) if height and width else size
+        frames = video_frames(line.video, size, pipeline.defaults.fps)
+        video = np.stack(list(frames))
     request = pipeline.request(
         line.prompt,
         negative_prompt=line.negative or values.negative,
         image=line.image,
+        video=video,
         height=height,
         width=width,
         num_frames=values.frames,
@@ -114,7 +124,8 @@ def requested(
         options=options(pipeline, values, line.image is not None),
     )
     if not values.any_size:
-        check_trained(pipeline.defaults, request.size, pipeline.name)
+        size = request.size if video is None else replace(request.size, frames=1)
+        check_trained(pipeline.defaults, size, pipeline.name)
     return request
 
 
@@ -135,6 +146,7 @@ def options(pipeline: VideoPipeline, values: Any, image: bool) -> SampleConfig:
         "scans": values.scans,
         "renoising": values.renoising,
         "reuse": values.reuse,
+        "window": values.window,
     }
     guidance = replace(base.guidance, **scales(values))
     return replace(base, guidance=guidance, **not_none(choices))

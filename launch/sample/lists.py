@@ -27,18 +27,24 @@ class Line(NamedTuple):
     negative: str | None = None
     seed: int | None = None
     image: Path | None = None
+    video: Path | None = None
+
+    @property
+    def given(self) -> Path | None:
+        """The file that its video begins with."""
+        return self.image or self.video
 
 
 # What an object in a list may say.
-FIELDS = {"prompt": str, "negative": str, "seed": int, "image": str}
+FIELDS = {"prompt": str, "negative": str, "seed": int, "image": str, "video": str}
 
 
 def read_lines(path: str | Path) -> list[Line]:
     """The lines of a text file.
 
-    A line is a prompt, or a JSON object with "prompt" and maybe "negative", "seed" and
-    "image", whose path is relative to the file. Empty lines and those that begin with #
-    say nothing.
+    A line is a prompt, or a JSON object with "prompt" and maybe "negative", "seed", and
+    "image" or "video", whose paths are relative to the file. Empty lines and those that
+    begin with # say nothing.
 
     Raises:
         ValueError: naming the line that is wrong; or there is no prompt.
@@ -107,12 +113,12 @@ def _line(text: str, folder: Path) -> Line:
     wrong = {k: v for k, v in fields.items() if not isinstance(v, FIELDS.get(k, ()))}
     if wrong or "prompt" not in fields:
         raise ValueError(
-            f'found {fields}, expected at least "prompt", and "negative" and "image" '
-            'as text, "seed" as a whole number'
+            f'found {fields}, expected at least "prompt", and "negative", "image" and '
+            '"video" as text, "seed" as a whole number'
         )
-    if "image" in fields:
-        fields |= {"image": folder / fields["image"]}
-    return Line(**fields)
+    given = fields.keys() & {"image", "video"}
+    paths = {name: folder / fields[name] for name in given}
+    return Line(**fields | paths)
 
 
 def _differences(job: Job, recipe: Recipe) -> str:

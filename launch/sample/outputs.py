@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from pyramid_jax.pipeline.request import VideoRequest
 from pyramid_jax.pipeline.video import VideoPipeline
 
 KINDS = ("mp4", "gif", "png", "npz")
+# Takes new frames of all videos, `videos _ h w 3`.
+FramesCallback = Callable[[UInt8[np.ndarray, "videos _ h w 3"]], None]
 # What of a `SampleConfig` decides how a video looks.
 CHOICES = ("first_steps", "video_steps", "guidance", "last_step", "scans")
 
@@ -36,9 +38,9 @@ CHOICES = ("first_steps", "video_steps", "guidance", "last_step", "scans")
 class Job(NamedTuple):
     """One video, or an image, which is a video of one frame, and its file.
 
-    `image` is the file of the first frame; `scale` shows every pixel as a block of
-    scale x scale, for tiny videos; `records` is the folder of what is written besides
-    the file, None: the same one.
+    `image` is the file of the first frame, or of a video to continue; `scale` shows
+    every pixel as a block of scale x scale, for tiny videos; `records` is the folder of
+    what is written besides the file, None: the same one.
     """
 
     request: VideoRequest
@@ -52,8 +54,8 @@ class Job(NamedTuple):
 class Recipe:
     """What a file is made from, all choices spelled out; equal ones make equal files.
 
-    `image` is the first frame's `fingerprint`; `options` are the
-    `CHOICES` of a `SampleConfig`.
+    `image` is the `fingerprint` of the first frame, or of a video that is continued;
+    `options` are the `CHOICES` of a `SampleConfig`, and a window if there is one.
     """
 
     prompt: str
@@ -93,6 +95,7 @@ def recipe(pipeline: VideoPipeline, job: Job) -> Recipe:
             "an image and 1 frame were given, which is that image; ask for more frames"
         )
     options = asdict(request.options)
+    chosen = (*CHOICES, "window") if options["window"] else CHOICES
     return Recipe(
         prompt=prompt,
         negative=negative,
@@ -101,7 +104,7 @@ def recipe(pipeline: VideoPipeline, job: Job) -> Recipe:
         fps=pipeline.defaults.fps,
         scale=job.scale,
         image=None if job.image is None else fingerprint(job.image),
-        options=json.loads(json.dumps({name: options[name] for name in CHOICES})),
+        options=json.loads(json.dumps({name: options[name] for name in chosen})),
         model=pipeline.name,
         dtype=pipeline.cfg.dit.precision,
     )
@@ -118,10 +121,14 @@ def make(
     pipeline: VideoPipeline,
     jobs: Sequence[Job],
     callback_on_step_end: StepCallback | None = None,
+    on_frames: FramesCallback | None = None,
 ) -> list[Render]:
     """Samples jobs as one batch, and writes a file for each; its suffix says which.
 
     Existing files are replaced.
+
+    Args:
+        on_frames: is called with new frames, while later ones are sampled.
 
     Raises:
         ValueError: a job that the model can't do or that no such file can hold, or
@@ -142,7 +149,14 @@ def make(
         prompts=tuple(request.prompts[0] for request in requests),
         negative_prompts=tuple(request.negative_prompts[0] for request in requests),
     )
-    videos = pipeline.run(batch, callback_on_step_end=callback_on_step_end).frames
+    if on_frames is None:
+        videos = pipeline.run(batch, callback_on_step_end=callback_on_step_end).frames
+    else:
+        parts = []
+        for part in pipeline.streamed(batch, callback_on_step_end=callback_on_step_end):
+            on_frames(part)
+            parts.append(part)
+        videos = np.concatenate(parts, axis=1)
     return [
         save(job.path, video, recipe, job.records)
         for job, video, recipe in zip(jobs, videos, recipes, strict=True)

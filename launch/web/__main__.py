@@ -48,7 +48,8 @@ def main(values: flags.FlagValues) -> None:
     pipeline = load(model, mesh, values.dtype, offload=values.offload)
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        tasks = TaskQueue(VideoService(pipeline, folder, Path(uploads)))
+        streams = not values.offload
+        tasks = TaskQueue(VideoService(pipeline, folder, Path(uploads), streams))
         ships = model.resolve().parent == ASSETS.resolve()
         demo = page(tasks, examples=ships)
         url = serve(demo, host, values.port)

@@ -39,6 +39,7 @@ PROMPTS = (
 )
 FIRST_FRAMES = ("a yellow star moves left", "a magenta square moves down")
 GLANCE = 0.1  # seconds between two looks at a task
+PREVIEW = 48  # new frames that are shown at most
 # Events that no other program can call: one that does not wait, one that follows tasks.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = PRIVATE | {"queue": False}
@@ -225,7 +226,7 @@ async def _make(
     """Makes the video that a form asks for."""
     watched = values[screen.watched]
     watched["task"] = None
-    yield screen.progress("reading the prompt", 0)
+    yield screen.progress("reading the prompt", 0, b"")
     form = {name: values[widget] for name, widget in widgets.items()}
     visitor = _name(form.pop("visitor"))
     try:
@@ -261,10 +262,16 @@ async def _follow(
     tasks: TaskQueue, screen: Screen, task: VideoTask, watched: Watched
 ) -> AsyncIterator[list[Any]]:
     """Shows a task until it has ended or another is watched, and then its result."""
-    watched["task"], last = task, None
+    watched["task"], last, seen = task, None, 0
+    fps = tasks.service.model.defaults.fps
     while not task.future.done():
-        now = tasks.status(task), task.done
-        if now != last:
+        now, new = (tasks.status(task), task.done), task.frames[seen:]
+        seen += len(new)
+        if new:
+            newest = np.concatenate(new)[-PREVIEW:]
+            film = await asyncio.to_thread(web.preview, newest, fps)
+            yield screen.progress(*now, film)
+        elif now != last:
             yield screen.progress(*now)
         last = now
         await asyncio.sleep(GLANCE)

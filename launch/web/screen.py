@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a web page shows one video: how far it is, why there is none, or what it is."""
 
+import base64
 import html
 from typing import Any
 
@@ -18,8 +19,9 @@ STYLE = """
 #status progress::-webkit-progress-value { background: var(--color-accent); }
 #status progress::-moz-progress-bar { background: var(--color-accent); }
 #status .refusal { color: var(--error-text-color); }
+#preview img { height: 256px; max-width: 100%; object-fit: contain; }
 #made video { max-height: 384px; }
-#made video, #results img { image-rendering: pixelated; }
+#preview img, #made video, #results img { image-rendering: pixelated; }
 #results .grid-wrap { min-height: 0; max-height: 420px; }
 #results .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
@@ -29,7 +31,7 @@ EMPTY = "<p>The video will be here.</p>"
 
 
 class Screen:
-    """A status, a video, and what made it; of these, those that say something are seen.
+    """A status, new frames, a video, what made it; what says nothing is not seen.
 
     Each function returns what its `parts` show from then on. `watched` names the task
     that a visitor's page follows.
@@ -44,21 +46,34 @@ class Screen:
             buttons=["download"],
             visible=False,
         )
+        self.preview = gr.HTML(elem_id="preview", padding=False, visible=False)
         self.status = gr.HTML(EMPTY, elem_id="status", padding=False)
         self.recipe = gr.Textbox(
             label="Made with", lines=1, interactive=False, visible=False
         )
         self.watched = gr.State({})
-        self.parts = [self.status, self.video, self.recipe]
+        self.parts = [self.status, self.preview, self.video, self.recipe]
 
     def empty(self) -> list[Any]:
         """Shows that there is no video yet."""
         return self._words(EMPTY)
 
-    def progress(self, step: str, done: float) -> list[Any]:
-        """Shows how far a video is, in words and as a share of the work."""
+    def progress(
+        self, step: str, done: float, preview: bytes | None = None
+    ) -> list[Any]:
+        """Shows how far a video is, in words and as a share of the work.
+
+        Args:
+            preview: a WebP file of new frames, or of none; None: the last ones stay.
+        """
         bar = f"<progress value={done:.3f}></progress>"
-        return self._words(f"<p>{bar}{html.escape(step)}</p>")
+        shown = self._words(f"<p>{bar}{html.escape(step)}</p>")
+        shown[1] = gr.skip()
+        if preview is not None:
+            source = f"data:image/webp;base64,{base64.b64encode(preview).decode()}"
+            image = f'<img src="{source}" alt="new frames">'
+            shown[1] = gr.HTML(image, visible=bool(preview))
+        return shown
 
     def refusal(self, why: str) -> list[Any]:
         """Shows why there is no video."""
@@ -73,6 +88,7 @@ class Screen:
         text = web.recipe_text(render)
         return [
             gr.HTML(visible=False),
+            gr.HTML("", visible=False),
             gr.Video(str(copy), visible=True),
             gr.Textbox(text, visible=True),
         ]
@@ -80,6 +96,7 @@ class Screen:
     def _words(self, words: str) -> list[Any]:
         return [
             gr.HTML(words, visible=True),
+            gr.HTML("", visible=False),
             gr.Video(None, visible=False),
             gr.Textbox("", visible=False),
         ]

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from launch.sample import outputs
-from launch.sample.outputs import Job, Render
+from launch.sample.outputs import FramesCallback, Job, Render
 from launch.sizes import check_trained
 from pyramid_jax.data import video_io
 from pyramid_jax.pipeline.denoise import StepCallback
@@ -58,11 +59,16 @@ class WebForm(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoService:
-    """A model, the folder of its results, and the folder of visitors' `uploads`."""
+    """A model, the folder of its results, and the folder of visitors' `uploads`.
+
+    Where it `streams`, frames are seen while later ones are sampled, which needs the
+    memory of both at once.
+    """
 
     model: VideoPipeline
     folder: Path
     uploads: Path
+    streams: bool = True
 
     def sizes(self) -> dict[str, TrainedSize]:
         """The sizes of videos that the model was made for, its favourite first.
@@ -110,17 +116,24 @@ class VideoService:
         outputs.recipe(self.model, job)  # refuses now what can't be written later
         return job
 
-    def make(self, job: Job, on_step: StepCallback | None = None) -> Render:
+    def make(
+        self,
+        job: Job,
+        on_step: StepCallback | None = None,
+        on_frames: FramesCallback | None = None,
+    ) -> Render:
         """A finished video, in a new file.
 
         Args:
             on_step: is called after every Euler step.
+            on_frames: is called with new frames, if the service `streams`.
 
         Raises:
             ValueError: the model can't make it.
             FloatingPointError: the numbers of the video are no longer finite.
         """
-        (render,) = outputs.make(self.model, [job], on_step)
+        on_frames = on_frames if self.streams else None
+        (render,) = outputs.make(self.model, [job], on_step, on_frames)
         logging.info("%s", render.path)
         return render
 
@@ -179,6 +192,17 @@ def still(render: Render) -> UInt8[np.ndarray, "h w 3"]:
     scale = SIDE / max(recipe.height, recipe.width)
     size = round(recipe.height * scale), round(recipe.width * scale)
     return _first_frame(render.path, size, render.path.stat().st_mtime_ns)
+
+
+def preview(frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> bytes:
+    """A small animation of frames as a WebP file, which is played once."""
+    images = [Image.fromarray(frame) for frame in frames]
+    for image in images:
+        image.thumbnail((SIDE, SIDE))
+    file, duration = BytesIO(), round(1000 / fps)
+    how = {"save_all": True, "append_images": images[1:], "loop": 1}
+    images[0].save(file, "WEBP", duration=duration, quality=90, method=0, **how)
+    return file.getvalue()
 
 
 def recipe_text(render: Render) -> str:

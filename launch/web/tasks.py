@@ -6,8 +6,12 @@ visitor asked for last is found by a random id that only his browser knows.
 """
 
 import logging
+import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from threading import Event, Lock
+
+import numpy as np
+from jaxtyping import UInt8
 
 from launch.sample.outputs import Job, Render
 from launch.web.service import VideoService, WebForm
@@ -21,11 +25,14 @@ CLOSED = "the page was closed before the video was finished; ask for it again"
 class VideoTask:
     """A video from the moment that a visitor asks for it.
 
-    `step` and `done` say how far it is, `future` has the result in the end.
+    `step` and `done` say how far it is, `frames` are those that exist, in parts;
+    `future` has the result in the end.
     """
 
     def __init__(self, job: Job):
         self.job, self.step, self.done = job, "", 0.0
+        self.frames: list[UInt8[np.ndarray, "_ h w 3"]] = []
+        self.asked = time.monotonic()
         self.future: Future[Render] = Future()
 
     def error(self) -> str | None:
@@ -100,10 +107,18 @@ class TaskQueue:
                 raise ValueError(CLOSED)
             task.step, task.done = str(progress), progress.done
 
+        def keep(frames: UInt8[np.ndarray, "1 _ h w 3"]) -> None:
+            if not task.frames:
+                waited, name = time.monotonic() - task.asked, task.job.path.name
+                logging.info("%s: first frame after %.2f s", name, waited)
+            task.frames.append(frames[0])
+
         try:
-            return self.service.make(task.job, show)
+            return self.service.make(task.job, show, keep)
         except (ValueError, FloatingPointError):
             raise
         except Exception:
             logging.exception("%s was not made", task.job.path)
             raise
+        finally:
+            task.frames = []

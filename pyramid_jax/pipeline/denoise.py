@@ -69,17 +69,21 @@ def denoise(
     plan: SamplerPlan,
     *,
     scales: Float[np.ndarray, "units"] | None = None,
-    first_frame: Float[Array, "videos 1 h w c"] | None = None,
+    first_frame: Float[Array, "videos _ h w c"] | None = None,
     mesh: Mesh | None = None,
     callback_on_step_end: StepCallback | None = None,
-) -> Iterator[Float[jax.Array, "videos _ h w c"]]:
+    finish: Callable[[jax.Array], jax.Array] = lambda latents: latents,
+) -> Iterator[jax.Array]:
     """The latents of unit after unit, beginning with the first frame, given or not.
 
-    The arguments are those of `sampler.sample`; `noise` is a pytree.
+    The arguments are those of `sampler.sample`; `noise` is a pytree. A unit comes when
+    the devices already have the first step of the next one.
 
     Args:
         mesh: devices that divide the videos among them; None: those of the weights.
         callback_on_step_end: is called after every Euler step.
+        finish: what is made of a unit's latents, `videos _ h w c`, and yielded in their
+            place; it follows the unit's last step, and the next unit does not wait.
 
     Raises:
         FloatingPointError: a step made numbers that are not finite.
@@ -105,21 +109,16 @@ def denoise(
         if callback_on_step_end is not None:
             callback_on_step_end(progress)
 
+    made: list[jax.Array] = []  # what is yielded when the next unit has begun
+    last: tuple[Progress, jax.Array] | None = None
     if first_frame is not None:
         frames = jnp.asarray(first_frame)
         video = _write_unit(video, frames.astype(jnp.float32), np.int32(0))
-        yield frames
-    known = {
-        (unit.slots == 1, k): [
-            _modulations(model, k, params, text.pooled, sigma)
-            for sigma, _ in plan.sigmas(k, unit)
-        ]
-        for of_stages in (units[:1] + units[-1:])
-        for k, unit in enumerate(of_stages)
-    }
+        made = [finish(frames)]
+    known = _known_modulations(model, params, text, plan, units[:1] + units[-1:])
     memories = _Memories(plan, shape, text, {})
     for of_stages in units:
-        index, last = np.int32(of_stages[0].index), None
+        index = np.int32(of_stages[0].index)
         scale = None if scales is None else np.float32(scales[index])
         x = video
         for k, unit in enumerate(of_stages):
@@ -135,12 +134,15 @@ def denoise(
                 past = past.known() if plan.reads_once(unit, k) else past
                 if last is not None:  # perf: the device has the next step already
                     report(*last)
+                while made:
+                    yield made.pop()
                 place = (int(index), count, k, stages, i, len(sigmas))
                 last = Progress(*place, next(shares), x), finite
-        assert last is not None  # there is a stage, and it has a step
-        report(*last)
         video = _write_unit(video, x, index)
-        yield x
+        made = [finish(x)]
+    if last is not None:
+        report(*last)
+    yield from made
 
 
 def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[tuple[Unit, ...]]:
@@ -151,6 +153,24 @@ def _units(frames: int, plan: SamplerPlan, from_image: bool) -> list[tuple[Unit,
         for span in spans
         for u in range(*span)
     ]
+
+
+def _known_modulations(
+    model: ModelConfig,
+    params: Any,
+    text: Text,
+    plan: SamplerPlan,
+    units: list[tuple[Unit, ...]],
+) -> dict[tuple[bool, int], list[Modulations]]:
+    """What modulates all steps of a stage, of unit 0 (True) and of later ones."""
+    return {
+        (unit.slots == 1, k): [
+            _modulations(model, k, params, text.pooled, sigma)
+            for sigma, _ in plan.sigmas(k, unit)
+        ]
+        for of_stages in units
+        for k, unit in enumerate(of_stages)
+    }
 
 
 def _shares(units: list[tuple[Unit, ...]], plan: SamplerPlan) -> Iterator[float]:
@@ -199,7 +219,8 @@ class _Memories(NamedTuple):
         k = program.stage
         if k not in self.lasting:
             once = self.plan.reads_once(unit, k)
-            room = self.plan.room(self.shape, k) if unit.index == k + 1 else 0
+            begins = unit.index == self.plan.first_reading(k)
+            room = self.plan.room(self.shape, k) if begins else 0
             size = room or once * sum(past.sizes)
             count = 1 if once else len(self.plan.sigmas(k, unit))
             made: list[Any] = [None] * count

@@ -50,7 +50,7 @@ class Work(NamedTuple):
 
     Attributes:
         pieces: how the VAE decodes; None: only latents are made.
-        image: the VAE encodes a first frame.
+        image: how many given frames the VAE encodes.
         streamed: every unit is decoded as soon as it exists.
         reuse: the stages that reuse keys and values from unit to unit.
     """
@@ -59,7 +59,7 @@ class Work(NamedTuple):
     videos: int
     options: SampleConfig
     pieces: Pieces | None = None
-    image: bool = False
+    image: int = 0
     streamed: bool = False
     reuse: tuple[int, ...] = ()
 
@@ -149,7 +149,9 @@ def memory_plan(parts: ModelParts, work: Work, mesh: AnyMesh = None) -> MemoryPl
     phases = [_phase(parts, {TEXT: (0, max(text, default=0))})]
     if vae is not None and work.image:
         pixels = h * cfg.latent.spatial, w * cfg.latent.spatial
-        phases.append(_phase(parts, {IMAGE: (0, encoder_working(vae.cfg, 1, *pixels))}))
+        frames = min(work.image, WINDOWS[0] * cfg.latent.temporal)
+        encoding = encoder_working(vae.cfg, frames, *pixels)
+        phases.append(_phase(parts, {IMAGE: (0, encoding)}))
     if not work.streamed:
         phases.append(_phase(parts, {SAMPLING: _sampling(parts, work, mesh)}))
     if work.streamed or (vae is not None and work.pieces is not None):
@@ -257,7 +259,7 @@ def _sampling(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     units = parts.cfg.layout.units(work.shape[0])
     state += rows * _steps(work, units) * modulation(cfg)
     state += rows * sum(remembered(parts.cfg, work, k, mesh) for k in work.reuse)
-    tokens = longest_row(parts.cfg, work.shape, len(parts.cfg.stages) - 1)
+    tokens = longest_row(parts.cfg, work, len(parts.cfg.stages) - 1)
     working = 4 * tokens * cfg.patch_values * (2 * videos + 3 * rows)
     working += dit_working(cfg, rows, tokens, LIMIT)
     for name in STACKED:
@@ -281,7 +283,7 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     side = max(h, w) if pieces.tile is None else pieces.tile // spatial
     window = t if pieces.frames is None else pieces.frames // temporal
     if work.streamed:
-        window = max(parts.cfg.layout.unit_size(first, t) for first in (True, False))
+        window = parts.cfg.layout.largest_unit(t)
     videos, frames = _share(work.videos, "batch", mesh), _share(window, "frames", mesh)
     rows, columns = _share(min(h, side), "height", mesh), min(w, side)
     state = decoder_past(vae.cfg) * videos * rows * columns
@@ -293,12 +295,12 @@ def _decoding(parts: ModelParts, work: Work, mesh: AnyMesh) -> tuple[int, int]:
     return state, decoder_working(vae.cfg, (videos, min(frames, t), rows, columns))
 
 
-def longest_row(cfg: ModelConfig, shape: tuple[int, ...], stage: int) -> int:
-    """Tokens of a stage's longest row, the last unit's, of a video of such latents."""
-    t, h, w, _ = shape
+def longest_row(cfg: ModelConfig, work: Work, stage: int) -> int:
+    """Tokens of a stage's longest row for one video, which is the last unit's."""
+    t, h, w, _ = work.shape
     last, units = len(cfg.stages) - 1, cfg.layout.units(t)
-    unit = Unit(units - 1, units, cfg.layout.unit_size(units == 1, t))
-    clips = unit.clips(stage, cfg.layout)
+    plan = work.options.plan(cfg)
+    clips = plan.unit(units - 1, (units - 1, units), stage, t).clips(stage, cfg.layout)
     cells = sum(len(clip.frame) * h * w // 4 ** (last - clip.stage) for clip in clips)
     return cells // cfg.layout.patch**2
 
@@ -355,7 +357,7 @@ def remembered(cfg: ModelConfig, work: Work, stage: int, mesh: AnyMesh = None) -
     """Keys and values of a row that a stage keeps on each device for all its steps."""
     dit, plan = cfg.dit, work.options.plan(cfg, (stage,))
     room, once = plan.room(work.shape, stage), dit.clean_history
-    room = room or once * longest_row(cfg, work.shape, stage)  # for a unit at a time
+    room = room or once * longest_row(cfg, work, stage)  # for a unit at a time
     parts = 1 if mesh is None else sharding.parts("attended", mesh)
     width = -(-dit.heads // parts) * dit.head_dim
     steps = 1 if once else len(plan.sigmas(stage, Unit(1, 2)))

@@ -4,7 +4,7 @@
 import base64
 import html
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from pyramid_jax.data import pictures
-from pyramid_jax.data.pixels import to_uint8
+from pyramid_jax.data.pixels import to_model, to_uint8
 
 KINDS = ("uint8", "float32", "pil")  # of frames
 VIEW = 256  # pixels of a small video's smaller side in a notebook
@@ -35,6 +35,22 @@ def collect_frames(pieces: Iterable[Float[np.ndarray, "b _ h w 3"]], kind: str) 
     if kind == "uint8":
         return frames
     return [[Image.fromarray(frame) for frame in video] for video in frames]
+
+
+def with_given(
+    pieces: Iterable[Float[np.ndarray, "b _ h w 3"]],
+    given: UInt8[np.ndarray, "_ f h w 3"] | None,
+) -> Iterator[Float[np.ndarray, "b _ h w 3"]]:
+    """Pixels, piece after piece, the first of which are those of a given video."""
+    begin = 0
+    for piece in pieces:
+        end = begin + piece.shape[1]
+        if given is not None and begin < given.shape[1]:
+            kept = to_model(given[:, begin:end])
+            kept = np.broadcast_to(kept, (len(piece), *kept.shape[1:]))
+            piece = np.concatenate([kept, piece[:, kept.shape[1] :]], axis=1)
+        begin = end
+        yield piece
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class VideoOutput:
         return len(self.prompts)
 
     def __repr__(self) -> str:
-        count, size = len(self.frames[0]), self._videos().shape[2:4]
+        count, size = len(self.frames[0]), self.in_8_bits().shape[2:4]
         return (
             f"VideoOutput({len(self)} x {count} frames of {size[0]}x{size[1]} pixels, "
             f"{self.fps:g} per second, seed {self.seed})"
@@ -72,7 +88,7 @@ class VideoOutput:
         Raises:
             ValueError: an unknown suffix, or a png file for more than one frame.
         """
-        path, videos = Path(path), self._videos()
+        path, videos = Path(path), self.in_8_bits()
         if path.suffix not in (".mp4", ".gif", ".png"):
             raise ValueError(
                 f"{path} has none of the suffixes mp4, gif and png; use one"
@@ -98,7 +114,7 @@ class VideoOutput:
 
     def _repr_html_(self) -> str:
         """All videos beside each other, with their prompts, for a notebook."""
-        views = map(self._view, self._videos(), self.prompts)
+        views = map(self._view, self.in_8_bits(), self.prompts)
         return f'<div style="display: flex; flex-wrap: wrap">{"".join(views)}</div>'
 
     def _view(self, video: UInt8[np.ndarray, "f h w 3"], prompt: str) -> str:
@@ -122,7 +138,7 @@ class VideoOutput:
             f"<figcaption>{html.escape(prompt)}</figcaption></figure>"
         )
 
-    def _videos(self) -> UInt8[np.ndarray, "b f h w 3"]:
+    def in_8_bits(self) -> UInt8[np.ndarray, "b f h w 3"]:
         """The frames in 8 bits, whatever their kind."""
         if isinstance(self.frames, np.ndarray) and self.frames.dtype == np.uint8:
             return self.frames

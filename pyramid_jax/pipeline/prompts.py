@@ -23,6 +23,8 @@ from pyramid_jax import programs, sharding
 from pyramid_jax.checkpoint import files, rename, text_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors
+from pyramid_jax.data.tokenizer import Tokenize, text_batch
+from pyramid_jax.model import ModelConfig, encode_text
 from pyramid_jax.models.clip import CLIPConfig, CLIPEncoder
 from pyramid_jax.models.t5 import T5Config, T5Encoder
 from pyramid_jax.shapes import Array, Text
@@ -145,6 +147,31 @@ def encode_prompts(networks: Sequence[Network], ids: Ids) -> Text:
     cfgs, weights = zip(*networks, strict=True)
     with sharding.present(weights) as params:
         return _encode(cfgs, params, ids)
+
+
+def read_texts(
+    model: ModelConfig, params: Any, tokenize: Tokenize, texts: Sequence[str]
+) -> Text:
+    """What a model with a text encoder of its own makes of texts, a row each.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if model.text is None:
+        raise ValueError(
+            "this model reads features of T5 and CLIP, which are not loaded; put "
+            "text encoders and tokenizers into its folder, and load it with text"
+        )
+    ids, segment = text_batch(tokenize, texts)
+    with sharding.present({"text": params["text"]}) as weights:
+        return _encode_own(model, weights, ids, segment)
+
+
+@partial(programs.kept, static=1)
+def _encode_own(
+    model: ModelConfig, params: Any, ids: Int[Array, "b m"], segment: Int[Array, "b m"]
+) -> Text:
+    return encode_text(model, params, ids, segment, 1)
 
 
 @partial(programs.kept, static=1)

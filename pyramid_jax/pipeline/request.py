@@ -16,6 +16,7 @@ from PIL import Image
 from pyramid_jax.data.pictures import fit_picture, read_picture
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import sizes
+from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.shapes import Array
 
@@ -34,6 +35,7 @@ class VideoRequest:
         prompts, negative_prompts: one each for every video.
         seed: of the first video; video i is drawn from `seed + i`.
         image: the first frame of all videos, of their size; None samples it, too.
+        video: the first frames of all videos, or of each.
     """
 
     prompts: tuple[str, ...]
@@ -42,6 +44,12 @@ class VideoRequest:
     size: Size
     options: SampleConfig
     image: UInt8[np.ndarray, "h w 3"] | None = None
+    video: UInt8[np.ndarray, "_ f h w 3"] | None = None
+
+    @property
+    def given(self) -> UInt8[np.ndarray, "_ f h w 3"] | None:
+        """The frames that are not sampled, of all videos, or of each."""
+        return self.video if self.image is None else self.image[None, None]
 
     @property
     def keys(self) -> Key[jax.Array, "videos"]:
@@ -56,6 +64,7 @@ def resolve(
     negative_prompt: str | Sequence[str],
     *,
     image: Picture | None = None,
+    video: VideoOutput | Shaped[Array, "..."] | None = None,
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
@@ -73,15 +82,21 @@ def resolve(
 
     Raises:
         ValueError: no prompt, a list of negative prompts that is not as long as that of
-            prompts, or a size, a length or steps that the model can't use.
+            prompts, or a size, a length, steps or a video that the model can't use.
     """
     if seconds is not None:
         if num_frames is not None:
             raise ValueError("give the number of frames or seconds, not both")
         num_frames = sizes.nearest_frames(seconds, cfg, defaults)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    clips = None
+    if video is not None:
+        clips = _clips(cfg, defaults, video, (height, width))
+        height, width = clips.shape[2:4]
+        usual = sizes.default_size(cfg, defaults, height, width).frames
+        num_frames = num_frames or clips.shape[1] + usual - 1
     size = sizes.default_size(cfg, defaults, height, width, num_frames)
     sizes.latent_shape(cfg, size)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or num_videos_per_prompt < 1:
         raise ValueError(
             f"there is no prompt, or no video of it ({len(prompts)} prompts, "
@@ -108,6 +123,11 @@ def resolve(
         logger.info("the seed is %d", seed)
     check_seed(seed, videos)
     copies = range(num_videos_per_prompt)
+    if clips is not None:
+        _check_clips(clips, size, len(prompts), image is not None)
+        clips = np.repeat(clips, len(copies), axis=0) if len(clips) > 1 else clips
+        window = options.window or sizes.longest_window(cfg, defaults, size)
+        options = replace(options, window=window)
     return VideoRequest(
         prompts=tuple(text for text in prompts for _ in copies),
         negative_prompts=tuple(text for text in negatives for _ in copies),
@@ -115,6 +135,7 @@ def resolve(
         size=size,
         options=options,
         image=None if image is None else _picture(image, size.height_width),
+        video=clips,
     )
 
 
@@ -145,6 +166,45 @@ def _picture(image: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"
     if isinstance(image, str | Path):
         return read_picture(image, size)
     return fit_picture(image, size)
+
+
+def _clips(
+    cfg: ModelConfig,
+    defaults: SampleConfig,
+    video: VideoOutput | Shaped[Array, "..."],
+    size: tuple[int | None, int | None],
+) -> UInt8[np.ndarray, "_ f h w 3"]:
+    """The newest frames of videos that can be continued, in a size that can be made."""
+    pixels = np.asarray(video.in_8_bits() if isinstance(video, VideoOutput) else video)
+    if pixels.ndim not in (4, 5) or not pixels.size:
+        raise ValueError(
+            f"the video is an array of shape {pixels.shape}; expected (frames, height, "
+            "width, 3), or a video for every prompt, (videos, frames, height, width, 3)"
+        )
+    pixels = pixels[None] if pixels.ndim == 4 else pixels
+    if size == (None, None):
+        size = sizes.clip_size(defaults, pixels.shape[2:4])
+    made = sizes.default_size(cfg, defaults, *size, 1).height_width  # raises
+    newest = pixels[:, -sizes.continued_frames(cfg, pixels.shape[1]) :]
+    return np.stack([[fit_picture(frame, made) for frame in clip] for clip in newest])
+
+
+def _check_clips(
+    clips: UInt8[np.ndarray, "_ f h w 3"], size: Size, prompts: int, image: bool
+) -> None:
+    """Raises ValueError unless a request can continue the videos."""
+    if image:
+        raise ValueError("an image and a video were given; a video begins with one")
+    if size.frames <= clips.shape[1]:
+        raise ValueError(
+            f"{size.frames} frames were asked for, but the video that is continued has "
+            f"{clips.shape[1]}; ask for more than that"
+        )
+    if len(clips) not in (1, prompts):
+        raise ValueError(
+            f"{len(clips)} videos for {prompts} prompts; give one for each, or a "
+            "single one for all"
+        )
 
 
 def _each(negative: str | Sequence[str], count: int) -> list[str]:

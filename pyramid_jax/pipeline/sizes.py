@@ -106,6 +106,29 @@ def default_size(
     return Size(height, width, frames)
 
 
+def clip_size(defaults: SampleConfig, own: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in which a model continues a video that has its own."""
+    sizes = [size[:2] for size in trained_sizes(defaults)]
+    return own if own in sizes or not sizes else sizes[0]
+
+
+def continued_frames(cfg: ModelConfig, frames: int) -> int:
+    """How many frames of a video can be continued: those of whole units."""
+    unit = cfg.latent.temporal * cfg.layout.frames_per_unit
+    return 1 + (frames - 1) // unit * unit
+
+
+def longest_window(cfg: ModelConfig, defaults: SampleConfig, size: Size) -> int | None:
+    """How many units were seen in training, if a video has more; see `SampleConfig`."""
+    sizes = trained_sizes(defaults)
+    fitting = [known for known in sizes if known[:2] == size.height_width]
+    longest = max((known.frames for known in fitting or sizes), default=size.frames)
+    if size.frames <= longest:
+        return None
+    frames = cfg.latent.frames(continued_frames(cfg, longest))
+    return max(1, cfg.layout.units(frames) - 1)
+
+
 def latent_shape(cfg: ModelConfig, size: Size) -> tuple[int, int, int, int]:
     """The shape (t, h, w, c) of the latents of a video.
 

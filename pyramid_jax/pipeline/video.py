@@ -2,7 +2,7 @@
 """The front door: a model in a folder, and videos and images from its prompts."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,19 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
-from pyramid_jax import programs, sharding
+from pyramid_jax import sharding
 from pyramid_jax.data.pixels import to_model, to_uint8
-from pyramid_jax.data.tokenizer import Tokenize, text_batch
-from pyramid_jax.model import ModelConfig, SampleConfig, encode_text
+from pyramid_jax.data.tokenizer import Tokenize
+from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline import prompts as released
 from pyramid_jax.pipeline.denoise import StepCallback, denoise
 from pyramid_jax.pipeline.folder import read_model
-from pyramid_jax.pipeline.memory import MemoryPlan, ModelParts, Work
-from pyramid_jax.pipeline.output import VideoOutput, check_kind, collect_frames
+from pyramid_jax.pipeline.memory import WINDOWS, MemoryPlan, ModelParts, Work
+from pyramid_jax.pipeline.output import (
+    VideoOutput,
+    check_kind,
+    collect_frames,
+    with_given,
+)
 from pyramid_jax.pipeline.prompts import PromptEncoder
 from pyramid_jax.pipeline.request import Picture, VideoRequest, resolve
 from pyramid_jax.pipeline.sizes import TrainedSize, latent_shape, trained_sizes
@@ -33,7 +38,7 @@ from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import to_host
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.codec import Codec, Pieces
+from pyramid_jax.vae.codec import WHOLE, Codec, Pieces, pixel_codec
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +95,14 @@ class VideoPipeline:
                 each stage.
             guidance_scale: of the first frame, 0 for no guidance at all, as
                 `video_guidance_scale` of later ones.
+            video: what is continued, see `extend`.
             seed: video i is that of its prompt alone with `seed + i`, on any number of
                 devices; None draws a seed.
             num_videos_per_prompt: with seeds that count up.
             preset: "faithful": the original's numbers, 8.19 PFLOP for 768p and 5 s;
                 "fast": no steps that are 0.001 wide, 7.39 PFLOP, PSNR 67 dB; None: what
                 the model was made for.
-            options: all choices about steps and guidance at once, which the arguments
-                above change.
+            options: all choices about steps and guidance at once; others change them.
 
         All but the first two are keywords of `request.resolve`, and of every method
         that takes `choices`.
@@ -122,6 +127,24 @@ class VideoPipeline:
         """Videos that begin with an image; the choices are those of the pipeline."""
         return self(prompt, image=image, **choices)
 
+    def extend(
+        self,
+        video: VideoOutput | Array,
+        prompt: str | Sequence[str],
+        **choices: Any,
+    ) -> VideoOutput:
+        """Videos that go on from given ones; the choices are those of the pipeline.
+
+        A video keeps its frames, but for the oldest if they are no whole units. Without
+        a length it becomes as much longer as a video usually is. Beyond the length that
+        the model was made for, a unit sees as many units as it saw in training.
+
+        Args:
+            video: a result, or frames as uint8 or floats in [0, 1], `f h w 3`, or
+                `videos f h w 3` with one for every prompt.
+        """
+        return self(prompt, video=video, **choices)
+
     def text_to_image(self, prompt: str | Sequence[str], **choices: Any) -> VideoOutput:
         """Images, which are videos of one frame; the choices are the pipeline's."""
         return self(prompt, num_frames=1, **choices)
@@ -135,38 +158,34 @@ class VideoPipeline:
     ) -> Iterator[UInt8[np.ndarray, "videos _ h w 3"]]:
         """The frames of the same call as soon as they exist, in 8 bits.
 
-        First comes a single frame, then those of unit after unit. Memory for decoding
-        does not depend on the length.
+        First comes a single frame, then those of unit after unit, each while the device
+        begins the next. Memory for decoding does not depend on the length.
         """
         request = self.request(prompt, **choices)
-        work = self._fitting_work(request, streamed=True)
-        first, callback = self._first_frame(request), callback_on_step_end
-        units = self._units(request, first, work.reuse, callback)
-        return self._decoded_stream(units, work.pieces)
+        return self.streamed(request, callback_on_step_end=callback_on_step_end)
 
     def latents(
         self,
         prompt: str | Sequence[str],
         *,
-        first_frame: Float[np.ndarray, "videos 1 h w c"] | None = None,
+        first_frame: Float[np.ndarray, "videos _ h w c"] | None = None,
         callback_on_step_end: StepCallback | None = None,
         **choices: Any,
     ) -> Float[jax.Array, "videos t h w c"]:
         """The normalised latents of the same call; needs no VAE without an image.
 
         Args:
-            first_frame: normalised latents in place of an image.
+            first_frame: normalised latents in place of an image, or of a video.
         """
-        if first_frame is not None:
+        if first_frame is not None and first_frame.shape[1] == 1:
             choices.setdefault("options", self.defaults.with_image())
         request = self.request(prompt, **choices)
         work = Work(self._shape(request), len(request.prompts), request.options)
         work = self._reusing(work)
         self._check_memory(work)
-        if first_frame is None:
-            first_frame = self._first_frame(request)
-        units = self._units(request, first_frame, work.reuse, callback_on_step_end)
-        return jnp.concatenate(list(units), axis=1)
+        given = self._given(request) if first_frame is None else first_frame
+        units = self._units(request, given, work.reuse, callback_on_step_end)
+        return jnp.concatenate(list(units()), axis=1)
 
     def request(self, prompt: str | Sequence[str], **choices: Any) -> VideoRequest:
         """What calling the pipeline with these arguments would make; for `run`."""
@@ -184,11 +203,33 @@ class VideoPipeline:
     ) -> VideoOutput:
         """Makes the videos of a request; see calling the pipeline."""
         check_kind(output)
-        work, first = self._fitting_work(request), self._first_frame(request)
+        work, first = self._fitting_work(request), self._given(request)
         units = self._units(request, first, work.reuse, callback_on_step_end)
-        latents = to_host(jnp.concatenate(list(units), axis=1))
-        frames = collect_frames(self._decoded(latents, work.pieces), output)
+        latents = to_host(jnp.concatenate(list(units()), axis=1))
+        with self._codec("decoder") as codec:
+            pixels = map(to_host, codec.decoded(latents, work.pieces or WHOLE))
+            frames = collect_frames(with_given(pixels, request.video), output)
         return VideoOutput(frames, request.prompts, request.seed, self.defaults.fps)
+
+    def streamed(
+        self,
+        request: VideoRequest,
+        *,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "videos _ h w 3"]]:
+        """The frames of `run` as soon as they exist, see `stream`."""
+        work = self._fitting_work(request, streamed=True)
+        first, callback = self._given(request), callback_on_step_end
+        units = self._units(request, first, work.reuse, callback)
+        window = self.cfg.layout.largest_unit(work.shape[0]) * self.cfg.latent.temporal
+        pieces = replace(work.pieces or WHOLE, frames=window)
+
+        def frames() -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
+            with self._codec("decoder") as codec:
+                pixels = map(to_host, units(finish=codec.incremental(pieces)))
+                yield from map(to_uint8, with_given(pixels, request.video))
+
+        return frames()
 
     @property
     def sizes(self) -> tuple[TrainedSize, ...]:
@@ -214,11 +255,11 @@ class VideoPipeline:
     def _units(
         self,
         request: VideoRequest,
-        first_frame: Float[np.ndarray, "b 1 h w c"] | None,
+        given: Float[np.ndarray, "b _ h w c"] | None,
         reuse: tuple[int, ...],
         callback: StepCallback | None,
-    ) -> Iterator[Float[jax.Array, "b _ h w c"]]:
-        """The latents of unit after unit; the prompts are read at once."""
+    ) -> Callable[..., Iterator[jax.Array]]:
+        """`denoise` of a request, whose prompts are read at once."""
         shape = self._shape(request)
         units = self.cfg.layout.units(shape[0])
         scales = request.options.guidance.scales(units)
@@ -227,75 +268,51 @@ class VideoPipeline:
         pyramid = len(self.cfg.stages), self.cfg.gamma, request.options.renoising
         noise = KeyedNoise(keys, shape[1:], *pyramid)
         text, plan = self._text(request, guided), request.options.plan(self.cfg, reuse)
+        if given is not None:
+            plan = replace(plan, begin=self.cfg.layout.units(given.shape[1]))
         choices = {
             "scales": np.asarray(scales, np.float32) if guided else None,
-            "first_frame": first_frame,
+            "first_frame": given,
             "mesh": self.mesh,
             "callback_on_step_end": callback,
         }
 
-        def units_of_request() -> Iterator[jax.Array]:
+        def units_of_request(**finish: Any) -> Iterator[jax.Array]:
             with sharding.present({"dit": self.params["dit"]}) as params:
-                yield from denoise(
-                    self.cfg, params, text, shape, noise, plan, **choices
-                )
+                at = self.cfg, params, text, shape, noise, plan
+                yield from denoise(*at, **choices, **finish)
 
-        return units_of_request()
+        return units_of_request
 
     def _text(self, request: VideoRequest, guided: bool) -> Text:
         """A row for every negative prompt if `guided`, then one for every prompt."""
         negatives = request.negative_prompts if guided else ()
         if self.prompts is not None:
             return self.prompts([*negatives, *released.finished(request.prompts)])
-        if self.cfg.text is None:
-            raise ValueError(
-                "this model reads features of T5 and CLIP, which are not loaded; put "
-                "text encoders and tokenizers into its folder, and load it with text"
-            )
-        ids, segment = text_batch(self.tokenize, [*negatives, *request.prompts])
-        with sharding.present({"text": self.params["text"]}) as params:
-            return _encode_text(self.cfg, params, ids, segment)
+        texts = *negatives, *request.prompts
+        return released.read_texts(self.cfg, self.params, self.tokenize, texts)
 
-    def _first_frame(
+    def _given(
         self, request: VideoRequest
-    ) -> Float[np.ndarray, "videos 1 y x c"] | None:
+    ) -> Float[np.ndarray, "videos _ y x c"] | None:
         """Normalised latents, drawn for every video from the VAE's posterior."""
-        if request.image is None:
+        if (given := request.given) is None:
             return None
-        pixels = np.stack([to_model(request.image)[None]] * len(request.prompts))
-        if self.cfg.latent.spatial == 1:
-            return self.cfg.latent.normalise(pixels)
-        shape = 1, *self._shape(request)[1:]
+        latent, each = self.cfg.latent, (len(request.prompts), *given.shape[1:])
+        pixels = to_model(np.broadcast_to(given, each))
+        shape = latent.frames(given.shape[1]), *self._shape(request)[1:]
         draw = partial(jax.random.normal, shape=shape, dtype=jnp.float32)
+        noise = jax.vmap(draw)(request.keys)
+        pieces = Pieces(WINDOWS[0] * latent.temporal)
         with self._codec("encoder") as codec:
-            return to_host(codec.encode(pixels, jax.vmap(draw)(request.keys)))
-
-    def _decoded(
-        self, latents: Float[np.ndarray, "b t h w c"], pieces: Pieces | None
-    ) -> Iterator[Float[np.ndarray, "b _ _ _ 3"]]:
-        """Pixels; each piece goes to the host before the next one is decoded."""
-        if pieces is None:
-            yield self.cfg.latent.denormalise(latents)
-            return
-        with self._codec("decoder") as codec:
-            yield from map(to_host, codec.decoded(latents, pieces))
-
-    def _decoded_stream(
-        self, units: Iterator[jax.Array], pieces: Pieces | None
-    ) -> Iterator[UInt8[np.ndarray, "b _ h w 3"]]:
-        if pieces is None:
-            for number, unit in enumerate(units):
-                raw = self.cfg.latent.denormalise(unit, begins=number == 0)
-                yield to_uint8(to_host(raw))
-            return
-        with self._codec("decoder") as codec:
-            for pixels in codec.stream(units, replace(pieces, frames=None)):
-                yield to_uint8(to_host(pixels))
+            return to_host(codec.encode(pixels, noise, pieces))
 
     @contextmanager
     def _codec(self, part: str) -> Iterator[Codec]:
-        """Half of the VAE, on the devices as long as it is used."""
-        assert self.vae is not None
+        """Half of the VAE, on the devices as long as it is used; pixels as they are."""
+        if self.vae is None:
+            yield pixel_codec(self.cfg.latent)
+            return
         with sharding.present({part: self.vae.params[part]}) as params:
             yield autoencoder.vae_codec(self.vae._replace(params=params), self.mesh)
 
@@ -319,13 +336,13 @@ class VideoPipeline:
 
     def _work(self, request: VideoRequest, streamed: bool = False) -> Work:
         """What is to be made, with the pieces and the reuse that there is room for."""
-        latent = self.cfg.latent.spatial > 1
+        latent, given = self.cfg.latent.spatial > 1, request.given
         work = Work(
             self._shape(request),
             len(request.prompts),
             request.options,
             self.pieces if latent else None,
-            latent and request.image is not None,
+            given.shape[1] if latent and given is not None else 0,
             streamed,
         )
         if latent and self.pieces is None and self.vae is not None:
@@ -384,10 +401,3 @@ def load(
     """
     model = read_model(folder, mesh, dtype, text, offload, unrolled)
     return VideoPipeline(mesh=mesh, **model._asdict())
-
-
-@partial(programs.kept, static=1)
-def _encode_text(
-    cfg: ModelConfig, params: Any, ids: Int[Array, "b m"], segment: Int[Array, "b m"]
-) -> Text:
-    return encode_text(cfg, params, ids, segment, 1)

@@ -134,15 +134,30 @@ class Codec:
 
         Args:
             units: normalised, one latent frame or more each.
-            pieces: its tiles; units are the pieces in time.
+            pieces: longer units are worked on in so many frames at once.
         """
-        tile = self._in_cells(pieces).tile
-        step = tiled_step(self.decoder, tile, self.latent.spatial, pieces.overlap)
-        raw = (
-            self.latent.denormalise(unit, begins=number == 0)
-            for number, unit in enumerate(units)
-        )
-        return stream(step, raw)
+        return map(self.incremental(pieces), units)
+
+    def incremental(
+        self, pieces: Pieces = WHOLE
+    ) -> Callable[[Float[Array, "b _ y x c"]], Float[jax.Array, "b _ h w 3"]]:
+        """The function that `stream` applies to one unit of a video after another."""
+        cells = self._in_cells(pieces)
+        step = tiled_step(self.decoder, cells.tile, self.latent.spatial, cells.overlap)
+        past = None
+
+        def decode(unit: Array) -> jax.Array:
+            nonlocal past
+            raw, results = self.latent.denormalise(unit, begins=past is None), []
+            window = cells.frames or raw.shape[1]
+            first = 1 if past is None and window < raw.shape[1] else window
+            ends = [*range(first, raw.shape[1], window), raw.shape[1]]
+            for start, end in pairwise([0, *ends]):
+                pixels, past = step(raw[:, start:end], past)
+                results.append(pixels)
+            return _joined(results)
+
+        return decode
 
     def _in_cells(self, pieces: Pieces) -> Pieces:
         """The pieces in latent frames and cells.
@@ -176,6 +191,15 @@ class Codec:
         shared = unit * self.ranks
         window = -(-min(frames or later, later) // shared) * shared
         return chunks(step, x, x.shape[1] if whole else 1, window)
+
+
+def pixel_codec(latent: LatentConfig) -> Codec:
+    """The codec of latents that are normalised pixels."""
+
+    def unchanged(x: Array, past: Any) -> tuple[jax.Array, Any]:
+        return jnp.asarray(x), ()
+
+    return Codec(latent, unchanged, lambda moments, noise: moments, unchanged)
 
 
 def stream(step: CodecStep, pieces: Iterable[Array]) -> Iterator[jax.Array]:

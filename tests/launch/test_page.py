@@ -162,5 +162,5 @@ def test_the_lengths_that_the_server_allows_are_those_of_the_size(tmp_path: Path
 def test_what_the_page_says_is_no_html():
     from launch.web.screen import Screen
 
-    status, _, _ = Screen().refusal("no <img src=x onerror=alert(1)>")
+    status, *_ = Screen().refusal("no <img src=x onerror=alert(1)>")
     assert "no &lt;img src=x" in status.value and "<img" not in status.value

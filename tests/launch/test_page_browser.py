@@ -150,6 +150,23 @@ def test_a_video_survives_a_reload(browser: Any, server: Server):
     assert not other.locator("#made").is_visible()
 
 
+def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Server):
+    page = visit(browser, server)
+    take_long(page)
+    ask(page, "a green star moves up")
+    image = page.locator("#preview img")
+    image.wait_for()
+    assert page.locator("#status progress").is_visible()
+    assert "unit 4/4, stage 2/2, step 100" not in page.locator("#status").inner_text()
+    first = image.get_attribute("src")
+    page.wait_for_function(
+        "first => document.querySelector('#preview img')?.src != first", arg=first
+    )
+    assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [32, 32]
+    expect_settings(page, "a green star moves up")
+    assert not image.is_visible()
+
+
 def test_prompts_are_shown_as_text(browser: Any, server: Server):
     page = visit(browser, server)
     ask(page, SCRIPT)

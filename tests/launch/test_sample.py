@@ -159,6 +159,26 @@ def test_a_given_image_has_the_guidance_for_images(
     assert job.request.options.guidance.video == 6.0
 
 
+def test_a_video_in_a_file_is_continued(model: VideoPipeline, tmp_path: Path):
+    """Its newest whole units; the whole may be longer than the model was made for."""
+    clip, drawn = tmp_path / "clip.mp4", np.full((6, 32, 32, 3), 90, np.uint8)
+    video_io.write_video(clip, drawn, model.defaults.fps)
+    (job,) = planned(model, given(PROMPT, f"--extend={clip}"))
+    request = job.request
+    assert request.video is not None and request.video.shape == (1, 5, 32, 32, 3)
+    assert np.abs(request.video.astype(int) - 90).max() <= 3
+    assert request.size.frames == 5 + 7 - 1 and request.options.window == 3
+    assert outputs.recipe(model, job).image == outputs.fingerprint(clip)
+    assert outputs.recipe(model, job).options["window"] == 3
+    (job,) = planned(model, given(PROMPT, f"--extend={clip}", "--frames=7"))
+    assert job.request.options == model.defaults
+    with pytest.raises(ValueError, match="5 frames were asked for, but the video"):
+        planned(model, given(PROMPT, f"--extend={clip}", "--frames=5"))
+    (tmp_path / "list.txt").write_text('{"prompt": "a ring", "video": "clip.mp4"}')
+    listed = given(f"--prompts={tmp_path / 'list.txt'}")
+    assert __main__.given_lines(listed)[0].given == clip
+
+
 def test_the_model_tells_what_it_was_made_for(capsys):
     __main__.sample(given("--show"))
     shown = capsys.readouterr().out
@@ -193,6 +213,11 @@ def test_a_bar_counts_videos_and_tells_time_left_once_all_is_compiled():
         ([PROMPT, "--steps=1"], "1 steps per stage: give 1 or more (2 without the"),
         ([PROMPT, "--steps=ten"], "steps ten are no numbers"),
         ([PROMPT, "--image=missing.jpg"], "missing.jpg cannot be read as an image"),
+        ([PROMPT, "--extend=missing.mp4"], "missing.mp4"),
+        (
+            [PROMPT, "--extend=a.mp4", "--image=a.png"],
+            "an image and a video were given",
+        ),
         ([PROMPT, "--kind=png"], "a png file holds one frame"),
         ([PROMPT, "--mesh=data=2,rows=4"], "'rows=4' is not AXIS=SIZE"),
         ([PROMPT, "--mesh=data=3"], "set one size to -1"),

@@ -3,6 +3,7 @@
 
 import os
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,14 @@ def test_stills_are_small_pictures_of_first_frames(service: VideoService):
     other = made(service, size="32x64", frames=5, seed=200)
     os.replace(other.path, render.path)
     assert np.abs(web.still(render).astype(int) - 200).max() <= 2
+
+
+def test_a_preview_is_a_small_animation_that_is_played_once():
+    frames = np.stack([np.full((96, 512, 3), 40 * i, np.uint8) for i in range(3)])
+    with Image.open(BytesIO(web.preview(frames, fps=8))) as film:
+        assert film.format == "WEBP" and film.info["loop"] == 1
+        assert (film.size, getattr(film, "n_frames", 1)) == ((256, 48), 3)
+        film.seek(2)
+        film.load()
+        assert film.info["duration"] == 125
+        assert np.abs(np.asarray(film.convert("RGB")).astype(int) - 80).max() <= 2

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos that wait, are made, fail or are given up, without the page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
+from launch.sample import outputs
 from launch.sample.outputs import Job, Render
 from launch.web import tasks as queue
 from launch.web.service import VideoService, WebForm
 from launch.web.tasks import TaskQueue, VideoTask
-from pyramid_jax.pipeline.denoise import StepCallback
 from tests.painter import painter
 
 MODEL = painter()
@@ -27,12 +28,12 @@ class Gated(VideoService):
     begun: Event = field(default_factory=Event)
     errors: list[Exception] = field(default_factory=list)
 
-    def make(self, job: Job, on_step: StepCallback | None = None) -> Render:
+    def make(self, job: Job, *callbacks: Callable[..., None] | None) -> Render:
         self.begun.set()
         assert self.gate.wait(60)
         if self.errors:
             raise self.errors.pop()
-        return super().make(job, on_step)
+        return super().make(job, *callbacks)
 
 
 @pytest.fixture
@@ -59,6 +60,23 @@ def test_videos_are_made_one_after_the_other(tasks: TaskQueue, service: Gated):
     assert len(set(paths)) == 3 and all(path.is_file() for path in paths)
     assert tasks.status(third) == "unit 4/4, stage 2/2, step 6/6"
     assert third.done == 1.0 and third.error() is None
+
+
+def test_new_frames_are_there_while_a_video_is_made(
+    tasks: TaskQueue, service: Gated, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[list[int]] = []
+
+    def save(*arguments: Any) -> Render:
+        seen.append([len(part) for part in task.frames])
+        return whole(*arguments)
+
+    whole = outputs.save
+    monkeypatch.setattr(outputs, "save", save)
+    task = tasks.add(WISH)
+    service.gate.set()
+    task.future.result(60)
+    assert seen == [[1, 6]] and not task.frames
 
 
 def test_a_visitor_finds_his_last_video_and_nobody_elses(

@@ -181,6 +181,14 @@ def test_keys_and_values_of_earlier_units_may_be_reused(
     np.testing.assert_allclose(reused, plain, rtol=0, atol=1e-5)
 
 
+def test_given_units_are_continued_with_and_without_reuse(params):
+    plain = in_steps(params, inputs(), plan())
+    for stages in ((), (0, 1)):
+        how = dataclasses.replace(plan(reuse=stages), begin=3)
+        longer = in_steps(params, inputs(first=np.asarray(plain[:, :3])), how)
+        np.testing.assert_allclose(longer, plain, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_keys_and_values_may_be_reused_in_one_program(params):
     how = plan(reuse=(0, 1))
@@ -244,6 +252,24 @@ def test_what_a_stage_reads_does_not_depend_on_the_length():
     assert read(6) == read(9)[:6]
 
 
+def test_units_of_a_window_read_as_many_tokens_and_compile_nothing_new(params):
+    how, shape = dataclasses.replace(plan(), window=SHAPE[0] - 1), (8, *SHAPE[1:])
+    in_steps(params, inputs(), plan())
+    before, given = compiled(), inputs()
+    scales = np.full(shape[0], 2, np.float32)
+    made = denoise(CFG, params, given.text, shape, given.noise, how, scales=scales)
+    assert jnp.concatenate(list(made), 1).shape[1] == shape[0]
+    assert compiled() == before
+    read = [
+        [
+            sum(len(c.frame) for c in unit.clips(k, CFG.layout))
+            for k, unit in enumerate(u)
+        ]
+        for u in module._units(100, how, from_image=True)
+    ]
+    assert read == [read[0]] * 99 and max(read[0]) == SHAPE[0]
+
+
 def test_every_step_is_reported_and_all_work_is_done_at_the_end(params):
     told: list[Progress] = []
     in_steps(params, inputs(), plan(steps=3), callback_on_step_end=told.append)
@@ -261,6 +287,30 @@ def test_units_come_one_by_one(params):
     assert {at.unit for at in told} == {0}
     next(one_by_one)
     assert told[-1].unit == 1
+
+
+def test_a_unit_comes_when_the_devices_have_a_step_of_the_next(params, monkeypatch):
+    """What is made of it follows its last step at once, and the host waits later."""
+    events, step = [], module._euler_step
+
+    def noted(*arguments):
+        events.append("step")
+        return step(*arguments)
+
+    def finish(latents):
+        events.append("finish")
+        return latents + 1
+
+    monkeypatch.setattr(module, "_euler_step", noted)
+    made = []
+    for unit in units(params, inputs(), plan(), finish=finish):
+        events.append("unit")
+        made.append(unit)
+    later = ["finish", "step", "unit", "step", "step", "step"] * (SHAPE[0] - 1)
+    assert events == ["step"] * 4 + later + ["finish", "unit"]
+    np.testing.assert_array_equal(
+        jnp.concatenate(made, 1), in_steps(params, inputs(), plan()) + 1
+    )
 
 
 def test_more_steps_units_or_guidance_compile_nothing_new(params):

@@ -183,3 +183,33 @@ def test_a_notebook_shows_every_video_with_its_prompt(count: int, kind: str):
     view = VideoOutput(frames, ("a <ring>", "a star"), 0, 8.0)._repr_html_()
     assert view.count(f"data:{kind};base64,") == 2
     assert "a &lt;ring&gt;" in view and "a star" in view
+
+
+def test_a_video_is_given_in_frames_of_whole_units(model: VideoPipeline):
+    clip = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), np.uint8)
+    request = model.request(PROMPTS, video=clip, num_videos_per_prompt=2)
+    assert request.video is not None and request.video.shape == (1, 3, 32, 32, 3)
+    assert request.size == Size(32, 32, 3 + 8 - 1) and request.options.window == 7
+    np.testing.assert_array_equal(request.video[0], clip[:, 4:-4])
+    both = VideoOutput(np.stack([clip, clip + 1]), PROMPTS, 0, 8)
+    request = model.request(PROMPTS, video=both, num_videos_per_prompt=2, seconds=1)
+    assert request.video is not None and request.size.frames == 8
+    corners = request.video[:, 0, 0, 0]
+    added = np.uint8([[0], [0], [1], [1]])
+    np.testing.assert_array_equal(corners, clip[0, 4, 0] + added)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"video": np.zeros((32, 32, 3))}, r"array of shape \(32, 32, 3\); expected"),
+        ({"video": np.zeros((3, 2, 32, 32, 3))}, "3 videos for 2 prompts; give one"),
+        ({"num_frames": 2}, "2 frames were asked for, but the video .* has 2; ask"),
+        ({"image": np.zeros((32, 32, 3))}, "an image and a video were given"),
+    ],
+)
+def test_a_video_that_cannot_be_continued_is_refused(
+    model: VideoPipeline, choices: dict[str, Any], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        model.request(PROMPTS, **{"video": np.zeros((2, 32, 32, 3))} | choices)

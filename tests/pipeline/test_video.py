@@ -81,6 +81,16 @@ def test_a_given_image_is_the_first_frame(model: VideoPipeline):
     assert np.abs(made[0, 0].astype(int) - image.astype(int)).max() <= 1
 
 
+def test_a_video_is_continued_as_it_was_begun(model: VideoPipeline, videos: np.ndarray):
+    """From 8 bits; with another prompt it goes on differently."""
+    longer = model.extend(videos[:, :2], PROMPTS, **SIZE, seed=5).frames
+    np.testing.assert_array_equal(longer[:, :2], videos[:, :2])
+    assert np.abs(longer.astype(int) - videos.astype(int)).max() <= 8
+    other = model.extend(videos[0, :2], PROMPTS[1:2] * 4, **SIZE, seed=5).frames
+    np.testing.assert_array_equal(other[0, :2], videos[0, :2])
+    assert np.abs(other[0, 2].astype(int) - videos[0, 2].astype(int)).max() > 8
+
+
 def test_an_image_is_a_video_of_one_frame(model: VideoPipeline):
     images = model.text_to_image(PROMPTS[0], height=32, width=32).frames
     assert images.shape == (1, 1, 32, 32, 3)
@@ -240,6 +250,21 @@ def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoPipeline):
     streamed = np.concatenate(list(waiting.stream(PROMPT, seed=3)), axis=1)
     whole = waiting(PROMPT, seed=3).frames
     assert np.abs(streamed.astype(int) - whole.astype(int)).max() <= 1  # rounding
+
+
+@pytest.mark.slow
+def test_a_stream_continues_a_video_through_the_autoencoder(resident: VideoPipeline):
+    """Its units are sampled from what was encoded; frames that are given stay."""
+    clip = resident(PROMPT, seed=3)
+    longer = resident.extend(clip, "a red circle moves up", num_frames=11, seed=4)
+    stream = resident.stream("a red circle moves up", video=clip, num_frames=11, seed=4)
+    streamed = np.concatenate(list(stream), axis=1)
+    assert longer.frames.shape == (1, 11, 32, 32, 3)
+    for frames in (longer.frames, streamed):
+        np.testing.assert_array_equal(frames[:, :7], clip.frames)
+    assert np.abs(streamed.astype(int) - longer.frames.astype(int)).max() <= 1
+    step = np.abs(np.diff(longer.frames[0].astype(float), axis=0)).mean((1, 2, 3))
+    assert step[6] < 3 * step[:6].mean()  # the first new frame goes on from the last
 
 
 def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
