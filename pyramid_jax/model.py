@@ -5,7 +5,7 @@ Here the method meets the networks, which don't know each other.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -31,7 +31,7 @@ from pyramid_jax.models.layers import unstacked
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.sampler import SamplerPlan
-from pyramid_jax.shapes import Array, Rows, Text, Tokens, Velocity
+from pyramid_jax.shapes import Array, Rows, Text, Tokens
 
 MMDIT = DiTConfig()
 MINIFLUX = DiTConfig(
@@ -245,8 +245,8 @@ def encode_text(
 
 def velocity_network(
     model: ModelConfig, params: Any, modulations: Modulations | None = None
-) -> Velocity:
-    """The network as a function of tokens, time and text.
+) -> Callable[..., Any]:
+    """The network as a `shapes.Velocity`, a function of tokens, time and text.
 
     Where it has a clean history and answers all tokens, it has to be told which are
     `current`.
