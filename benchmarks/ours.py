@@ -23,10 +23,10 @@ from pyramid_jax.model import (
 )
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline.denoise import denoise
-from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text
 from pyramid_jax.training import state, step
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.units import SamplerPlan
 
 Run = Callable[[], Any]
 

@@ -29,7 +29,7 @@ from pyramid_jax.pipeline.prompts import LIMIT, Network, PromptEncoder, Tokenize
 from pyramid_jax.pipeline.request import VideoRequest
 from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline
-from pyramid_jax.sampler import SamplerPlan, Unit
+from pyramid_jax.units import SamplerPlan, Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
 
 SMALL = "small"

@@ -30,8 +30,8 @@ from pyramid_jax.models.dit import (
 from pyramid_jax.models.layers import unstacked
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Array, Rows, Text, Tokens
+from pyramid_jax.units import SamplerPlan
 
 MMDIT = DiTConfig()
 MINIFLUX = DiTConfig(

@@ -17,8 +17,8 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pyramid import Stage
-from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
+from pyramid_jax.units import SamplerPlan
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 FEW = SamplerPlan(

@@ -27,8 +27,8 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.noise import Noise
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text, Tokens
+from pyramid_jax.units import SamplerPlan
 
 HOST = "from the host"  # the driver that users' pipelines have
 REUSE = "with reuse"  # of keys and values, in all stages that can

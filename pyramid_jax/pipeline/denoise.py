@@ -28,9 +28,10 @@ from pyramid_jax.model import (
 from pyramid_jax.models.cache import Cache
 from pyramid_jax.models.dit import Modulations
 from pyramid_jax.noise import UnitNoise
-from pyramid_jax.sampler import History, SamplerPlan, Unit
+from pyramid_jax.sampler import History
 from pyramid_jax.shapes import Array, Text
 from pyramid_jax.sharding import batch_shardings
+from pyramid_jax.units import SamplerPlan, Unit
 
 
 class Progress(NamedTuple):

@@ -27,7 +27,7 @@ from pyramid_jax.models.text_encoder import TextConfig
 from pyramid_jax.models.vae import Decoder, VAEConfig
 from pyramid_jax.models.vae_layers import LOGITS
 from pyramid_jax.pipeline.prompts import LIMIT, EncoderConfig, Network
-from pyramid_jax.sampler import Unit
+from pyramid_jax.units import Unit
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
@@ -40,8 +40,7 @@ DECODING, STREAMING = "decoding", "streaming"
 WINDOWS, TILES = (2, 1), (64, 32, 16)
 BLOCK = 10  # arrays of tokens times width inside a transformer's block
 READER = 24  # the same in a text encoder, whose MLP is wider, in float32
-# Frames that a convolution holds beside those it makes: of the beginning of a video,
-# and of a piece that goes on from the past.
+# Frames that a convolution holds besides: of a video's beginning, and of later pieces.
 BEGINNING, LATER = 1, 3
 
 
@@ -164,8 +163,8 @@ def decoding_pieces(
 ) -> Pieces:
     """The largest pieces to decode in that a device of `limit` bytes has room for.
 
-    Latent frames go two at a time, else one; tiles, which change colours a little, are
-    the last choice. Two latent frames if the limit is unknown, or nothing fits.
+    Two latent frames, else one; tiles, which change colours a little, are the last
+    choice. Two if the limit is unknown, or nothing fits.
     """
     latent, side = parts.cfg.latent, max(work.shape[1:3])
     tiles = [None, *(tile * latent.spatial for tile in TILES if tile < side)]
@@ -183,19 +182,18 @@ def reusing_stages(
 ) -> tuple[int, ...]:
     """The stages whose keys and values a device of `limit` bytes has room for.
 
-    Each saves about as much time for its bytes; the coarsest come first. CPUs, whose
-    limit is unknown, lend half of the host's memory.
+    Each saves about as much time for its bytes; the coarsest come first. A CPU lends
+    half of the host's memory.
     """
     limit = host_memory() / 2 if limit is None else limit
     if not (work.options.reuse and parts.cfg.dit.causal):
         return ()
     chosen: tuple[int, ...] = ()
     for stage in range(len(parts.cfg.stages)):
-        more = (*chosen, stage)
-        plan = memory_plan(parts, work._replace(reuse=more), mesh)
-        sampling = (p for p in plan.phases if p.name in (SAMPLING, STREAMING))
-        if all(phase.total <= limit for phase in sampling):
-            chosen = more
+        plan = memory_plan(parts, work._replace(reuse=(*chosen, stage)), mesh)
+        names = (SAMPLING, STREAMING)
+        if all(p.total <= limit for p in plan.phases if p.name in names):
+            chosen = (*chosen, stage)
     return chosen
 
 

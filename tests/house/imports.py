@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objective": {"shapes", "pyramid"},
     "noise": {"shapes", "pyramid"},
     "guidance": set(),
-    "sampler": {"shapes", "pyramid", "layout", "noise"},
+    "units": {"shapes", "pyramid", "layout"},
+    "sampler": {"shapes", "pyramid", "layout", "noise", "units"},
     "reflow": {"shapes", "config", "pyramid", "objective", "guidance"},
     # Networks.
     "kernels": {"shapes", "sharding", "programs", "mask"},
@@ -42,10 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"shapes", "sharding", "config", "checkpoint"},
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
     "model": {"shapes", "config", "pyramid", "latents", "layout", "objective",
-              "guidance", "sampler", "models"},
+              "guidance", "units", "models"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "config", "programs", "noise", "sampler",
+    "pipeline": {"shapes", "sharding", "config", "programs", "noise", "units", "sampler",
                  "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # The files that a newcomer reads as mathematics need nothing else.
 METHOD = {"shapes", "pyramid", "layout", "mask", "latents", "objective", "noise"}
-METHOD |= {"guidance", "sampler"}
+METHOD |= {"guidance", "units", "sampler"}
 METHOD_LIBRARIES = {"jax", "numpy", "einops", "jaxtyping", PACKAGE}
 # Weights live in flax's modules, networks in models/; sharding unpacks boxed weights.
 MAY_IMPORT_FLAX_MODULES = {"models", "sharding"}

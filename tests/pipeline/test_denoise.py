@@ -26,8 +26,8 @@ from pyramid_jax.model import (
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import denoise as module
 from pyramid_jax.pipeline.denoise import Progress, denoise
-from pyramid_jax.sampler import SamplerPlan
 from pyramid_jax.shapes import Text
+from pyramid_jax.units import SamplerPlan
 
 SECTION = tiny.get_config("smoke").model.to_dict()
 # perf: every stage compiles a step of its own; two are enough to climb.

@@ -13,8 +13,8 @@ from pyramid_jax.model import empty_memory
 from pyramid_jax.pipeline import memory
 from pyramid_jax.pipeline.memory import SAMPLING
 from pyramid_jax.pipeline.prompts import LIMIT
-from pyramid_jax.sampler import Unit
 from pyramid_jax.shapes import Text
+from pyramid_jax.units import Unit
 from tests.pipeline.test_memory import CFG, NETWORKS, OPTIONS, WORK, phase, size
 
 
@@ -63,8 +63,7 @@ def test_a_sequence_has_no_later_steps():
     """All its frames are the first unit, whose steps are few here."""
     layout = replace(CFG.layout, history="none")
     alone = NETWORKS._replace(cfg=replace(CFG, layout=layout))
-    of_steps = [
-        memory.memory_plan(parts, WORK).largest.state for parts in (NETWORKS, alone)
-    ]
+    plans = (memory.memory_plan(parts, WORK) for parts in (NETWORKS, alone))
+    of_steps = [p.state for plan in plans for p in plan.phases if p.name == SAMPLING]
     later = sum(OPTIONS.video_steps) * WORK.rows * memory.modulation(CFG.dit)
     assert of_steps[0] - of_steps[1] == later

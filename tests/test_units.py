@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from pyramid_jax.sampler import SamplerPlan, Unit
+from pyramid_jax.units import SamplerPlan, Unit
 
 
 def test_units_before_all_stages_remember_are_alone():
