@@ -240,6 +240,7 @@ def test_dividing_the_units_into_scans_changes_nothing(mixed, scans):
     np.testing.assert_allclose(mixed, divided, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_given_units_are_continued_as_if_they_had_been_sampled(mixed):
     cfg = dataclasses.replace(FEW, begin=4)
     longer = run(mixing, prompts(0.1, 0.2), 6, cfg, first_frame=mixed[:, :4])

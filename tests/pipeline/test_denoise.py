@@ -181,12 +181,12 @@ def test_keys_and_values_of_earlier_units_may_be_reused(
     np.testing.assert_allclose(reused, plain, rtol=0, atol=1e-5)
 
 
-def test_given_units_are_continued_with_and_without_reuse(params):
+@pytest.mark.parametrize("stages", [(), pytest.param((0, 1), marks=pytest.mark.slow)])
+def test_given_units_are_continued_with_and_without_reuse(params, stages):
     plain = in_steps(params, inputs(), plan())
-    for stages in ((), (0, 1)):
-        how = dataclasses.replace(plan(reuse=stages), begin=3)
-        longer = in_steps(params, inputs(first=np.asarray(plain[:, :3])), how)
-        np.testing.assert_allclose(longer, plain, rtol=0, atol=1e-5)
+    how = dataclasses.replace(plan(reuse=stages), begin=3)
+    longer = in_steps(params, inputs(first=np.asarray(plain[:, :3])), how)
+    np.testing.assert_allclose(longer, plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
