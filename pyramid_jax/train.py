@@ -26,6 +26,7 @@ from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
+from pyramid_jax.training.state import TrainState
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -97,24 +98,42 @@ def run_experiment(
 
     Weights that are neither the DiT's nor the text encoder's don't go with the model.
     """
-    workdir, (model, data, defaults, tokenize, vae) = Path(workdir), described
+    workdir, (model, _, defaults, _, vae) = Path(workdir), described
+    state = train_dit(cfg, workdir, described, **functions)
+    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
+    weights = sharding.to_host(own)
+    if jax.process_index() == 0:
+        folder.save_model(workdir / "model", model, defaults, weights, vae)
+    return workdir / "model"
+
+
+def train_dit(
+    cfg: Any,
+    workdir: Path,
+    described: Experiment,
+    *,
+    sampled: Callable[[Any], Any] = lambda averages: averages,
+    **functions: Any,
+) -> TrainState:
+    """Trains by the given functions of `run_training`; returns the last state.
+
+    Args:
+        sampled: the weights of the samples, from the averages of a state.
+    """
+    model, data, defaults, tokenize, vae = described
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
     shard = (jax.process_index(), jax.process_count())
-    state = run_training(
+    sample = sampler(workdir, pipeline, data, cfg.prompts)
+    return run_training(
         cfg,
         workdir,
         rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
         batches=batches(
             data, None if model.text is None else tokenize, workdir, shard=shard
         ),
-        sample=sampler(workdir, pipeline, data, cfg.prompts),
+        sample=lambda step, averages: sample(step, sampled(averages)),
         **functions,
     )
-    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
-    weights = sharding.to_host(own)
-    if jax.process_index() == 0:
-        folder.save_model(workdir / "model", model, defaults, weights, vae)
-    return workdir / "model"
 
 
 def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:
@@ -149,12 +168,23 @@ def start_weights(model: ModelConfig, start: str | Path) -> Any:
         ValueError: there is no such model, or it is of another config.
     """
     pipeline = video.load(start)
-    if pipeline.cfg.dit != model.dit or pipeline.cfg.text != model.text:
+    check_start(model, pipeline.cfg, start)
+    return pipeline.params
+
+
+def check_start(model: ModelConfig, other: ModelConfig, start: str | Path) -> None:
+    """Checks that the weights of another model mean the same in this one.
+
+    Raises:
+        ValueError: they don't.
+    """
+    how = {"dtype": "", "remat": False, "attention": None, "attention_tiles": None}
+    dits = (dataclasses.replace(cfg.dit, **how) for cfg in (model, other))
+    if len({*dits}) > 1 or model.text != other.text:
         raise ValueError(
             f"the model in {start} is of another config than this run's; train with "
             "the `model` section that it was made with"
         )
-    return pipeline.params
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from pyramid_jax import lora
 from pyramid_jax.shapes import Array
 from pyramid_jax.sharding import Axes, constrain, named
 
@@ -21,6 +22,23 @@ Vectors = Float[jax.Array, "b s _"]  # of a modulation, side by side
 PRODUCTS = ("dot_general", "conv_general_dilated", "pallas_call", "name")
 
 
+class DenseGeneral(nn.DenseGeneral):
+    """A linear map, with the path of adapters where these are beside its kernel.
+
+    It is called as flax's is, which decides the names of weights.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "..."]) -> Float[jax.Array, "..."]:
+        out = super().__call__(inputs)
+        if not self.has_variable("params", lora.DOWN):
+            return out
+        pair = (self.get_variable("params", name) for name in (lora.DOWN, lora.UP))
+        x, down, up = (jnp.asarray(y, out.dtype) for y in (inputs, *pair))
+        contract = 1 if isinstance(self.axis, int) else len(self.axis)
+        return out + lora.low_rank(x, down, up, contract)
+
+
 def dense(
     features: Features,
     axes: Axes,
@@ -29,7 +47,7 @@ def dense(
     contract: int = 1,
     init: nn.initializers.Initializer | None = None,
     bias: bool = True,
-) -> nn.DenseGeneral:
+) -> DenseGeneral:
     """A linear map of the last `contract` axes to `features`, with named `axes`.
 
     The bias is laid out like the output. Weights are float32, products in `dtype`.
@@ -41,7 +59,7 @@ def dense(
     init = init or nn.initializers.variance_scaling(
         (1 + fused) / 2, "fan_avg", "uniform"
     )
-    return nn.DenseGeneral(
+    return DenseGeneral(
         shape,
         axis=tuple(range(-contract, 0)),
         dtype=jnp.dtype(dtype),
@@ -51,9 +69,7 @@ def dense(
     )
 
 
-def fused_qkv(
-    heads: int, head_dim: int, dtype: str, bias: bool = True
-) -> nn.DenseGeneral:
+def fused_qkv(heads: int, head_dim: int, dtype: str, bias: bool = True) -> DenseGeneral:
     """A linear map to queries, keys and values, `3 heads dim`."""
     axes = ("embed", None, "heads", None)
     return dense((3, heads, head_dim), axes, dtype, bias=bias)

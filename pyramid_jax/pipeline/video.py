@@ -2,11 +2,12 @@
 """The front door: a model in a folder, and videos and images from its prompts."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -361,6 +362,8 @@ def load(
     text: bool = True,
     offload: bool = False,
     unrolled: bool = False,
+    *,
+    lora: Mapping[str | Path, float] = MappingProxyType({}),
 ) -> VideoPipeline:
     """The model in a folder that training or `launch.convert` wrote.
 
@@ -375,11 +378,14 @@ def load(
             phase that uses them: text, image, Euler steps, decoding.
         unrolled: blocks are compiled one by one: faster steps on a GPU, and compiling
             takes several times as long.
+        lora: files of adapters, and how strongly each is added to the weights (1: as it
+            was trained).
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    model = read_model(folder, mesh, dtype, text, offload, unrolled)
+    choices = dtype, text, offload, unrolled
+    model = read_model(folder, mesh, *choices, lora=lora)
     return VideoPipeline(mesh=mesh, **model._asdict())
 
 

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharding": set(),
     "config": set(),
     "programs": set(),
+    "lora": {"sharding", "config"},
     # The method: no flax, no files.
     "mask": {"shapes"},
     "pyramid": {"shapes"},
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reflow": {"shapes", "config", "pyramid", "objective", "sampler"},
     # Networks.
     "kernels": {"shapes", "sharding", "programs", "mask"},
-    "models": {"shapes", "sharding", "mask", "latents", "kernels"},
+    "models": {"shapes", "sharding", "lora", "mask", "latents", "kernels"},
     # Services: none knows a network.
     "data": {"shapes", "config", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
@@ -44,12 +45,14 @@ MAY_IMPORT: dict[str, set[str]] = {
               "sampler", "models"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "config", "programs", "noise", "sampler",
+    "pipeline": {"shapes", "sharding", "config", "programs", "lora", "noise", "sampler",
                  "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
     "distill": {"shapes", "config", "objective", "sampler", "reflow", "data",
                 "training", "model", "train"},
+    "finetune": {"shapes", "sharding", "config", "lora", "objective", "models",
+                 "checkpoint", "training", "model", "pipeline", "train"},
     "convert": {"config", "layout", "sampler", "models", "checkpoint",
                 "model", "vae", "pipeline"},
     "__init__": {"model", "pipeline"},
