@@ -20,10 +20,12 @@ from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import initialise, model_config, model_section, training_loss
 from pyramid_jax.train import data_config
 
+# What is no config of a model of its own.
+EXTRA = ("__init__", "base", "student", "lora", "vae", "tiny_vae", "pairs_vae")
 CONFIGS = sorted(
     path.stem
     for path in (Path(base.__file__).parent).glob("*.py")
-    if path.stem not in ("__init__", "base", "student", "vae", "tiny_vae", "pairs_vae")
+    if path.stem not in EXTRA
 )
 PYRAMID = model_config(ablations.get_config("pyramid").model.to_dict())
 RELEASED_PARAMETERS = {"mmdit": 2_028_334_144, "miniflux": 1_972_059_200}

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from pyramid_jax import lora, sharding
+from pyramid_jax import sharding
 from pyramid_jax.checkpoint import rename
 from pyramid_jax.checkpoint.adapters import (
     FRONTS,
@@ -140,5 +140,5 @@ def test_adapters_of_another_network_are_refused():
     cfg = CFGS["mmdit"]
     one = LowRank(np.zeros((1, 5)), np.zeros((7, 1)))
     wrong = {"transformer_blocks.0.attn.to_q": one, "nowhere": one}
-    with pytest.raises(ValueError, match="nowhere.weight is unknown; 2 of 2"):
+    with pytest.raises(ValueError, match=r"nowhere\.weight is unknown; 2 of 2"):
         weight_changes(wrong, tensor_table(cfg), abstract_weights(cfg))
