@@ -48,6 +48,8 @@ class DataConfig(SourceConfig):
         stage_shares: how many of a group of successive examples train each stage.
         dropout: probability of an empty caption.
         sizes: further (height, width); files get the nearest aspect ratio.
+        open_rows: rows that are filled at once; more of them leave fewer places empty,
+            and are all in memory.
         latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
@@ -61,12 +63,13 @@ class DataConfig(SourceConfig):
     stage_shares: tuple[int, ...] = (1, 2, 1)
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
+    open_rows: int = 32
     latent: LatentConfig = _PIXELS
     layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self):
         super().__post_init__()
-        budget = ("tokens", "text_tokens", "segments")
+        budget = ("tokens", "text_tokens", "segments", "open_rows")
         check_entries(self, lambda x: x > 0, "over 0", *budget)
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout")
         if np.array(self.sizes).min(initial=1) < 1:
