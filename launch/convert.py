@@ -5,11 +5,12 @@
         --to=models/sd3_384p
     pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
     pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
-    pyramid-jax convert --lora=style.safetensors --from=models/sd3_384p --to=models/style
+    pyramid-jax convert --lora=style.safetensors --from=models/sd3 --to=models/style
 
 --from is the folder of a released model (or its name on the hub), with --export and
---lora one of this package; --lora adds adapters to its weights. --check reads headers only, reports what is there, and exits with 1 if
-anything is missing, left over, of another shape or damaged.
+--lora one of this package; --lora adds adapters to its weights. --check reads headers
+only, reports what is there, and exits with 1 if anything is missing, left over, of
+another shape or damaged.
 """
 
 import math

@@ -15,9 +15,8 @@ from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.loader import batches
-from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.pictures import write_contact_sheet
-from pyramid_jax.data.stored import check_latents
+from pyramid_jax.data.stored import check_latents, read_records
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
@@ -83,7 +82,7 @@ def experiment(cfg: Any) -> Experiment:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
     if vae is not None:
-        records = read_manifest(data.manifest)
+        records = read_records(data.manifest)
         check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)

@@ -28,11 +28,11 @@ def tokenize(text: str) -> list[int]:
     return [1, *(int(word) for word in text.split())]
 
 
-def synthetic(record: Record, size: tuple[int, int]) -> np.ndarray:
+def synthetic(record: Record, sizes: tuple[tuple[int, int], ...]) -> np.ndarray:
     """A latent whose values differ everywhere, made from the record's caption."""
     rng = np.random.default_rng(int(record.text.split()[0]))
     frames = 1 if record.kind == "image" else FRAMES
-    return rng.standard_normal((frames, *size, 3), np.float32)
+    return rng.standard_normal((frames, *sizes[0], 3), np.float32)
 
 
 class Part:

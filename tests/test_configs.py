@@ -148,7 +148,7 @@ def test_a_latent_model_trains_on_stored_latents(tmp_path: Path):
     model = model_config(cfg.model.to_dict())
     load = latent_loader(data_config(cfg, model))
     with pytest.raises(ValueError, match=r"no latent .* pyramid-jax prepare --latents"):
-        load(Record(tmp_path / "a.mp4", "video", "a"), (384, 640))
+        load(Record(tmp_path / "a.mp4", "video", "a"), ((384, 640),))
 
 
 @pytest.mark.parametrize("arm", ablations.ARMS)

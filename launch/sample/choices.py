@@ -95,7 +95,7 @@ def chosen_model(values: Any, model: str | None = None) -> VideoPipeline:
 
 
 def lora_files(texts: Sequence[str] | None) -> dict[str | Path, float]:
-    """Files of adapters and their strengths, from texts such as "style.safetensors:0.7".
+    """Files of adapters and their strengths, from texts "FILE" and "FILE:STRENGTH".
 
     Raises:
         ValueError: a strength that is no number.

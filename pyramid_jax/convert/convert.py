@@ -130,7 +130,7 @@ def merge_model(
     model = model_config(sections["model"])
     abstract = jax.eval_shape(partial(initialise, model), jax.random.key(0))
     weights = files.open_weights(folder, abstract)
-    place: files.Place = lambda _, x: x
+    place: files.Place = _kept
     for file, strength in lora.items():
         place = merged_into(model.dit, place, file, strength)
     merged = ((name, place(name, np.asarray(x))) for name, x in weights.items())
@@ -140,6 +140,10 @@ def merge_model(
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, part / path.name)
         write_tensors(part / files.WEIGHTS, weights, merged)
+
+
+def _kept(_: str, x: np.ndarray) -> np.ndarray:
+    return x
 
 
 def _export_model(folder: Path, to: Path) -> None:

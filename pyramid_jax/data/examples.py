@@ -21,16 +21,18 @@ from pyramid_jax.data.pixels import HeightWidth, to_model
 from pyramid_jax.data.source import (
     ArrayCache,
     SourceConfig,
+    nearest,
     nearest_size,
     read_pixels,
 )
-from pyramid_jax.data.stored import read_latent, stored_features
+from pyramid_jax.data.stored import read_record_latent, stored_features
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
 
-# The normalised latent "t h w c" of a record whose pixels have a given size.
-LoadLatent = Callable[[Record, HeightWidth], np.ndarray]
+Sizes = tuple[HeightWidth, ...]
+# The normalised latent "t h w c" of a record, made at the nearest of some sizes.
+LoadLatent = Callable[[Record, Sizes], np.ndarray]
 # The pyramid of a record's latent, coarsest level "t h w c" first.
 LoadLevels = Callable[[Record], list[np.ndarray]]
 
@@ -196,7 +198,7 @@ def load_levels(
     """The pyramid of a record's latent, coarsest level first."""
 
     def make() -> list[np.ndarray]:
-        latent = load(record, nearest_size(cfg.all_sizes, record))
+        latent = load(record, cfg.all_sizes)
         levels = pyramid.levels(latent, len(cfg.stage_shares))
         return [np.asarray(level) for level in levels]
 
@@ -212,32 +214,29 @@ def latent_loader(cfg: DataConfig) -> LoadLatent:
 
 
 def pixel_latent(
-    cfg: DataConfig, record: Record, size: HeightWidth
+    cfg: DataConfig, record: Record, sizes: Sizes
 ) -> Float[np.ndarray, "t h w 3"]:
     """The latent of a pixel-space model: the normalised pixels of a record's file."""
+    size = nearest_size(sizes, record)
     pixels = read_pixels(record, size, cfg.frames, cfg.fps)
     return cfg.latent.normalise(to_model(pixels))
 
 
 def stored_latent(
-    cfg: LatentConfig, frames: int, record: Record, size: HeightWidth
+    cfg: LatentConfig, frames: int, record: Record, sizes: Sizes
 ) -> Float[np.ndarray, "t h w c"]:
     """The normalised latent that launch.prepare stored for a record.
 
     Args:
         frames: latent frames of a video; longer ones are cut.
-        size: height and width of the pixels from which it was made.
+        sizes: heights and widths of pixels, from one of which it was made.
 
     Raises:
         ValueError: there is none, or one of another size.
     """
-    if record.latent is None:
-        raise ValueError(
-            "has no latent in the manifest; make latents with "
-            "pyramid-jax prepare --latents"
-        )
-    raw = read_latent(record.latent)
+    raw = read_record_latent(record)
     frames = frames if record.kind == "video" else 1
+    size = nearest(sizes, raw.shape[1:3])  # the file itself may be gone
     cells = (side // cfg.spatial for side in size)
     expected = (frames, *cells, cfg.channels)
     if len(raw) < frames or raw.shape[1:] != expected[1:]:

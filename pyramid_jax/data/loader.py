@@ -26,11 +26,10 @@ from pyramid_jax.data.examples import (
     make_example,
     segment_clips,
 )
-from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.packing import packed_rows
 from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.source import ArrayCache, in_advance, read_examples
-from pyramid_jax.data.stored import check_features
+from pyramid_jax.data.stored import check_features, read_records
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.shapes import Rows
 
@@ -56,7 +55,7 @@ def batches(
             raises when more files than `max_bad` are unusable.
     """
     _check_budget(cfg)
-    records = read_manifest(cfg.manifest)
+    records = read_records(cfg.manifest)
     if tokenize is None:
         check_features(records)
     cache = ArrayCache(cfg.cache_mib * 2**20)
