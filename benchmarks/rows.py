@@ -26,7 +26,7 @@ from benchmarks import flops
 from pyramid_jax import model as models
 from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.data.examples import DataConfig, segment_clips, stage_of, unit_of
-from pyramid_jax.data.packing import Row, packed_rows, visible_pairs
+from pyramid_jax.data.packing import PackedRow, packed_rows, visible_pairs
 from pyramid_jax.layout import Segment
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.sharding import unbox
@@ -140,7 +140,7 @@ def products(model: ModelConfig, data: DataConfig) -> int:
     return sum(product.flops * times for product, times in found.items())
 
 
-def attention(model: ModelConfig, row: Row) -> int:
+def attention(model: ModelConfig, row: PackedRow) -> int:
     """FLOPs of a row's attention, forward."""
     words = row["text_segment_ids"]
     segment = np.concatenate([words, row["frame_segment_ids"]]) - 1

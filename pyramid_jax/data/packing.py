@@ -16,10 +16,12 @@ from jaxtyping import Int
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.layout import Segment
 
-Row = dict[str, np.ndarray]
+PackedRow = dict[str, np.ndarray]
 
 
-def packed_rows(examples: grain.IterDataset, cfg: DataConfig) -> grain.IterDataset[Row]:
+def packed_rows(
+    examples: grain.IterDataset, cfg: DataConfig
+) -> grain.IterDataset[PackedRow]:
     """Rows in numpy, packed from examples as dicts; grain names the segments."""
     lengths = dict.fromkeys(Segment._fields, cfg.tokens) | {"text": cfg.text_tokens}
     lengths |= dict.fromkeys(("stage", "pooled"), cfg.segments)
@@ -55,12 +57,12 @@ class _ByAttention(grain.experimental.FlatMapTransform):
     def __init__(self, rows: int):
         self.max_fan_out = rows
 
-    def flat_map(self, element: list[Row]) -> list[Row]:
+    def flat_map(self, element: list[PackedRow]) -> list[PackedRow]:
         """The rows in their order."""
         return sorted(element, key=_attention)
 
 
-def _attention(row: Row) -> int:
+def _attention(row: PackedRow) -> int:
     words = row["text_segment_ids"]
     segment = np.concatenate([words, row["frame_segment_ids"]]) - 1
     return visible_pairs(segment, np.concatenate([0 * words, row["frame"]]))

@@ -201,7 +201,7 @@ def _numbered(
 ) -> Any | Failure:
     """Example `number` of the run, or why it can't be made."""
     epoch, place = divmod(number, len(records))
-    index = _order(seed, epoch, len(records))[place]
+    index = epoch_order(seed, epoch, len(records))[place]
     try:
         record = records[index]
     except ValueError as error:
@@ -210,7 +210,8 @@ def _numbered(
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
+def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
+    """The places of records in an epoch, by the place of an example in it."""
     # perf: grain's own shuffle takes milliseconds per record of a small data set.
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return order.astype(np.int32 if count < 2**31 else np.int64)
