@@ -101,9 +101,12 @@ def config(folder: Path, records: list[Record] | None = None, **changes) -> Data
         text_tokens=12,
         segments=5,
         dropout=0.0,
+        open_rows=8,
         layout=LAYOUT,
     )
-    return replace(cfg, **changes)
+    cfg = replace(cfg, **changes)
+    # Rows of one segment are in the order of the examples where none are sorted.
+    return replace(cfg, open_rows=1) if cfg.segments == 1 else cfg
 
 
 def write_clips(folder: Path, count: int, size: tuple[int, int] = SIZE) -> list[Record]:

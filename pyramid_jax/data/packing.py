@@ -33,6 +33,8 @@ def packed_rows(
         num_packing_bins=count,
         shuffle_bins=False,
     )
+    if count == cfg.batch:  # they are trained together anyway
+        return rows
     rounds = rows.batch(count, batch_fn=list)
     return grain.experimental.FlatMapIterDataset(rounds, _ByAttention(count))
 

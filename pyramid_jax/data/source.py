@@ -213,8 +213,9 @@ def _numbered(
 def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
     """The places of records in an epoch, by the place of an example in it."""
     # perf: grain's own shuffle takes milliseconds per record of a small data set.
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return order.astype(np.int32 if count < 2**31 else np.int64)
+    order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+    np.random.default_rng((seed, epoch)).shuffle(order)
+    return order
 
 
 # --------------------------------------------------------------------------- workers
