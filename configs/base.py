@@ -42,6 +42,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "tokens": 4224,
         "text_tokens": 512,
         "segments": 8,
+        "open_rows": 32,
         "stage_shares": (1, 2, 1),
         "dropout": 0.1,
         "sizes": (),
@@ -115,7 +116,7 @@ def choose(cfg: Any, mode: str) -> Any:
     cfg.model.latent.update(channels=3, spatial=1, temporal=1)
     frames = min(3, cfg.data.frames)
     cfg.data.update(height=32, width=32, frames=frames, fps=8.0, batch=8, workers=0)
-    cfg.data.update(tokens=600, text_tokens=128, segments=4)
+    cfg.data.update(tokens=600, text_tokens=128, segments=4, open_rows=8)
     cfg.optimizer.warmup_steps = 1
     cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=0)
     steps = (2,) * (len(cfg.model.edges) - 1)

@@ -5,10 +5,12 @@
         --to=models/sd3_384p
     pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
     pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
+    pyramid-jax convert --lora=style.safetensors --from=models/sd3 --to=models/style
 
---from is the folder of a released model (or its name on the hub), with --export one of
-this package. --check reads headers only, reports what is there, and exits with 1 if
-anything is missing, left over, of another shape or damaged.
+--from is the folder of a released model (or its name on the hub), with --export and
+--lora one of this package; --lora adds adapters to its weights. --check reads headers
+only, reports what is there, and exits with 1 if anything is missing, left over, of
+another shape or damaged.
 """
 
 import math
@@ -21,6 +23,7 @@ import jax
 from absl import flags
 
 from launch import start
+from launch.sample.choices import lora_files
 from pyramid_jax.convert import convert, source
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
@@ -28,8 +31,16 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 
 def main(options: flags.FlagValues) -> None:
     origin = str(options["from"].value)  # the word itself is Python's
-    if options.check == bool(options.to) or (options.check and options.export):
-        raise ValueError("give either --check, or --to=FOLDER; see --help")
+    modes = (options.check, options.export, bool(options.lora))
+    if options.check == bool(options.to) or sum(modes) > 1:
+        raise ValueError(
+            "give either --check, or --to=FOLDER and at most one of --export and "
+            "--lora; see --help"
+        )
+    if options.lora:
+        convert.merge_model(origin, lora_files(options.lora), options.to)
+        print(f"the model with the adapters in its weights: {options.to}")
+        return
     if options.export:
         convert.export_model(origin, options.to)
         print(f"the model in the original's layout: {options.to}")
@@ -102,4 +113,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("to", None, "New folder to write to.")
     flags.DEFINE_bool("check", False, "Report what is there, and write nothing.")
     flags.DEFINE_bool("export", False, "Write the original's layout.")
+    flags.DEFINE_list("lora", None, "Adapters to add, each FILE or FILE:STRENGTH.")
     start.run(main, headings={"from": "what to read", "to": "what to do"})

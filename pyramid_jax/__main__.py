@@ -13,7 +13,7 @@ from pathlib import Path
 from pyramid_jax import __version__
 
 COMMANDS = (
-    *("demo", "sample", "web", "train", "distill", "train-vae", "prepare"),
+    *("demo", "sample", "web", "train", "lora", "distill", "train-vae", "prepare"),
     *("convert", "reconstruct", "evaluate", "compare", "memory", "parity", "compile"),
 )
 _PACKAGE = Path(__file__).resolve().parent

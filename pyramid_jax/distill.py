@@ -20,8 +20,7 @@ from jaxtyping import Float, Int
 from pyramid_jax import model as models
 from pyramid_jax import objective
 from pyramid_jax.config import build
-from pyramid_jax.data.manifest import read_manifest
-from pyramid_jax.data.stored import stored_features
+from pyramid_jax.data.stored import read_records, stored_features
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.objective import Losses
@@ -98,7 +97,7 @@ def teacher_weights(model: ModelConfig, teacher: str | Path | None) -> dict[str,
 def negative_caption(described: Experiment) -> Caption:
     """The empty caption, as training sees it."""
     if described.model.text is None:
-        records = read_manifest(described.data.manifest)
+        records = read_records(described.data.manifest)
         return Caption(*stored_features(records[0], dropped=True))
     ids = np.array(described.tokenize(""), np.int32)
     return Caption(ids, np.zeros((1, 0), np.float32))

@@ -15,9 +15,8 @@ from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.data.loader import batches
-from pyramid_jax.data.manifest import read_manifest
 from pyramid_jax.data.pictures import write_contact_sheet
-from pyramid_jax.data.stored import check_latents
+from pyramid_jax.data.stored import check_latents, read_records
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.data.video_io import write_video
 from pyramid_jax.latents import LatentConfig
@@ -26,6 +25,7 @@ from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
+from pyramid_jax.training.state import TrainState
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -84,7 +84,7 @@ def experiment(cfg: Any) -> Experiment:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
     if vae is not None:
-        records = read_manifest(data.manifest)
+        records = read_records(data.manifest)
         check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)
@@ -99,24 +99,42 @@ def run_experiment(
 
     Weights that are neither the DiT's nor the text encoder's don't go with the model.
     """
-    workdir, (model, data, defaults, tokenize, vae) = Path(workdir), described
+    workdir, (model, _, defaults, _, vae) = Path(workdir), described
+    state = train_dit(cfg, workdir, described, **functions)
+    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
+    weights = sharding.to_host(own)
+    if jax.process_index() == 0:
+        folder.save_model(workdir / "model", model, defaults, weights, vae)
+    return workdir / "model"
+
+
+def train_dit(
+    cfg: Any,
+    workdir: Path,
+    described: Experiment,
+    *,
+    sampled: Callable[[Any], Any] = lambda averages: averages,
+    **functions: Any,
+) -> TrainState:
+    """Trains by the given functions of `run_training`; returns the last state.
+
+    Args:
+        sampled: the weights of the samples, from the averages of a state.
+    """
+    model, data, defaults, tokenize, vae = described
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
     shard = (jax.process_index(), jax.process_count())
-    state = run_training(
+    sample = sampler(workdir, pipeline, data, cfg.prompts)
+    return run_training(
         cfg,
         workdir,
         rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
         batches=batches(
             data, None if model.text is None else tokenize, workdir, shard=shard
         ),
-        sample=sampler(workdir, pipeline, data, cfg.prompts),
+        sample=lambda step, averages: sample(step, sampled(averages)),
         **functions,
     )
-    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
-    weights = sharding.to_host(own)
-    if jax.process_index() == 0:
-        folder.save_model(workdir / "model", model, defaults, weights, vae)
-    return workdir / "model"
 
 
 def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:
@@ -154,15 +172,28 @@ def start_weights(model: ModelConfig, start: str | Path, tuned: bool = False) ->
         ValueError: there is no such model, or it is of another config.
     """
     pipeline = video.load(start)
-    dit, text = pipeline.cfg.dit, pipeline.cfg.text
+    cfg = pipeline.cfg
     if tuned:
-        dit = dataclasses.replace(dit, clean_history=model.dit.clean_history)
-    if dit != model.dit or text != model.text:
+        history = {"clean_history": model.dit.clean_history}
+        cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, **history))
+    check_start(model, cfg, start)
+    return pipeline.params
+
+
+def check_start(model: ModelConfig, other: ModelConfig, start: str | Path) -> None:
+    """Checks that the weights of another model mean the same in this one.
+
+    Raises:
+        ValueError: they don't.
+    """
+    how = {"dtype": "", "products": "exact", "remat": False}
+    how |= {"attention": None, "attention_tiles": None}
+    dits = (dataclasses.replace(cfg.dit, **how) for cfg in (model, other))
+    if len({*dits}) > 1 or model.text != other.text:
         raise ValueError(
             f"the model in {start} is of another config than this run's; train with "
             "the `model` section that it was made with"
         )
-    return pipeline.params
 
 
 def data_config(cfg: Any, model: ModelConfig) -> DataConfig:

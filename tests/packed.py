@@ -28,11 +28,11 @@ def tokenize(text: str) -> list[int]:
     return [1, *(int(word) for word in text.split())]
 
 
-def synthetic(record: Record, size: tuple[int, int]) -> np.ndarray:
+def synthetic(record: Record, sizes: tuple[tuple[int, int], ...]) -> np.ndarray:
     """A latent whose values differ everywhere, made from the record's caption."""
     rng = np.random.default_rng(int(record.text.split()[0]))
     frames = 1 if record.kind == "image" else FRAMES
-    return rng.standard_normal((frames, *size, 3), np.float32)
+    return rng.standard_normal((frames, *sizes[0], 3), np.float32)
 
 
 class Part:
@@ -101,9 +101,12 @@ def config(folder: Path, records: list[Record] | None = None, **changes) -> Data
         text_tokens=12,
         segments=5,
         dropout=0.0,
+        open_rows=8,
         layout=LAYOUT,
     )
-    return replace(cfg, **changes)
+    cfg = replace(cfg, **changes)
+    # Rows of one segment are in the order of the examples where none are sorted.
+    return replace(cfg, open_rows=1) if cfg.segments == 1 else cfg
 
 
 def write_clips(folder: Path, count: int, size: tuple[int, int] = SIZE) -> list[Record]:

@@ -22,24 +22,30 @@ text encoders in the folder of a released model, and a manifest.jsonl that names
         --to=data/latents --sizes=384x640 --frames=121 --fps=24
 
 writes the latents of all videos and images, drawn by the VAE in the folder of a model,
-and a manifest.jsonl that names them.
+and a manifest.jsonl that names them. With --shard=3/8 as well, it writes one of eight
+shards: few large files that hold latents, captions and their features. Each shard may
+be written on a host of its own; start a command that was killed again.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 from launch import moving_shapes, start
 from launch.pairs import dataset
 from launch.pairs.scene import Settings
 from launch.prepare.captioned import list_folder
+from launch.prepare.shards import without_cuts, write_shard
 from launch.prepare.storage import LatentJob, write_features, write_latents
 from launch.sizes import height_width
 from pyramid_jax import sharding
-from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.manifest import Record, read_manifest
+from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.source import read_pixels
 from pyramid_jax.pipeline import prompts
 from pyramid_jax.pipeline.request import SEEDS
@@ -79,6 +85,13 @@ SEED = flags.DEFINE_integer(
     *("seed", 0, "Seed of a drawn data set, or of the noise in latents."),
     lower_bound=0,
     upper_bound=SEEDS - 1,
+)
+SHARD = flags.DEFINE_string(
+    "shard", None, "Write shard INDEX/COUNT of the latents, e.g. 3/8 of 0/8 to 7/8."
+)
+MOST_CHANGE = flags.DEFINE_float(
+    *("most_change", None, "Leave out videos with a cut: pixels change more, of 255."),
+    lower_bound=0,
 )
 MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "Share of files that may be unusable.")
 HEADINGS = {
@@ -158,9 +171,10 @@ def prepare_latents(manifest: str, model: str) -> None:
     devices, frames = len(jax.devices()), FRAMES.value or 121
     mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load_autoencoder(model)
+    load = partial(read_pixels, frames=frames, fps=FPS.value)
     job = LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
-        load=partial(read_pixels, frames=frames, fps=FPS.value),
+        load=partial(single_shot, load, MOST_CHANGE.value),
         sizes=tuple(height_width(text) for text in SIZES.value),
         made_with={
             "frames": frames,
@@ -171,8 +185,35 @@ def prepare_latents(manifest: str, model: str) -> None:
         batch=BATCH.value or devices,
         max_bad=MAX_BAD.value,
     )
+    if SHARD.value is not None:
+        prepared = write_shard(manifest, TO.value, job, shard_of(SHARD.value))
+        print(f"the shard is whole: {prepared}")
+        return
     prepared = write_latents(manifest, TO.value, job)
     print(f"latents of all records: {prepared}")
+
+
+def single_shot(
+    load: Callable[[Record, HeightWidth], np.ndarray],
+    most_change: float | None,
+    record: Record,
+    size: HeightWidth,
+) -> np.ndarray:
+    """The pixels of a record, which has no cut if changes are limited."""
+    pixels = load(record, size)
+    return pixels if most_change is None else without_cuts(pixels, most_change)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Index and count from a text such as "3/8".
+
+    Raises:
+        ValueError: anything else.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard={text} is not INDEX/COUNT; give e.g. 3/8")
+    return int(index), int(count)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ video: what contradicts is refused, and what is stale is made again.
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ def write_features(
     """
     folder = Path(folder)
     records = read_manifest(manifest)
-    _remember(folder, {"files": "features", **made_with})
+    remember(folder, {"files": "features", **made_with})
     texts = ["", *dict.fromkeys(record.text for record in records)]
     missing = [text for text in texts if not features_path(folder, text).is_file()]
     for start in range(0, len(missing), batch):
@@ -117,6 +118,15 @@ class LatentJob:
     max_bad: float = 0.01
     workers: int = 2
 
+    def latents(self, group: "Sequence[LoadedPixels]") -> np.ndarray:
+        """The latents of a batch, or a part of one, in float16."""
+        # perf: batches of one size, so that every shape is compiled once.
+        filled = [*group, *[group[-1]] * (self.batch - len(group))]
+        pixels = np.stack([each.pixels for each in filled])
+        latents = self.encode(pixels, np.array([each.number for each in filled]))
+        with np.errstate(over="ignore"):  # whoever stores them looks for it
+            return latents.astype(np.float16)[: len(group)]
+
 
 class LoadedPixels(NamedTuple):
     """The pixels of a record, and its number in the manifest."""
@@ -143,7 +153,7 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
         )
     records = read_manifest(manifest)
     sizes = [list(size) for size in job.sizes]
-    _remember(folder, {"files": "latents", "sizes": sizes, **job.made_with})
+    remember(folder, {"files": "latents", "sizes": sizes, **job.made_with})
     paths = [latent_path(folder, record.path) for record in records]
     first = {path: i for i, path in reversed([*enumerate(paths)])}
     bad_files = BadFiles(folder / "skipped.jsonl", job.max_bad, len(first))
@@ -153,13 +163,7 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
     waiting: dict[tuple[int, ...], list[LoadedPixels]] = defaultdict(list)
 
     def store(group: list[LoadedPixels]) -> None:
-        # perf: batches of one size, so that every shape is compiled once.
-        filled = group + [group[-1]] * (job.batch - len(group))
-        pixels = np.stack([each.pixels for each in filled])
-        latents = job.encode(pixels, np.array([each.number for each in filled]))
-        with np.errstate(over="ignore"):  # is looked for below
-            latents = latents.astype(np.float16)
-        for each, latent in zip(group, latents, strict=False):
+        for each, latent in zip(group, job.latents(group), strict=True):
             record = records[each.number]
             if not np.isfinite(latent).all():
                 reason = "its latent is not finite in float16"
@@ -167,7 +171,7 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
                 continue
             _save(paths[each.number], {"latent": latent}, _source(record))
 
-    for loaded in _load_pixels(records, missing, job):
+    for loaded in load_pixels(records, missing, job):
         if isinstance(loaded, Failure):
             bad_files.report(loaded)
             continue
@@ -188,7 +192,7 @@ def latent_path(folder: Path, path: Path) -> Path:
     return _named_after(folder, path.resolve().as_posix())
 
 
-def _load_pixels(
+def load_pixels(
     records: Sequence[Record], numbers: Sequence[int], job: LatentJob
 ) -> Iterator[LoadedPixels | Failure]:
     """The pixels of some records; files are decoded while latents are made."""
@@ -240,7 +244,7 @@ def _save(
     partial.replace(path)
 
 
-def _remember(folder: Path, made_with: dict[str, Any]) -> None:
+def remember(folder: Path, made_with: dict[str, Any]) -> None:
     """Writes into a folder what its files are made with.
 
     Raises:
@@ -259,4 +263,6 @@ def _remember(folder: Path, made_with: dict[str, Any]) -> None:
             "or ask for what was made before"
         )
     text = json.dumps(made_with, indent=1) + "\n"
-    (folder / MADE_WITH).write_text(text, encoding="utf-8")
+    partial = folder / f"{MADE_WITH}.{os.getpid()}.partial"  # of several processes
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / MADE_WITH)

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -59,6 +60,7 @@ def define_choices(into: flags.FlagValues) -> None:
     renoising = "What jumps between stages add; none: what the model was made for."
     choice("renoising", None, RENOISING, renoising)
     text("model", str(TINY_LATENT), "Folder of the model.")
+    texts("lora", None, "Files of adapters, each as FILE or FILE:STRENGTH.")
     choice("dtype", None, DTYPES, "Type of weights, and of products.")
     texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")
     switch("offload", False, "Weights wait in the host's memory until they are used.")
@@ -76,6 +78,7 @@ def check_choices(values: Any) -> None:
         height_width(values.size)
     if values.seconds is not None:
         check_seconds(values.seconds)
+    lora_files(values.lora)
     for counts in (values.steps, values.video_steps):
         steps(counts, 1)
     Guidance(**scales(values))
@@ -93,7 +96,26 @@ def chosen_model(values: Any, model: str | None = None) -> VideoPipeline:
         values.dtype,
         offload=values.offload,
         unrolled=values.unrolled,
+        lora=lora_files(values.lora),
     )
+
+
+def lora_files(texts: Sequence[str] | None) -> dict[str | Path, float]:
+    """Files of adapters and their strengths, from texts "FILE" and "FILE:STRENGTH".
+
+    Raises:
+        ValueError: a strength that is no number.
+    """
+    files: dict[str | Path, float] = {}
+    for text in texts or ():
+        file, _, strength = text.partition(".safetensors:")
+        try:
+            files[f"{file}.safetensors" if strength else text] = float(strength or 1)
+        except ValueError as error:
+            raise ValueError(
+                f"--lora={text}: {strength!r} is no number; give FILE or FILE:STRENGTH"
+            ) from error
+    return files
 
 
 def requested(

@@ -10,7 +10,7 @@ parameters to devices.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -206,6 +206,48 @@ def constant_problems(tensors: Mapping[str, Any], table: Table) -> list[str]:
                 f"{key} differs by {difference:.2g} from what this model computes"
             )
     return problems
+
+
+def each_layer(table: Table, abstract: Any) -> Iterator[tuple[Rule, LayerRule]]:
+    """Every rule whose parameters are in `abstract`, at every layer, one by one."""
+    for rule, layers in _layers(table, _flatten(abstract)):
+        yield from ((rule, layer) for layer in layers)
+
+
+def parameter_changes(
+    tensors: Mapping[str, Any], table: Table, abstract: Any
+) -> dict[str, Callable[[], np.ndarray]]:
+    """What to add to parameters, by path, so that `tensors` are added to theirs.
+
+    Only what is called is computed.
+    """
+    flat, changes = _flatten(abstract), {}
+    for rule, layers in _layers(table, flat):
+        changed = [x for x in layers if not tensors.keys().isdisjoint(x.theirs)]
+        for i, path in enumerate(rule.ours if changed else ()):
+            shape = flat[path].shape
+            changes[path] = partial(_change, tensors, rule.transform, changed, i, shape)
+    return changes
+
+
+def _change(
+    tensors: Mapping[str, Any],
+    transform: str,
+    layers: list[LayerRule],
+    number: int,
+    shape: TensorShape,
+) -> np.ndarray:
+    """What some layers add to parameter `number` of a rule, which has this shape."""
+    whole = np.zeros(shape, np.float32)
+    for layer in layers:
+        shapes = _their_shapes(transform, layer.shapes, len(layer.theirs))
+        theirs = [
+            np.asarray(tensors[key] if key in tensors else np.zeros(shape), np.float32)
+            for key, shape in zip(layer.theirs, shapes, strict=True)
+        ]
+        parts = _to_ours(theirs, layer.shapes, TRANSFORMS[transform])
+        whole[(*layer.index, ...)] = parts[number]
+    return whole
 
 
 def _uses(table: Table, flat: Mapping[str, Any]) -> list[tuple[str, ShapeDtypeStruct]]:

@@ -172,7 +172,7 @@ def _items(state: Any) -> dict[str, Any]:
     """A state's trees by field name, its single arrays together as counters."""
     fields = state._asdict()
     single = {n: x for n, x in fields.items() if jax.tree_util.all_leaves([x])}
-    trees = {name: tree for name, tree in fields.items() if name not in single}
+    trees = {n: x for n, x in fields.items() if n not in single and x is not None}
     return {**trees, COUNTERS: single}
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ NARROW = {
 EXPONENT = np.uint16(0x7F80)  # of bfloat16; all ones: infinite, or no number
 ALIGN = 8  # bytes; the header is filled up with spaces
 # Libraries that read the original's files ask for this entry.
-METADATA = {"__metadata__": {"format": "pt"}}
+NOTES, METADATA = "__metadata__", {"format": "pt"}
 PICKLED = (".bin", ".pth", ".pt")
 # The names that libraries give to weights, and those of parts of them.
 PLAIN = ("diffusion_pytorch_model", "pytorch_model", "model")
@@ -281,6 +282,11 @@ def open_safetensors(path: str | Path) -> StoredTensors:
         ) from error
 
 
+def file_metadata(path: str | Path) -> dict[str, str]:
+    """What a file that can be opened says beside its tensors."""
+    return _header(path)[1].get(NOTES, {})
+
+
 def _header(path: str | Path) -> tuple[int, dict[str, Any]]:
     """Where the values in a file begin, and what it says of each tensor."""
     with Path(path).open("rb") as file:
@@ -307,7 +313,10 @@ def _values(
 
 
 def write_tensors(
-    path: str | Path, specs: Mapping[str, Any], values: Iterable[tuple[str, Any]]
+    path: str | Path,
+    specs: Mapping[str, Any],
+    values: Iterable[tuple[str, Any]],
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a file whose tensors are known before their values are.
 
@@ -317,6 +326,7 @@ def write_tensors(
     Args:
         specs: anything with a type and a shape for every name.
         values: every name once, in any order, with what numpy can turn into an array.
+        notes: what else the file says, see `file_metadata`.
 
     Raises:
         ValueError: a type that the format does not have.
@@ -328,7 +338,8 @@ def write_tensors(
         raise ValueError(
             f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
         )
-    header, places, end = dict[str, Any](METADATA), {}, 0
+    header: dict[str, Any] = {NOTES: METADATA | dict(notes)}
+    places, end = {}, 0
     # Wide types first, so that every tensor is aligned; then by name.
     for name in sorted(
         expected, key=lambda name: (-expected[name].dtype.itemsize, name)

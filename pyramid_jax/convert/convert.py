@@ -11,9 +11,13 @@ parameter at a time.
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from pyramid_jax.checkpoint import files, rename
 from pyramid_jax.checkpoint.tensors import finite_values, subset, write_tensors
@@ -21,8 +25,14 @@ from pyramid_jax.config import build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.guidance import Guidance
-from pyramid_jax.model import SampleConfig, model_config, model_section
+from pyramid_jax.model import (
+    SampleConfig,
+    initialise,
+    model_config,
+    model_section,
+)
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.pipeline.adapters import merged_into
 from pyramid_jax.vae import autoencoder
 
 ORIGINAL = "original"  # our folder with their config files; their name of the variant
@@ -101,6 +111,39 @@ def export_model(folder: str | Path, to: str | Path) -> None:
     """
     with _whole_folder(to) as part:
         _export_model(Path(folder), part)
+
+
+def merge_model(
+    folder: str | Path, lora: Mapping[str | Path, float], to: str | Path
+) -> None:
+    """Writes a folder of this package again, with adapters added to its weights.
+
+    Args:
+        lora: files of adapters, and how strongly each is added.
+
+    Raises:
+        ValueError: a file is missing or damaged, the adapters are those of another
+            model, or `to` holds something already.
+    """
+    folder = Path(folder)
+    sections = files.read_config(folder, "a model", "model")
+    model = model_config(sections["model"])
+    abstract = jax.eval_shape(partial(initialise, model), jax.random.key(0))
+    weights = files.open_weights(folder, abstract)
+    place: files.Place = _kept
+    for file, strength in lora.items():
+        place = merged_into(model.dit, place, file, strength)
+    merged = ((name, place(name, np.asarray(x))) for name, x in weights.items())
+    with _whole_folder(to) as part:
+        beside = (path for path in folder.iterdir() if path.name != files.WEIGHTS)
+        for path in beside:
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, part / path.name)
+        write_tensors(part / files.WEIGHTS, weights, merged)
+
+
+def _kept(_: str, x: np.ndarray) -> np.ndarray:
+    return x
 
 
 def _export_model(folder: Path, to: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pyramid_jax.checkpoint import dit_tables, files, rename, text_tables, vae_tables
+from pyramid_jax.checkpoint import files, rename, text_tables, vae_tables
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.tensors import read_tensors, subset
 from pyramid_jax.convert import configs
@@ -24,10 +24,10 @@ from pyramid_jax.layout import Layout
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.models import vae as vaes
 from pyramid_jax.models.dit import DiTConfig, initialise_dit
-from pyramid_jax.models.layers import position_table
 from pyramid_jax.models.t5 import T5Config
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.pipeline import prompts
+from pyramid_jax.pipeline.adapters import dit_table
 from pyramid_jax.pipeline.prompts import EncoderConfig
 
 DIT, VAE = "diffusion_transformer", "causal_video_vae"
@@ -146,10 +146,7 @@ def tensor_table(cfg: NetworkConfig) -> Table:
         return vae_tables.vae_table(cfg)
     if isinstance(cfg, EncoderConfig):
         return prompts.encoder_table(cfg)
-    if cfg.position_table is None:
-        return dit_tables.flux_table(cfg.single_blocks)
-    axis = position_table(cfg.position_table, cfg.position_table_base, cfg.width)
-    return dit_tables.mmdit_table(cfg.double_blocks, axis)
+    return dit_table(cfg)
 
 
 @lru_cache

@@ -21,16 +21,18 @@ from pyramid_jax.data.pixels import HeightWidth, to_model
 from pyramid_jax.data.source import (
     ArrayCache,
     SourceConfig,
+    nearest,
     nearest_size,
     read_pixels,
 )
-from pyramid_jax.data.stored import read_latent, stored_features
+from pyramid_jax.data.stored import read_record_latent, stored_features
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
 
-# The normalised latent "t h w c" of a record whose pixels have a given size.
-LoadLatent = Callable[[Record, HeightWidth], np.ndarray]
+Resolutions = tuple[HeightWidth, ...]
+# The normalised latent "t h w c" of a record, made at the nearest of some sizes.
+LoadLatent = Callable[[Record, Resolutions], np.ndarray]
 # The pyramid of a record's latent, coarsest level "t h w c" first.
 LoadLevels = Callable[[Record], list[np.ndarray]]
 
@@ -48,6 +50,8 @@ class DataConfig(SourceConfig):
         stage_shares: how many of a group of successive examples train each stage.
         dropout: probability of an empty caption.
         sizes: further (height, width); files get the nearest aspect ratio.
+        open_rows: rows that are filled at once; more of them leave fewer places empty,
+            and are all in memory.
         latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
@@ -61,12 +65,13 @@ class DataConfig(SourceConfig):
     stage_shares: tuple[int, ...] = (1, 2, 1)
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
+    open_rows: int = 32
     latent: LatentConfig = _PIXELS
     layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self):
         super().__post_init__()
-        budget = ("tokens", "text_tokens", "segments")
+        budget = ("tokens", "text_tokens", "segments", "open_rows")
         check_entries(self, lambda x: x > 0, "over 0", *budget)
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout")
         if np.array(self.sizes).min(initial=1) < 1:
@@ -193,7 +198,7 @@ def load_levels(
     """The pyramid of a record's latent, coarsest level first."""
 
     def make() -> list[np.ndarray]:
-        latent = load(record, nearest_size(cfg.all_sizes, record))
+        latent = load(record, cfg.all_sizes)
         levels = pyramid.levels(latent, len(cfg.stage_shares))
         return [np.asarray(level) for level in levels]
 
@@ -209,32 +214,29 @@ def latent_loader(cfg: DataConfig) -> LoadLatent:
 
 
 def pixel_latent(
-    cfg: DataConfig, record: Record, size: HeightWidth
+    cfg: DataConfig, record: Record, sizes: Resolutions
 ) -> Float[np.ndarray, "t h w 3"]:
     """The latent of a pixel-space model: the normalised pixels of a record's file."""
+    size = nearest_size(sizes, record)
     pixels = read_pixels(record, size, cfg.frames, cfg.fps)
     return cfg.latent.normalise(to_model(pixels))
 
 
 def stored_latent(
-    cfg: LatentConfig, frames: int, record: Record, size: HeightWidth
+    cfg: LatentConfig, frames: int, record: Record, sizes: Resolutions
 ) -> Float[np.ndarray, "t h w c"]:
     """The normalised latent that launch.prepare stored for a record.
 
     Args:
         frames: latent frames of a video; longer ones are cut.
-        size: height and width of the pixels from which it was made.
+        sizes: heights and widths of pixels, from one of which it was made.
 
     Raises:
         ValueError: there is none, or one of another size.
     """
-    if record.latent is None:
-        raise ValueError(
-            "has no latent in the manifest; make latents with "
-            "pyramid-jax prepare --latents"
-        )
-    raw = read_latent(record.latent)
+    raw = read_record_latent(record)
     frames = frames if record.kind == "video" else 1
+    size = nearest(sizes, raw.shape[1:3])  # the file itself may be gone
     cells = (side // cfg.spatial for side in size)
     expected = (frames, *cells, cfg.channels)
     if len(raw) < frames or raw.shape[1:] != expected[1:]:

@@ -26,15 +26,12 @@ from pyramid_jax.data.examples import (
     make_example,
     segment_clips,
 )
-from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.packing import packed_rows
 from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.source import ArrayCache, in_advance, read_examples
-from pyramid_jax.data.stored import check_features
+from pyramid_jax.data.stored import check_features, read_records
 from pyramid_jax.data.tokenizer import Tokenize
-from pyramid_jax.layout import Segment
 from pyramid_jax.shapes import Rows
-
-_OPEN_ROWS = 8  # rows that are filled at once, at least
 
 
 def batches(
@@ -58,14 +55,15 @@ def batches(
             raises when more files than `max_bad` are unusable.
     """
     _check_budget(cfg)
-    records = read_manifest(cfg.manifest)
+    records = read_records(cfg.manifest)
     if tokenize is None:
         check_features(records)
     cache = ArrayCache(cfg.cache_mib * 2**20)
     levels = partial(load_levels, cfg, load or latent_loader(cfg), cache)
     make = partial(make_example, cfg, tokenize, levels, shard[1])
     examples = read_examples(make, records, cfg, folder, shard)
-    return in_advance(_pack(examples, cfg))
+    rows = packed_rows(examples, cfg)
+    return in_advance(rows.batch(cfg.batch).map(_rows))
 
 
 class Longest(NamedTuple):
@@ -108,20 +106,6 @@ def _length(cfg: DataConfig, size: HeightWidth, stage: int, unit: int | None) ->
     coarsest = height * width // (patch * 2 ** (stages - 1)) ** 2
     clips = segment_clips(cfg.latent_frames, stage, unit, cfg.layout)
     return sum(len(clip.frame) * coarsest * 4**clip.stage for clip in clips)
-
-
-def _pack(examples: grain.IterDataset, cfg: DataConfig) -> grain.IterDataset[Rows]:
-    """Batches of rows, each filled with the examples that still fit."""
-    lengths = dict.fromkeys(Segment._fields, cfg.tokens) | {"text": cfg.text_tokens}
-    lengths |= dict.fromkeys(("stage", "pooled"), cfg.segments)
-    rows = grain.experimental.FirstFitPackIterDataset(
-        examples,
-        length_struct=lengths,
-        padding_struct=dict.fromkeys(lengths) | {"stage": -1},
-        num_packing_bins=-(-_OPEN_ROWS // cfg.batch) * cfg.batch,
-        shuffle_bins=False,
-    )
-    return rows.batch(cfg.batch).map(_rows)
 
 
 def _rows(packed: dict[str, np.ndarray]) -> Rows:

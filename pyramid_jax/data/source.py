@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +80,7 @@ class SourceConfig:
 
 def read_examples(
     make: MakeExample,
-    records: tuple[Record, ...],
+    records: Sequence[Record],
     cfg: SourceConfig,
     folder: str | Path,
     shard: tuple[int, int],
@@ -104,7 +104,8 @@ def read_examples(
     numbers = grain.MapDataset.range(host, sys.maxsize, hosts)
     examples = numbers.map(functools.partial(_numbered, make, records, cfg.seed))
     messages = _Messages(examples.batch(_EXAMPLES, batch_fn=list), cfg.workers)
-    files = len({record.path for record in records})
+    listed = isinstance(records, tuple)
+    files = len({x.path for x in records}) if listed else len(records)
     bad_files = BadFiles(Path(folder) / "skipped.jsonl", cfg.max_bad, files)
     return grain.experimental.FlatMapIterDataset(messages, bad_files)
 
@@ -148,7 +149,12 @@ def nearest_size(sizes: tuple[HeightWidth, ...], record: Record) -> HeightWidth:
     if len(sizes) == 1:
         return sizes[0]
     shown = picture_size if record.kind == "image" else video_size
-    height, width = shown(record.path)
+    return nearest(sizes, shown(record.path))
+
+
+def nearest(sizes: tuple[HeightWidth, ...], shown: HeightWidth) -> HeightWidth:
+    """The size whose aspect ratio is nearest to a height and a width in any unit."""
+    height, width = shown
     return min(sizes, key=lambda s: abs(np.log(s[0] / s[1] * width / height)))
 
 
@@ -191,17 +197,25 @@ class ArrayCache:
 
 
 def _numbered(
-    make: MakeExample, records: tuple[Record, ...], seed: int, number: int
+    make: MakeExample, records: Sequence[Record], seed: int, number: int
 ) -> Any | Failure:
     """Example `number` of the run, or why it can't be made."""
     epoch, place = divmod(number, len(records))
-    return attempt(make, number, records[_order(seed, epoch, len(records))[place]])
+    index = epoch_order(seed, epoch, len(records))[place]
+    try:
+        record = records[index]
+    except ValueError as error:
+        return Failure(f"record {index}", str(error))
+    return attempt(make, number, record)
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
+def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
+    """The places of records in an epoch, by the place of an example in it."""
     # perf: grain's own shuffle takes milliseconds per record of a small data set.
-    return np.random.default_rng((seed, epoch)).permutation(count)
+    order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+    np.random.default_rng((seed, epoch)).shuffle(order)
+    return order
 
 
 # --------------------------------------------------------------------------- workers

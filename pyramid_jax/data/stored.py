@@ -19,7 +19,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from pyramid_jax.data.manifest import Record
+from pyramid_jax.data.manifest import Record, read_manifest
+from pyramid_jax.data.shards import ShardRecord, Shards, are_shards
 
 EMPTY, MADE_WITH = "empty.safetensors", "made_with.json"
 
@@ -29,6 +30,15 @@ class CaptionFeatures(NamedTuple):
 
     tokens: Float[np.ndarray, "m _"]
     pooled: Float[np.ndarray, "1 _"]
+
+
+def read_records(path: str | Path) -> Sequence[Record]:
+    """The records of a manifest, or of a folder of shards.
+
+    Raises:
+        ValueError: as `read_manifest`, or the folder lacks shards.
+    """
+    return Shards(path) if are_shards(path) else read_manifest(path)
 
 
 def read_features(path: Path) -> CaptionFeatures:
@@ -45,6 +55,8 @@ def stored_features(record: Record, dropped: bool) -> CaptionFeatures:
     assert record.features is not None  # as `check_features` says
     if dropped:
         return _empty_features(record.features.parent)
+    if isinstance(record, ShardRecord):
+        return CaptionFeatures(record.arrays["tokens"], record.arrays["pooled"])
     return read_features(record.features)
 
 
@@ -54,6 +66,8 @@ def check_features(records: Sequence[Record]) -> None:
     Raises:
         ValueError: records name no features, or those of the empty caption are missing.
     """
+    # Those of shards are alike, and too many to look at each.
+    records = records[:1] if isinstance(records, Shards) else records
     without = [record.path for record in records if record.features is None]
     if without:
         raise ValueError(
@@ -72,6 +86,22 @@ def check_features(records: Sequence[Record]) -> None:
 @functools.lru_cache(maxsize=8)
 def _empty_features(folder: Path) -> CaptionFeatures:
     return read_features(folder / EMPTY)
+
+
+def read_record_latent(record: Record) -> Float[np.ndarray, "t h w c"]:
+    """The raw latent of a record, in float32.
+
+    Raises:
+        ValueError: there is none, or its file can't be read.
+    """
+    if isinstance(record, ShardRecord):
+        return record.arrays["latent"].astype(np.float32)
+    if record.latent is None:
+        raise ValueError(
+            "has no latent in the manifest; make latents with "
+            "pyramid-jax prepare --latents"
+        )
+    return read_latent(record.latent)
 
 
 def read_latent(path: Path) -> Float[np.ndarray, "t h w c"]:
@@ -105,7 +135,10 @@ def check_latents(records: Sequence[Record], **wanted: Any) -> None:
     Raises:
         ValueError: they were made with something else, e.g. at another rate.
     """
-    for folder in {record.latent.parent for record in records if record.latent}:
+    named = () if isinstance(records, Shards) else records
+    folders = {record.latent.parent for record in named if record.latent}
+    folders |= {records.folder} if isinstance(records, Shards) else set()
+    for folder in folders:
         made = read_made_with(folder)
         if made and (wrong := differences(made, wanted)):
             raise ValueError(

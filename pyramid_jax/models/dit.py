@@ -28,7 +28,8 @@ from pyramid_jax.models.dit_blocks import (
     SingleBlock,
     TokenPlaces,
 )
-from pyramid_jax.models.layers import dense, layer_norm
+from pyramid_jax.models.layers import layer_norm
+from pyramid_jax.models.linear import dense
 from pyramid_jax.models.rotary import Turns, angles, turns
 from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.sharding import constrain, shares

@@ -21,15 +21,8 @@ from pyramid_jax.kernels.exchange import by_heads, by_tokens
 from pyramid_jax.kernels.joining import Projection, joined
 from pyramid_jax.kernels.quantised import rounded_product
 from pyramid_jax.models import layers
-from pyramid_jax.models.layers import (
-    Affine,
-    FusedQKV,
-    RMSNorm,
-    Vectors,
-    dense,
-    layer_norm,
-    rms_norm,
-)
+from pyramid_jax.models.layers import Affine, RMSNorm, Vectors, layer_norm, rms_norm
+from pyramid_jax.models.linear import FusedQKV, dense
 from pyramid_jax.models.rotary import Turns, rotate
 from pyramid_jax.shapes import Array
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers shared by the models: dense, norms, modulation, embeddings, stacks."""
+"""Layers shared by the models: norms, modulation, embeddings, stacks of blocks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,89 +11,14 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from pyramid_jax.kernels.quantised import rounded_product
+from pyramid_jax.models.linear import dense
 from pyramid_jax.shapes import Array
 from pyramid_jax.sharding import Axes, constrain, named
 
-Features = int | tuple[int, ...]
 Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
 Vectors = Float[jax.Array, "b s _"]  # of a modulation, side by side
 # Primitives whose results are worth storing; "name" marks those of attention in blocks.
 PRODUCTS = ("dot_general", "conv_general_dilated", "pallas_call", "name")
-
-
-def dense(
-    features: Features,
-    axes: Axes,
-    dtype: str,
-    *,
-    contract: int = 1,
-    init: nn.initializers.Initializer | None = None,
-    bias: bool = True,
-    products: str = "exact",
-) -> nn.DenseGeneral:
-    """A linear map of the last `contract` axes to `features`, with named `axes`.
-
-    The bias is laid out like the output. Weights are float32, products in `dtype` or,
-    unless "exact", those of `kernels.quantised`.
-    Default initialisation: Xavier uniform, of each part alone where several are fused
-    (3, heads, dim).
-    """
-    shape = (features,) if isinstance(features, int) else tuple(features)
-    fused = shape[0] if len(shape) == 3 else 1
-    init = init or nn.initializers.variance_scaling(
-        (1 + fused) / 2, "fan_avg", "uniform"
-    )
-    return nn.DenseGeneral(
-        shape,
-        axis=tuple(range(-contract, 0)),
-        dtype=jnp.dtype(dtype),
-        use_bias=bias,
-        kernel_init=named(init, axes),
-        bias_init=named(nn.initializers.zeros, axes[contract:]),
-        dot_general=rounded_product(products),
-    )
-
-
-def fused_qkv(
-    heads: int,
-    head_dim: int,
-    dtype: str,
-    *,
-    bias: bool = True,
-    products: str = "exact",
-) -> nn.DenseGeneral:
-    """A linear map to queries, keys and values, `3 heads dim`."""
-    axes = ("embed", None, "heads", None)
-    return dense((3, heads, head_dim), axes, dtype, bias=bias, products=products)
-
-
-class FusedQKV(nn.Module):
-    """A map to queries, keys and values, `3 heads dim`, whose bias is added later.
-
-    Its weights are those of `fused_qkv`.
-    """
-
-    heads: int
-    head_dim: int
-    dtype: str
-    products: str = "exact"
-
-    def setup(self):
-        shape = (3, self.heads, self.head_dim)
-        zeros = named(nn.initializers.zeros, (None, "heads", None))
-        self.bias = self.param("bias", zeros, shape, jnp.float32)
-        self.product = fused_qkv(
-            self.heads,
-            self.head_dim,
-            self.dtype,
-            bias=False,
-            products=self.products,
-        )
-        nn.share_scope(self, self.product)
-
-    def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n 3 _ _"]:
-        return self.product(x)
 
 
 def layer_norm(

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from pyramid_jax import mask
 from pyramid_jax.kernels.attention_blocks import FLOOR
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import RMSNorm, dense, fused_qkv, scan, stacked
+from pyramid_jax.models.layers import RMSNorm, scan, stacked
+from pyramid_jax.models.linear import dense, fused_qkv
 from pyramid_jax.sharding import named
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models.layers import dense, fused_qkv, layer_norm
+from pyramid_jax.models.layers import layer_norm
+from pyramid_jax.models.linear import dense, fused_qkv
 from pyramid_jax.models.rotary import Turns, angles, rotate, turns
 from pyramid_jax.shapes import Text
 from pyramid_jax.sharding import named

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from pyramid_jax.kernels.convolution import conv3d
 from pyramid_jax.kernels.halo import Halo
-from pyramid_jax.models.layers import dense
+from pyramid_jax.models.linear import dense
 from pyramid_jax.sharding import named
 
 KERNEL = 3

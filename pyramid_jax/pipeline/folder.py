@@ -2,9 +2,11 @@
 """A model in a folder: config.json, weights.safetensors, tokenizer.json, vae/, ..."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from pyramid_jax.config import asset_path
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.kernels.quantised import QUANTISED
 from pyramid_jax.model import ModelConfig, SampleConfig
+from pyramid_jax.pipeline.adapters import merged_into
 from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
@@ -45,6 +48,8 @@ def read_model(
     text: bool = True,
     offload: bool = False,
     unrolled: bool = False,
+    *,
+    lora: Mapping[str | Path, float] = MappingProxyType({}),
 ) -> SavedModel:
     """The model in a folder; see `pipeline.video.load`.
 
@@ -61,7 +66,11 @@ def read_model(
     if dtype is not None:
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
     abstract = jax.eval_shape(partial(model.initialise, cfg), jax.random.key(0))
-    params = files.read_weights(folder, abstract, files.placing(abstract, mesh, dtype))
+    place, name = files.placing(abstract, mesh, dtype), folder.resolve().name
+    for file, strength in lora.items():
+        place = merged_into(cfg.dit, place, file, strength)
+        name += f"+{Path(file).stem}:{strength:g}"
+    params = files.read_weights(folder, abstract, place)
     params = model.unrolled(params) if unrolled else params
     params = sharding.parked(params) if offload else params
     vae = _vae(folder, cfg, dtype, mesh)
@@ -82,7 +91,7 @@ def read_model(
         model.sample_config(sections["sample"]),
         vae,
         prompts,
-        folder.resolve().name,
+        name,
     )
 
 

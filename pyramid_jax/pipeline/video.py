@@ -2,11 +2,12 @@
 """The front door: a model in a folder, and videos and images from its prompts."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -375,6 +376,8 @@ def load(
     text: bool = True,
     offload: bool = False,
     unrolled: bool = False,
+    *,
+    lora: Mapping[str | Path, float] = MappingProxyType({}),
 ) -> VideoPipeline:
     """The model in a folder that training or `launch.convert` wrote.
 
@@ -383,17 +386,15 @@ def load(
     Args:
         mesh: the devices that share weights and work; None: the first one.
         dtype: of weights and matrix products, "float32" or "bfloat16"; "int8" or "fp8":
-            bfloat16, with blocks whose products are rounded to eight bits
-            (`kernels.quantised`); None: weights as they are stored, products as the
-            model's config says.
+            bfloat16, with products of eight bits in the blocks (`kernels.quantised`);
+            None: weights as they are stored, products as the model's config says.
         text: False leaves out T5 and CLIP, without which no prompt can be read.
-        offload: weights wait in the host's memory, and are on the devices only in the
-            phase that uses them: text, image, Euler steps, decoding.
-        unrolled: blocks are compiled one by one: faster steps on a GPU, and compiling
-            takes several times as long.
+        offload: weights wait in the host's memory, but for the phase that uses them.
+        unrolled: blocks are compiled one by one: slowly, for faster steps on a GPU.
+        lora: files of adapters, and how strongly each is added (1: as it was trained).
 
     Raises:
         ValueError: a file is missing or does not fit the others.
     """
-    model = read_model(folder, mesh, dtype, text, offload, unrolled)
+    model = read_model(folder, mesh, dtype, text, offload, unrolled, lora=lora)
     return VideoPipeline(mesh=mesh, **model._asdict())

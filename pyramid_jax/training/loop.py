@@ -111,9 +111,9 @@ def train_loop(
             if logs or saves or samples:
                 values = window.close(done)
                 if saves:
-                    store.save(done, state, batches)
+                    store.save(done, state._replace(frozen=None), batches)
                 if samples and sample is not None:
-                    values |= sample(done, state.ema) or {}
+                    values |= sample(done, state.averages()) or {}
                 metrics.write(done, values)
                 bar.set_postfix_str(_short(values))
                 window.restart()

@@ -11,6 +11,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
@@ -37,6 +38,7 @@ def run_training(
     batches: grain.DatasetIterator[Any],
     sample: Sample,
     pretrained: Callable[[], Mapping[str, Any]] = dict,
+    frozen: Callable[[Mesh], Any] = lambda mesh: None,
 ) -> TrainState:
     """Trains as the sections step, mesh, loop and seed of a config say; the last state.
 
@@ -48,6 +50,7 @@ def run_training(
         sample: is also called at the end.
         pretrained: loads weights that a new run starts from (see `with_weights`); a
             continued run does not call it.
+        frozen: loads weights that stay as they are, which no checkpoint holds.
 
     Raises:
         ValueError: a section is wrong, or the folder is of another config.
@@ -57,9 +60,10 @@ def run_training(
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
     check_processes(mesh)
-    like = abstract_state(init, optimizer, mesh)
+    like, fixed = abstract_state(init, optimizer, mesh), frozen(mesh)
     step = train_step(
-        loss, optimizer, rate, build(StepConfig, cfg.step.to_dict()), like
+        *(loss, optimizer, rate, build(StepConfig, cfg.step.to_dict())),
+        like._replace(frozen=fixed),
     )
     sections = {k: v for k, v in cfg.to_dict().items() if k not in MAY_CHANGE}
     loop = build(LoopConfig, cfg.loop.to_dict())
@@ -80,6 +84,7 @@ def run_training(
         else:
             logger.info("continuing from step %d", store.latest())
             state = store.restore(like, batches)
+        state = state._replace(frozen=fixed)
         last = train_loop(
             loop,
             step,
@@ -92,7 +97,7 @@ def run_training(
         )
         batches.close()
         sampled = loop.sample_every and int(last.step) % loop.sample_every == 0
-        if not sampled and (values := sample(int(last.step), last.ema)):
+        if not sampled and (values := sample(int(last.step), last.averages())):
             metrics.write(int(last.step), values)
             logger.info("after %d steps: %s", last.step, values)
     if jax.process_index() == 0:

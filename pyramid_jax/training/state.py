@@ -21,7 +21,9 @@ class TrainState(NamedTuple):
     """Plain arrays, or their shapes.
 
     `skipped` of the `step` steps so far did not change the weights. `ema` is the
-    float32 exponential moving average of the weights, for sampling.
+    float32 exponential moving average of the weights, for sampling. `frozen` weights
+    are beside those that are trained, without an average or moments; None: there are
+    none.
     """
 
     step: Int[Any, ""]
@@ -29,6 +31,11 @@ class TrainState(NamedTuple):
     params: Any
     ema: Any
     optimizer: Any
+    frozen: Any = None
+
+    def averages(self) -> Any:
+        """The average of the weights, with those that are frozen."""
+        return self.ema if self.frozen is None else self.frozen | self.ema
 
 
 def create_state(

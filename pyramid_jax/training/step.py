@@ -91,8 +91,10 @@ def train_step(
         state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
         key = jax.random.fold_in(key, state.step)
+        frozen, state = state.frozen, state._replace(frozen=None)
         value, aux, gradient = gradients(
-            partial(loss, step=state.step), state.params, batch, key, cfg.accumulate
+            _beside(frozen, partial(loss, step=state.step)),
+            *(state.params, batch, key, cfg.accumulate),
         )
         norm = optax.tree.norm(gradient)
         keep = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -106,10 +108,18 @@ def train_step(
         # perf: a choice of the whole state; selections write every array once more.
         update = partial(_update, optimizer, cfg, gradient)
         state = jax.lax.cond(keep, update, lambda state: state, state)
-        return state._replace(step=state.step + 1, skipped=skipped), report
+        state = state._replace(step=state.step + 1, skipped=skipped, frozen=frozen)
+        return state, report
 
     placement = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+
+
+def _beside(frozen: Any, loss: Loss) -> Loss:
+    """The loss as a function of the weights that are trained."""
+    if frozen is None:
+        return loss
+    return lambda params, *rest: loss(frozen | params, *rest)
 
 
 def _update(

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharding": set(),
     "config": set(),
     "programs": set(),
+    "lora": {"sharding", "config"},
     # The method: no flax, no files.
     "mask": {"shapes"},
     "pyramid": {"shapes"},
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reflow": {"shapes", "config", "pyramid", "objective", "guidance"},
     # Networks.
     "kernels": {"shapes", "sharding", "programs", "mask"},
-    "models": {"shapes", "sharding", "mask", "latents", "kernels"},
+    "models": {"shapes", "sharding", "lora", "mask", "latents", "kernels"},
     # Services: none knows a network.
     "data": {"shapes", "config", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
@@ -46,12 +47,14 @@ MAY_IMPORT: dict[str, set[str]] = {
               "guidance", "units", "models"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
-    "pipeline": {"shapes", "sharding", "config", "programs", "noise", "units",
+    "pipeline": {"shapes", "sharding", "config", "programs", "lora", "noise", "units",
                  "sampler", "kernels", "models", "data", "checkpoint", "model", "vae"},
     "train": {"sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
     "distill": {"shapes", "config", "objective", "guidance", "reflow", "data",
                 "training", "model", "train"},
+    "finetune": {"shapes", "sharding", "config", "lora", "objective", "models",
+                 "checkpoint", "training", "model", "pipeline", "train"},
     "convert": {"config", "layout", "guidance", "models", "checkpoint",
                 "model", "vae", "pipeline"},
     "__init__": {"model", "pipeline"},

@@ -182,7 +182,7 @@ def test_training_reads_normalised_latents_of_its_length(manifest, tmp_path):
     made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
     record = read_manifest(made)[1]
     raw = read_latent(record.latent)
-    loaded = stored_latent(LATENT, 2, record, SIZE)
+    loaded = stored_latent(LATENT, 2, record, (SIZE,))
     np.testing.assert_array_equal(loaded, LATENT.normalise(raw[:2]))
     assert loaded.dtype == np.float32
 
@@ -203,4 +203,4 @@ def test_latents_of_another_rate_or_vae_are_refused(manifest, tmp_path):
 def test_latents_of_another_size_are_refused(manifest, tmp_path, frames, size):
     made = write_latents(manifest, tmp_path / "latents", job(Encoder()))
     with pytest.raises(ValueError, match=r"has shape \(3, 2, 3, 4\), expected"):
-        stored_latent(LATENT, frames, read_manifest(made)[0], size)
+        stored_latent(LATENT, frames, read_manifest(made)[0], (size,))

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
-from pyramid_jax.models import layers
+from pyramid_jax.models import layers, linear
 
 KEY = jax.random.key(0)
 
@@ -160,7 +160,7 @@ def test_norms_of_bfloat16_are_computed_in_float32():
 def test_fused_projections_start_like_separate_ones():
     """Xavier uniform for 24 to (heads 4, dim 6): bounded by sqrt(6 / (24 + 24))."""
     axes = ("embed", None, "heads", None)
-    module = layers.dense((3, 4, 6), axes, "float32")
+    module = linear.dense((3, 4, 6), axes, "float32")
     params = jax.eval_shape(module.init, KEY, jnp.zeros((1, 24)))["params"]
     kernel, bias = params["kernel"], params["bias"]
     assert kernel.value.shape == (24, 3, 4, 6) and kernel.names == axes

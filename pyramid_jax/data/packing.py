@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples of any length fill rows of one length, which take about equally long.
+
+Rows are filled in rounds: an example goes into the first row of the round where it fits
+(video tokens, caption tokens, segments), and the first one that fits nowhere begins the
+next round. So the more rows a round has, the fewer places stay empty. All rows have as
+many products with weights, but not as much attention: the rows of a round come sorted
+by it, so that rows that are trained together take about equally long, also on several
+hosts, whose rounds have as many rows.
+"""
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.layout import Segment
+
+PackedRow = dict[str, np.ndarray]
+
+
+def packed_rows(
+    examples: grain.IterDataset, cfg: DataConfig
+) -> grain.IterDataset[PackedRow]:
+    """Rows in numpy, packed from examples as dicts; grain names the segments."""
+    lengths = dict.fromkeys(Segment._fields, cfg.tokens) | {"text": cfg.text_tokens}
+    lengths |= dict.fromkeys(("stage", "pooled"), cfg.segments)
+    count = -(-cfg.open_rows // cfg.batch) * cfg.batch
+    rows = grain.experimental.FirstFitPackIterDataset(
+        examples,
+        length_struct=lengths,
+        padding_struct=dict.fromkeys(lengths) | {"stage": -1},
+        num_packing_bins=count,
+        shuffle_bins=False,
+    )
+    if count == cfg.batch:  # they are trained together anyway
+        return rows
+    rounds = rows.batch(count, batch_fn=list)
+    return grain.experimental.FlatMapIterDataset(rounds, _ByAttention(count))
+
+
+def visible_pairs(segment: Int[np.ndarray, "l"], frame: Int[np.ndarray, "l"]) -> int:
+    """How many pairs of a row's tokens the mask lets through, see `mask.joint`.
+
+    Args:
+        segment: of words and video tokens; below 0: padding.
+        frame: words have 0.
+    """
+    valid, span = segment >= 0, int(frame.max(initial=0)) + 1
+    places = segment[valid].astype(np.int64) * span + frame[valid]
+    segments = int(segment.max(initial=-1)) + 1
+    tokens = np.bincount(places, minlength=segments * span).reshape(segments, span)
+    return int((tokens * np.cumsum(tokens, axis=1)).sum())
+
+
+class _ByAttention(grain.experimental.FlatMapTransform):
+    """The rows of a round, those with the least attention first."""
+
+    def __init__(self, rows: int):
+        self.max_fan_out = rows
+
+    def flat_map(self, element: list[PackedRow]) -> list[PackedRow]:
+        """The rows in their order."""
+        return sorted(element, key=_attention)
+
+
+def _attention(row: PackedRow) -> int:
+    words = row["text_segment_ids"]
+    segment = np.concatenate([words, row["frame_segment_ids"]]) - 1
+    return visible_pairs(segment, np.concatenate([0 * words, row["frame"]]))

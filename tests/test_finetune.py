@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that trains adapters: what is trained, what is kept, and what it makes."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.lora_memory import abstract, abstract_rows, state_bytes
+from configs import lora
+from launch.moving_shapes import write_dataset
+from pyramid_jax import sharding
+from pyramid_jax.checkpoint.adapters import read_adapters
+from pyramid_jax.convert.convert import merge_model
+from pyramid_jax.finetune import adapter_loss, base_weights, finetune
+from pyramid_jax.pipeline import video
+from pyramid_jax.pipeline.folder import TINY
+from pyramid_jax.training.state import TrainState
+from tests.test_configs import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes", 16, seed=1)
+
+
+def config(manifest: Path, steps: int = 2):
+    """Adapters of the embedded model, and a short run."""
+    cfg = lora.get_config("tiny")
+    cfg.data.update(manifest=str(manifest), batch=8)
+    cfg.lora.rank = 2
+    cfg.optimizer.warmup_steps = 1
+    cfg.loop.update(steps=steps, log_every=1, save_every=2, sample_every=2)
+    cfg.prompts = cfg.prompts[:1]
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a finished run of two steps, on eight devices."""
+    workdir = tmp_path_factory.mktemp("run")
+    assert finetune(config(manifest), workdir, TINY) == workdir / "lora.safetensors"
+    return workdir
+
+
+def test_only_adapters_have_an_average_and_moments():
+    mesh = sharding.device_mesh(devices=jax.devices()[:1])
+    model, _, state, _ = abstract(lora.get_config("smoke"), mesh)
+    size, count = state_bytes(state), 4 * 2  # the optimizer's counters
+    assert 0 < 5 * size["params"] < size["frozen"]
+    assert size["ema"] == size["params"]
+    assert size["optimizer"] == 2 * size["params"] + count
+    assert set(state.averages()) == {"dit", "text", "lora"}
+    assert model.text is not None
+
+
+@pytest.mark.slow
+def test_the_released_models_leave_room_on_a_gpu_of_24_gb():
+    mesh = sharding.device_mesh(devices=jax.devices()[:1])
+    for name in ("mmdit_384p", "flux_384p"):
+        size = state_bytes(abstract(lora.get_config(name), mesh)[2])
+        assert size["frozen"] < 4.1e9 and sum(size.values()) < 4.5e9
+
+
+@pytest.mark.slow
+def test_the_gradient_is_that_of_adapters_alone(manifest: Path):
+    cfg = config(manifest)
+    mesh = sharding.device_mesh(devices=jax.devices()[:1])
+    model, setting, state, _ = abstract(cfg, mesh)
+    loss = partial(adapter_loss, model, setting)
+    rows = abstract_rows(cfg, model, 1, mesh)
+    ids = jax.ShapeDtypeStruct(rows.text_segment.shape, jnp.int32)
+    shape = jax.eval_shape(
+        jax.grad(lambda p, *x: loss(state.frozen | p, *x)[0]),
+        *(state.params, rows._replace(text=ids), jax.random.key(0)),
+    )
+    assert jax.tree.structure(shape) == jax.tree.structure(state.params)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_adapters_that_change_what_the_model_makes(run: Path):
+    size = {"height": 32, "width": 32, "num_frames": 2, "seed": 0}
+    files = {run / "lora.safetensors": 1.0}
+    plain, changed = video.load(TINY), video.load(TINY, lora=files)
+    assert changed.name == "tiny+lora:1"
+    a, b = (x("a red circle moves left", **size).frames for x in (plain, changed))
+    assert (a != b).any()
+    assert list(run.glob("samples/0000002/0.mp4"))
+    for name in ("lora.safetensors", "lora_comfyui.safetensors"):
+        read = read_adapters(run / name)
+        assert len(read) == 8 + 4 * 3 + 4
+        assert all(np.abs(np.asarray(x)).max() > 0 for x in read.values())
+
+
+@pytest.mark.slow
+def test_merged_weights_are_those_of_the_model_with_adapters(run: Path, tmp_path: Path):
+    files = {run / "lora.safetensors": 0.5}
+    merge_model(TINY, files, tmp_path / "merged")
+    found, expected = video.load(tmp_path / "merged"), video.load(TINY, lora=files)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+@pytest.mark.slow
+def test_a_continued_run_reads_its_base_again(run: Path, manifest: Path):
+    assert not any("frozen" in str(path) for path in (run / "checkpoints").rglob("*"))
+    finetune(config(manifest, steps=3), run, TINY)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_base_of_another_config_is_refused(manifest: Path):
+    _, _, state, _ = abstract(lora.get_config("smoke"), sharding.device_mesh())
+    assert isinstance(state, TrainState)
+    model = abstract(lora.get_config("smoke"), sharding.device_mesh())[0]
+    with pytest.raises(ValueError, match="is of another config than this run's"):
+        base_weights(model, "float32", TINY, sharding.device_mesh())
+
+
+def test_a_run_needs_a_base(manifest: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="--start is missing; give the folder of the"):
+        finetune(config(manifest), tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_adapters(name: str):
+    cfg = lora.get_config(name)
+    assert cfg.lora.base == ("float32" if cfg.model.dit.width < 512 else "bfloat16")
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="there is no config 'nobody' of a model"):
+        lora.get_config("nobody")
