@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grain
 import jax
+from jax.sharding import Mesh
 
 from pyramid_jax import model as models
 from pyramid_jax import sharding
@@ -24,6 +26,7 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.shapes import Rows
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
@@ -101,14 +104,17 @@ def run_experiment(
     """
     workdir, (model, data, defaults, tokenize, vae) = Path(workdir), described
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
-    shard = (jax.process_index(), jax.process_count())
+    words = None if model.text is None else tokenize
+
+    def own_batches(mesh: Mesh) -> grain.DatasetIterator[Rows]:
+        rows = sharding.own_rows(data.batch, mesh)
+        return batches(data, words, workdir, rows)
+
     state = run_training(
         cfg,
         workdir,
         rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
-        batches=batches(
-            data, None if model.text is None else tokenize, workdir, shard=shard
-        ),
+        batches=own_batches,
         sample=sampler(workdir, pipeline, data, cfg.prompts),
         **functions,
     )

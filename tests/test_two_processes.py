@@ -74,11 +74,3 @@ def test_two_processes_train_save_and_continue_one_model(tmp_path: Path):
         lambda a, b: not np.array_equal(a, b), first.params, last.params
     )
     assert any(jax.tree.leaves(moved))
-
-
-def test_processes_that_share_rows_are_refused(tmp_path: Path):
-    manifest = write_dataset(tmp_path / "shapes", 8, seed=1)
-    said = two_processes(manifest, tmp_path / "run", steps=2, data=1, tensor=4)
-    assert len(said) == 2
-    for text in said:
-        assert "the mesh's axis 'tensor' of 4 devices spans processes" in text

@@ -18,8 +18,8 @@ from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
 
 # (params, batch, key) -> (mean loss, sums for the metrics); their `weight` is what the
-# mean is over, e.g. a number of segments. `train_step` also gives it `step=`: steps so
-# far, since a loss may change over a run.
+# mean is over, e.g. a number of segments. `train_step` also gives it `step=`: updates
+# so far, since a loss may change over a run.
 Loss = Callable[..., tuple[jax.Array, Any]]
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, "Report"]]
 
@@ -76,8 +76,9 @@ def train_step(
 ) -> Step:
     """A compiled (state, batch, key) -> (state, report), which consumes the old state.
 
-    The key is the same for all steps: the step number is folded in. Steps whose loss or
-    gradient is not finite leave weights, optimizer and average as they were.
+    The key is the same for all steps: the number of updates is folded in. Steps whose
+    loss or gradient is not finite leave weights, optimizer and average as they were, so
+    a run with a bad batch ends like one without it.
 
     Args:
         rate: the learning rate, for the report.
@@ -90,16 +91,17 @@ def train_step(
     def step(
         state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
-        key = jax.random.fold_in(key, state.step)
+        # Steps that were skipped count for nothing, neither for noise nor for rates.
+        updates = state.step - state.skipped
+        key = jax.random.fold_in(key, updates)
         value, aux, gradient = gradients(
-            partial(loss, step=state.step), state.params, batch, key, cfg.accumulate
+            partial(loss, step=updates), state.params, batch, key, cfg.accumulate
         )
         norm = optax.tree.norm(gradient)
         keep = jnp.isfinite(value) & jnp.isfinite(norm)
         if cfg.skip_above is not None:
             keep &= value <= cfg.skip_above
 
-        updates = state.step - state.skipped
         skipped = jnp.where(keep, state.skipped, state.skipped + 1)
         report = Report(value, norm, rate(updates), skipped, aux)
 

@@ -86,9 +86,9 @@ def test_a_bad_file_is_skipped_logged_and_listed_once(tmp_path, caplog):
 
 
 def test_a_skipped_example_is_not_replaced_by_another(tmp_path):
-    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), segments=1, batch=10)
-    with_broken = taken_parts(1, replace(cfg, max_bad=0.1), tmp_path, load=None)
-    all_sound = taken_parts(2, cfg, tmp_path)
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), segments=1, batch=1)
+    with_broken = taken_parts(10, replace(cfg, max_bad=0.1), tmp_path, load=None)
+    all_sound = taken_parts(12, cfg, tmp_path)
     expected = [p for p in all_sound if p.text[1] < 90][:10]
     assert [(p.text, p.stage, p.unit) for p in with_broken] == [
         (p.text, p.stage, p.unit) for p in expected
