@@ -49,6 +49,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "workers": 4,
         "cache_mib": 512,
         "max_bad": 0.01,
+        "held_out": 0,
     }
     cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
         "kind": "adamw",

@@ -182,7 +182,7 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
         shape = (len(x) * count // own, *x.shape[1:])
         placement = place(shape, ("batch", *[None] * (x.ndim - 1)), mesh)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(shape[0])
             return x[at[first] : at[last - 1] + 1]
 

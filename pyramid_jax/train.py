@@ -4,12 +4,15 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from pyramid_jax import model as models
@@ -27,8 +30,10 @@ from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.shapes import Rows
+from pyramid_jax.training.loop import Sample
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import run_training
+from pyramid_jax.training.step import Loss
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -49,8 +54,8 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     """Trains as a config says, or continues the run in `workdir`; returns the model.
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
-    loss.png), skipped.jsonl if data files were unusable, and the model of the moving
-    average in model/, with the VAE if there is one, for `pyramid_jax.load`.
+    loss.png), starts.jsonl, skipped.jsonl if data files were unusable, and the model of
+    the moving average in model/, with the VAE if there is one, for `pyramid_jax.load`.
 
     Args:
         start: folder of a model whose weights a new run starts from (fine-tuning).
@@ -116,6 +121,7 @@ def run_experiment(
         rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
         batches=own_batches,
         sample=sampler(workdir, pipeline, data, cfg.prompts),
+        validate=validator(workdir, data, words, functions["loss"]),
         **functions,
     )
     own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
@@ -123,6 +129,48 @@ def run_experiment(
     if jax.process_index() == 0:
         folder.save_model(workdir / "model", model, defaults, weights, vae)
     return workdir / "model"
+
+
+def validator(
+    workdir: Path, data: DataConfig, tokenize: Tokenize | None, loss: Loss
+) -> Sample | None:
+    """A function (step, weights) that measures the loss on the held-out records.
+
+    Rows and noise are the same each time, and captions are never dropped. Returns
+    `validation_loss` and the loss of every stage; None if nothing is held out.
+    """
+    if not data.held_out:
+        return None
+    data = dataclasses.replace(data, dropout=0.0)
+    examples = data.held_out * len(data.pattern)
+    count = -(-examples // (data.batch * data.segments))
+    kept: list[Rows] = []
+    measure = jax.jit(loss)
+
+    def validate(step: int, params: Any) -> dict[str, float]:
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        if not kept:
+            rows = sharding.own_rows(data.batch, mesh)
+            held = batches(data, tokenize, workdir, rows, split="held out")
+            with closing(held):
+                kept.extend(islice(held, count))
+        sums, counts = (
+            np.zeros(len(data.stage_shares)),
+            np.zeros(len(data.stage_shares)),
+        )
+        for number, rows in enumerate(kept):
+            key = jax.random.key(number)
+            _, losses = measure(params, sharding.global_batch(rows, mesh), key)
+            sums = sums + np.asarray(losses.stage_sum)
+            counts = counts + np.asarray(losses.stage_count)
+        values = {"validation_loss": float(sums.sum() / counts.sum())}
+        for stage in np.flatnonzero(counts):
+            values[f"validation_loss_stage_{stage}"] = float(
+                sums[stage] / counts[stage]
+            )
+        return values
+
+    return validate
 
 
 def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:

@@ -29,7 +29,7 @@ from pyramid_jax.data.examples import (
     make_example,
     segment_clips,
 )
-from pyramid_jax.data.manifest import read_manifest
+from pyramid_jax.data.manifest import Split, split_records
 from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.source import ArrayCache, Together, in_advance, read_examples
 from pyramid_jax.data.stored import check_features
@@ -45,7 +45,9 @@ def batches(
     tokenize: Tokenize | None,
     folder: str | Path,
     rows: Sequence[int] | None = None,
+    *,
     load: LoadLatent | None = None,
+    split: Split = "training",
 ) -> grain.DatasetIterator[Rows]:
     """An endless iterator of `Rows` in numpy; it has get_state, set_state and close.
 
@@ -55,13 +57,14 @@ def batches(
         folder: gets `skipped.jsonl`, a line for each file that could not be used.
         rows: those of the batch that this process makes; None: all.
         load: the latent of a record; picklable. None: as `latent_loader` says.
+        split: which part of the manifest is read; see `DataConfig.held_out`.
 
     Raises:
         ValueError: a bad manifest, or a budget that a segment exceeds; the iterator
             raises when more files than `max_bad` are unusable.
     """
     _check_budget(cfg)
-    records = read_manifest(cfg.manifest)
+    records = split_records(cfg.manifest, cfg.held_out, split)
     if tokenize is None:
         check_features(records)
     cache = ArrayCache(cfg.cache_mib * 2**20)

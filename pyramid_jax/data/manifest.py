@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Kind = Literal["video", "image"]
+Split = Literal["training", "held out"]
 
 # Files made from a record: the field of `Record` -> the key, named as in the original.
 _PREPARED = {"features": "text_fea", "latent": "latent"}
@@ -70,6 +71,22 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
             '{"video": "clip.mp4", "text": "what it shows"}'
         )
     return tuple(records)
+
+
+def split_records(path: str | Path, held_out: int, split: Split) -> tuple[Record, ...]:
+    """The records of one part of a manifest, whose last `held_out` are held out.
+
+    Raises:
+        ValueError: as `read_manifest`; or nothing would be left to train on.
+    """
+    records = read_manifest(path)
+    first = len(records) - held_out
+    if first < 1:
+        raise ValueError(
+            f"held_out {held_out} leaves nothing of the {len(records)} records of "
+            f"{path}; hold out fewer, or use more data"
+        )
+    return records[:first] if split == "training" else records[first:]
 
 
 def text_lines(path: Path) -> list[str]:

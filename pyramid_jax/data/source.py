@@ -53,6 +53,7 @@ class SourceConfig:
         cache_mib: memory for decoded clips, per worker.
         max_bad: fraction of the manifest's files that may be unusable; of a small set
             three may be, or a quarter, unless it is 0.
+        held_out: records at the manifest's end that are not trained on but measured.
 
     Raises:
         ValueError: a value is out of range.
@@ -69,11 +70,12 @@ class SourceConfig:
     workers: int = 0
     cache_mib: int = 512
     max_bad: float = 0.01
+    held_out: int = 0
 
     def __post_init__(self):
         sizes = ("height", "width", "frames", "fps", "batch")
         check_entries(self, lambda x: x > 0, "over 0", *sizes)
-        counts = ("seed", "workers", "cache_mib")
+        counts = ("seed", "workers", "cache_mib", "held_out")
         check_entries(self, lambda x: x >= 0, "0 or more", *counts)
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "max_bad")
 

@@ -18,6 +18,7 @@ from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import build
 from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
 from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
+from pyramid_jax.training.origin import write_start
 from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
 from pyramid_jax.training.step import Loss, StepConfig, train_step
 
@@ -91,6 +92,7 @@ def run_training(
         else:
             logger.info("continuing from step %d", store.latest())
             state = store.restore(like, rows)
+        write_start(workdir, cfg, int(state.step))
         last = train_loop(
             loop,
             step,

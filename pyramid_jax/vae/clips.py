@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -18,11 +18,9 @@ from jaxtyping import UInt8
 
 from pyramid_jax.config import check_entries
 from pyramid_jax.data import source
-from pyramid_jax.data.manifest import Record, read_manifest
+from pyramid_jax.data.manifest import Record, Split, split_records
 from pyramid_jax.data.source import ArrayCache, SourceConfig
 from pyramid_jax.shapes import Array
-
-Split = Literal["training", "held out"]
 
 
 class Footage(NamedTuple):
@@ -47,7 +45,6 @@ class VAEDataConfig(SourceConfig):
             frames of its videos if it has no images.
         windows: places where a clip may begin, evenly from a file's first frame to the
             last possible one; chosen at random.
-        held_out: records at the manifest's end that are not trained on.
 
     Raises:
         ValueError: a value is out of range.
@@ -56,23 +53,11 @@ class VAEDataConfig(SourceConfig):
     _: KW_ONLY
     images: int = 0
     windows: int = 1
-    held_out: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         check_entries(self, lambda x: x > 0, "over 0", "windows")
-        check_entries(self, lambda x: x >= 0, "0 or more", "images", "held_out")
-
-    def records(self, split: Split) -> tuple[Record, ...]:
-        """The records of one part of the manifest."""
-        records = read_manifest(self.manifest)
-        first = len(records) - self.held_out
-        if first < 1:
-            raise ValueError(
-                f"held_out {self.held_out} leaves nothing of the {len(records)} "
-                f"records of {self.manifest}; hold out fewer, or use more data"
-            )
-        return records[:first] if split == "training" else records[first:]
+        check_entries(self, lambda x: x >= 0, "0 or more", "images")
 
 
 def make_vae_example(
@@ -111,7 +96,7 @@ def vae_batches(
         ValueError: a bad manifest, or one without videos; the iterator raises when more
             files than `max_bad` are unusable.
     """
-    records = cfg.records(split)
+    records = split_records(cfg.manifest, cfg.held_out, split)
     videos = tuple(record for record in records if record.kind == "video")
     images = tuple(record for record in records if record.kind == "image")
     if not videos:
@@ -124,10 +109,10 @@ def vae_batches(
     if cfg.images:
         kinds["image"] = (images or videos, 1, pictures, cfg.images)
     streams = {}
-    for kind, (files, frames, *numbers) in kinds.items():
+    for kind, (files, frames, own, count) in kinds.items():
         cache = ArrayCache(cfg.cache_mib * 2**20 // len(kinds))
         make = partial(make_vae_example, cfg, frames, cache)
-        examples = source.read_examples(make, files, cfg, folder, *numbers)
+        examples = source.read_examples(make, files, cfg, folder, own, count)
         streams |= {f"{kind} {row}": stream for row, stream in examples.items()}
     return source.in_advance(source.Together(streams).map(_footage))
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint import loss_tables
 from pyramid_jax.config import build
+from pyramid_jax.data.manifest import Split
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.data.video_io import write_video
@@ -32,7 +33,7 @@ from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_networks
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.clips import Footage, Split, VAEDataConfig, vae_batches
+from pyramid_jax.vae.clips import Footage, VAEDataConfig, vae_batches
 from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig, Scalar
 from pyramid_jax.vae.quality import psnr, ssim
@@ -135,8 +136,8 @@ def own_clips(
     data: VAEDataConfig, workdir: Path, mesh: Mesh, split: Split = "training"
 ) -> grain.DatasetIterator[Footage]:
     """Batches of the clips and pictures that this process's devices need."""
-    rows = tuple(sharding.own_rows(count, mesh) for count in (data.batch, data.images))
-    return vae_batches(data, workdir, rows, split)
+    clips, pictures = (sharding.own_rows(n, mesh) for n in (data.batch, data.images))
+    return vae_batches(data, workdir, (clips, pictures), split)
 
 
 def first_clips(
@@ -178,7 +179,8 @@ def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
         for clips, video in first_clips(params, data, workdir, split, count):
             pixels, *values = reconstruct(cfg, params["vae"], video)
             if not scores:
-                result = to_uint8(sharding.to_host(pixels))
+                own = sharding.own_rows(len(pixels), video.sharding.mesh)
+                result = to_uint8(sharding.to_host(pixels))[own]
                 write_reconstructions(folder, clips, result, data.fps)
             scores.append([float(value) for value in values])
         means = np.mean(scores, axis=0).tolist()

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from tests.packed import (
     assert_equal,
     config,
     opened,
+    parts,
     synthetic,
     take,
     taken_parts,
@@ -57,6 +59,35 @@ def test_an_iterator_that_has_moved_on_can_be_set_back(tmp_path):
         iterator.set_state(state)
         for rows in before:
             assert_equal(rows, next(iterator))
+
+
+@pytest.mark.parametrize("segments", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_example_comes_once_whatever_hosts_there_are(tmp_path, segments):
+    """One host, then two, then four, then one: each example once in each epoch."""
+    cfg = config(tmp_path, batch=4, segments=segments, tokens=600)
+    hosts = [[range(4)], [(0, 1), (2, 3)], [(3,), (0,), (2,), (1,)], [range(4)]]
+    state, taken = {}, []
+    for shares in hosts:
+        found, merged = {}, {}
+        for rows in shares:
+            with opened(cfg, tmp_path, rows=rows) as iterator:
+                if state:
+                    iterator.set_state(json.loads(json.dumps(state)))
+                successive = [next(iterator) for _ in range(3)]
+                merged |= iterator.get_state()
+            for place, row in enumerate(rows):
+                found[row] = [
+                    jax.tree.map(lambda x, i=place: x[i], b) for b in successive
+                ]
+        state = merged
+        for rows in zip(*(found[row] for row in range(4)), strict=True):
+            taken.append(jax.tree.map(lambda *x: np.stack(x), *rows))
+    if segments == 1:  # twelve batches of four are four epochs of twelve records
+        texts = [part.text[1] for rows in taken for part in parts(rows)]
+        epochs = [sorted(texts[at : at + 12]) for at in range(0, 48, 12)]
+        assert epochs == [list(range(10, 22))] * 4
+    for expected, rows in zip(take(12, cfg, tmp_path), taken, strict=True):
+        assert_equal(expected, rows)
 
 
 # ---------------------------------------------------------------------------- bad files
