@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two training steps of a network on every mesh that spans processes."""
+"""What processes that share a mesh train, to be compared with one that trains alone."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
-from pyramid_jax.training.metrics import Means
+from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.training.loop import LoopConfig, train_loop
+from pyramid_jax.training.metrics import Means, Metrics
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, train_step
@@ -104,3 +107,60 @@ def two_steps(network: Network, mesh: Mesh) -> tuple[TrainState, list[float]]:
             state, report = step(state, sharding.global_batch(own, mesh), KEY)
             losses += [float(report.loss), float(report.gradient_norm)]
     return sharding.to_host(state), losses
+
+
+class Numbered:
+    """This process's rows of random batches, which depend on their number alone.
+
+    Args:
+        at: called with the number of each batch before it is made.
+    """
+
+    def __init__(self, mesh: Mesh, at: Callable[[int], None]):
+        self.number, self._at = 0, at
+        self._rows = sharding.own_rows(8, mesh)
+
+    def __next__(self) -> np.ndarray:
+        self.number += 1
+        self._at(self.number)
+        random = np.random.default_rng(self.number)
+        return random.normal(size=(8, 4, 8)).astype(np.float32)[self._rows]
+
+    def get_state(self) -> dict[str, int]:
+        return {str(row): self.number for row in self._rows}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        (self.number,) = {state[str(row)] for row in self._rows}
+
+
+class NoMetrics(Metrics):
+    """Metrics that nobody reads."""
+
+    def __init__(self):
+        pass
+
+    def write(self, step: int, values: Any) -> None:
+        pass
+
+
+def trained(
+    folder: str | Path, steps: int, at: Callable[[int], None] = lambda number: None
+) -> TrainState:
+    """Begins or continues a run on all devices, saved every 5 steps, never logged."""
+    network, rule, key = small(), optimizer(RATE), jax.random.key(1)
+    mesh = sharding.device_mesh(data=1, tensor=-1)
+    like = abstract_state(network.init, rule, mesh)
+    step = train_step(network.loss, rule, learning_rate(RATE), StepConfig(), like)
+    cfg = LoopConfig(steps=steps, log_every=1000, save_every=5)
+    rows = Numbered(mesh, at)
+    with Store(folder, {"seed": 0}) as store:
+        if store.latest() is None:
+            state = create_state(KEY, network.init, rule, mesh)
+        else:
+            state = store.restore(like, rows)
+        print("begins at", int(state.step), flush=True)
+        state = train_loop(
+            cfg, step, state, rows, key, store=store, metrics=NoMetrics()
+        )
+        print("ends at", int(state.step), flush=True)
+        return state
