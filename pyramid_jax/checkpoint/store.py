@@ -143,11 +143,17 @@ class Store:
         self._wait()
         damaged: dict[Path, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            read, problem = None, None
             try:
-                config, position, state = self._read(step, like, data is not None)
+                read = self._read(step, like, data is not None)
             except Exception as error:  # Orbax has no class for damage
-                damaged[self.folder / str(step)] = error
+                problem = error
+            whole = _everywhere(read is not None)
+            if read is None or not whole:
+                problem = problem or ValueError("another process can't read it")
+                damaged[self.folder / str(step)] = problem
                 continue
+            config, position, state = read
             if differing := _differences(config, self.config, self._may_change):
                 raise ValueError(
                     f"checkpoint {self.folder / str(step)} is of another config: "
@@ -201,6 +207,13 @@ class Store:
         if damaged:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
             self._manager.reload()
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether something is so in all processes; all of them must call it."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
 def _of_all_processes(position: Mapping[str, Any]) -> dict[str, Any]:
