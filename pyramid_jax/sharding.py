@@ -10,6 +10,7 @@ sharding, in another kind of memory: it knows where it belongs.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "layers": None,
 }
+
+_float32_sums = ContextVar("float32_sums", default=False)
 
 Axes = tuple[str | None, ...]
 Initializer = nn.initializers.Initializer
@@ -203,6 +206,21 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     if current.empty or math.prod(current.shape.values()) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, place(x.shape, axes, current).spec)
+
+
+@contextmanager
+def float32_sums(wanted: bool = True) -> Iterator[None]:
+    """Traces models whose weight gradients are summed over devices in float32."""
+    before = _float32_sums.set(wanted)
+    try:
+        yield
+    finally:
+        _float32_sums.reset(before)
+
+
+def sums_in_float32() -> bool:
+    """Whether `float32_sums` is in effect."""
+    return _float32_sums.get()
 
 
 def unbox(tree: Any) -> Any:

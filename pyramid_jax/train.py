@@ -32,7 +32,7 @@ from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.loop import Sample
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.run import run_training
+from pyramid_jax.training.run import best_average, run_training
 from pyramid_jax.training.step import Loss
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
@@ -55,7 +55,8 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
     loss.png), starts.jsonl, skipped.jsonl if data files were unusable, and the model of
-    the moving average in model/, with the VAE if there is one, for `pyramid_jax.load`.
+    the moving average in model/, with the VAE if there is one, for `pyramid_jax.load`;
+    that of the best checkpoint in best/, if records are held out and it is not the last.
 
     Args:
         start: folder of a model whose weights a new run starts from (fine-tuning).
@@ -124,10 +125,14 @@ def run_experiment(
         validate=validator(workdir, data, words, functions["loss"]),
         **functions,
     )
-    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
-    weights = sharding.to_host(own)
-    if jax.process_index() == 0:
-        folder.save_model(workdir / "model", model, defaults, weights, vae)
+    averages = {"model": state.ema, "best": best_average(workdir, state)}
+    for name, average in averages.items():
+        if average is None:
+            continue
+        own = {part: average[part] for part in ("dit", "text") if part in average}
+        weights = sharding.to_host(own)
+        if jax.process_index() == 0:
+            folder.save_model(workdir / name, model, defaults, weights, vae)
     return workdir / "model"
 
 

@@ -170,6 +170,11 @@ class Store:
             f"{'; '.join(reasons)}; copy one there, or train in another folder"
         )
 
+    def average(self, step: int, like: Any) -> Any:
+        """The moving average in the checkpoint of a step, laid out as `like`."""
+        average = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
+        return self._manager.restore(step, args=ocp.args.Composite(ema=average))["ema"]
+
     def _wait(self) -> None:
         """Waits until the checkpoint that was started is written."""
         try:

@@ -113,6 +113,17 @@ def run_training(
     return last
 
 
+def best_average(workdir: str | Path, last: TrainState) -> Any:
+    """The moving average of the best checkpoint of a run, laid out as that of `last`.
+
+    None if that is the last one, or nothing was measured.
+    """
+    with Store(Path(workdir) / "checkpoints", {}) as store:
+        if (best := store.best()) in (None, int(last.step)):
+            return None
+        return store.average(best, last.ema)
+
+
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """The state with the given entries of the weights instead of its own.
 

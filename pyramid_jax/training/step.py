@@ -35,6 +35,8 @@ class StepConfig:
             writes as many bytes as a third of AdamW.
         ema_warmup: update n uses at most (1 + n) / (10 + n), so that the average soon
             forgets the initial weights.
+        float32_sums: gradients of weight matrices are added up over devices in float32
+            instead of the type of the products, which takes twice the bytes.
         skip_above: a step whose loss is larger changes nothing; None skips only steps
             whose loss or gradient is not finite.
 
@@ -46,6 +48,7 @@ class StepConfig:
     ema_decay: float = 0.9999
     ema_every: int = 1
     ema_warmup: bool = True
+    float32_sums: bool = False
     skip_above: float | None = None
 
     def __post_init__(self):
@@ -94,9 +97,10 @@ def train_step(
         # Steps that were skipped count for nothing, neither for noise nor for rates.
         updates = state.step - state.skipped
         key = jax.random.fold_in(key, updates)
-        value, aux, gradient = gradients(
-            partial(loss, step=updates), state.params, batch, key, cfg.accumulate
-        )
+        with sharding.float32_sums(cfg.float32_sums):
+            value, aux, gradient = gradients(
+                partial(loss, step=updates), state.params, batch, key, cfg.accumulate
+            )
         norm = optax.tree.norm(gradient)
         keep = jnp.isfinite(value) & jnp.isfinite(norm)
         if cfg.skip_above is not None:

@@ -17,6 +17,7 @@ from pyramid_jax.objective import Losses
 from pyramid_jax.training import loop
 from pyramid_jax.training.metrics import Means, Metrics
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.run import best_average
 from pyramid_jax.training.state import TrainState, abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
@@ -314,18 +315,20 @@ def test_bad_steps_in_a_row_end_the_run_and_its_state_is_kept(tmp_path, mesh):
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, mesh):
-    losses = [3.0, 1.0, 2.0, 4.0, 5.0, 6.0]
+    losses, averages = [3.0, 1.0, 2.0, 4.0, 5.0, 6.0], []
 
     def validate(step: int, average: Any) -> dict[str, float]:
+        averages.append(jax.device_get(average))
         return {"validation_loss": losses[step - 1]}
 
     lines, cfg = MetricsList(), loop.LoopConfig(steps=6, save_every=1)
-    trained(tmp_path, mesh, cfg, validate=validate, metrics=lines)
+    folder = tmp_path / "checkpoints"
+    last = trained(folder, mesh, cfg, validate=validate, metrics=lines)
     assert [values["validation_loss"] for _, values in lines.lines] == losses
-    with Store(tmp_path, {"seed": 0}) as store:
+    with Store(folder, {"seed": 0}) as store:
         assert store.best() == 2 and store.latest() == 6
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"2", "4", "5", "6"}
+    assert {path.name for path in folder.iterdir()} == {"2", "4", "5", "6"}
+    assert_equal(best_average(tmp_path, last), averages[1])
 
 
 def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, mesh):
