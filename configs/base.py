@@ -64,11 +64,8 @@ def get_config(variant: str = "mmdit") -> Any:
         "steps": 50_000,
         "final_rate": 1e-5,
     }
-    cfg.step = {  # training.step.StepConfig
-        "accumulate": 1,
-        "ema_decay": 0.9999,
-        "float32_sums": False,
-    }
+    cfg.step = dict(accumulate=1, ema_decay=0.9999)  # training.step.StepConfig
+    cfg.step.float32_sums = False
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     cfg.sample = {  # model.SampleConfig
         "first_steps": (20, 20, 20),

@@ -56,7 +56,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
     loss.png), starts.jsonl, skipped.jsonl if data files were unusable, and the model of
     the moving average in model/, with the VAE if there is one, for `pyramid_jax.load`;
-    that of the best checkpoint in best/, if records are held out and it is not the last.
+    that of the best checkpoint in best/, if records are held out and another is last.
 
     Args:
         start: folder of a model whose weights a new run starts from (fine-tuning).

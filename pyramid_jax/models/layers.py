@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.quantised import rounded_product
+from pyramid_jax.models.products import cast_inputs, summed_product
 from pyramid_jax.shapes import Array
 from pyramid_jax.sharding import Axes, constrain, named, sums_in_float32
 
@@ -45,50 +45,18 @@ def dense(
     init = init or nn.initializers.variance_scaling(
         (1 + fused) / 2, "fan_avg", "uniform"
     )
-    exact = {"promote_dtype": _cast_inputs, "dot_general": _product}
+    options: dict[str, Any] = {"dot_general": rounded_product(products)}
+    if products == "exact" and sums_in_float32():
+        options = {"promote_dtype": cast_inputs, "dot_general": summed_product}
     return nn.DenseGeneral(
         shape,
-        **(exact if sums_in_float32() else {}),
         axis=tuple(range(-contract, 0)),
         dtype=jnp.dtype(dtype),
         use_bias=bias,
         kernel_init=named(init, axes),
         bias_init=named(nn.initializers.zeros, axes[contract:]),
-        dot_general=rounded_product(products),
+        **options,
     )
-
-
-def _cast_inputs(x: jax.Array, kernel: jax.Array, bias: Any, *, dtype: Any) -> Any:
-    """Inputs and bias in `dtype`; the kernel stays float32 until it is multiplied."""
-    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
-
-
-def _product(x: jax.Array, kernel: jax.Array, axes: Any, precision: Any) -> jax.Array:
-    """`dot_general` whose kernel has a float32 gradient."""
-    assert precision is None
-    return _dot(x, kernel, len(axes[0][0]))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
-    """The product over the last `contract` axes of `x`, in its type."""
-    return jnp.tensordot(x, kernel.astype(x.dtype), contract)
-
-
-def _dot_forward(x: jax.Array, kernel: jax.Array, contract: int) -> Any:
-    return _dot(x, kernel, contract), (x, kernel)
-
-
-def _dot_backward(contract: int, kept: Any, y: jax.Array) -> Any:
-    x, kernel = kept
-    rows, outputs = tuple(range(x.ndim - contract)), range(contract, kernel.ndim)
-    pairs = tuple(range(x.ndim - contract, y.ndim)), tuple(outputs)
-    # Devices add up what this product returns, so its type is that of the sum.
-    own = jnp.tensordot(x, y, (rows, rows), preferred_element_type=jnp.float32)
-    return jnp.tensordot(y, kernel.astype(y.dtype), pairs), own
-
-
-_dot.defvjp(_dot_forward, _dot_backward)
 
 
 def fused_qkv(
