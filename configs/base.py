@@ -45,12 +45,9 @@ def get_config(variant: str = "mmdit") -> Any:
         "stage_shares": (1, 2, 1),
         "dropout": 0.1,
         "sizes": (),
-        "seed": 0,
         "workers": 4,
         "cache_mib": 512,
-        "max_bad": 0.01,
-        "held_out": 0,
-    }
+    } | dict(seed=0, max_bad=0.01, held_out=0)
     cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
         "kind": "adamw",
         "learning_rate": 5e-5,
