@@ -33,8 +33,8 @@ from pyramid_jax.sharding import unbox
 from pyramid_jax.train import data_config
 
 MOST_EMPTY, MOST_UNEVEN = 0.08, 0.10
-ROUNDS = 2  # of every host
-HOSTS, DEVICES = 8, 8  # devices of a host, each of which has a row
+ROUNDS = 2  # of every row's stream
+DEVICES = 64  # each of which has a row
 
 flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
 
@@ -58,11 +58,11 @@ MIXTURES = (
 
 
 class Examples(grain.IterDataset):
-    """The lengths of the examples of one host, without end."""
+    """The lengths of the examples of a row's stream, without end."""
 
-    def __init__(self, cfg: DataConfig, mixture: Mixture, host: int):
+    def __init__(self, cfg: DataConfig, mixture: Mixture, row: int):
         super().__init__()
-        self._arguments = cfg, mixture, host
+        self._arguments = cfg, mixture, row
 
     def __iter__(self) -> Any:
         return _ExampleIterator(lengths(*self._arguments))
@@ -84,17 +84,17 @@ class _ExampleIterator(grain.DatasetIterator):
 
 
 def lengths(
-    cfg: DataConfig, mixture: Mixture, host: int
+    cfg: DataConfig, mixture: Mixture, row: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Examples whose arrays are as long as those of real ones, and otherwise empty."""
-    random = np.random.default_rng(host)
+    random = np.random.default_rng(row)
     grid = cfg.latent.grid(cfg.height, cfg.width, cfg.layout.patch, 3)
     finest = grid[0] * grid[1] // cfg.layout.patch**2
     low, high = mixture.words
-    for number in itertools.count(host, HOSTS):
+    for number in itertools.count(row, cfg.batch):
         count = 1 if random.random() < mixture.images else cfg.latent_frames
-        stage = stage_of(cfg, HOSTS, number)
-        unit = unit_of(cfg, HOSTS, number, count)
+        stage = stage_of(cfg, number)
+        unit = unit_of(cfg, number, count)
         clips = segment_clips(count, stage, unit, cfg.layout)
         sizes = [finest // 4 ** (2 - x.stage) for x in clips for _ in x.frame]
         frame = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
@@ -106,21 +106,20 @@ def lengths(
 
 
 def measured(mixture: Mixture) -> dict[str, Any]:
-    """What is empty in the rows of all hosts, and how uneven their steps are."""
+    """What is empty in the rows of all devices, and how uneven their steps are."""
     name = f"configs.{mixture.config}"
     cfg = importlib.import_module(name).get_config("full")
     cfg.data.batch = DEVICES
     model = models.model_config(cfg.model.to_dict())
     data = data_config(cfg, model)
-    count = ROUNDS * -(-data.open_rows // data.batch) * data.batch
+    count = ROUNDS * data.open_rows
     rows = [
-        list(itertools.islice(packed_rows(Examples(data, mixture, host), data), count))
-        for host in range(HOSTS)
+        list(itertools.islice(packed_rows(Examples(data, mixture, row), data), count))
+        for row in range(DEVICES)
     ]
     work = np.array([[attention(model, row) for row in of] for of in rows])
     work = work + products(model, data)
-    steps = work.reshape(HOSTS, -1, DEVICES).swapaxes(0, 1).reshape(-1, HOSTS * DEVICES)
-    uneven = steps.max(1) / steps.mean(1) - 1
+    uneven = work.max(0) / work.mean(0) - 1
     used = [np.mean(row["frame_segment_ids"] > 0) for of in rows for row in of]
     return {
         "config": mixture.config,
@@ -163,7 +162,7 @@ def main(_: object) -> None:
             f"| {x['empty']:.1%} | {x['uneven_mean']:.1%} | {x['uneven_most']:.1%} |"
         )
     if path := flags.FLAGS.to:
-        about = {"hosts": HOSTS, "devices_per_host": DEVICES, "jax": jax.__version__}
+        about = {"devices": DEVICES, "jax": jax.__version__}
         text = json.dumps(about | {"mixtures": found}, indent=1) + "\n"
         Path(path).write_text(text, encoding="utf-8")
     empty = max(x["empty"] for x in found)

@@ -46,11 +46,9 @@ def get_config(variant: str = "mmdit") -> Any:
         "stage_shares": (1, 2, 1),
         "dropout": 0.1,
         "sizes": (),
-        "seed": 0,
         "workers": 4,
         "cache_mib": 512,
-        "max_bad": 0.01,
-    }
+    } | dict(seed=0, max_bad=0.01, held_out=0)
     cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
         "kind": "adamw",
         "learning_rate": 5e-5,
@@ -64,7 +62,8 @@ def get_config(variant: str = "mmdit") -> Any:
         "steps": 50_000,
         "final_rate": 1e-5,
     }
-    cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
+    # training.step.StepConfig
+    cfg.step = dict(accumulate=1, ema_decay=0.9999, float32_sums=False)
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     cfg.sample = {  # model.SampleConfig
         "first_steps": (20, 20, 20),

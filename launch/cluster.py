@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from absl import flags
 
+# Seconds without a sign of life after which a process counts as dead, and all end.
+HEARTBEAT = 30
 GIVEN = ("coordinator", "processes", "process")
 VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 
@@ -42,7 +44,9 @@ def join_cluster(values: Any) -> None:
         check_cluster(**given)
         # Flags count: a cluster would add which of the devices are this process's.
         jax.distributed.initialize(
-            *given.values(), cluster_detection_method="deactivate"
+            *given.values(),
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     elif len(missing) < len(GIVEN):
         raise ValueError(
@@ -73,7 +77,7 @@ def check_cluster(coordinator: str, processes: int, process: int) -> None:
 def _join_known() -> None:
     """Joins the processes of which a cluster tells."""
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except ValueError as error:
         raise ValueError(
             f"no cluster tells of the other processes ({error}); give --coordinator, "

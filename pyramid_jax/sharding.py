@@ -10,6 +10,7 @@ sharding, in another kind of memory: it knows where it belongs.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "layers": None,
 }
+
+_float32_sums = ContextVar("float32_sums", default=False)
 
 Axes = tuple[str | None, ...]
 Initializer = nn.initializers.Initializer
@@ -137,14 +140,58 @@ def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     )
 
 
-def mesh_axes(axis: str) -> tuple[str, ...]:
-    """The axes of the mesh that divide an axis of arrays."""
-    return _names(spec((axis,))[0])
-
-
 def parts(axis: str, mesh: Mesh | AbstractMesh) -> int:
     """How many devices divide an axis of arrays among them."""
-    return math.prod(mesh.shape[name] for name in mesh_axes(axis))
+    return math.prod(mesh.shape[name] for name in _names(spec((axis,))[0]))
+
+
+def own_parts(axis: str, mesh: Mesh) -> list[int]:
+    """Which parts of an axis this process's devices hold; others may hold them, too."""
+    whole = (parts(axis, mesh),)
+    held = place(whole, (axis,), mesh).addressable_devices_indices_map(whole)
+    return sorted({index[0].start or 0 for index in held.values() if index})
+
+
+def own_rows(rows: int, mesh: Mesh) -> list[int]:
+    """Which rows of a batch of all processes this process's devices need.
+
+    Processes whose devices share rows get the same ones.
+
+    Raises:
+        ValueError: the rows can't be divided over the devices that share a batch.
+    """
+    count = parts("batch", mesh)
+    if rows % count:
+        raise ValueError(
+            f"a batch of {rows} rows can't be divided over {count} devices; "
+            f"use a multiple of {count} rows"
+        )
+    size = rows // count
+    own = own_parts("batch", mesh)
+    return [part * size + row for part in own for row in range(size)]
+
+
+def global_batch(batch: Any, mesh: Mesh) -> Any:
+    """The batch of all processes on the mesh, from this process's `own_rows`.
+
+    Raises:
+        ValueError: the rows can't be divided over the devices that share a batch.
+    """
+    count, own = parts("batch", mesh), len(own_parts("batch", mesh))
+
+    def joined(x: np.ndarray) -> jax.Array:
+        rows = own_rows(len(x) * count // own, mesh)
+        at = {row: i for i, row in enumerate(rows)}
+        shape = (len(x) * count // own, *x.shape[1:])
+        placement = place(shape, ("batch", *[None] * (x.ndim - 1)), mesh)
+
+        def part(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(shape[0])
+            return x[at[first] : at[last - 1] + 1]
+
+        return jax.make_array_from_callback(shape, placement, part)
+
+    return jax.tree.map(joined, batch)
 
 
 def shares(axis: str) -> int:
@@ -159,6 +206,21 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     if current.empty or math.prod(current.shape.values()) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, place(x.shape, axes, current).spec)
+
+
+@contextmanager
+def float32_sums(wanted: bool = True) -> Iterator[None]:
+    """Traces models whose weight gradients are summed over devices in float32."""
+    before = _float32_sums.set(wanted)
+    try:
+        yield
+    finally:
+        _float32_sums.reset(before)
+
+
+def sums_in_float32() -> bool:
+    """Whether `float32_sums` is in effect."""
+    return _float32_sums.get()
 
 
 def unbox(tree: Any) -> Any:

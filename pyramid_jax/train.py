@@ -4,11 +4,16 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grain
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from pyramid_jax import model as models
 from pyramid_jax import sharding
@@ -23,9 +28,12 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
+from pyramid_jax.shapes import Rows
+from pyramid_jax.training.loop import Sample
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.run import run_training
+from pyramid_jax.training.run import best_average, run_training
 from pyramid_jax.training.state import TrainState
+from pyramid_jax.training.step import Loss
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -46,8 +54,9 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
     """Trains as a config says, or continues the run in `workdir`; returns the model.
 
     The folder gets checkpoints/, samples/, the loss (metrics.jsonl, TensorBoard files,
-    loss.png), skipped.jsonl if data files were unusable, and the model of the moving
-    average in model/, with the VAE if there is one, for `pyramid_jax.load`.
+    loss.png), starts.jsonl, skipped.jsonl if data files were unusable, and the model of
+    the moving average in model/, with the VAE if there is one, for `pyramid_jax.load`;
+    that of the best checkpoint in best/, if records are held out and another is last.
 
     Args:
         start: folder of a model whose weights a new run starts from (fine-tuning).
@@ -101,10 +110,14 @@ def run_experiment(
     """
     workdir, (model, _, defaults, _, vae) = Path(workdir), described
     state = train_dit(cfg, workdir, described, **functions)
-    own = {name: state.ema[name] for name in ("dit", "text") if name in state.ema}
-    weights = sharding.to_host(own)
-    if jax.process_index() == 0:
-        folder.save_model(workdir / "model", model, defaults, weights, vae)
+    averages = {"model": state.ema, "best": best_average(workdir, state)}
+    for name, average in averages.items():
+        if average is None:
+            continue
+        own = {part: average[part] for part in ("dit", "text") if part in average}
+        weights = sharding.to_host(own)
+        if jax.process_index() == 0:
+            folder.save_model(workdir / name, model, defaults, weights, vae)
     return workdir / "model"
 
 
@@ -123,18 +136,64 @@ def train_dit(
     """
     model, data, defaults, tokenize, vae = described
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
-    shard = (jax.process_index(), jax.process_count())
+    words = None if model.text is None else tokenize
     sample = sampler(workdir, pipeline, data, cfg.prompts)
+
+    def own_batches(mesh: Mesh) -> grain.DatasetIterator[Rows]:
+        rows = sharding.own_rows(data.batch, mesh)
+        return batches(data, words, workdir, rows)
+
     return run_training(
         cfg,
         workdir,
         rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
-        batches=batches(
-            data, None if model.text is None else tokenize, workdir, shard=shard
-        ),
+        batches=own_batches,
         sample=lambda step, averages: sample(step, sampled(averages)),
+        validate=validator(workdir, data, words, functions["loss"]),
         **functions,
     )
+
+
+def validator(
+    workdir: Path, data: DataConfig, tokenize: Tokenize | None, loss: Loss
+) -> Sample | None:
+    """A function (step, weights) that measures the loss on the held-out records.
+
+    Rows and noise are the same each time, and captions are never dropped. Returns
+    `validation_loss` and the loss of every stage; None if nothing is held out.
+    """
+    if not data.held_out:
+        return None
+    data = dataclasses.replace(data, dropout=0.0)
+    examples = data.held_out * len(data.pattern)
+    count = -(-examples // (data.batch * data.segments))
+    kept: list[Rows] = []
+    measure = jax.jit(loss)
+
+    def validate(step: int, params: Any) -> dict[str, float]:
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        if not kept:
+            rows = sharding.own_rows(data.batch, mesh)
+            held = batches(data, tokenize, workdir, rows, split="held out")
+            with closing(held):
+                kept.extend(islice(held, count))
+        sums, counts = (
+            np.zeros(len(data.stage_shares)),
+            np.zeros(len(data.stage_shares)),
+        )
+        for number, rows in enumerate(kept):
+            key = jax.random.key(number)
+            _, losses = measure(params, sharding.global_batch(rows, mesh), key)
+            sums = sums + np.asarray(losses.stage_sum)
+            counts = counts + np.asarray(losses.stage_count)
+        values = {"validation_loss": float(sums.sum() / counts.sum())}
+        for stage in np.flatnonzero(counts):
+            values[f"validation_loss_stage_{stage}"] = float(
+                sums[stage] / counts[stage]
+            )
+        return values
+
+    return validate
 
 
 def with_latents(model: ModelConfig, latent: LatentConfig) -> ModelConfig:

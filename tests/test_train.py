@@ -3,19 +3,27 @@
 
 import dataclasses
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from configs import tiny
 from launch.moving_shapes import write_dataset
 from pyramid_jax.model import model_config
+from pyramid_jax.objective import Losses
 from pyramid_jax.pipeline import video as generate
-from pyramid_jax.train import start_weights, train
+from pyramid_jax.shapes import Rows
+from pyramid_jax.sharding import device_mesh
+from pyramid_jax.train import experiment, start_weights, train, validator
 from pyramid_jax.training.run import with_weights
 from pyramid_jax.training.state import TrainState
 
@@ -23,6 +31,7 @@ from pyramid_jax.training.state import TrainState
 def config(manifest: Path) -> ConfigDict:
     cfg = tiny.get_config("smoke")
     cfg.data.update(manifest=str(manifest), batch=8)
+    cfg.data.held_out = 4
     cfg.loop.sample_every = 2
     cfg.prompts = ("a red circle moves left",)
     return cfg
@@ -50,6 +59,8 @@ def test_a_run_leaves_loss_samples_checkpoints_and_a_model(run: Path):
         "loss_stage_2",
         "gradient_norm",
         "learning_rate",
+        "validation_loss",
+        "validation_loss_stage_0",
     }
     assert expected <= set(lines[-1])
     assert list(run.glob("events.out.tfevents.*"))
@@ -57,6 +68,12 @@ def test_a_run_leaves_loss_samples_checkpoints_and_a_model(run: Path):
     assert (run / "samples/0000002/0.mp4").stat().st_size > 0
     assert (run / "samples/0000002/contact_sheet.png").stat().st_size > 1000
     assert (run / "checkpoints/2").is_dir()
+    (start,) = [json.loads(x) for x in (run / "starts.jsonl").read_text().splitlines()]
+    assert start["config"]["data"]["held_out"] == 4 and start["step"] == 0
+    assert {"python", "jax", "optax"} <= set(start["versions"])
+    assert start["command"] and re.fullmatch(
+        r"[\da-f]{40}\+?", start["commit"] or "0" * 40
+    )
 
 
 @pytest.mark.slow
@@ -73,6 +90,27 @@ def test_a_run_is_continued_to_more_steps(run: Path, manifest: Path):
     train(cfg, run)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_the_held_out_loss_has_the_same_rows_and_noise_every_time(
+    run: Path, manifest: Path
+):
+    def loss(_: Any, rows: Rows, key: jax.Array) -> tuple[jax.Array, Losses]:
+        noise = jax.random.normal(key, (3,))
+        sums = noise * rows.clean.sum() + rows.text.sum()
+        return sums.sum(), Losses(sums.sum(), sums, jnp.float32([1, 0, 1]))
+
+    described = experiment(config(manifest))
+    data, words = described.data, described.tokenize
+    params = jax.device_put(jnp.zeros(1), NamedSharding(device_mesh(), P()))
+    validate, again = (validator(run, data, words, loss) for _ in range(2))
+    assert validate is not None and again is not None
+    values = validate(1, params)
+    assert set(values) == {"validation_loss"} | {
+        f"validation_loss_stage_{stage}" for stage in (0, 2)
+    }
+    assert values == validate(2, params) == again(3, params)
+    assert validator(run, replace(data, held_out=0), words, loss) is None
 
 
 def test_a_run_of_another_config_is_not_continued(run: Path, manifest: Path):

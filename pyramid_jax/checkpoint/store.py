@@ -7,26 +7,36 @@ items of a checkpoint.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
-from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
 
 logger = logging.getLogger(__name__)
 
 State = TypeVar("State")  # a NamedTuple of arrays and trees of arrays
 
-COUNTERS, DATA, CONFIG = "counters", "data", "config"
+COUNTERS, POSITION, CONFIG = "counters", "position", "config"
 DAMAGED = ".damaged"
 
 
 class Resumable(Protocol):
-    """An iterator whose position can be read and set, as JSON (as grain's can)."""
+    """An iterator whose position can be read and set, as JSON (as grain's can).
+
+    Of several processes each knows the position of some parts, by name, and finds its
+    parts in a state that has those of all.
+    """
 
     def get_state(self) -> dict[str, Any]: ...
 
@@ -34,17 +44,41 @@ class Resumable(Protocol):
 
 
 class Store:
-    """The newest `keep` checkpoints of one run, in `folder`.
+    """The newest `keep` checkpoints of one run, and the best one, in `folder`.
 
     Args:
         config: JSON values that a checkpoint must have been made with to be continued.
+        may_change: entries, or sections, that may differ, e.g. "data.workers".
+        best: what is measured for a checkpoint, and is lowest for the best.
     """
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any], keep: int = 3):
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        keep: int = 3,
+        *,
+        may_change: Collection[str] = (),
+        best: str = "validation_loss",
+    ):
         self.folder = Path(folder).absolute()
         self.config = json.loads(json.dumps(dict(config)))
+        self._may_change = may_change
+
+        def metric(values: Any) -> float:
+            return values.get(best, float("inf"))
+
+        best_one = BestN(
+            get_metric_fn=metric,
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True
+            best_fn=metric,
+            best_mode="min",
+            preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best_one]),
+            enable_async_checkpointing=True,
         )
         if jax.process_count() == 1:
             # perf: Orbax would cut replicated arrays into a piece per device, and
@@ -65,8 +99,21 @@ class Store:
         """The newest checkpoint's step, None if there is no checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, data: Resumable | None = None) -> None:
+    def best(self) -> int | None:
+        """The best checkpoint's step, None if nothing was measured for any."""
+        return self._manager.best_step()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data: Resumable | None = None,
+        measured: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Starts to write a checkpoint; returns once `state` may be overwritten.
+
+        Args:
+            data: the iterator whose position is written, with those of all processes.
 
         Raises:
             ValueError: the one before could not be written, e.g. to a full disk.
@@ -76,9 +123,10 @@ class Store:
             name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
         }
         if data is not None:
-            items[DATA] = CheckpointSave(_Position(data))
+            items[POSITION] = ocp.args.JsonSave(_of_all_processes(data.get_state()))
         items[CONFIG] = ocp.args.JsonSave(self.config)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        arguments = ocp.args.Composite(**items)
+        self._manager.save(step, args=arguments, metrics=dict(measured) or None)
 
     def restore(self, like: State, data: Resumable | None = None) -> State:
         """The state of the newest checkpoint that is whole, laid out as `like`.
@@ -95,24 +143,37 @@ class Store:
         self._wait()
         damaged: dict[Path, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            read, problem = None, None
             try:
-                config, state = self._read(step, like, data)
+                read = self._read(step, like, data is not None)
             except Exception as error:  # Orbax has no class for damage
-                damaged[self.folder / str(step)] = error
+                problem = error
+            whole = _everywhere(read is not None)
+            if read is None or not whole:
+                problem = problem or ValueError("another process can't read it")
+                damaged[self.folder / str(step)] = problem
                 continue
-            if differing := _differences(config, self.config):
+            config, position, state = read
+            if differing := _differences(config, self.config, self._may_change):
                 raise ValueError(
                     f"checkpoint {self.folder / str(step)} is of another config: "
                     f"{'; '.join(differing)}. Continue with the checkpoint's values, "
                     "or train in another folder"
                 )
             self._set_aside(damaged)
+            if data is not None:
+                data.set_state(position)
             return state
         reasons = [f"{path.name} is damaged ({why})" for path, why in damaged.items()]
         raise ValueError(
             f"{self.folder} holds no checkpoint that is whole "
             f"{'; '.join(reasons)}; copy one there, or train in another folder"
         )
+
+    def average(self, step: int, like: Any) -> Any:
+        """The moving average in the checkpoint of a step, laid out as `like`."""
+        average = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
+        return self._manager.restore(step, args=ocp.args.Composite(ema=average))["ema"]
 
     def _wait(self) -> None:
         """Waits until the checkpoint that was started is written."""
@@ -126,19 +187,20 @@ class Store:
             ) from error
 
     def _read(
-        self, step: int, like: Any, data: Resumable | None
-    ) -> tuple[dict[str, Any], Any]:
-        """The config and the state of one checkpoint."""
+        self, step: int, like: Any, position: bool
+    ) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        """The config, the position in the data, and the state of one checkpoint."""
         items: dict[str, Any] = {
             name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
             for name, tree in _items(like).items()
         }
-        if data is not None:
-            items[DATA] = CheckpointRestore(_Position(data))
+        if position:
+            items[POSITION] = ocp.args.JsonRestore()
         items[CONFIG] = ocp.args.JsonRestore()
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        trees = {n: restored[n] for n in items if n not in (DATA, CONFIG)}
-        return restored[CONFIG], like._replace(**trees.pop(COUNTERS), **trees)
+        read = {name: restored[name] for name in items}
+        config, place = read.pop(CONFIG), read.pop(POSITION, {})
+        return config, place, like._replace(**read.pop(COUNTERS), **read)
 
     def _set_aside(self, damaged: Mapping[Path, Exception]) -> None:
         """Renames checkpoints, whose steps will be written again."""
@@ -152,20 +214,23 @@ class Store:
             self._manager.reload()
 
 
-class _Position:
-    """A data iterator as grain's checkpoint handler wants it: its state as bytes."""
+def _everywhere(here: bool) -> bool:
+    """Whether something is so in all processes; all of them must call it."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
 
-    def __init__(self, data: Resumable):
-        self._data = data
 
-    def get_state(self) -> bytes:
-        return json.dumps(self._data.get_state()).encode()
-
-    def set_state(self, state: bytes) -> None:
-        self._data.set_state(json.loads(state))
-
-    def start_prefetch(self) -> None:
-        """Nothing to do: reading starts with the next batch."""
+def _of_all_processes(position: Mapping[str, Any]) -> dict[str, Any]:
+    """The positions of all processes in one; all of them must call it."""
+    if jax.process_count() == 1:
+        return dict(position)
+    text = np.frombuffer(json.dumps(position).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.pad(text, (0, lengths.max() - len(text)))
+    texts = zip(multihost_utils.process_allgather(padded), lengths, strict=True)
+    parts = [json.loads(text[:length].tobytes()) for text, length in texts]
+    return {name: part[name] for part in parts for name in part}
 
 
 def _items(state: Any) -> dict[str, Any]:
@@ -180,11 +245,15 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def _differences(
+    stored: Mapping[str, Any], own: Mapping[str, Any], may_change: Collection[str]
+) -> list[str]:
     """Sentences like "model.width is 64 there, 128 here"."""
     old, new = flatten_dict(stored, sep="."), flatten_dict(own, sep=".")
+    free = tuple(f"{name}." for name in may_change)
     return [
         f"{key} is {old.get(key, 'missing')!r} there, {new.get(key, 'missing')!r} here"
         for key in sorted(old.keys() | new.keys())
         if (key in old, old.get(key)) != (key in new, new.get(key))
+        and not f"{key}.".startswith(free)
     ]

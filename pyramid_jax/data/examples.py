@@ -41,7 +41,7 @@ _PIXELS = LatentConfig(3, 1, 1, 0.0, 1.0, 0.0, 1.0)  # as they are
 
 @dataclass(frozen=True)
 class DataConfig(SourceConfig):
-    """What to train on, and the shape of a batch. Counts are per host.
+    """What to train on, and the shape of a batch.
 
     Args:
         tokens: video tokens of a row.
@@ -50,8 +50,8 @@ class DataConfig(SourceConfig):
         stage_shares: how many of a group of successive examples train each stage.
         dropout: probability of an empty caption.
         sizes: further (height, width); files get the nearest aspect ratio.
-        open_rows: rows that are filled at once; more of them leave fewer places empty,
-            and are all in memory.
+        open_rows: rows of a stream that are filled at once; more of them leave fewer
+            places empty, and are all in memory.
         latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
@@ -126,11 +126,10 @@ def make_example(
     cfg: DataConfig,
     tokenize: Tokenize | None,
     levels: LoadLevels,
-    hosts: int,
     number: int,
     record: Record,
 ) -> Example:
-    """Example `number` of a run with `hosts` hosts, made from a record.
+    """Example `number` of a run, made from a record.
 
     Args:
         tokenize: token ids of a caption; None: the record names stored features.
@@ -140,8 +139,8 @@ def make_example(
     """
     text, pooled = _caption(cfg, tokenize, number, record)
     latents = levels(record)
-    frames, stage = len(latents[0]), stage_of(cfg, hosts, number)
-    unit = unit_of(cfg, hosts, number, frames)
+    frames, stage = len(latents[0]), stage_of(cfg, number)
+    unit = unit_of(cfg, number, frames)
     clips = segment_clips(frames, stage, unit, cfg.layout)
     grids = tuple(layouts.grid(level, cfg.layout.patch) for level in latents)
     places = _places(grids, frames, stage, unit, cfg.layout)
@@ -157,21 +156,28 @@ def make_example(
 # ------------------------------------------------------------- what a number decides
 
 
-def stage_of(cfg: DataConfig, hosts: int, number: int) -> int:
-    """The stage that an example trains; every host goes through all of them."""
-    return cfg.pattern[number // hosts % len(cfg.pattern)]
+def stage_of(cfg: DataConfig, number: int) -> int:
+    """The stage that an example trains.
+
+    Every row of a batch goes through all stages, and beside it the next row is one
+    example ahead.
+    """
+    index, row = divmod(number, cfg.batch)
+    return cfg.pattern[(index + row) % len(cfg.pattern)]
 
 
-def unit_of(cfg: DataConfig, hosts: int, number: int, frames: int) -> int | None:
+def unit_of(cfg: DataConfig, number: int, frames: int) -> int | None:
     """The unit of a latent of `frames` that an example trains; None: all at once."""
     if cfg.units is None:
         return None
     available = cfg.layout.units(frames)
-    index, host = divmod(number, hosts)
-    turn = index // len(cfg.pattern) * hosts + host
+    index, row = divmod(number, cfg.batch)
+    # The rows take turns, and each row takes all of them, whatever divides them.
+    group = index // len(cfg.pattern)
+    turn = group * cfg.batch + (row + group) % cfg.batch
     fine, coarser = layouts.balanced_units(turn, cfg.units, available)
     finest = len(cfg.stage_shares) - 1
-    return fine if stage_of(cfg, hosts, number) == finest else coarser
+    return fine if stage_of(cfg, number) == finest else coarser
 
 
 def drops_caption(cfg: DataConfig, number: int) -> bool:

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a manifest to an endless, resumable stream of packed training rows.
 
-records, endlessly in new orders -> this host's share        source.py
+records, endlessly in new orders -> the share of a row       source.py
         -> decode, choose stage and unit, cut, tokenise      workers, examples.py
-        -> drop bad files, pack, batch                       a thread
+        -> drop bad files, pack                              a thread
+        -> side by side, the rows of this host               the same
 
-The state of every step is a few numbers: how many messages of the workers are used up,
-and the place in the last one and in the rows packed from it.
+The state of every row is a few numbers: how many messages of the workers are used up,
+and the place in the last one and in the rows packed from it. It is the same whichever
+host makes the row, so a run is continued on any number of them.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,9 +29,10 @@ from pyramid_jax.data.examples import (
     make_example,
     segment_clips,
 )
+from pyramid_jax.data.manifest import Split, split_records
 from pyramid_jax.data.packing import packed_rows
 from pyramid_jax.data.pixels import HeightWidth
-from pyramid_jax.data.source import ArrayCache, in_advance, read_examples
+from pyramid_jax.data.source import ArrayCache, Together, in_advance, read_examples
 from pyramid_jax.data.stored import check_features, read_records
 from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.shapes import Rows
@@ -38,8 +42,10 @@ def batches(
     cfg: DataConfig,
     tokenize: Tokenize | None,
     folder: str | Path,
-    shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
+    *,
     load: LoadLatent | None = None,
+    split: Split = "training",
 ) -> grain.DatasetIterator[Rows]:
     """An endless iterator of `Rows` in numpy; it has get_state, set_state and close.
 
@@ -47,23 +53,25 @@ def batches(
         tokenize: token ids of a caption, also of the empty one; picklable. None: the
             records name stored features of their captions (`data.stored`).
         folder: gets `skipped.jsonl`, a line for each file that could not be used.
-        shard: index and count of the hosts; each has examples of its own.
+        rows: those of the batch that this process makes; None: all.
         load: the latent of a record; picklable. None: as `latent_loader` says.
+        split: which part of the manifest is read; see `DataConfig.held_out`.
 
     Raises:
         ValueError: a bad manifest, or a budget that a segment exceeds; the iterator
             raises when more files than `max_bad` are unusable.
     """
     _check_budget(cfg)
-    records = read_records(cfg.manifest)
+    records = split_records(read_records(cfg.manifest), cfg.held_out, split)
     if tokenize is None:
         check_features(records)
     cache = ArrayCache(cfg.cache_mib * 2**20)
     levels = partial(load_levels, cfg, load or latent_loader(cfg), cache)
-    make = partial(make_example, cfg, tokenize, levels, shard[1])
-    examples = read_examples(make, records, cfg, folder, shard)
-    rows = packed_rows(examples, cfg)
-    return in_advance(rows.batch(cfg.batch).map(_rows))
+    make = partial(make_example, cfg, tokenize, levels)
+    rows = range(cfg.batch) if rows is None else rows
+    streams = read_examples(make, records, cfg, folder, rows, cfg.batch)
+    packed = {str(row): packed_rows(stream, cfg) for row, stream in streams.items()}
+    return in_advance(Together(packed).map(_rows))
 
 
 class Longest(NamedTuple):
@@ -108,10 +116,14 @@ def _length(cfg: DataConfig, size: HeightWidth, stage: int, unit: int | None) ->
     return sum(len(clip.frame) * coarsest * 4**clip.stage for clip in clips)
 
 
-def _rows(packed: dict[str, np.ndarray]) -> Rows:
-    """`Rows` of a packed batch. Grain counts segments from 1, 0 is padding."""
+def _rows(packed: dict[str, dict[str, np.ndarray]]) -> Rows:
+    """`Rows` side by side. Grain counts segments from 1, 0 is padding."""
+    fields = {
+        name: np.stack([row[name] for row in packed.values()])
+        for name in (*Example._fields, "frame_segment_ids", "text_segment_ids")
+    }
     return Rows(
-        **{name: packed[name] for name in Example._fields},
-        segment=packed["frame_segment_ids"] - 1,
-        text_segment=packed["text_segment_ids"] - 1,
+        **{name: fields[name] for name in Example._fields},
+        segment=fields["frame_segment_ids"] - 1,
+        text_segment=fields["text_segment_ids"] - 1,
     )

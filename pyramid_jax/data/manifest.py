@@ -11,12 +11,13 @@ latent. Other keys are ignored.
 
 import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Kind = Literal["video", "image"]
+Split = Literal["training", "held out"]
 
 # Files made from a record: the field of `Record` -> the key, named as in the original.
 _PREPARED = {"features": "text_fea", "latent": "latent"}
@@ -70,6 +71,38 @@ def read_manifest(path: str | Path) -> tuple[Record, ...]:
             '{"video": "clip.mp4", "text": "what it shows"}'
         )
     return tuple(records)
+
+
+def split_records(
+    records: Sequence[Record], held_out: int, split: Split
+) -> Sequence[Record]:
+    """The records of one part of a manifest, whose last `held_out` are held out.
+
+    Raises:
+        ValueError: nothing would be left to train on.
+    """
+    first = len(records) - held_out
+    if first < 1:
+        raise ValueError(
+            f"held_out {held_out} leaves nothing of the {len(records)} records; hold "
+            "out fewer, or use more data"
+        )
+    if split == "held out":
+        return tuple(records[first:])
+    return _First(records, first) if held_out else records
+
+
+class _First(Sequence[Record]):
+    """The first of many records, which are read one by one."""
+
+    def __init__(self, records: Sequence[Record], count: int):
+        self._records, self._count = records, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[range(self._count)[index]]
 
 
 def text_lines(path: Path) -> list[str]:

@@ -5,8 +5,8 @@ Rows are filled in rounds: an example goes into the first row of the round where
 (video tokens, caption tokens, segments), and the first one that fits nowhere begins the
 next round. So the more rows a round has, the fewer places stay empty. All rows have as
 many products with weights, but not as much attention: the rows of a round come sorted
-by it, so that rows that are trained together take about equally long, also on several
-hosts, whose rounds have as many rows.
+by it, so that rows that are trained together, each the next one of a stream of its own,
+take about equally long.
 """
 
 import grain
@@ -22,21 +22,22 @@ PackedRow = dict[str, np.ndarray]
 def packed_rows(
     examples: grain.IterDataset, cfg: DataConfig
 ) -> grain.IterDataset[PackedRow]:
-    """Rows in numpy, packed from examples as dicts; grain names the segments."""
+    """The rows of a stream in numpy, packed from examples as dicts.
+
+    Grain numbers the segments, from 1.
+    """
     lengths = dict.fromkeys(Segment._fields, cfg.tokens) | {"text": cfg.text_tokens}
     lengths |= dict.fromkeys(("stage", "pooled"), cfg.segments)
-    count = -(-cfg.open_rows // cfg.batch) * cfg.batch
     rows = grain.experimental.FirstFitPackIterDataset(
         examples,
         length_struct=lengths,
         padding_struct=dict.fromkeys(lengths) | {"stage": -1},
-        num_packing_bins=count,
+        num_packing_bins=cfg.open_rows,
         shuffle_bins=False,
     )
-    if count == cfg.batch:  # they are trained together anyway
-        return rows
-    rounds = rows.batch(count, batch_fn=list)
-    return grain.experimental.FlatMapIterDataset(rounds, _ByAttention(count))
+    rounds = rows.batch(cfg.open_rows, batch_fn=list)
+    by_attention = _ByAttention(cfg.open_rows)
+    return grain.experimental.FlatMapIterDataset(rounds, by_attention)
 
 
 def visible_pairs(segment: Int[np.ndarray, "l"], frame: Int[np.ndarray, "l"]) -> int:

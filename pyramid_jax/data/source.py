@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records in endless new orders, read by workers; unusable files are counted.
 
-Examples are numbered through the whole run and over all hosts; every host makes its
-share of the numbers. Workers hand over failures like any other example, so what comes
-out depends on the seed and the number of hosts only, not on the number of workers.
+Examples are numbered through the whole run. Every row of the global batch is a stream
+of its own: row 3 of 8 gets the examples 3, 11, 19 and so on, whichever host makes it.
+Workers hand over failures like any other example. So what comes out depends on the seed
+and the number of rows only, neither on hosts nor on workers.
 """
 
 import functools
 import json
 import logging
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,33 +26,34 @@ from pyramid_jax.data.manifest import Record
 from pyramid_jax.data.pictures import picture_size, read_picture
 from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.video_io import read_video, video_size
+from pyramid_jax.data.workers import Message, Workers
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 8  # perf: of a message; each message costs a worker about 0.1 ms
-_SHARED = 2**20  # perf: bytes from which an array is shared instead of sent
 _SPARED = 3  # bad files of a small set that don't end a run
 _READY = 2  # batches that are made in advance
+_ORDERED = 2  # messages that are made in advance, per worker
 
 # The number of an example and its record -> the example, a NamedTuple. It may raise
 # ValueError or OSError for a record that can't be used, and is pickled for the workers.
 MakeExample = Callable[[int, Record], Any]
-Message = list[Any]  # examples and `Failure`s
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Which videos and images are read, and how. Counts are per host.
+    """Which videos and images are read, and how.
 
     Args:
         height, width: of the pixels of every video and image.
         frames: pixel frames of a video.
         fps: at which they are taken from the file.
-        batch: rows, or clips.
-        workers: processes that decode; 0 decodes in this one.
+        batch: rows, or clips, of all hosts together.
+        workers: processes of a host that decode; 0 decodes in the one that trains.
         cache_mib: memory for decoded clips, per worker.
         max_bad: fraction of the manifest's files that may be unusable; of a small set
             three may be, or a quarter, unless it is 0.
+        held_out: records at the manifest's end that are not trained on but measured.
 
     Raises:
         ValueError: a value is out of range.
@@ -69,11 +70,12 @@ class SourceConfig:
     workers: int = 0
     cache_mib: int = 512
     max_bad: float = 0.01
+    held_out: int = 0
 
     def __post_init__(self):
         sizes = ("height", "width", "frames", "fps", "batch")
         check_entries(self, lambda x: x > 0, "over 0", *sizes)
-        counts = ("seed", "workers", "cache_mib")
+        counts = ("seed", "workers", "cache_mib", "held_out")
         check_entries(self, lambda x: x >= 0, "0 or more", *counts)
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "max_bad")
 
@@ -83,37 +85,75 @@ def read_examples(
     records: Sequence[Record],
     cfg: SourceConfig,
     folder: str | Path,
-    shard: tuple[int, int],
-) -> grain.IterDataset[dict[str, Any]]:
-    """This host's examples as dicts, endlessly and without the unusable ones.
+    rows: Sequence[int],
+    batch: int,
+) -> dict[int, grain.IterDataset[dict[str, Any]]]:
+    """The examples of some rows as dicts, endlessly and without the unusable ones.
 
     Args:
         folder: gets `skipped.jsonl`, a line for each file that could not be used.
-        shard: index and count of the hosts.
+        rows: those of a batch that are read here.
+        batch: rows of all hosts.
 
     Raises:
-        ValueError: a shard that can't be; the iterator raises when more files than
+        ValueError: rows that can't be; an iterator raises when more files than
             `max_bad` are unusable.
     """
-    host, hosts = shard
-    if not 0 <= host < hosts:
+    if not set(rows) <= set(range(batch)) or not rows:
         raise ValueError(
-            f"shard {shard} must be the index and the count of the hosts, e.g. (0, 1)"
+            f"rows {list(rows)} must be one or more of those of a batch of {batch}, "
+            "which count from 0"
         )
     let_grain_read_flags()
-    numbers = grain.MapDataset.range(host, sys.maxsize, hosts)
-    examples = numbers.map(functools.partial(_numbered, make, records, cfg.seed))
-    messages = _Messages(examples.batch(_EXAMPLES, batch_fn=list), cfg.workers)
+    workers = Workers(functools.partial(_message, make, records, cfg.seed), cfg.workers)
+    ahead = -(-_ORDERED * cfg.workers // len(rows))
     listed = isinstance(records, tuple)
     files = len({x.path for x in records}) if listed else len(records)
     bad_files = BadFiles(Path(folder) / "skipped.jsonl", cfg.max_bad, files)
-    return grain.experimental.FlatMapIterDataset(messages, bad_files)
+    streams = {row: _Messages(workers, row, batch, ahead) for row in rows}
+    flat = grain.experimental.FlatMapIterDataset
+    return {row: flat(stream, bad_files) for row, stream in streams.items()}
 
 
 def in_advance(batches: grain.IterDataset) -> grain.DatasetIterator:
     """An iterator that makes some batches in advance, in a thread."""
     prefetch = grain.experimental.ThreadPrefetchIterDataset
     return iter(prefetch(batches, prefetch_buffer_size=_READY))
+
+
+class Together(grain.IterDataset[dict[str, Any]]):
+    """Data sets by name whose elements come together; their states have the names.
+
+    A state may have more names than these, which are those of other hosts.
+    """
+
+    def __init__(self, parts: Mapping[str, grain.IterDataset]):
+        super().__init__(list(parts.values()))
+        self._parts = dict(parts)
+
+    def __iter__(self) -> "_TogetherIterator":
+        return _TogetherIterator({n: iter(part) for n, part in self._parts.items()})
+
+
+class _TogetherIterator(grain.DatasetIterator[dict[str, Any]]):
+    def __init__(self, parts: Mapping[str, grain.DatasetIterator]):
+        super().__init__(list(parts.values()))
+        self._by_name = parts
+
+    def __next__(self) -> dict[str, Any]:
+        return {name: next(part) for name, part in self._by_name.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        return {name: part.get_state() for name, part in self._by_name.items()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if missing := sorted(self._by_name.keys() - state.keys()):
+            raise ValueError(
+                f"the position in the data lacks the rows {', '.join(missing)}; "
+                "continue with the batch that the run began with"
+            )
+        for name, part in self._by_name.items():
+            part.set_state(state[name])
 
 
 def let_grain_read_flags() -> None:
@@ -196,17 +236,21 @@ class ArrayCache:
         return arrays
 
 
-def _numbered(
-    make: MakeExample, records: Sequence[Record], seed: int, number: int
-) -> Any | Failure:
-    """Example `number` of the run, or why it can't be made."""
-    epoch, place = divmod(number, len(records))
-    index = epoch_order(seed, epoch, len(records))[place]
-    try:
-        record = records[index]
-    except ValueError as error:
-        return Failure(f"record {index}", str(error))
-    return attempt(make, number, record)
+def _message(
+    make: MakeExample, records: Sequence[Record], seed: int, numbers: range
+) -> Message:
+    """The examples of the run with these numbers, or why they can't be made."""
+    message = []
+    for number in numbers:
+        epoch, place = divmod(number, len(records))
+        index = epoch_order(seed, epoch, len(records))[place]
+        try:
+            record = records[index]
+        except ValueError as error:
+            message.append(Failure(f"record {index}", str(error)))
+            continue
+        message.append(attempt(make, number, record))
+    return message
 
 
 @functools.lru_cache(maxsize=2)
@@ -222,39 +266,37 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
 
 
 class _Messages(grain.IterDataset[Message]):
-    """The messages of the workers, in the order of the examples.
+    """The messages of one row, in the order of its examples.
 
-    The state of an iterator is how many messages are used up. It does not tell how many
-    workers there are, so that a run may be resumed with any number of them.
+    The state of an iterator is how many messages are used up. It tells neither how many
+    workers there are nor who makes the other rows.
     """
 
-    def __init__(self, messages: grain.MapDataset[Message], workers: int):
+    def __init__(self, workers: Workers, row: int, batch: int, ahead: int):
         super().__init__()
-        self._messages, self._workers = messages, workers
+        self._workers, self._row = workers, row
+        self._batch, self._ahead = batch, ahead
 
     def __iter__(self) -> "_MessageIterator":
-        return _MessageIterator(self.from_message)
+        return _MessageIterator(self._workers, self._numbers, self._ahead)
 
-    def from_message(self, first: int) -> grain.DatasetIterator[Message]:
-        """An iterator from message `first` on, with workers of its own."""
-        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        messages = grain.experimental.WithOptionsIterDataset(
-            self._messages[first:].to_iter_dataset(read),
-            grain.experimental.DatasetOptions(min_shm_size=_SHARED),
-        )
-        workers = grain.MultiprocessingOptions(num_workers=self._workers)
-        return iter(messages.mp_prefetch(workers))
+    def _numbers(self, message: int) -> range:
+        """The numbers of the examples of a message."""
+        first = self._row + message * _EXAMPLES * self._batch
+        return range(first, first + _EXAMPLES * self._batch, self._batch)
 
 
 class _MessageIterator(grain.DatasetIterator[Message]):
-    def __init__(self, from_message: Callable[[int], grain.DatasetIterator[Message]]):
+    def __init__(self, workers: Workers, numbers: Callable[[int], range], ahead: int):
         super().__init__()
-        self._from_message, self._count, self._running = from_message, 0, None
+        self._workers, self._numbers, self._ahead = workers, numbers, ahead
+        self._count, self._ordered = 0, deque[Callable[[], Message]]()
 
     def __next__(self) -> Message:
-        if self._running is None:
-            self._running = self._from_message(self._count)
-        message = next(self._running)
+        while len(self._ordered) <= self._ahead:
+            numbers = self._numbers(self._count + len(self._ordered))
+            self._ordered.append(self._workers.order(numbers))
+        message = self._ordered.popleft()()
         self._count += 1
         return message
 
@@ -262,13 +304,12 @@ class _MessageIterator(grain.DatasetIterator[Message]):
         return {"message": self._count}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self.close()
+        self._ordered.clear()
         self._count = state["message"]
 
     def close(self) -> None:
-        if self._running is not None:
-            self._running.close()
-        self._running = None
+        self._ordered.clear()
+        self._workers.close()
 
 
 class BadFiles(grain.experimental.FlatMapTransform):

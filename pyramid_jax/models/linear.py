@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear maps with named axes, exact or rounded, and adapters beside them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,8 +10,9 @@ from jaxtyping import Float
 
 from pyramid_jax import lora
 from pyramid_jax.kernels.quantised import rounded_product
+from pyramid_jax.models.products import cast_inputs, summed_product
 from pyramid_jax.shapes import Array
-from pyramid_jax.sharding import Axes, named
+from pyramid_jax.sharding import Axes, named, sums_in_float32
 
 Features = int | tuple[int, ...]
 
@@ -53,6 +56,9 @@ def dense(
     init = init or nn.initializers.variance_scaling(
         (1 + fused) / 2, "fan_avg", "uniform"
     )
+    options: dict[str, Any] = {"dot_general": rounded_product(products)}
+    if products == "exact" and sums_in_float32():
+        options = {"promote_dtype": cast_inputs, "dot_general": summed_product}
     return DenseGeneral(
         shape,
         axis=tuple(range(-contract, 0)),
@@ -60,7 +66,7 @@ def dense(
         use_bias=bias,
         kernel_init=named(init, axes),
         bias_init=named(nn.initializers.zeros, axes[contract:]),
-        dot_general=rounded_product(products),
+        **options,
     )
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from pyramid_jax import sharding
@@ -32,6 +33,7 @@ class LoopConfig:
         steps: the run ends after this many, those before a restart included.
         sample_every: 0 never samples.
         max_seconds: the run saves and ends after so much time; None has no limit.
+        bad_steps: so many skipped steps in a row save and end the run with an error.
 
     Raises:
         ValueError: a value is out of range.
@@ -42,9 +44,10 @@ class LoopConfig:
     save_every: int = 1000
     sample_every: int = 0
     max_seconds: float | None = None
+    bad_steps: int = 10
 
     def __post_init__(self):
-        counts = ("steps", "log_every", "save_every")
+        counts = ("steps", "log_every", "save_every", "bad_steps")
         check_entries(self, lambda n: n >= 1, "1 or more", *counts)
         never = "positive, or 0 for never"
         check_entries(self, lambda n: n >= 0, never, "sample_every")
@@ -64,25 +67,29 @@ def train_loop(
     store: Store,
     metrics: Metrics,
     sample: Sample | None = None,
+    validate: Sample | None = None,
 ) -> TrainState:
     """Trains until a limit of `cfg` or a signal, saves, and returns the last state.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the current step, a second one at
-    once. Checkpoints are written in the background: close the store afterwards.
+    SIGINT (Ctrl-C) and SIGTERM end the run after the current step, and on another of
+    several processes at most two steps later; a second one at once. Checkpoints are
+    written in the background: close the store afterwards.
 
     Args:
         state: consumed; it lies on the mesh that the run uses.
-        batches: an iterator over rows of this process, as trees of numpy arrays, with
-            `get_state` and `set_state`; `next` is called once per step.
+        batches: an iterator over the rows of this process (`sharding.own_rows`), as
+            trees of numpy arrays, with `get_state` and `set_state`; `next` is called
+            once per step.
         key: the same one at a restart.
+        validate: is called before each save; the checkpoint keeps what it measures.
 
     Raises:
-        FloatingPointError: a loss or gradient was not finite; nothing is saved then.
+        FloatingPointError: `bad_steps` in a row were skipped; the state is saved.
         ValueError: the rows of a batch can't be divided over the mesh.
     """
     mesh: Mesh = state.step.sharding.mesh
     done = begun = int(state.step)
-    window = MetricsWindow()
+    window, vote = MetricsWindow(int(state.skipped)), _Vote(mesh)
     deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
     silent = jax.process_index() > 0
     bar = tqdm(
@@ -96,83 +103,75 @@ def train_loop(
     with bar, jax.set_mesh(mesh), _signals() as stopped:
         while done < cfg.steps:
             batch = next(batches)
-            state, report = step(state, global_batch(batch, mesh), key)
+            state, report = step(state, sharding.global_batch(batch, mesh), key)
             done += 1
             window.add(report, batch)
             if done == begun + 1:  # compiling says nothing about the time left
                 bar.desc, bar.initial, bar.start_t = "", done, time.time()
             bar.update()
 
-            logs = done % cfg.log_every == 0
-            ends = stopped.is_set() or time.monotonic() > deadline
-            ends = done == cfg.steps or _anywhere(ends, logs)
+            ends = vote.passes(stopped.is_set() or time.monotonic() > deadline)
+            fails = window.skipped_in_a_row >= cfg.bad_steps
+            ends = ends or fails or done == cfg.steps
             saves = ends or done % cfg.save_every == 0
             samples = cfg.sample_every > 0 and done % cfg.sample_every == 0
-            if logs or saves or samples:
-                values = window.close(done)
+            if saves or samples or done % cfg.log_every == 0:
+                values = window.close()
                 if saves:
-                    store.save(done, state._replace(frozen=None), batches)
+                    measured = (validate and validate(done, state.averages())) or {}
+                    values |= measured
+                    kept = state._replace(frozen=None)
+                    store.save(done, kept, batches, measured)
                 if samples and sample is not None:
                     values |= sample(done, state.averages()) or {}
                 metrics.write(done, values)
                 bar.set_postfix_str(_short(values))
                 window.restart()
+            if fails:
+                raise FloatingPointError(_failure(done, cfg, report))
             if ends:
                 break
     return state
 
 
-def check_processes(mesh: Mesh) -> None:
-    """Checks that devices which share rows belong to one process, which reads them.
-
-    Raises:
-        ValueError: an axis that does not divide a batch spans processes.
-    """
-    for name, axis in zip(mesh.axis_names, range(mesh.devices.ndim), strict=True):
-        if name in sharding.mesh_axes("batch"):
-            continue
-        owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
-        if (owners != owners.take([0], axis)).any():
-            raise ValueError(
-                f"the mesh's axis {name!r} of {mesh.shape[name]} devices spans "
-                "processes, which would train on different rows; make it at most the "
-                f"number of devices of a process ({jax.local_device_count()}), and "
-                "divide the batch among processes (data, fsdp)"
-            )
-
-
-def global_batch(batch: Any, mesh: Mesh) -> Any:
-    """The batch of all processes on the mesh, from this process's rows.
-
-    Raises:
-        ValueError: the rows can't be divided over the devices that share a batch.
-    """
-    hosts = jax.process_count()
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
-        batch,
+def _failure(done: int, cfg: LoopConfig, report: Any) -> str:
+    loss, norm = (float(x) for x in (report.loss, report.gradient_norm))
+    return (
+        f"step {done}: the last {cfg.bad_steps} steps or more were skipped (loss "
+        f"{loss}, gradient norm {norm}). Usual causes: a learning rate too high, a "
+        "warm-up too short, values in the data that are not finite, a low "
+        "step.skip_above. The state before them is saved; the same command goes on "
+        "with the data behind them"
     )
-    parts = sharding.parts("batch", mesh)
-    for rows in {leaf.shape[0] for leaf in jax.tree.leaves(shapes)}:
-        if rows % parts:
-            raise ValueError(
-                f"a batch of {rows} rows can't be divided over {parts} devices; "
-                f"use a multiple of {parts} rows"
-            )
-    placement = sharding.batch_shardings(shapes, mesh)
-    return jax.tree.map(jax.make_array_from_process_local_data, placement, batch)
 
 
-def _anywhere(here: bool, ask: bool) -> bool:
-    """Whether any process wants to end; several processes only talk if `ask`."""
-    if jax.process_count() == 1:
-        return here
-    return ask and bool(multihost_utils.process_allgather(np.array(here)).any())
+class _Vote:
+    """Whether any process wants to end, known to all of them at the same step.
+
+    The votes of a step are added up by the devices behind its other work, and read
+    when the next step has begun, so that no device waits for them.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._placement = NamedSharding(mesh, P(mesh.axis_names))
+        self._count = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+        self._last: jax.Array | None = None
+
+    def passes(self, here: bool) -> bool:
+        """Votes for this step; the result of the last one, or of this one if alone."""
+        if jax.process_count() == 1:
+            return here
+        shape = (self._placement.mesh.size,)
+        votes = jax.make_array_from_callback(
+            shape, self._placement, lambda index: np.full(1, here)
+        )
+        last, self._last = self._last, self._count(votes)
+        return last is not None and bool(last)
 
 
 def _short(values: dict[str, float]) -> str:
     """The numbers that fit in the progress bar."""
-    losses = [f"{values['loss']:.4f}"]
+    losses = [f"{v:.4f}" for n, v in values.items() if n == "loss"]
     losses += [f"{v:.3f}" for n, v in values.items() if n.startswith("loss_stage_")]
     text = f"loss {' '.join(losses)}, lr {values['learning_rate']:.1e}"
     if "tokens_per_second" in values:

@@ -3,6 +3,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,10 +56,19 @@ class Metrics:
 
 
 class MetricsWindow:
-    """The reports of the steps since the last line, and how fast the steps went."""
+    """The reports of the steps since the last line, and how fast the steps went.
 
-    def __init__(self):
+    `skipped_in_a_row` counts the last steps that were skipped, some steps late.
+
+    Args:
+        skipped: steps before the first one.
+    """
+
+    def __init__(self, skipped: int = 0):
         self._reports: list[Report] = []
+        self._unread = deque[Any]()  # counters of skipped steps
+        self._counter = skipped
+        self.skipped_in_a_row = 0
         self._warm = False
         self.restart()
 
@@ -70,33 +80,22 @@ class MetricsWindow:
     def add(self, report: Report, batch: Any) -> None:
         """Adds a step's report without reading it, which would wait for the device."""
         self._reports.append(report)
+        self._unread.append(report.skipped)
         if not self._warm:  # compiling is not training either
             jax.block_until_ready(report)
             self._warm = True
             return self.restart()
-        if len(self._reports) > AHEAD:
-            jax.block_until_ready(self._reports[-1 - AHEAD])
+        if len(self._unread) > AHEAD:
+            self._read(self._unread.popleft())
         used, capacity = token_counts(batch)
         self._steps += 1
         self._tokens += used
         self._capacity += capacity
 
-    def close(self, done: int) -> dict[str, float]:
-        """The numbers of the steps up to `done`; waits for the device.
-
-        Raises:
-            FloatingPointError: a loss or gradient was not finite.
-        """
+    def close(self) -> dict[str, float]:
+        """The numbers of the steps since the last line; waits for the device."""
         reports = jax.device_get(self._reports)
         self._reports = []
-        for number, report in enumerate(reports, done - len(reports) + 1):
-            if not np.isfinite([report.loss, report.gradient_norm]).all():
-                raise FloatingPointError(
-                    f"step {number}: loss {report.loss}, gradient norm "
-                    f"{report.gradient_norm}. Usual causes: a learning rate too high, "
-                    "a warm-up too short, values in the data that are not finite. "
-                    "Continue from the latest checkpoint, which is from before"
-                )
         values = summary(reports)
         if self._steps:
             seconds = time.monotonic() - self._start
@@ -107,21 +106,32 @@ class MetricsWindow:
         self.restart()
         return values
 
+    def _read(self, counter: Any) -> None:
+        """Counts how many of the last steps were skipped; waits for one of them."""
+        before, self._counter = self._counter, int(counter)
+        row = self.skipped_in_a_row + 1
+        self.skipped_in_a_row = row if self._counter > before else 0
+
 
 def summary(reports: Sequence[Report]) -> dict[str, float]:
     """The mean losses of some steps (fetched reports), and the last step's counters.
 
     If `aux` has `stage_sum` and `stage_count`, the mean loss of each stage is added; if
-    it is `Means`, each of its means.
+    it is `Means`, each of its means. Steps without a finite loss and gradient, which
+    were skipped, are not in the means.
     """
     last = reports[-1]
-    weights = [report.aux.weight for report in reports]
     values = {
-        "loss": float(np.average([report.loss for report in reports], weights=weights)),
-        "gradient_norm": float(np.mean([report.gradient_norm for report in reports])),
         "learning_rate": float(last.learning_rate),
         "skipped": int(last.skipped),
     }
+    reports = [r for r in reports if np.isfinite([r.loss, r.gradient_norm]).all()]
+    if not reports:
+        return values
+    weights = [report.aux.weight for report in reports]
+    norms = [report.gradient_norm for report in reports]
+    values["loss"] = float(np.average([r.loss for r in reports], weights=weights))
+    values["gradient_norm"] = float(np.mean(norms))
     if hasattr(last.aux, "stage_sum"):
         total = np.sum([report.aux.stage_sum for report in reports], axis=0)
         count = np.sum([report.aux.stage_count for report in reports], axis=0)

@@ -16,15 +16,21 @@ from jax.sharding import Mesh
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import build
-from pyramid_jax.training.loop import LoopConfig, Sample, check_processes, train_loop
+from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
 from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
+from pyramid_jax.training.origin import write_start
 from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
 from pyramid_jax.training.step import Loss, StepConfig, train_step
 
 logger = logging.getLogger(__name__)
 
-# Sections that may differ when a run is continued.
-MAY_CHANGE = {"loop", "mesh", "sample", "prompts"}
+# Sections and entries that may differ when a run is continued: what is computed is the
+# same. So may the hosts: neither rows nor weights know them.
+MAY_CHANGE = (
+    *("loop", "mesh", "sample", "prompts", "step.accumulate", "step.float32_sums"),
+    *("data.workers", "data.cache_mib", "data.max_bad"),
+    *("model.dit.remat", "model.dit.attention"),
+)
 
 
 def run_training(
@@ -35,19 +41,25 @@ def run_training(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
-    batches: grain.DatasetIterator[Any],
+    batches: Callable[[Mesh], grain.DatasetIterator[Any]],
     sample: Sample,
+    validate: Sample | None = None,
     pretrained: Callable[[], Mapping[str, Any]] = dict,
     frozen: Callable[[Mesh], Any] = lambda mesh: None,
 ) -> TrainState:
     """Trains as the sections step, mesh, loop and seed of a config say; the last state.
 
-    The folder gets checkpoints/, metrics.jsonl, TensorBoard files and loss.png. A run
-    that the folder already holds is continued. The batches are closed.
+    The folder gets checkpoints/, metrics.jsonl, TensorBoard files, loss.png, and a line
+    of starts.jsonl for each start (see `write_start`). A run that the folder already
+    holds is continued.
 
     Args:
         rate: the learning rate, for the metrics.
+        batches: makes the iterator over the rows that this process's devices need, for
+            a mesh (`sharding.own_rows`); it is closed at the end.
         sample: is also called at the end.
+        validate: is called before each save; the checkpoint with the least
+            `validation_loss` is kept beside the newest.
         pretrained: loads weights that a new run starts from (see `with_weights`); a
             continued run does not call it.
         frozen: loads weights that stay as they are, which no checkpoint holds.
@@ -59,13 +71,11 @@ def run_training(
         raise ValueError(f"seed {cfg.seed} must be a whole number of 0 to 2147483647")
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
-    check_processes(mesh)
     like, fixed = abstract_state(init, optimizer, mesh), frozen(mesh)
     step = train_step(
         *(loss, optimizer, rate, build(StepConfig, cfg.step.to_dict())),
         like._replace(frozen=fixed),
     )
-    sections = {k: v for k, v in cfg.to_dict().items() if k not in MAY_CHANGE}
     loop = build(LoopConfig, cfg.loop.to_dict())
     if loop.steps < cfg.optimizer.warmup_steps:
         logger.warning(
@@ -75,7 +85,8 @@ def run_training(
             cfg.optimizer.warmup_steps,
         )
     with (
-        Store(workdir / "checkpoints", sections) as store,
+        closing(batches(mesh)) as rows,
+        Store(workdir / "checkpoints", cfg.to_dict(), may_change=MAY_CHANGE) as store,
         closing(Metrics(workdir)) as metrics,
     ):
         if store.latest() is None:
@@ -83,19 +94,20 @@ def run_training(
             state = with_weights(state, pretrained())
         else:
             logger.info("continuing from step %d", store.latest())
-            state = store.restore(like, batches)
+            state = store.restore(like, rows)
         state = state._replace(frozen=fixed)
+        write_start(workdir, cfg, int(state.step))
         last = train_loop(
             loop,
             step,
             state,
-            batches,
+            rows,
             jax.random.fold_in(key, 1),
             store=store,
             metrics=metrics,
             sample=sample,
+            validate=validate,
         )
-        batches.close()
         sampled = loop.sample_every and int(last.step) % loop.sample_every == 0
         if not sampled and (values := sample(int(last.step), last.averages())):
             metrics.write(int(last.step), values)
@@ -103,6 +115,17 @@ def run_training(
     if jax.process_index() == 0:
         plot_loss(workdir / JSONL, workdir / "loss.png")
     return last
+
+
+def best_average(workdir: str | Path, last: TrainState) -> Any:
+    """The moving average of the best checkpoint of a run, laid out as that of `last`.
+
+    None if that is the last one, or nothing was measured.
+    """
+    with Store(Path(workdir) / "checkpoints", {}) as store:
+        if (best := store.best()) in (None, int(last.step)):
+            return None
+        return store.average(best, last.ema)
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:

@@ -18,8 +18,8 @@ from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
 
 # (params, batch, key) -> (mean loss, sums for the metrics); their `weight` is what the
-# mean is over, e.g. a number of segments. `train_step` also gives it `step=`: steps so
-# far, since a loss may change over a run.
+# mean is over, e.g. a number of segments. `train_step` also gives it `step=`: updates
+# so far, since a loss may change over a run.
 Loss = Callable[..., tuple[jax.Array, Any]]
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, "Report"]]
 
@@ -35,6 +35,8 @@ class StepConfig:
             writes as many bytes as a third of AdamW.
         ema_warmup: update n uses at most (1 + n) / (10 + n), so that the average soon
             forgets the initial weights.
+        float32_sums: gradients of weight matrices are added up over devices in float32
+            instead of the type of the products, which takes twice the bytes.
         skip_above: a step whose loss is larger changes nothing; None skips only steps
             whose loss or gradient is not finite.
 
@@ -46,6 +48,7 @@ class StepConfig:
     ema_decay: float = 0.9999
     ema_every: int = 1
     ema_warmup: bool = True
+    float32_sums: bool = False
     skip_above: float | None = None
 
     def __post_init__(self):
@@ -76,8 +79,9 @@ def train_step(
 ) -> Step:
     """A compiled (state, batch, key) -> (state, report), which consumes the old state.
 
-    The key is the same for all steps: the step number is folded in. Steps whose loss or
-    gradient is not finite leave weights, optimizer and average as they were.
+    The key is the same for all steps: the number of updates is folded in. Steps whose
+    loss or gradient is not finite leave weights, optimizer and average as they were, so
+    a run with a bad batch ends like one without it.
 
     Args:
         rate: the learning rate, for the report.
@@ -90,18 +94,20 @@ def train_step(
     def step(
         state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
-        key = jax.random.fold_in(key, state.step)
+        # Steps that were skipped count for nothing, neither for noise nor for rates.
+        updates = state.step - state.skipped
+        key = jax.random.fold_in(key, updates)
         frozen, state = state.frozen, state._replace(frozen=None)
-        value, aux, gradient = gradients(
-            _beside(frozen, partial(loss, step=state.step)),
-            *(state.params, batch, key, cfg.accumulate),
-        )
+        with sharding.float32_sums(cfg.float32_sums):
+            value, aux, gradient = gradients(
+                _beside(frozen, partial(loss, step=updates)),
+                *(state.params, batch, key, cfg.accumulate),
+            )
         norm = optax.tree.norm(gradient)
         keep = jnp.isfinite(value) & jnp.isfinite(norm)
         if cfg.skip_above is not None:
             keep &= value <= cfg.skip_above
 
-        updates = state.step - state.skipped
         skipped = jnp.where(keep, state.skipped, state.skipped + 1)
         report = Report(value, norm, rate(updates), skipped, aux)
 

@@ -5,10 +5,12 @@ The last `held_out` records of a manifest are never trained on; `split="held out
 those instead.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -16,11 +18,9 @@ from jaxtyping import UInt8
 
 from pyramid_jax.config import check_entries
 from pyramid_jax.data import source
-from pyramid_jax.data.manifest import Record, read_manifest
+from pyramid_jax.data.manifest import Record, Split, read_manifest, split_records
 from pyramid_jax.data.source import ArrayCache, SourceConfig
 from pyramid_jax.shapes import Array
-
-Split = Literal["training", "held out"]
 
 
 class Footage(NamedTuple):
@@ -38,14 +38,13 @@ class VAEExample(NamedTuple):
 
 @dataclass(frozen=True)
 class VAEDataConfig(SourceConfig):
-    """What a VAE is trained on, and the shape of a batch. Counts are per host.
+    """What a VAE is trained on, and the shape of a batch.
 
     Args:
-        images: pictures of a batch: images of the manifest, or single frames of its
-            videos if it has no images.
+        images: pictures of a batch, of all hosts: images of the manifest, or single
+            frames of its videos if it has no images.
         windows: places where a clip may begin, evenly from a file's first frame to the
             last possible one; chosen at random.
-        held_out: records at the manifest's end that are not trained on.
 
     Raises:
         ValueError: a value is out of range.
@@ -54,23 +53,11 @@ class VAEDataConfig(SourceConfig):
     _: KW_ONLY
     images: int = 0
     windows: int = 1
-    held_out: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         check_entries(self, lambda x: x > 0, "over 0", "windows")
-        check_entries(self, lambda x: x >= 0, "0 or more", "images", "held_out")
-
-    def records(self, split: Split) -> tuple[Record, ...]:
-        """The records of one part of the manifest."""
-        records = read_manifest(self.manifest)
-        first = len(records) - self.held_out
-        if first < 1:
-            raise ValueError(
-                f"held_out {self.held_out} leaves nothing of the {len(records)} "
-                f"records of {self.manifest}; hold out fewer, or use more data"
-            )
-        return records[:first] if split == "training" else records[first:]
+        check_entries(self, lambda x: x >= 0, "0 or more", "images")
 
 
 def make_vae_example(
@@ -95,20 +82,21 @@ def make_vae_example(
 def vae_batches(
     cfg: VAEDataConfig,
     folder: str | Path,
-    shard: tuple[int, int] = (0, 1),
+    rows: tuple[Sequence[int], Sequence[int]] | None = None,
     split: Split = "training",
 ) -> grain.DatasetIterator[Footage]:
     """An endless iterator of `Footage` in numpy; it has get_state, set_state and close.
 
     Args:
         folder: gets `skipped.jsonl`, a line for each file that could not be used.
-        shard: index and count of the hosts; each has examples of its own.
+        rows: the clips and the pictures of the batch that this process makes, by their
+            numbers; None: all.
 
     Raises:
         ValueError: a bad manifest, or one without videos; the iterator raises when more
             files than `max_bad` are unusable.
     """
-    records = cfg.records(split)
+    records = split_records(read_manifest(cfg.manifest), cfg.held_out, split)
     videos = tuple(record for record in records if record.kind == "video")
     images = tuple(record for record in records if record.kind == "image")
     if not videos:
@@ -116,17 +104,21 @@ def vae_batches(
             f"{cfg.manifest} has no video among its {len(records)} records for "
             f"{split}; add videos, or change held_out {cfg.held_out}"
         )
-    kinds = [(videos, cfg.frames, cfg.batch)]
+    clips, pictures = rows or (range(cfg.batch), range(cfg.images))
+    kinds = {"video": (videos, cfg.frames, clips, cfg.batch)}
     if cfg.images:
-        kinds.append((images or videos, 1, cfg.images))
-    parts = []
-    for files, frames, count in kinds:
+        kinds["image"] = (images or videos, 1, pictures, cfg.images)
+    streams = {}
+    for kind, (files, frames, own, count) in kinds.items():
         cache = ArrayCache(cfg.cache_mib * 2**20 // len(kinds))
         make = partial(make_vae_example, cfg, frames, cache)
-        examples = source.read_examples(make, files, cfg, folder, shard)
-        parts.append(examples.batch(count))
-    return source.in_advance(grain.experimental.ZipIterDataset(parts).map(_footage))
+        examples = source.read_examples(make, files, cfg, folder, own, count)
+        streams |= {f"{kind} {row}": stream for row, stream in examples.items()}
+    return source.in_advance(source.Together(streams).map(_footage))
 
 
-def _footage(parts: tuple[dict[str, np.ndarray], ...]) -> Footage:
-    return Footage(*(part["pixels"] for part in parts))
+def _footage(parts: dict[str, dict[str, np.ndarray]]) -> Footage:
+    kinds = defaultdict(list)
+    for name, part in parts.items():
+        kinds[name.split()[0]].append(part["pixels"])
+    return Footage(**{kind: np.stack(pixels) for kind, pixels in kinds.items()})

@@ -9,14 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint import loss_tables
 from pyramid_jax.config import build
+from pyramid_jax.data.manifest import Split
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.data.video_io import write_video
@@ -24,13 +27,13 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import lpips, vae
 from pyramid_jax.models.discriminator import DiscriminatorConfig
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.training.loop import Sample, global_batch
+from pyramid_jax.training.loop import Sample
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate
 from pyramid_jax.training.run import run_training
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_networks
 from pyramid_jax.vae.autoencoder import Autoencoder
-from pyramid_jax.vae.clips import Split, VAEDataConfig, vae_batches
+from pyramid_jax.vae.clips import Footage, VAEDataConfig, vae_batches
 from pyramid_jax.vae.networks import VAENetworks
 from pyramid_jax.vae.objective import ObjectiveConfig, Scalar
 from pyramid_jax.vae.quality import psnr, ssim
@@ -60,7 +63,6 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
     _check(cfg, networks, data)
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     judge_rates = build(OptimizerConfig, cfg.discriminator_optimizer.to_dict())
-    shard = (jax.process_index(), jax.process_count())
     state = run_training(
         cfg,
         workdir,
@@ -68,7 +70,7 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
         loss=partial(vae_networks.vae_loss, networks),
         optimizer=vae_networks.optimizers(networks, rates, judge_rates),
         rate=learning_rate(rates),
-        batches=vae_batches(data, workdir, shard),
+        batches=partial(own_clips, data, workdir),
         sample=evaluator(workdir, networks.vae, data),
         pretrained=partial(pretrained_weights, networks, cfg.lpips.path, start),
     )
@@ -130,6 +132,14 @@ def pretrained_weights(
     return weights
 
 
+def own_clips(
+    data: VAEDataConfig, workdir: Path, mesh: Mesh, split: Split = "training"
+) -> grain.DatasetIterator[Footage]:
+    """Batches of the clips and pictures that this process's devices need."""
+    clips, pictures = (sharding.own_rows(n, mesh) for n in (data.batch, data.images))
+    return vae_batches(data, workdir, (clips, pictures), split)
+
+
 def first_clips(
     params: Any, data: VAEDataConfig, workdir: Path, split: Split, clips: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "b f h w 3"], UInt8[jax.Array, "_ f h w 3"]]]:
@@ -138,11 +148,10 @@ def first_clips(
     Each comes as this process's clips and as all clips on the mesh of the weights.
     """
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    shard = (jax.process_index(), jax.process_count())
-    count = max(1, clips // (data.batch * shard[1]))
-    with closing(vae_batches(data, workdir, shard, split)) as batches:
+    count = max(1, clips // data.batch)
+    with closing(own_clips(data, workdir, mesh, split)) as batches:
         for batch in islice(batches, count):
-            yield batch.video, global_batch(batch.video, mesh)
+            yield batch.video, sharding.global_batch(batch.video, mesh)
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -170,7 +179,9 @@ def evaluator(workdir: Path, cfg: VAEConfig, data: VAEDataConfig) -> Sample:
         for clips, video in first_clips(params, data, workdir, split, count):
             pixels, *values = reconstruct(cfg, params["vae"], video)
             if not scores:
-                result = to_uint8(sharding.to_host(pixels))
+                mesh = jax.tree.leaves(params)[0].sharding.mesh
+                own = sharding.own_rows(len(pixels), mesh)
+                result = to_uint8(sharding.to_host(pixels))[own]
                 write_reconstructions(folder, clips, result, data.fps)
             scores.append([float(value) for value in values])
         means = np.mean(scores, axis=0).tolist()

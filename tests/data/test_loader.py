@@ -24,6 +24,7 @@ from tests.packed import (
     SEQUENCES,
     SIZE,
     STAGES,
+    assert_equal,
     config,
     parts,
     synthetic,
@@ -102,9 +103,10 @@ def test_stages_have_their_shares_and_every_unit_occurs_equally_often(tmp_path):
 
 def test_a_long_fine_segment_meets_short_coarse_ones(tmp_path):
     cfg = config(tmp_path, batch=4, segments=1, stage_shares=(1, 2, 1))
-    for rows in take(6, cfg, tmp_path):
-        coarse, *_, fine = sorted(parts(rows), key=lambda part: part.stage)
-        assert coarse.unit + fine.unit == FRAMES - 1
+    for row in zip(*(parts(rows) for rows in take(12, cfg, tmp_path)), strict=True):
+        for at in (0, 4, 8):
+            coarse, *_, fine = sorted(row[at : at + 4], key=lambda part: part.stage)
+            assert coarse.unit + fine.unit == FRAMES - 1
 
 
 def test_a_stage_without_share_does_not_occur(tmp_path):
@@ -127,37 +129,31 @@ def test_another_seed_gives_another_order(tmp_path):
     assert first != other
 
 
-def test_hosts_divide_the_examples_of_one_order(tmp_path):
-    cfg = config(tmp_path, batch=6, segments=1)
-    alone = [p.text for p in taken_parts(2, cfg, tmp_path)]
-    host0, host1 = (
-        [p.text for p in taken_parts(1, cfg, tmp_path, shard=(i, 2))] for i in (0, 1)
-    )
-    assert host0 == alone[0::2] and host1 == alone[1::2]
+def test_hosts_divide_the_rows_of_one_batch(tmp_path):
+    cfg = config(tmp_path, batch=6, dropout=0.5)
+    whole = take(10, cfg, tmp_path)
+    for rows in ([0, 1, 2], [5], [0, 2, 3, 4]):
+        part = take(10, cfg, tmp_path, rows=rows)
+        for all_rows, own in zip(whole, part, strict=True):
+            assert_equal(jax.tree.map(lambda x, i=rows: x[i], all_rows), own)
 
 
-def test_two_hosts_sweep_the_units_together(tmp_path):
-    cfg = config(tmp_path, batch=4, segments=1, stage_shares=(0, 0, 1))
-    for host, expected in enumerate(([0, 2, 0, 2], [1, 3, 1, 3])):
-        found = taken_parts(1, cfg, tmp_path, shard=(host, 2))
-        assert [part.unit for part in found] == expected
+def test_rows_side_by_side_sweep_stages_and_units(tmp_path):
+    cfg = config(tmp_path, batch=4, segments=1, stage_shares=(1, 1, 1))
+    for rows in (taken := take(24, cfg, tmp_path)):
+        assert {part.stage for part in parts(rows)} == {0, 1, 2}
+    for row in range(4):  # and every row has all of them in the course of time
+        seen = [list(parts(rows))[row] for rows in taken]
+        fine = [part.unit for part in seen if part.stage == 2]
+        assert sorted(fine) == sorted([*range(FRAMES)] * 2)
 
 
 def test_a_tenth_of_the_captions_is_dropped_whatever_the_stage(tmp_path):
     cfg = config(tmp_path, dropout=0.1)
-    dropped = Counter(stage_of(cfg, 1, i) for i in range(4000) if drops_caption(cfg, i))
+    dropped = Counter(stage_of(cfg, i) for i in range(4000) if drops_caption(cfg, i))
     # Shares of 1000, 2000 and 1000; the tolerance is four standard deviations.
     assert abs(dropped[0] - 100) < 38 and abs(dropped[2] - 100) < 38
     assert abs(dropped[1] - 200) < 54
-
-
-def test_hosts_drop_captions_of_other_examples(tmp_path):
-    cfg = config(tmp_path, batch=12, segments=1, dropout=0.5)
-    alone, host0, host1 = (
-        [p.text == tokenize("") for p in taken_parts(2, cfg, tmp_path, shard=shard)]
-        for shard in ((0, 1), (0, 2), (1, 2))
-    )
-    assert host0[:12] == alone[0::2] and host1[:12] == alone[1::2]
 
 
 def test_a_dropped_caption_is_the_tokens_of_the_empty_one(tmp_path):
@@ -246,10 +242,10 @@ def test_what_can_not_work_is_refused_before_the_first_batch(
         batches(cfg, tokenize, tmp_path)
 
 
-@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
-def test_a_host_outside_the_count_is_refused(tmp_path, shard):
-    with pytest.raises(ValueError, match="shard"):
-        batches(config(tmp_path), tokenize, tmp_path, shard=shard)
+@pytest.mark.parametrize("rows", [[2], [-1], []])
+def test_rows_outside_the_batch_are_refused(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"rows .* of a batch of 2"):
+        batches(config(tmp_path), tokenize, tmp_path, rows=rows)
 
 
 @pytest.mark.parametrize(

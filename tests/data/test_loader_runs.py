@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from tests.packed import (
     assert_equal,
     config,
     opened,
+    parts,
     synthetic,
     take,
     taken_parts,
@@ -59,6 +61,35 @@ def test_an_iterator_that_has_moved_on_can_be_set_back(tmp_path):
             assert_equal(rows, next(iterator))
 
 
+@pytest.mark.parametrize("segments", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_example_comes_once_whatever_hosts_there_are(tmp_path, segments):
+    """One host, then two, then four, then one: each example once in each epoch."""
+    cfg = config(tmp_path, batch=4, segments=segments, tokens=600)
+    hosts = [[range(4)], [(0, 1), (2, 3)], [(3,), (0,), (2,), (1,)], [range(4)]]
+    state, taken = {}, []
+    for shares in hosts:
+        found, merged = {}, {}
+        for rows in shares:
+            with opened(cfg, tmp_path, rows=rows) as iterator:
+                if state:
+                    iterator.set_state(json.loads(json.dumps(state)))
+                successive = [next(iterator) for _ in range(3)]
+                merged |= iterator.get_state()
+            for place, row in enumerate(rows):
+                found[row] = [
+                    jax.tree.map(lambda x, i=place: x[i], b) for b in successive
+                ]
+        state = merged
+        for rows in zip(*(found[row] for row in range(4)), strict=True):
+            taken.append(jax.tree.map(lambda *x: np.stack(x), *rows))
+    if segments == 1:  # twelve batches of four are four epochs of twelve records
+        texts = [part.text[1] for rows in taken for part in parts(rows)]
+        epochs = [sorted(texts[at : at + 12]) for at in range(0, 48, 12)]
+        assert epochs == [list(range(10, 22))] * 4
+    for expected, rows in zip(take(12, cfg, tmp_path), taken, strict=True):
+        assert_equal(expected, rows)
+
+
 # ---------------------------------------------------------------------------- bad files
 
 
@@ -86,9 +117,9 @@ def test_a_bad_file_is_skipped_logged_and_listed_once(tmp_path, caplog):
 
 
 def test_a_skipped_example_is_not_replaced_by_another(tmp_path):
-    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), segments=1, batch=10)
-    with_broken = taken_parts(1, replace(cfg, max_bad=0.1), tmp_path, load=None)
-    all_sound = taken_parts(2, cfg, tmp_path)
+    cfg = config(tmp_path, clips_and_broken(tmp_path, 1), segments=1, batch=1)
+    with_broken = taken_parts(10, replace(cfg, max_bad=0.1), tmp_path, load=None)
+    all_sound = taken_parts(12, cfg, tmp_path)
     expected = [p for p in all_sound if p.text[1] < 90][:10]
     assert [(p.text, p.stage, p.unit) for p in with_broken] == [
         (p.text, p.stage, p.unit) for p in expected

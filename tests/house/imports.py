@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "data", "checkpoint", "training"},
     "pipeline": {"shapes", "sharding", "config", "programs", "lora", "noise", "units",
                  "sampler", "kernels", "models", "data", "checkpoint", "model", "vae"},
-    "train": {"sharding", "config", "latents", "data", "training", "model",
+    "train": {"shapes", "sharding", "config", "latents", "data", "training", "model",
               "vae", "pipeline"},
     "distill": {"shapes", "config", "objective", "guidance", "reflow", "data",
                 "training", "model", "train"},

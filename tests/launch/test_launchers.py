@@ -210,7 +210,7 @@ def test_flags_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch):
     (call,) = join(monkeypatch, **given)
     assert call == (
         ("node1:12345", 4, 0),
-        {"cluster_detection_method": "deactivate"},
+        {"cluster_detection_method": "deactivate", "heartbeat_timeout_seconds": 30},
     )
 
 
@@ -223,7 +223,8 @@ def test_the_only_process_of_a_node_has_all_its_gpus(
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "4")
     monkeypatch.setenv("SLURM_NTASKS", tasks)
     try:
-        assert join(monkeypatch, distributed=True) == [((), {})]
+        timeout = {"heartbeat_timeout_seconds": 30}
+        assert join(monkeypatch, distributed=True) == [((), timeout)]
         assert jax.config.values["jax_cuda_visible_devices"] == visible
     finally:
         jax.config.update("jax_cuda_visible_devices", before)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from pyramid_jax import sharding
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.models import layers, linear
@@ -249,3 +250,35 @@ def test_blocks_with_weights_and_inputs_of_their_own_are_those_of_a_stack():
         assert notes["old"].shape == (3, *x.shape)
         made = layers.each(lambda one: {"twice": 2 * one}, trees)
         np.testing.assert_array_equal(made["twice"], 2 * weights)
+
+
+# ------------------------------------------------------------------------------- sums
+
+
+@pytest.mark.parametrize("contract", [1, 2])
+def test_weight_gradients_are_float32_sums_on_request(contract: int):
+    x = jnp.asarray(normal(3, 16, *(2, 4)[-contract:]))
+
+    def gradients(wanted: bool) -> Any:
+        with sharding.float32_sums(wanted):
+            axes = (*[None] * contract, None, None)
+            layer = layers.dense((2, 3), axes, "bfloat16", contract=contract)
+            params = sharding.unbox(layer.init(KEY, x)["params"])
+
+            def loss(params: Any, x: jax.Array) -> jax.Array:
+                return jnp.square(layer.apply({"params": params}, x)).sum(
+                    dtype="float32"
+                )
+
+            return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+
+    (value, (own, back)), (plain_value, (plain, plain_back)) = map(
+        gradients, (True, False)
+    )
+    assert value == plain_value
+    np.testing.assert_array_equal(back, plain_back)
+    np.testing.assert_allclose(own["kernel"], plain["kernel"], rtol=0.02, atol=0.1)
+    rounded = own["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    assert own["kernel"].dtype == jnp.float32 and (own["kernel"] != rounded).any()
+    rounded = plain["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_array_equal(plain["kernel"], rounded)

@@ -17,6 +17,7 @@ from pyramid_jax.objective import Losses
 from pyramid_jax.training import loop
 from pyramid_jax.training.metrics import Means, Metrics
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.run import best_average
 from pyramid_jax.training.state import TrainState, abstract_state, create_state
 from pyramid_jax.training.step import StepConfig, gradients, train_step
 
@@ -179,9 +180,13 @@ def test_a_bad_step_is_counted_and_changes_nothing_else(mesh, cfg, bad):
     assert not np.array_equal(state.params["kernel"], before.params["kernel"])
 
 
-def test_noise_differs_from_step_to_step(mesh):
+def test_noise_differs_from_update_to_update(mesh):
+    def noise(params: Any, _: Any, key: Any, step: Any) -> tuple[jax.Array, Any]:
+        weight = 0 * params["kernel"].sum()
+        return jax.random.normal(key) + weight, Means({}, jnp.float32(1))
+
     state, batch = fresh(mesh), next(Batches())
-    step = stepper(state, StepConfig(skip_above=-1.0))  # no step is good enough
+    step = stepper(state, StepConfig(), noise)
     state, first = step(state, batch, KEY)
     state, second = step(state, batch, KEY)
     assert float(first.loss) != float(second.loss)
@@ -219,6 +224,7 @@ def trained(
             store=store,
             metrics=options.get("metrics", MetricsList()),
             sample=options.get("sample"),
+            validate=options.get("validate"),
         )
 
 
@@ -267,15 +273,62 @@ def test_a_time_limit_saves_and_ends_the_run(tmp_path, mesh):
     assert Store(tmp_path, {}).latest() == 1
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path, mesh):
-    class Poisoned(Batches):
-        def __next__(self) -> np.ndarray:
-            return super().__next__() * (np.nan if self.number == 4 else 1.0)
+class Poisoned(Batches):
+    """The same rows, with batches of NaN put before the third one, `count` of them."""
 
-    with pytest.raises(FloatingPointError, match="step 4: loss nan"):
-        cfg = loop.LoopConfig(steps=10, log_every=10, save_every=3)
-        trained(tmp_path, mesh, cfg, batches=Poisoned())
-    assert Store(tmp_path, {}).latest() == 3
+    def __init__(self, count: int):
+        super().__init__()
+        self._count = count
+
+    def __next__(self) -> np.ndarray:
+        if self.number == 2 and self._count:
+            self._count -= 1
+            return np.full((8, 4), np.nan, np.float32)
+        return super().__next__()
+
+
+def test_a_run_with_a_bad_batch_ends_like_one_without(tmp_path, mesh):
+    sound, poisoned = MetricsList(), MetricsList()
+    clean = trained(tmp_path / "a", mesh, loop.LoopConfig(4, 4), metrics=sound)
+    cfg = loop.LoopConfig(steps=5, log_every=5)
+    batches = Poisoned(1)
+    state = trained(tmp_path / "b", mesh, cfg, batches=batches, metrics=poisoned)
+    assert (int(state.step), int(state.skipped)) == (5, 1)
+    assert_equal(clean[2:], state[2:])
+    (_, without), (_, values) = *sound.lines, *poisoned.lines
+    assert values["skipped"] == 1 and values["loss"] == without["loss"]
+
+
+def test_bad_steps_in_a_row_end_the_run_and_its_state_is_kept(tmp_path, mesh):
+    clean = trained(tmp_path / "a", mesh, loop.LoopConfig(steps=4))
+    batches, lines = Poisoned(9), MetricsList()
+    cfg = loop.LoopConfig(steps=10, log_every=1, bad_steps=3)
+    with pytest.raises(FloatingPointError, match="the last 3 steps or more were skip"):
+        trained(tmp_path / "b", mesh, cfg, batches=batches, metrics=lines)
+    # Counters are read two steps later, when no device waits for it.
+    bad = [step for step, values in lines.lines if "loss" not in values]
+    assert bad == [3, 4, 5, 6, 7]
+    assert Store(tmp_path / "b", {"seed": 0}).latest() == 7
+    again = trained(tmp_path / "b", mesh, cfg, batches=Poisoned(1))
+    assert (int(again.step), int(again.skipped)) == (10, 6)
+    assert_equal(clean[2:], again[2:])
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, mesh):
+    losses, averages = [3.0, 1.0, 2.0, 4.0, 5.0, 6.0], []
+
+    def validate(step: int, average: Any) -> dict[str, float]:
+        averages.append(jax.device_get(average))
+        return {"validation_loss": losses[step - 1]}
+
+    lines, cfg = MetricsList(), loop.LoopConfig(steps=6, save_every=1)
+    folder = tmp_path / "checkpoints"
+    last = trained(folder, mesh, cfg, validate=validate, metrics=lines)
+    assert [values["validation_loss"] for _, values in lines.lines] == losses
+    with Store(folder, {"seed": 0}) as store:
+        assert store.best() == 2 and store.latest() == 6
+    assert {path.name for path in folder.iterdir()} == {"2", "4", "5", "6"}
+    assert_equal(best_average(tmp_path, last), averages[1])
 
 
 def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, mesh):
@@ -293,7 +346,7 @@ def test_samples_are_taken_from_the_average_at_the_right_steps(tmp_path, mesh):
 
 def test_rows_that_do_not_fit_the_mesh_are_refused(mesh):
     with pytest.raises(ValueError, match="5 rows can't be divided over 2 devices"):
-        loop.global_batch(np.zeros((5, 4), np.float32), mesh)
+        sharding.global_batch(np.zeros((5, 4), np.float32), mesh)
 
 
 # ------------------------------------------------------------------------------ metrics

@@ -100,9 +100,12 @@ def test_a_run_resumes_exactly_where_it_stopped(tmp_path):
 
 
 def test_hosts_divide_the_clips_among_them(tmp_path):
-    cfg = config(tmp_path, write_clips(tmp_path, 6), batch=3)
-    first, second = (shades(take(1, cfg, shard=(host, 2))) for host in range(2))
-    assert sorted(first + second) == [0, 1, 2, 3, 4, 5]
+    cfg = config(tmp_path, write_clips(tmp_path, 6), batch=6, images=2)
+    (whole,) = take(1, cfg)
+    halves = [take(1, cfg, rows=x)[0] for x in (([0, 1, 2], [0]), ([3, 4, 5], [1]))]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *halves)
+    jax.tree.map(np.testing.assert_array_equal, whole, joined)
+    assert sorted(shades([whole])) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_bad_file_is_skipped_and_listed(tmp_path):
