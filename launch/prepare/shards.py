@@ -8,8 +8,8 @@ process knows of the others.
 """
 
 import json
-import os
 import shutil
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,6 +159,6 @@ def _size(path: Path) -> int:
 def _keep_empty(records: Sequence[Record], folder: Path) -> None:
     """Copies the features of the empty caption, if the captions have features."""
     if (features := records[0].features) is not None:
-        partial = folder / f"{EMPTY}.{os.getpid()}.partial"  # of several processes
+        partial = folder / f"{EMPTY}.{uuid.uuid4().hex}"  # other hosts write it, too
         shutil.copyfile(features.parent / EMPTY, partial)
         partial.replace(folder / EMPTY)

@@ -8,7 +8,7 @@ video: what contradicts is refused, and what is stale is made again.
 
 import hashlib
 import json
-import os
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -263,6 +263,6 @@ def remember(folder: Path, made_with: dict[str, Any]) -> None:
             "or ask for what was made before"
         )
     text = json.dumps(made_with, indent=1) + "\n"
-    partial = folder / f"{MADE_WITH}.{os.getpid()}.partial"  # of several processes
+    partial = folder / f"{MADE_WITH}.{uuid.uuid4().hex}"  # other hosts write it, too
     partial.write_text(text, encoding="utf-8")
     partial.replace(folder / MADE_WITH)

@@ -30,9 +30,8 @@ from pyramid_jax.data.tokenizer import Tokenize
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
 
-Resolutions = tuple[HeightWidth, ...]
 # The normalised latent "t h w c" of a record, made at the nearest of some sizes.
-LoadLatent = Callable[[Record, Resolutions], np.ndarray]
+LoadLatent = Callable[[Record, tuple[HeightWidth, ...]], np.ndarray]
 # The pyramid of a record's latent, coarsest level "t h w c" first.
 LoadLevels = Callable[[Record], list[np.ndarray]]
 
@@ -220,7 +219,7 @@ def latent_loader(cfg: DataConfig) -> LoadLatent:
 
 
 def pixel_latent(
-    cfg: DataConfig, record: Record, sizes: Resolutions
+    cfg: DataConfig, record: Record, sizes: tuple[HeightWidth, ...]
 ) -> Float[np.ndarray, "t h w 3"]:
     """The latent of a pixel-space model: the normalised pixels of a record's file."""
     size = nearest_size(sizes, record)
@@ -229,7 +228,7 @@ def pixel_latent(
 
 
 def stored_latent(
-    cfg: LatentConfig, frames: int, record: Record, sizes: Resolutions
+    cfg: LatentConfig, frames: int, record: Record, sizes: tuple[HeightWidth, ...]
 ) -> Float[np.ndarray, "t h w c"]:
     """The normalised latent that launch.prepare stored for a record.
 

@@ -42,7 +42,7 @@ def test_every_part_of_a_row_equals_the_segment_made_alone(tmp_path):
     assert len(found) > 30
     for part in found:
         record = Record(tmp_path / "any.mp4", "video", str(part.text[1]))
-        levels = pyramid.levels(synthetic(record, SIZE), STAGES)
+        levels = pyramid.levels(synthetic(record, (SIZE,)), STAGES)
         chosen = layout.compact(layout.clips(part.stage, part.unit, FRAMES))
         alone = layout.segment(levels, chosen, LAYOUT)
         jax.tree.map(np.testing.assert_array_equal, part.tokens, alone)

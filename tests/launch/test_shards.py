@@ -116,7 +116,7 @@ def test_a_damaged_piece_is_a_record_that_can_not_be_read(
     write_shard(manifest, folder, job([]), (0, 1))
     (folder / "00000-of-00001/000000.array_record").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="write the shard again"):
-        read_records(folder)[3]
+        Shards(folder)[3]
 
 
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 99)])
