@@ -108,10 +108,11 @@ def distillation_loss(
 ) -> tuple[Float[jax.Array, ""], Losses]:
     """The loss of a batch, and its sums per stage; see `reflow.reflow_loss`."""
     model = task.model
-    student, teacher = (
-        partial(models.velocity_network(model, weights), current=rows.current)
+    networks: list[Any] = [
+        models.velocity_network(model, weights)
         for weights in (params, {"dit": params["teacher"]})
-    )
+    ]
+    student, teacher = (partial(one, current=rows.current) for one in networks)
     text = models.row_text(model, params, rows)
     losses = reflow_loss(
         partial(student, text=text),

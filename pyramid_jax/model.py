@@ -326,8 +326,9 @@ def training_loss(
     model: ModelConfig, params: Any, rows: Rows, key: jax.Array, step: Any = None
 ) -> tuple[Float[jax.Array, ""], objective.Losses]:
     """The training loss of a batch, and its sums per stage; the same at every step."""
+    velocity: Any = velocity_network(model, params)
     losses = objective.loss(
-        partial(velocity_network(model, params), current=rows.current),
+        partial(velocity, current=rows.current),
         rows,
         row_text(model, params, rows),
         objective.draw(key, rows),

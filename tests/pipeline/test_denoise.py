@@ -205,10 +205,11 @@ def test_a_clean_history_may_be_read_once_in_a_stage(params, image, stages):
     dit = dataclasses.replace(CFG.dit, clean_history=True)
     model = dataclasses.replace(CFG, dit=dit)
     given = inputs(first=first_image() if image else None)
-    plain = in_steps(params, given, plan(model=model), model)
+    plain = in_steps(params, given, plan(model=model), model=model)
     how = plan(model=model, reuse=stages)
     told: list[Progress] = []
-    once = in_steps(params, given, how, model, callback_on_step_end=told.append)
+    watch = {"callback_on_step_end": told.append}
+    once = in_steps(params, given, how, model=model, **watch)
     np.testing.assert_allclose(once, plain, rtol=0, atol=1e-5)
     program = in_one_program(params, given, how, model)
     np.testing.assert_allclose(program, plain, rtol=0, atol=1e-5)
