@@ -97,7 +97,7 @@ def test_the_held_out_loss_has_the_same_rows_and_noise_every_time(
 ):
     def loss(_: Any, rows: Rows, key: jax.Array) -> tuple[jax.Array, Losses]:
         noise = jax.random.normal(key, (3,))
-        sums = noise * rows.clean.sum() + rows.text.sum()
+        sums = noise * rows.clean.sum() + rows.text.sum(dtype=jnp.float32)
         return sums.sum(), Losses(sums.sum(), sums, jnp.float32([1, 0, 1]))
 
     described = experiment(config(manifest))
