@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.flops import Product
 from benchmarks.workload import Workload
+from launch.compile.flops import Product
 from pyramid_jax import sampler, sharding
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.model import (

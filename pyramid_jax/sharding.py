@@ -7,17 +7,20 @@ outside this file (and the kernels) names a mesh axis. A parked array keeps its
 sharding, in another kind of memory: it knows where it belongs.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+logger = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 HOST, DEVICE = "pinned_host", "device"  # JAX's names of kinds of memory
@@ -64,8 +67,12 @@ def device_mesh(
 ) -> Mesh:
     """A mesh with all four axes over `devices` (default: all); a size of -1: the rest.
 
+    Neighbours on an axis are neighbours in the network of a TPU; where devices are in
+    several slices, `data` leads from slice to slice, and the others stay in one.
+
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or `data` is not
+            a multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, context, tensor]
@@ -81,8 +88,28 @@ def device_mesh(
             f"mesh {axes} needs {math.prod(sizes)} devices, there are {len(devices)}; "
             "set one size to -1 to use the rest"
         )
-    grid = np.asarray(devices).reshape(sizes)
+    grid = arranged(list(devices), sizes)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arranged(devices: list[Any], sizes: Sequence[int]) -> np.ndarray:
+    """The devices as an array of these sizes, near ones beside each other.
+
+    Raises:
+        ValueError: the first size is not a multiple of the number of slices.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    first, *others = sizes
+    if first % len(slices):
+        raise ValueError(
+            f"the devices are in {len(slices)} slices, over which only {MESH_AXES[0]} "
+            f"can lead; it is {first}, make it a multiple of {len(slices)}"
+        )
+    inner = [first // len(slices), *others]
+    parts = [_near(slices[index], inner) for index in sorted(slices)]
+    return np.concatenate(parts, axis=0)
 
 
 def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
@@ -197,6 +224,17 @@ def present(tree: Any) -> Iterator[Any]:
         for x, original in pairs:
             if is_parked(original):
                 x.delete()
+
+
+def _near(devices: list[Any], sizes: Sequence[int]) -> np.ndarray:
+    """Devices of a slice as an array; in their order where no network is known."""
+    try:
+        return mesh_utils.create_device_mesh(
+            sizes, devices, allow_split_physical_axes=True
+        )
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        logger.warning("the mesh does not follow the network of the devices: %s", error)
+        return np.asarray(devices).reshape(sizes)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ class DiTConfig:
         text_ends_early: the last double block attends to the text, but leaves it.
         causal: frames don't see later frames; False is the reference's ablation.
         dtype: of matrix products and of what flows between blocks; weights are float32.
-        remat: the backward pass recomputes each block instead of storing its inside.
+        remat: what is stored of a block for the backward pass, one of `layers.REMAT`;
+            the rest is computed again.
         attention: backend name for `kernels.attention`, None for the device's best.
         attention_tiles: block sizes of that backend, see `Tiles.of`; None: the table's.
     """
@@ -61,7 +62,7 @@ class DiTConfig:
     text_ends_early: bool = True
     causal: bool = True
     dtype: str = "float32"
-    remat: bool = True
+    remat: str = layers.NOTHING
     attention: str | None = None
     attention_tiles: tuple[tuple[int, ...], ...] | None = None
 
@@ -72,6 +73,8 @@ class DiTConfig:
                 f"rope_axes {self.rope_axes}; for 64 features per head use (64,) or "
                 "(16, 24, 24)"
             )
+        if self.remat not in layers.REMAT:
+            raise ValueError(f"remat {self.remat!r} must be one of {layers.REMAT}")
 
     @property
     def head_dim(self) -> int:

@@ -12,7 +12,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Float, Int, Key
 
-from pyramid_jax import sharding
+from pyramid_jax import programs, sharding
 from pyramid_jax.config import check_entries
 from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
@@ -106,7 +106,13 @@ def train_step(
         return state._replace(step=state.step + 1, skipped=skipped), report
 
     placement = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+    devices = like.step.sharding.mesh.devices.ravel()
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(placement, None),
+        compiler_options=programs.overlap(devices) or None,
+    )
 
 
 def _update(
