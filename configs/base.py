@@ -60,7 +60,12 @@ def get_config(variant: str = "mmdit") -> Any:
         "steps": 50_000,
         "final_rate": 1e-5,
     }
-    cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
+    cfg.step = {  # training.step.StepConfig
+        "accumulate": 1,
+        "ema_decay": 0.9999,
+        "moments": "device",
+    }
+    cfg.machine = "cpu"  # for which `launch.compile` compiles the step
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     cfg.sample = {  # model.SampleConfig
         "first_steps": (20, 20, 20),
@@ -103,6 +108,7 @@ def choose(cfg: Any, mode: str) -> Any:
     cfg.sample.update(first_steps=steps, video_steps=steps)
     cfg.autoencoder = ""
     cfg.mesh.update(data=-1, fsdp=1)
+    cfg.machine = "cpu"
     with cfg.unlocked():
         cfg.model.text = {"vocabulary": 384, "width": 32, "heads": 1}
         cfg.data.manifest = cfg.data.manifest or "data/shapes/manifest.jsonl"

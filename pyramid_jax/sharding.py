@@ -201,8 +201,16 @@ def to_host(tree: Any) -> Any:
 
 
 def parked(tree: Any) -> Any:
-    """The arrays of a tree in the host's memory; they remember their devices."""
+    """The arrays of a tree in the host's memory; they remember their devices.
+
+    Shapes are those of arrays there.
+    """
     return _moved(tree, HOST)
+
+
+def on_devices(tree: Any) -> Any:
+    """The arrays of a tree, or their shapes, on their devices."""
+    return _moved(tree, DEVICE)
 
 
 def is_parked(x: Any) -> bool:
@@ -246,5 +254,10 @@ def _is_box(leaf: Any) -> bool:
 
 
 def _moved(tree: Any, kind: str) -> Any:
-    where = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
-    return jax.device_put(tree, where)
+    def one(x: Any) -> Any:
+        where = x.sharding.with_memory_kind(kind)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.device_put(x, where)
+
+    return jax.tree.map(one, tree)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile import flops
-from launch.compile.machines import USABLE, Machine, hops, spanned
+from launch.compile.machines import GIB, USABLE, Machine, hops, spanned
 from launch.compile.program import Operation, Program, collectives, dimensions
 from pyramid_jax import model as models
 from pyramid_jax import sharding
@@ -30,7 +30,7 @@ from pyramid_jax.model import ModelConfig
 from pyramid_jax.shapes import Rows
 from pyramid_jax.train import data_config
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.state import TrainState, abstract_state
+from pyramid_jax.training.state import TrainState, abstract_state, with_moments
 from pyramid_jax.training.step import StepConfig, train_step
 
 # Matrix products of attention that a kernel makes of every visible pair of tokens.
@@ -89,8 +89,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak of its memory leaves the runtime its share."""
-        return self.memory["peak"] <= USABLE * self.capacity
+        """Whether what it takes on a device leaves the runtime its share."""
+        return self.memory["total"] <= USABLE * self.capacity
 
     @property
     def utilisation(self) -> float:
@@ -129,14 +129,10 @@ def compiled(cfg: Any, machine: Machine) -> Compiled:
     rates = build(OptimizerConfig, cfg.optimizer.to_dict())
     init = partial(models.initialise, model)
     rule = optimizer(rates, jax.eval_shape(init, jax.random.key(0)))
-    like = abstract_state(init, rule, mesh)
-    step: Any = train_step(
-        partial(models.training_loss, model),
-        rule,
-        learning_rate(rates),
-        build(StepConfig, cfg.step.to_dict()),
-        like,
-    )
+    how = build(StepConfig, cfg.step.to_dict())
+    like = with_moments(abstract_state(init, rule, mesh), how.moments)
+    loss = partial(models.training_loss, model)
+    step: Any = train_step(loss, rule, learning_rate(rates), how, like)
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
@@ -144,14 +140,20 @@ def compiled(cfg: Any, machine: Machine) -> Compiled:
         traced = step.trace(like, batch_shapes(model, data, mesh), key)
         lowered = traced.lower(lowering_platforms=(machine.platform,))
     made = lowered.compile()
-    memory = made.memory_analysis()
-    fields = {
+    used = bytes_of(made.memory_analysis())
+    return Compiled(made.as_text(), used, mesh, like, model, data)
+
+
+def bytes_of(memory: Any) -> dict[str, int]:
+    """A compiler's analysis of memory: what arguments, results and the rest take."""
+    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used = {
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
-        "peak": memory.peak_memory_in_bytes,
-        "host": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+        "results": max(0, fresh),  # those that take no argument's place
     }
-    return Compiled(made.as_text(), fields, mesh, like, model, data)
+    waiting = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
+    return used | {"total": sum(used.values()), "host": waiting}
 
 
 def batch_shapes(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Rows:
@@ -223,6 +225,36 @@ def plan(name: str, made: Compiled, machine: Machine) -> Plan:
         seconds=dict(seconds),
         compiler=f"JAX {jax.__version__}",
     )
+
+
+def report(plan: Plan) -> str:
+    """What a person wants to know of a plan."""
+    used = ", ".join(f"{k} {v / GIB:.2f}" for k, v in plan.memory.items())
+    mesh = " x ".join(f"{k} {n}" for k, n in plan.mesh.items() if n > 1) or "one device"
+    ways = ", ".join(f"{name} {way:.2f}" for name, way in plan.hops.items())
+    lines = [
+        f"{plan.config} on {plan.machine}: {plan.devices} devices, {mesh}, "
+        f"{plan.rows} rows ({plan.compiler})",
+        *([f"links between neighbours: {ways}"] if ways else []),
+        f"memory of a device, GiB: {used}, of {plan.capacity / GIB:.1f}: "
+        + ("it fits" if plan.fits else f"more than {USABLE:.0%}, IT DOES NOT FIT"),
+        f"FLOP of a device: {plan.flops['products']:.3e} in products, "
+        f"{plan.flops['attention']:.3e} in attention; the model needs "
+        f"{plan.flops['needed']:.3e}",
+        *(
+            f"{x['kind']} of {x['dtype']} among {x['devices']}: {x['count']} times, "
+            f"{x['bytes'] / GIB:.2f} GiB, {x['seconds']:.3f} s, "
+            + ("beside other work" if x["hidden"] else "WAITED FOR")
+            for x in plan.exchanges
+        ),
+        "predicted seconds: "
+        + ", ".join(f"{name} {s:.3f}" for name, s in plan.seconds.items()),
+        f"predicted utilisation {plan.utilisation:.1%}, {plan.busy:.1%} with what is "
+        "computed again",
+        "assumptions:",
+        *(f"- {each}" for each in ASSUMPTIONS),
+    ]
+    return "\n".join(lines)
 
 
 def needed(made: Compiled) -> float:

@@ -17,13 +17,19 @@ from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import build
 from pyramid_jax.training.loop import LoopConfig, Sample, check_processes, train_loop
 from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
-from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
+from pyramid_jax.training.state import (
+    Init,
+    TrainState,
+    abstract_state,
+    create_state,
+    with_moments,
+)
 from pyramid_jax.training.step import Loss, StepConfig, train_step
 
 logger = logging.getLogger(__name__)
 
 # Sections that may differ when a run is continued.
-MAY_CHANGE = {"loop", "mesh", "sample", "prompts"}
+MAY_CHANGE = {"loop", "machine", "mesh", "sample", "prompts"}
 
 
 def run_training(
@@ -58,9 +64,8 @@ def run_training(
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
     check_processes(mesh)
     like = abstract_state(init, optimizer, mesh)
-    step = train_step(
-        loss, optimizer, rate, build(StepConfig, cfg.step.to_dict()), like
-    )
+    how = build(StepConfig, cfg.step.to_dict())
+    step = train_step(loss, optimizer, rate, how, with_moments(like, how.moments))
     sections = {k: v for k, v in cfg.to_dict().items() if k not in MAY_CHANGE}
     loop = build(LoopConfig, cfg.loop.to_dict())
     if loop.steps < cfg.optimizer.warmup_steps:
@@ -83,7 +88,7 @@ def run_training(
         last = train_loop(
             loop,
             step,
-            state,
+            with_moments(state, how.moments),
             batches,
             jax.random.fold_in(key, 1),
             store=store,

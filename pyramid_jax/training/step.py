@@ -35,6 +35,8 @@ class StepConfig:
             forgets the initial weights.
         skip_above: a step whose loss is larger changes nothing; None skips only steps
             whose loss or gradient is not finite.
+        moments: where the optimizer's moments are while gradients are computed, on the
+            "device" or on the "host", which costs two moves of them per step.
 
     Raises:
         ValueError: a value is out of range.
@@ -44,11 +46,14 @@ class StepConfig:
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     skip_above: float | None = None
+    moments: str = "device"
 
     def __post_init__(self):
         least = "1 (no accumulation) or more"
         check_entries(self, lambda n: n >= 1, least, "accumulate")
         check_entries(self, lambda x: 0 <= x < 1, "in [0, 1)", "ema_decay")
+        places = ("device", "host")
+        check_entries(self, places.__contains__, f"one of {places}", "moments")
 
 
 class Report(NamedTuple):
@@ -84,6 +89,13 @@ def train_step(
         ValueError: (when called) the rows of the batch can't be cut into microbatches.
     """
 
+    def present(moments: Any) -> Any:
+        """The moments on the devices, in the step."""
+        if not any(map(sharding.is_parked, jax.tree.leaves(like.optimizer))):
+            return moments
+        where = sharding.on_devices(like.optimizer)
+        return jax.device_put(moments, jax.tree.map(lambda x: x.sharding, where))
+
     def step(
         state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
@@ -101,6 +113,7 @@ def train_step(
         report = Report(value, norm, rate(updates), skipped, aux)
 
         # perf: a choice of the whole state; selections write every array once more.
+        state = state._replace(optimizer=present(state.optimizer))
         update = partial(_update, optimizer, _decay(cfg, updates), gradient)
         state = jax.lax.cond(keep, update, lambda state: state, state)
         return state._replace(step=state.step + 1, skipped=skipped), report
