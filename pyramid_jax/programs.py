@@ -60,7 +60,8 @@ _SPARSE_CORES = {  # exchanges run on a core of their own, beside the products
     )
 }
 OVERLAP: Mapping[str, Mapping[str, Any]] = {
-    "TPU v5 lite": {},  # which has no such cores; its products fetch what they need
+    "TPU v5 lite": {},  # has no such cores; its products fetch what they need
+    "TPU v5e": {},
     "TPU v5": _SPARSE_CORES,
     "TPU v6": _SPARSE_CORES,
     "NVIDIA": {

@@ -100,7 +100,9 @@ def arranged(devices: list[Any], sizes: Sequence[int]) -> np.ndarray:
     """
     slices: dict[int, list[Any]] = {}
     for device in devices:
-        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+        tpu = device.platform == "tpu"  # a slice of GPUs is no more than a host
+        index = getattr(device, "slice_index", None) if tpu else None
+        slices.setdefault(index or 0, []).append(device)
     first, *others = sizes
     if first % len(slices):
         raise ValueError(
@@ -236,6 +238,8 @@ def present(tree: Any) -> Iterator[Any]:
 
 def _near(devices: list[Any], sizes: Sequence[int]) -> np.ndarray:
     """Devices of a slice as an array; in their order where no network is known."""
+    if len(devices) == 1:
+        return np.asarray(devices).reshape(sizes)
     try:
         return mesh_utils.create_device_mesh(
             sizes, devices, allow_split_physical_axes=True

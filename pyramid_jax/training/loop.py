@@ -97,7 +97,9 @@ def train_loop(
         while done < cfg.steps:
             batch = next(batches)
             rows = global_batch(batch, mesh)
-            with jax.transfer_guard("disallow"):  # nothing waits for the host unseen
+            # The first step places constants; later ones move nothing unseen.
+            moves = "allow" if done == begun else "disallow"
+            with jax.transfer_guard_host_to_device(moves):
                 state, report = step(state, rows, key)
             done += 1
             window.add(report, batch)

@@ -119,7 +119,7 @@ def train_step(
         return state._replace(step=state.step + 1, skipped=skipped), report
 
     placement = jax.tree.map(lambda x: x.sharding, like)
-    devices = like.step.sharding.mesh.devices.ravel()
+    devices = list(like.step.sharding.device_set)
     return jax.jit(
         step,
         donate_argnums=0,
