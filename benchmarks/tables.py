@@ -168,6 +168,8 @@ def _plans() -> str:
             *(f"{share:.0%}" for share in shares),
             f"{plan['utilisation']:.0%}",
         ])  # fmt: skip
+    if not rows:
+        return "No plan has been made yet: `make compile-configs` does."
     head = ("mesh", "GiB of a device", "GiB exchanged, waited", "step")
     return table(("config, machine", *head, *PLANNED, "utilisation"), rows)
 

@@ -60,11 +60,8 @@ def get_config(variant: str = "mmdit") -> Any:
         "steps": 50_000,
         "final_rate": 1e-5,
     }
-    cfg.step = {  # training.step.StepConfig
-        "accumulate": 1,
-        "ema_decay": 0.9999,
-        "moments": "device",
-    }
+    # training.step.StepConfig
+    cfg.step = {"accumulate": 1, "ema_decay": 0.9999, "moments": "device"}
     cfg.machine = "cpu"  # for which `launch.compile` compiles the step
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     cfg.sample = {  # model.SampleConfig
