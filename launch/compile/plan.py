@@ -113,8 +113,14 @@ def compiled(cfg: Any, machine: Machine) -> Compiled:
     """The step of a config of the DiT, compiled for a machine.
 
     Raises:
-        ValueError: the rows of the batch can't be divided over the mesh.
+        ValueError: the config trains something else, or the rows of its batch can't be
+            divided over the mesh.
     """
+    if "model" not in cfg or "teacher" in cfg:
+        raise ValueError(
+            "steps of VAEs and students can't be compiled for other machines yet; give "
+            "the config of a DiT"
+        )
     mesh = sharding.device_mesh(**cfg.mesh.to_dict(), devices=list(machine.devices))
     model = models.model_config(cfg.model.to_dict())
     data = data_config(cfg, model)

@@ -179,11 +179,14 @@ def test_a_prediction_faster_than_the_devices_is_an_error():
         plan(seconds={"step": 0.5})
 
 
-def test_machines_have_names(capsys):
+def test_machines_have_names():
     assert machine("cpu").devices == tuple(jax.devices())
     with pytest.raises(ValueError, match="no machine 'h900x2'; name a TPU slice"):
         machine("h900x2")
     with pytest.raises(SystemExit, match="no machine 'h900x2'"):
         main(["--config=tiny", "--topology=h900x2"])
+    for other in ("vae", "student"):
+        with pytest.raises(SystemExit, match="VAEs and students can't be compiled"):
+            main([f"--config={other}", "--topology=cpu"])
     with pytest.raises(SystemExit, match="unknown argument --fast"):
         main(["--config=tiny", "--fast"])
