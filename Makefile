@@ -24,13 +24,15 @@ COMPILERS := .venv-compile
 AUDIT := .venv-audit
 PYPI := https://pypi.org/pypi/pip/24.0/json
 COMPILE ?= --parts=attention,step
+# Whose training steps `make compile-configs` compiles, each for the machine it names.
+CONFIGS ?= tiny tiny_latent pairs mmdit_384p mmdit_768p flux_384p flux_768p flux_image
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock format lint types test test-slow fuzz test-compile test-gpu \
-	test-tpu check audit demo web train-demo notebooks bench ablations parity clean
+	compile-configs test-tpu check audit demo web train-demo notebooks bench ablations parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +78,15 @@ fuzz: setup ## damage many more files, other ones each time
 
 test-compile: $(COMPILERS)/.installed ## compile attention for A100, H200, v5e, v5p, v6e
 	$(COMPILERS)/bin/python -W error -m launch.compile $(COMPILE)
+	$(COMPILERS)/bin/python -m launch.compile --config=mmdit_384p:smoke \
+		--topology=v5e:2x4 --config.mesh.data=1 --config.mesh.fsdp=8
+
+compile-configs: $(COMPILERS)/.installed ## compile the step of each config for its machine
+	for name in $(CONFIGS); do \
+		$(COMPILERS)/bin/python -m launch.compile --config=$$name \
+			--json=benchmarks/results/plan_$$name.json || exit 1; \
+	done
+	$(RUN) -m benchmarks.tables
 
 $(COMPILERS)/.installed: $(LOCKS) pyproject.toml
 	test -x $(COMPILERS)/bin/python || $(PYTHON) -m venv $(COMPILERS)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from benchmarks.flops import Product
 from benchmarks.workload import Workload
+from launch.compile.flops import Product
 from pyramid_jax import sampler, sharding
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.kernels.attention import attention

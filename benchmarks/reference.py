@@ -230,7 +230,7 @@ def _transformer(work: Workload) -> Any:
         "use_flash_attn": False,
         "use_temporal_causal": True,
         "interp_condition_pos": True,
-        "use_gradient_checkpointing": dit.remat,
+        "use_gradient_checkpointing": dit.remat == "nothing",
         "gradient_checkpointing_ratio": 0.0,
     }
     with contextlib.redirect_stdout(io.StringIO()):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks import flops
 from benchmarks.timing import Spread, spread
 from benchmarks.video import Case
+from launch.compile import flops
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.prompts import LIMIT
 

@@ -23,7 +23,7 @@ from benchmarks.speed import deviation_table, speed_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("performance.md", "ablations.md", "leaderboard.md")
+PAGES = ("performance.md", "ablations.md", "leaderboard.md", "sharding.md")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 NONE = "No GPU or TPU has been measured yet."
 VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
@@ -33,7 +33,8 @@ PARTS = {
     "rest": "norms, modulation, rotation, activation, residuals",
     "update": "AdamW, clipping, moving average",
 }
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+PLANNED = ("products", "attention", "rest")  # shares of a predicted step
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -159,6 +160,31 @@ def _precision() -> str:
     return table(("", "random weights", "embedded model", "its frames' PSNR"), rows)
 
 
+def _plans() -> str:
+    """Training steps that compilers made for machines that were not here."""
+    rows = []
+    for path in sorted(RESULTS.glob("plan_*.json")):
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
+        exchanges, seconds = plan["exchanges"], plan["seconds"]
+        waited = sum(x["seconds"] for x in exchanges if not x["hidden"])
+        shares = (seconds.get(k, 0) / seconds["step"] for k in PLANNED)
+        used, room = plan["memory"]["total"] / GIB, plan["capacity"] / GIB
+        rows.append([
+            f"{plan['config']}, {plan['machine']}",
+            f"{mesh}, {plan['rows']} rows",
+            f"{used:.1f} of {room:.0f}",
+            f"{sum(x['bytes'] for x in exchanges) / GIB:.1f}, {waited:.2f} s",
+            f"{seconds['step']:.2f} s",
+            *(f"{share:.0%}" for share in shares),
+            f"{plan['utilisation']:.0%}",
+        ])  # fmt: skip
+    if not rows:
+        return "No plan has been made yet: `make compile-configs` does."
+    head = ("mesh", "GiB of a device", "GiB exchanged, waited", "step")
+    return table(("config, machine", *head, *PLANNED, "utilisation"), rows)
+
+
 _SIDES = ("this project", "original", "original / this project")
 # What stands between the comments, by the name in the first.
 TABLES: dict[str, Callable[[], str]] = {
@@ -172,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": _precision,
     "presets": speed_table,
     "deviation": deviation_table,
+    "plans": _plans,
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }

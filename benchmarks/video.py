@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import flops
 from benchmarks.workload import Workload
+from launch.compile import flops
 from pyramid_jax import layout, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig

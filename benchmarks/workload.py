@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks import flops
+from launch.compile import flops
 from pyramid_jax import layout, mask, pyramid, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
@@ -71,7 +71,7 @@ class Workload:
             single_blocks=self.depth - self.double_blocks,
             rope_axes=(dim,) if self.variant == "mmdit" else three,
             dtype="float32",
-            remat=False,
+            remat="products",
         )
         return ModelConfig(
             dit, Layout(position_table=dit.position_table), LatentConfig()

@@ -63,7 +63,10 @@ def get_config(variant: str = "mmdit") -> Any:
         "final_rate": 1e-5,
     }
     # training.step.StepConfig
-    cfg.step = dict(accumulate=1, ema_decay=0.9999, float32_sums=False)
+    cfg.step = dict(
+        accumulate=1, ema_decay=0.9999, float32_sums=False, moments="device"
+    )
+    cfg.machine = "cpu"  # for which `launch.compile` compiles the step
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     cfg.sample = {  # model.SampleConfig
         "first_steps": (20, 20, 20),
@@ -122,6 +125,7 @@ def choose(cfg: Any, mode: str) -> Any:
     cfg.sample.update(first_steps=steps, video_steps=steps)
     cfg.autoencoder = ""
     cfg.mesh.update(data=-1, fsdp=1)
+    cfg.machine = "cpu"
     with cfg.unlocked():
         cfg.model.text = {"vocabulary": 384, "width": 32, "heads": 1}
         cfg.data.manifest = cfg.data.manifest or "data/shapes/manifest.jsonl"

@@ -14,7 +14,7 @@ r"""miniFLUX, 768x1280, 241 frames (10 s).
 The first two commands store features of captions and latents of videos, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own
 (configs/vae.py) does as well. Training divides weights, their average and the
-optimizer's moments, 29 GiB in float32, over eight devices of one host.
+optimizer's moments, 29 GiB in float32, over all devices of a v5p-64.
 Nobody has run the full size; launch.parity proves that loss and gradients are the
 original's. `smoke` needs the clips of `launch.prepare --embedded --to=data/shapes`.
 """
@@ -28,6 +28,7 @@ def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("miniflux")
     cfg.model.latent.update(image_shift=-0.04, image_scale=1 / 1.8726)
-    cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=8)
-    cfg.mesh.fsdp = 8
+    cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=128)
+    cfg.machine = "v5p:4x4x4"
+    cfg.mesh.update(data=1, fsdp=-1)
     return base.choose(cfg, mode)

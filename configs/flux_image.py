@@ -14,7 +14,7 @@ r"""miniFLUX, images of about 1024x1024: paper stage 1.
 The first two commands store features of captions and latents of images, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own
 (configs/vae.py) does as well. Training divides weights, their average and the
-optimizer's moments, 29 GiB in float32, over eight devices of one host.
+optimizer's moments, 29 GiB in float32, over all devices of a host.
 Nobody has run the full size; launch.parity proves that loss and gradients are the
 original's. `smoke` needs the clips of `launch.prepare --embedded --to=data/shapes`.
 """
@@ -33,5 +33,6 @@ def get_config(mode: str = "full") -> Any:
     cfg.data.update(stage_shares=(1, 1, 1), tokens=4224, batch=16)
     cfg.optimizer.update(learning_rate=1e-4, b2=0.999)
     cfg.sample.guidance.first = 9.0
-    cfg.mesh.fsdp = 8
+    cfg.machine = "h200x8"
+    cfg.mesh.update(data=1, fsdp=-1)
     return base.choose(cfg, mode)

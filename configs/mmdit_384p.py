@@ -14,7 +14,7 @@ r"""SD3 style, 384x640, 121 frames (5 s): paper stage 2.
 The first two commands store features of captions and latents of videos, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own
 (configs/vae.py) does as well. Training divides weights, their average and the
-optimizer's moments, 30 GiB in float32, over eight devices of one host.
+optimizer's moments, 30 GiB in float32, over all devices of a host.
 Nobody has run the full size; launch.parity proves that loss and gradients are the
 original's. `smoke` needs the clips of `launch.prepare --embedded --to=data/shapes`.
 """
@@ -30,5 +30,6 @@ def get_config(mode: str = "full") -> Any:
     cfg.data.update(height=384, width=640, frames=121, tokens=4224, batch=8)
     cfg.optimizer.update(learning_rate=1e-4, steps=200_000)
     cfg.loop.steps = 200_000
-    cfg.mesh.fsdp = 8
+    cfg.machine = "h200x8"
+    cfg.mesh.update(data=1, fsdp=-1)
     return base.choose(cfg, mode)

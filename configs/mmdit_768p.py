@@ -14,7 +14,7 @@ r"""SD3 style, 768x1280, 241 frames (10 s): paper stage 3.
 The first two commands store features of captions and latents of videos, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own
 (configs/vae.py) does as well. Training divides weights, their average and the
-optimizer's moments, 30 GiB in float32, over eight devices of one host.
+optimizer's moments, 30 GiB in float32, over all devices of a v5p-64.
 Nobody has run the full size; launch.parity proves that loss and gradients are the
 original's. `smoke` needs the clips of `launch.prepare --embedded --to=data/shapes`.
 """
@@ -27,7 +27,8 @@ from configs import base
 def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("mmdit")
-    cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=8)
-    cfg.mesh.fsdp = 8
+    cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=128)
+    cfg.machine = "v5p:4x4x4"
+    cfg.mesh.update(data=1, fsdp=-1)
     cfg.sample.guidance.first = 9.0
     return base.choose(cfg, mode)

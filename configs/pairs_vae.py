@@ -22,6 +22,7 @@ from configs import vae
 def get_config(mode: str = "full") -> Any:
     """The config; `finish` and `decoder` continue its VAE; `smoke` is a minute long."""
     cfg = vae.get_config()
+    cfg.machine = "cpu"
     cfg.vae.update(latent=16, groups=2, dtype="float32", remat=False)
     # Most of the work is done on 16x16 cells: at 64x64 there are only resamplings.
     cfg.vae.update(encoder_widths=(8, 24, 48, 64), decoder_widths=(16, 16, 48, 64))

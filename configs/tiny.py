@@ -86,7 +86,7 @@ def describe(model: Any) -> None:
         position_table=8,
         position_table_base=8,
         dtype="float32",
-        remat=False,
+        remat="products",
     )
     model.layout.update(patch=4, position_table=8)
     mean, scale = -0.72, 2.5  # of the embedded clips, measured

@@ -19,6 +19,7 @@ from configs import vae
 def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = vae.get_config()
+    cfg.machine = "cpu"
     cfg.vae.update(latent=8, groups=2, dtype="float32", remat=False)
     for part in ("encoder", "decoder"):
         cfg.vae.update({f"{part}_widths": (16, 32, 32)})

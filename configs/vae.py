@@ -80,6 +80,7 @@ def get_config(mode: str = "full") -> Any:
     }
     cfg.optimizer, cfg.discriminator_optimizer = dict(rates), dict(rates)
     cfg.step = {"accumulate": 1, "ema_decay": 0.9999}  # training.step.StepConfig
+    cfg.machine = "a100x8"  # the paper's GPUs
     cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
     every = dict(log_every=50, save_every=1000, sample_every=5000)
     cfg.loop = {"steps": 200_000} | every  # training.loop.LoopConfig

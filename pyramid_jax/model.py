@@ -19,6 +19,7 @@ from pyramid_jax.config import build, check_entries, fields
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
+from pyramid_jax.models import layers
 from pyramid_jax.models.cache import Cache, empty_cache
 from pyramid_jax.models.dit import (
     STACKED,
@@ -187,9 +188,10 @@ def model_config(section: Mapping[str, Any]) -> ModelConfig:
     variant = section.pop("variant")
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; use one of {sorted(VARIANTS)}")
-    dit = dataclasses.replace(
-        VARIANTS[variant], **fields(DiTConfig, section.pop("dit"))
-    )
+    entries = fields(DiTConfig, section.pop("dit"))
+    if isinstance(entries.get("remat"), bool):  # in folders of older versions
+        entries["remat"] = layers.NOTHING if entries["remat"] else layers.PRODUCTS
+    dit = dataclasses.replace(VARIANTS[variant], **entries)
     text = section.pop("text", None)
     layout = {"position_table": dit.position_table} | dict(section.pop("layout"))
     return build(

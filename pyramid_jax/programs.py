@@ -47,6 +47,30 @@ DIGEST = 16  # bytes of a checksum
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_allow_excess_precision": False}
 }
+# What they are told, besides, of steps that several devices make together, by the
+# beginning of a device's name. Otherwise devices wait while weights are gathered.
+_SPARSE_CORES = {  # exchanges run on a core of their own, beside the products
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True
+    for kind in (
+        "all_gather",  # of weights, before a block
+        "2d_all_gather",  # the same in groups that lie along two axes of the torus
+        "3d_all_gather",  # or along three
+        "reduce_scatter",  # of the gradients of weights, after a block
+        "all_reduce",  # of what each group of devices has summed
+    )
+}
+OVERLAP: Mapping[str, Mapping[str, Any]] = {
+    "TPU v5 lite": {},  # has no such cores; its products fetch what they need
+    "TPU v5e": {},
+    "TPU v5": _SPARSE_CORES,
+    "TPU v6": _SPARSE_CORES,
+    "NVIDIA": {
+        # Exchanges begin as early, and end as late, as the order of work allows,
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        # also from one block to the next: a turn of the loop is two blocks.
+        "xla_gpu_enable_while_loop_double_buffering": True,
+    },
+}
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # what a compiler is told by the environment
 # Settings of JAX with such names change no program.
 HARMLESS = ("cache", "log", "traceback", "dump", "explain")
@@ -117,6 +141,14 @@ class ProgramFolder:
 
 _folder: ProgramFolder | None = None  # like JAX's cache, one for the process
 _alone = threading.Lock()
+
+
+def overlap(devices: Sequence[Any]) -> dict[str, Any]:
+    """Options of the compiler for a step that these devices make together."""
+    kind = devices[0].device_kind
+    if len(devices) == 1:
+        return {}
+    return next((dict(OVERLAP[k]) for k in OVERLAP if kind.startswith(k)), {})
 
 
 def keep(path: str | Path | None) -> None:

@@ -7,8 +7,9 @@ outside this file (and the kernels) names a mesh axis. A parked array keeps its
 sharding, in another kind of memory: it knows where it belongs.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+logger = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 HOST, DEVICE = "pinned_host", "device"  # JAX's names of kinds of memory
@@ -67,8 +70,12 @@ def device_mesh(
 ) -> Mesh:
     """A mesh with all four axes over `devices` (default: all); a size of -1: the rest.
 
+    Neighbours on an axis are neighbours in the network of a TPU; where devices are in
+    several slices, `data` leads from slice to slice, and the others stay in one.
+
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or `data` is not
+            a multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, context, tensor]
@@ -84,8 +91,30 @@ def device_mesh(
             f"mesh {axes} needs {math.prod(sizes)} devices, there are {len(devices)}; "
             "set one size to -1 to use the rest"
         )
-    grid = np.asarray(devices).reshape(sizes)
+    grid = arranged(list(devices), sizes)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arranged(devices: list[Any], sizes: Sequence[int]) -> np.ndarray:
+    """The devices as an array of these sizes, near ones beside each other.
+
+    Raises:
+        ValueError: the first size is not a multiple of the number of slices.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        tpu = device.platform == "tpu"  # a slice of GPUs is no more than a host
+        index = getattr(device, "slice_index", None) if tpu else None
+        slices.setdefault(index or 0, []).append(device)
+    first, *others = sizes
+    if first % len(slices):
+        raise ValueError(
+            f"the devices are in {len(slices)} slices, over which only {MESH_AXES[0]} "
+            f"can lead; it is {first}, make it a multiple of {len(slices)}"
+        )
+    inner = [first // len(slices), *others]
+    parts = [_near(slices[index], inner) for index in sorted(slices)]
+    return np.concatenate(parts, axis=0)
 
 
 def spec(axes: Axes, rules: Mapping[str, Any] = RULES) -> P:
@@ -236,8 +265,16 @@ def to_host(tree: Any) -> Any:
 
 
 def parked(tree: Any) -> Any:
-    """The arrays of a tree in the host's memory; they remember their devices."""
+    """The arrays of a tree in the host's memory; they remember their devices.
+
+    Shapes are those of arrays there.
+    """
     return _moved(tree, HOST)
+
+
+def on_devices(tree: Any) -> Any:
+    """The arrays of a tree, or their shapes, on their devices."""
+    return _moved(tree, DEVICE)
 
 
 def is_parked(x: Any) -> bool:
@@ -261,6 +298,19 @@ def present(tree: Any) -> Iterator[Any]:
                 x.delete()
 
 
+def _near(devices: list[Any], sizes: Sequence[int]) -> np.ndarray:
+    """Devices of a slice as an array; in their order where no network is known."""
+    if len(devices) == 1:
+        return np.asarray(devices).reshape(sizes)
+    try:
+        return mesh_utils.create_device_mesh(
+            sizes, devices, allow_split_physical_axes=True
+        )
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        logger.warning("the mesh does not follow the network of the devices: %s", error)
+        return np.asarray(devices).reshape(sizes)
+
+
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
@@ -270,5 +320,10 @@ def _is_box(leaf: Any) -> bool:
 
 
 def _moved(tree: Any, kind: str) -> Any:
-    where = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
-    return jax.device_put(tree, where)
+    def one(x: Any) -> Any:
+        where = x.sharding.with_memory_kind(kind)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.device_put(x, where)
+
+    return jax.tree.map(one, tree)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import importlib
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import ablations, base, clean_history
+from launch.config_flag import names as config_names
 from launch.moving_shapes import Settings, write_dataset
 from pyramid_jax import objective, sharding
 from pyramid_jax.data.examples import latent_loader
@@ -57,6 +59,12 @@ def test_the_full_model_has_the_released_size(name: str):
         assert count < 2.5e6  # 10 MB in float32
     else:
         assert count == RELEASED_PARAMETERS[cfg.model.variant]
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_names_a_machine(name: str):
+    cfg = importlib.import_module(f"configs.{name}").get_config()
+    assert re.fullmatch(r"cpu|(a100|h200)x\d+|v\d[ep]:\d+(x\d+)+", cfg.machine)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -33,7 +33,7 @@ MODEL = DiTConfig(
     position_table=4,
     position_table_base=4,
     text_ends_early=False,
-    remat=False,
+    remat="products",
 )
 # perf: compiling is most of these tests' time, running is nothing.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

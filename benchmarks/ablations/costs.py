@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import flops
+from launch.compile import flops
 from pyramid_jax import mask, sharding
 from pyramid_jax import model as models
 from pyramid_jax.data.loader import batches

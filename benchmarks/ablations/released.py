@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import flops
+from launch.compile import flops
 from pyramid_jax import layout, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout

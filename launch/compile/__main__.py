@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles attention, the Euler step and the decoder for chips that are not here.
+"""Compiles for chips that are not here: a training step, or parts of sampling.
 
+    pyramid-jax compile --config=mmdit_768p [--topology=v6e:16x16] [--json=plan.json]
     pyramid-jax compile [--chips a100,v5e] [--parts attention] [--only PATTERN]
+
+With a config, its training step is compiled for the machine that the config names, or
+for another one: v5p:4x4x4, 2*v5p:4x4x4 (two slices), v6e:16x16, a100x8, h200x8, cpu.
+Entries of the config are set as in training, e.g. --config.mesh.fsdp=8. It says what a
+device holds, computes and exchanges, and predicts how long a step takes; the exit code
+is 1 if the step does not fit. Without one:
 
 The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), but not the
 programs. One line is printed for each size of each kernel (attention has two passes),
@@ -13,10 +20,15 @@ decoder.
 """
 
 import argparse
+import ast
 import fnmatch
 import itertools
+import json
 import os
+import re
 import sys
+from pathlib import Path
+from typing import Any
 
 from launch.usage import OneLineParser
 
@@ -33,6 +45,9 @@ ENVIRONMENT = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     os.environ.update(ENVIRONMENT)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument.startswith("--config") for argument in arguments):
+        return plan_step(arguments)
     from launch.compile import kernels, step, vae
     from launch.compile.chips import CHIPS
 
@@ -65,6 +80,47 @@ def main(arguments: list[str] | None = None) -> int:
                 refusals += line.refusal is not None
     print(f"{refusals} refused")
     return int(refusals > 0)
+
+
+def plan_step(arguments: list[str]) -> int:
+    """Compiles and tells the training step of a config; returns the exit code."""
+    from launch.compile.machines import machine
+    from launch.compile.plan import compiled, plan, report
+    from launch.config_flag import ConfigParser
+
+    parser = OneLineParser(prog="pyramid-jax compile", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", required=True, help="Its name, or a file.")
+    parser.add_argument("--topology", help="Another machine than the config's.")
+    parser.add_argument("--json", type=Path, help="Also writes the numbers here.")
+    options, entries = parser.parse_known_args(arguments)
+    try:
+        cfg = ConfigParser("config").parse(options.config)
+        cfg.update_from_flattened_dict(dict(map(_entry, entries)))
+        there = machine(options.topology or cfg.machine)
+        made = plan(options.config, compiled(cfg, there), there)
+    except (KeyError, TypeError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+    print(report(made))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(made.record(), indent=1) + "\n")
+    return int(not made.fits)
+
+
+def _entry(argument: str) -> tuple[str, Any]:
+    """The name of a config's entry and its value, from --config.NAME=VALUE.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument)
+    if found is None:
+        raise ValueError(f"unknown argument {argument}")
+    try:
+        return found[1], ast.literal_eval(found[2])
+    except (SyntaxError, ValueError):  # text
+        return found[1], found[2]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chips to compile for, as their compilers need them described."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +54,15 @@ class GPU:
 
     def device(self) -> Any:
         """A device to compile for; it holds no arrays and runs nothing."""
+        return self.devices(1)[0]
+
+    def devices(self, count: int) -> Sequence[Any]:
+        """Devices of one host."""
         return topologies.get_topology_desc(
-            platform="cuda", topology="1x1x1", target_config=self._description()
-        ).devices[0]
+            platform="cuda",
+            topology=f"1x1x{count}",
+            target_config=self._description(),
+        ).devices
 
     def _description(self) -> str:
         major, minor = self.capability

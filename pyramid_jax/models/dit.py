@@ -257,7 +257,7 @@ class DiT(nn.Module):
             state,
             (vectors, before),
             axes=("batch", "tokens", None),
-            remat=self.cfg.remat and name in STACKED,
+            remat=self.cfg.remat if name in STACKED else layers.PRODUCTS,
             noting=True,
         )
 

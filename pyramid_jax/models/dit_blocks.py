@@ -41,7 +41,8 @@ class DiTConfig:
             the current tokens; then nothing that is made of them depends on the step.
         dtype: of matrix products and of what flows between blocks; weights are float32.
         products: of the blocks' linear maps, "exact", or rounded to "int8" or "fp8".
-        remat: the backward pass recomputes each block instead of storing its inside.
+        remat: what is stored of a block for the backward pass, one of `layers.REMAT`;
+            the rest is computed again.
         attention: backend name for `kernels.attention`, None for the device's best.
         attention_tiles: block sizes of that backend, see `Tiles.of`; None: the table's.
     """
@@ -62,7 +63,7 @@ class DiTConfig:
     clean_history: bool = False
     dtype: str = "float32"
     products: str = "exact"
-    remat: bool = True
+    remat: str = layers.NOTHING
     attention: str | None = None
     attention_tiles: tuple[tuple[int, ...], ...] | None = None
 
@@ -79,6 +80,8 @@ class DiTConfig:
                 "the current frames at every step; leave out one of the two"
             )
         rounded_product(self.products)  # or there is no such kind
+        if self.remat not in layers.REMAT:
+            raise ValueError(f"remat {self.remat!r} must be one of {layers.REMAT}")
 
     @property
     def precision(self) -> str:

@@ -9,16 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from pyramid_jax.models.linear import dense
 from pyramid_jax.shapes import Array
+from pyramid_jax.sharding import HOST as HOST_MEMORY
 from pyramid_jax.sharding import Axes, constrain, named
 
 Streams = tuple[jax.Array, ...]  # what flows from block to block, e.g. (text, video)
 Vectors = Float[jax.Array, "b s _"]  # of a modulation, side by side
-# Primitives whose results are worth storing; "name" marks those of attention in blocks.
-PRODUCTS = ("dot_general", "conv_general_dilated", "pallas_call", "name")
+# What the backward pass finds stored of a block, besides its streams; it computes the
+# rest again. `HOST` moves the streams, too, out of the devices' memory.
+NOTHING, ATTENTION, PRODUCTS = "nothing", "attention", "products"
+EVERYTHING, HOST = "everything", "host"
+REMAT = (NOTHING, ATTENTION, PRODUCTS, EVERYTHING, HOST)
+# The primitives whose results these are; "name" marks those of attention in blocks.
+# perf: writing the others to memory and reading them back takes longer than computing
+# them in passes that run anyway (benchmarks/cpu_vs_reference.py).
+_KERNELS = ("pallas_call", "name")
+_STORED = {
+    ATTENTION: _KERNELS,
+    PRODUCTS: ("dot_general", "conv_general_dilated", *_KERNELS),
+}
+_STREAM = "stream"  # the name of a block's streams where they go to the host
 
 
 def layer_norm(
@@ -258,7 +272,7 @@ def scan(
     inputs: Any = None,
     *,
     axes: Axes | None = None,
-    remat: bool = False,
+    remat: str = PRODUCTS,
     noting: bool = False,
 ) -> Any:
     """The state after all blocks, each called as block(weights, inputs, *state).
@@ -271,8 +285,7 @@ def scan(
         weights: as `stacked` or `unstacked` makes them.
         inputs: what else every block has for itself, along first axes, or None.
         axes: of every array of the state, whose layout is pinned before each block.
-        remat: the backward pass recomputes each block instead of storing the results
-            of its products and of attention.
+        remat: one of `REMAT`, what is stored of a block for the backward pass.
         noting: a block returns a pair, the state and a note; so does the scan, with the
             notes of all blocks along first axes.
     """
@@ -280,14 +293,13 @@ def scan(
     def step(state: Streams, layer: tuple[Any, Any]) -> tuple[Streams, Any]:
         if axes is not None:
             state = tuple(constrain(x, axes) for x in state)
+        if remat == HOST:
+            state = tuple(checkpoint_name(x, _STREAM) for x in state)
         out = block(*layer, *state)
         out, note = out if noting else (out, None)
         return (out if isinstance(out, tuple) else (out,)), note
 
-    if remat:
-        step = jax.checkpoint(step)
-    else:
-        step = jax.checkpoint(step, policy=_is_product, prevent_cse=False)
+    step = _rematerialised(step, remat)
     if isinstance(weights, tuple):
         some = jax.tree.leaves(inputs)
         each = unstacked(inputs) if some else [inputs] * len(weights)
@@ -301,10 +313,23 @@ def scan(
     return made if noting else made[0]
 
 
-def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a result is stored for the backward pass.
+def _rematerialised(step: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A block of which the backward pass finds stored what one of `REMAT` says."""
+    if remat == EVERYTHING:
+        return step
+    if remat == NOTHING:
+        return jax.checkpoint(step)
+    if remat == HOST:
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_STREAM],
+            offload_src="device",
+            offload_dst=HOST_MEMORY,
+        )
+        return jax.checkpoint(step, policy=policy)
+    stored = _STORED[remat]
 
-    perf: all else is computed again, in passes that run anyway; writing it to memory
-    and reading it back takes longer (benchmarks/cpu_vs_reference.py).
-    """
-    return primitive.name in PRODUCTS
+    def keeps(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name in stored
+
+    return jax.checkpoint(step, policy=keeps, prevent_cse=False)

@@ -103,7 +103,11 @@ def train_loop(
     with bar, jax.set_mesh(mesh), _signals() as stopped:
         while done < cfg.steps:
             batch = next(batches)
-            state, report = step(state, sharding.global_batch(batch, mesh), key)
+            rows = sharding.global_batch(batch, mesh)
+            # The first step places constants; later ones move nothing unseen.
+            moves = "allow" if done == begun else "disallow"
+            with jax.transfer_guard_host_to_device(moves):
+                state, report = step(state, rows, key)
             done += 1
             window.add(report, batch)
             if done == begun + 1:  # compiling says nothing about the time left

@@ -19,7 +19,13 @@ from pyramid_jax.config import build
 from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
 from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
 from pyramid_jax.training.origin import write_start
-from pyramid_jax.training.state import Init, TrainState, abstract_state, create_state
+from pyramid_jax.training.state import (
+    Init,
+    TrainState,
+    abstract_state,
+    create_state,
+    with_moments,
+)
 from pyramid_jax.training.step import Loss, StepConfig, train_step
 
 logger = logging.getLogger(__name__)
@@ -27,7 +33,8 @@ logger = logging.getLogger(__name__)
 # Sections and entries that may differ when a run is continued: what is computed is the
 # same. So may the hosts: neither rows nor weights know them.
 MAY_CHANGE = (
-    *("loop", "mesh", "sample", "prompts", "step.accumulate", "step.float32_sums"),
+    *("loop", "machine", "mesh", "sample", "prompts", "step.accumulate"),
+    *("step.float32_sums", "step.moments"),
     *("data.workers", "data.cache_mib", "data.max_bad"),
     *("model.dit.remat", "model.dit.attention"),
 )
@@ -72,10 +79,9 @@ def run_training(
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
     like, fixed = abstract_state(init, optimizer, mesh), frozen(mesh)
-    step = train_step(
-        *(loss, optimizer, rate, build(StepConfig, cfg.step.to_dict())),
-        like._replace(frozen=fixed),
-    )
+    how = build(StepConfig, cfg.step.to_dict())
+    placed = with_moments(like, how.moments)._replace(frozen=fixed)
+    step = train_step(loss, optimizer, rate, how, placed)
     loop = build(LoopConfig, cfg.loop.to_dict())
     if loop.steps < cfg.optimizer.warmup_steps:
         logger.warning(
@@ -100,7 +106,7 @@ def run_training(
         last = train_loop(
             loop,
             step,
-            state,
+            with_moments(state, how.moments),
             rows,
             jax.random.fold_in(key, 1),
             store=store,

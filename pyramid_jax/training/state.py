@@ -62,6 +62,19 @@ def abstract_state(
     )
 
 
+def with_moments(state: TrainState, place: str) -> TrainState:
+    """The state, or its shapes, with the optimizer's moments on "device" or "host".
+
+    Numbers that count updates stay where they are.
+    """
+    if place == "device":
+        return state
+    moments = jax.tree.map(
+        lambda x: sharding.parked(x) if x.ndim else x, state.optimizer
+    )
+    return state._replace(optimizer=moments)
+
+
 def _boxed(
     init: Init, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:

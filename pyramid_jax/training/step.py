@@ -12,7 +12,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Float, Int, Key
 
-from pyramid_jax import sharding
+from pyramid_jax import programs, sharding
 from pyramid_jax.config import check_entries
 from pyramid_jax.shapes import Array
 from pyramid_jax.training.state import TrainState
@@ -39,6 +39,8 @@ class StepConfig:
             instead of the type of the products, which takes twice the bytes.
         skip_above: a step whose loss is larger changes nothing; None skips only steps
             whose loss or gradient is not finite.
+        moments: where the optimizer's moments are while gradients are computed, on the
+            "device" or on the "host", which costs two moves of them per step.
 
     Raises:
         ValueError: a value is out of range.
@@ -50,11 +52,14 @@ class StepConfig:
     ema_warmup: bool = True
     float32_sums: bool = False
     skip_above: float | None = None
+    moments: str = "device"
 
     def __post_init__(self):
         least = "1 or more"
         check_entries(self, lambda n: n >= 1, least, "accumulate", "ema_every")
         check_entries(self, lambda x: 0 <= x < 1, "in [0, 1)", "ema_decay")
+        places = ("device", "host")
+        check_entries(self, places.__contains__, f"one of {places}", "moments")
 
 
 class Report(NamedTuple):
@@ -91,6 +96,13 @@ def train_step(
         ValueError: (when called) the rows of the batch can't be cut into microbatches.
     """
 
+    def present(moments: Any) -> Any:
+        """The moments on the devices, in the step."""
+        if not any(map(sharding.is_parked, jax.tree.leaves(like.optimizer))):
+            return moments
+        where = sharding.on_devices(like.optimizer)
+        return jax.device_put(moments, jax.tree.map(lambda x: x.sharding, where))
+
     def step(
         state: TrainState, batch: Any, key: Key[jax.Array, ""]
     ) -> tuple[TrainState, Report]:
@@ -112,13 +124,20 @@ def train_step(
         report = Report(value, norm, rate(updates), skipped, aux)
 
         # perf: a choice of the whole state; selections write every array once more.
+        state = state._replace(optimizer=present(state.optimizer))
         update = partial(_update, optimizer, cfg, gradient)
         state = jax.lax.cond(keep, update, lambda state: state, state)
         state = state._replace(step=state.step + 1, skipped=skipped, frozen=frozen)
         return state, report
 
     placement = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+    devices = list(like.step.sharding.device_set)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(placement, None),
+        compiler_options=programs.overlap(devices) or None,
+    )
 
 
 def _beside(frozen: Any, loss: Loss) -> Loss:

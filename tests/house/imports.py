@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Services: none knows a network.
     "data": {"shapes", "config", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
-    "training": {"shapes", "sharding", "config", "checkpoint"},
+    "training": {"shapes", "sharding", "config", "programs", "checkpoint"},
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
     "model": {"shapes", "config", "pyramid", "latents", "layout", "objective",
               "guidance", "units", "models"},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pyramid_jax import sharding
 from pyramid_jax.kernels.attention import attention
@@ -226,7 +227,7 @@ def test_a_stack_has_the_values_and_gradients_of_its_blocks_one_after_the_other(
         return jnp.square(x).sum()
 
     expected = jax.value_and_grad(loop, (0, 1))(weights, x)
-    for remat in (False, True):
+    for remat in layers.REMAT:
         ours = jax.value_and_grad(stack, (0, 1))(weights, x, remat)
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -252,6 +253,35 @@ def test_blocks_with_weights_and_inputs_of_their_own_are_those_of_a_stack():
         np.testing.assert_array_equal(made["twice"], 2 * weights)
 
 
+def test_what_is_stored_of_blocks_changes_memory_and_no_gradient():
+    weights = jax.random.normal(jax.random.key(0), (6, 2, 32, 32)) / 8
+    x = jax.random.normal(jax.random.key(1), (1, 512, 32))
+
+    def block(weights: jax.Array, _: None, x: jax.Array) -> jax.Array:
+        hidden = checkpoint_name(jnp.sin(x @ weights[0]), "attention")
+        return x + jnp.sin(jnp.exp(jnp.tanh(hidden @ weights[1])))
+
+    def loss(weights: jax.Array, remat: str) -> jax.Array:
+        (last,) = layers.scan(block, weights, (x,), remat=remat)
+        return jnp.square(last).sum()
+
+    compiled = {
+        remat: jax.jit(jax.grad(loss), static_argnums=1).lower(weights, remat).compile()
+        for remat in layers.REMAT
+    }
+    expected = compiled["everything"](weights)
+    for program in compiled.values():
+        np.testing.assert_allclose(program(weights), expected, rtol=1e-4, atol=1e-4)
+    used = {
+        remat: program.memory_analysis().temp_size_in_bytes
+        for remat, program in compiled.items()
+    }
+    stream = 6 * x.nbytes
+    assert used["everything"] - used["products"] > 0.9 * stream
+    assert used["products"] - used["attention"] > 0.9 * stream
+    assert used["attention"] - used["nothing"] > 0.9 * stream
+
+
 # ------------------------------------------------------------------------------- sums
 
 
@@ -262,7 +292,7 @@ def test_weight_gradients_are_float32_sums_on_request(contract: int):
     def gradients(wanted: bool) -> Any:
         with sharding.float32_sums(wanted):
             axes = (*[None] * contract, None, None)
-            layer = layers.dense((2, 3), axes, "bfloat16", contract=contract)
+            layer = linear.dense((2, 3), axes, "bfloat16", contract=contract)
             params = sharding.unbox(layer.init(KEY, x)["params"])
 
             def loss(params: Any, x: jax.Array) -> jax.Array:

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `launch.compile --config` reads from compiled programs, and says of a step."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.compile.__main__ import main
+from launch.compile.machines import machine
+from launch.compile.plan import Plan, report
+from launch.compile.program import Collective, Program, collectives, product_flops
+
+BLOCKS, ROWS, WIDTH = 5, 64, 96
+
+
+def step(weights: jax.Array, x: jax.Array, unroll: bool = False) -> jax.Array:
+    """The gradient of blocks of two products each."""
+
+    def block(x: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+        return x + jnp.tanh(x @ w[0]) @ w[1], None
+
+    def loss(weights: jax.Array) -> jax.Array:
+        last, _ = jax.lax.scan(block, x, weights, unroll=BLOCKS if unroll else 1)
+        return jnp.square(last).sum()
+
+    return jax.grad(loss)(weights)
+
+
+@cache
+def over_eight() -> Program:
+    """The step with weights and rows divided over eight devices."""
+    mesh = Mesh(jax.devices(), ("fsdp",))
+    weights = jax.ShapeDtypeStruct(
+        (BLOCKS, 2, WIDTH, WIDTH),
+        jnp.float32,
+        sharding=NamedSharding(mesh, P(None, None, "fsdp")),
+    )
+    x = jax.ShapeDtypeStruct(
+        (8 * ROWS, WIDTH), jnp.float32, sharding=NamedSharding(mesh, P("fsdp"))
+    )
+    made = jax.jit(step, out_shardings=weights.sharding).lower(weights, x).compile()
+    return Program.read(made.as_text())
+
+
+def test_loops_are_weighed_by_their_trips():
+    shapes = jnp.zeros((BLOCKS, 2, WIDTH, WIDTH)), jnp.zeros((ROWS, WIDTH))
+    rolled, unrolled = (
+        jax.jit(step, static_argnums=2).lower(*shapes, unroll).compile()
+        for unroll in (False, True)
+    )
+    once = rolled.cost_analysis()["flops"]
+    expected = unrolled.cost_analysis()["flops"]  # has no loop
+    counted = Program.read(rolled.as_text()).flops()
+    assert once < 0.5 * expected
+    assert counted == pytest.approx(expected, rel=0.05)
+    # Two products in a forward pass, and twice as many backward.
+    assert counted == 2 * (6 * BLOCKS) * ROWS * WIDTH**2
+
+
+def test_exchanges_are_counted_by_kind_and_bytes():
+    program = over_eight()
+    kinds = {one.kind for one, _ in collectives(program)}
+    assert "all-gather" in kinds and kinds & {"all-reduce", "reduce-scatter"}
+    found = [pair for pair in collectives(program) if pair[0].kind == "all-gather"]
+    assert {len(one.group) for one, _ in found} == {8}
+    assert sum(often * one.bytes for one, often in found) % (4 * WIDTH**2) == 0
+    assert sum(often for _, often in found) >= BLOCKS
+
+
+TPU = """HloModule step, is_scheduled=true
+
+%gathering (p: bf16[384,64]) -> bf16[1536,64] {
+  %p = bf16[384,64]{1,0} parameter(0)
+  ROOT %g = bf16[1536,64]{1,0} all-gather(%p), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+%all-reduce-scatter (input: bf16[1536,64]) -> bf16[384,64] {
+  %input = bf16[1536,64]{1,0} parameter(0)
+  %r = bf16[1536,64]{1,0} all-reduce(%input), replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, to_apply=%add
+  ROOT %s = bf16[384,64]{1,0} dynamic-slice(%r, %r), dynamic_slice_sizes={384,64}
+}
+%until (p.1: (s32[], bf16[384,64])) -> pred[] {
+  %p.1 = (s32[], bf16[384,64]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %most = s32[]{:T(128)} constant(23)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %most), direction=LT
+}
+%body (p.2: (s32[], bf16[384,64])) -> (s32[], bf16[384,64]) {
+  %p.2 = (s32[], bf16[384,64]{1,0}) parameter(0)
+  %w = bf16[384,64]{1,0} get-tuple-element(%p.2), index=1
+  %begin = ((), (), (s32[1]{0})) call-start(), async_execution_thread="sparsecore", to_apply=%gathering
+  %end = bf16[1536,64]{1,0} call-done(%begin)
+  %back = bf16[384,64]{1,0} fusion(%end), kind=kCustom, calls=%all-reduce-scatter
+  %n = s32[]{:T(128)} get-tuple-element(%p.2), index=0
+  ROOT %t = (s32[], bf16[384,64]{1,0}) tuple(%n, %back)
+}
+ENTRY %main (x: (s32[], bf16[384,64])) -> (s32[], bf16[384,64]) {
+  %x = (s32[], bf16[384,64]{1,0}) parameter(0)
+  ROOT %loop = (s32[], bf16[384,64]{1,0}) while(%x), condition=%until, body=%body
+}
+"""  # noqa: E501
+
+
+def test_exchanges_of_a_tpu_are_told_apart():
+    program, half = Program.read(TPU), frozenset({"bf16"})
+    assert sorted(collectives(program), key=str) == [
+        (Collective("all-gather", 2 * 1536 * 64, (0, 2, 4, 6), True, half), 23),
+        (Collective("reduce-scatter", 2 * 1536 * 64, (0, 1, 2, 3), False, half), 23),
+    ]
+    assert list(program.running()) == []
+    with pytest.raises(ValueError, match="no computation is the ENTRY"):
+        Program.read("a page")
+
+
+PRODUCTS = """ENTRY %main (x: bf16[2,100,32]) -> f32[8,20] {
+  %x = bf16[2,100,32]{2,1,0} parameter(0)
+  %w = bf16[32,3,24,64,1]{3,2,1,0,4} parameter(1)
+  %y = f32[8,16]{1,0} parameter(2)
+  %z = f32[16,20]{1,0} parameter(3)
+  %q = bf16[2,100,3,24,64]{1,4,3,2,0} convolution(%x5, %w), window={size=1x3x24 pad=0_0x2_2x23_23 rhs_reversal=0x1x1}, dim_labels=0bf12_i12o0->0b12f
+  %x5 = bf16[2,100,32,1,1]{2,1,0,3,4} bitcast(%x)
+  %e = bf16[2,100,32]{2,1,0} convolution(%x, %s), window={size=2 lhs_dilate=2}, dim_labels=0bf_0io->0bf
+  %s = bf16[2,32,32]{2,1,0} parameter(4)
+  ROOT %d = f32[8,20]{1,0} dot(%y, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("d", 2 * 8 * 20 * 16),
+        # A TPU's product with three groups of 24 heads, each a place of a window that
+        # meets the one cell there is.
+        ("q", 2 * 2 * 100 * 32 * 3 * 24 * 64),
+        # Two products at once: every second cell of the dilated axis is empty.
+        ("e", 2 * 2 * 100 * 32 * 32),
+    ],
+)
+def test_products_are_counted_without_padding(name, expected):
+    inside = Program.read(PRODUCTS).computations["main"]
+    assert product_flops(inside[name], inside) == expected
+
+
+def plan(**changes) -> Plan:
+    numbers = {
+        "config": "mine",
+        "machine": "v5p:4x4x4",
+        "devices": 64,
+        "mesh": {"data": 4, "fsdp": 16},
+        "hops": {"data": 1.0, "fsdp": 1.25},
+        "rows": 128,
+        "memory": {"arguments": 4e9, "temporary": 9e9, "results": 0, "total": 13e9},
+        "capacity": 95 * 2**30,
+        "flops": {"peak": 4e14, "products": 2e14, "attention": 1e14, "needed": 2e14},
+        "exchanges": [
+            dict(kind="all-gather", devices=16, hidden=False, dtype="bf16")
+            | dict(count=3, bytes=2**30, seconds=0.1)
+        ],
+        "seconds": {"products": 0.8, "exchanges": 0.2, "step": 1.0},
+        "compiler": "JAX",
+    }
+    return Plan(**numbers | changes)
+
+
+def test_a_plan_says_whether_it_fits_and_what_limits_it():
+    good = plan()
+    assert good.fits and (good.utilisation, good.busy) == (0.5, 0.75)
+    assert "it fits" in report(good) and "WAITED FOR" in report(good)
+    assert good.record()["fits"]
+    tight = plan(memory=dict(good.memory) | {"total": 94 * 2**30})
+    assert not tight.fits and "DOES NOT FIT" in report(tight)
+
+
+def test_a_prediction_faster_than_the_devices_is_an_error():
+    with pytest.raises(ValueError, match="wrong: it is busy to 150%"):
+        plan(seconds={"step": 0.5})
+
+
+def test_machines_have_names():
+    assert machine("cpu").devices == tuple(jax.devices())
+    with pytest.raises(ValueError, match="no machine 'h900x2'; name a TPU slice"):
+        machine("h900x2")
+    with pytest.raises(SystemExit, match="no machine 'h900x2'"):
+        main(["--config=tiny", "--topology=h900x2"])
+    for other in ("vae", "student"):
+        with pytest.raises(SystemExit, match="VAEs and students can't be compiled"):
+            main([f"--config={other}", "--topology=cpu"])
+    with pytest.raises(SystemExit, match="unknown argument --fast"):
+        main(["--config=tiny", "--fast"])
