@@ -32,7 +32,8 @@ OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock format lint types test test-slow fuzz test-compile test-gpu \
-	compile-configs test-tpu check audit demo web train-demo notebooks bench ablations parity clean
+	compile-configs test-tpu docs check audit demo web train-demo notebooks bench ablations \
+	parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,9 +61,10 @@ format: setup ## format the code and apply safe fixes
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-lint: setup ## check format and lint
+lint: setup ## check format, lint and spelling
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(VENV)/bin/codespell
 
 types: setup ## check types
 	$(VENV)/bin/basedpyright
@@ -100,7 +102,11 @@ test-gpu: setup ## run the tests that need a GPU
 test-tpu: setup ## run the tests that need a TPU
 	$(RUN) -m pytest -m tpu
 
-check: lint types test audit ## lint, types, tests and audit; CI runs test-compile, too
+# The variable silences advice about a successor of mkdocs.
+docs: setup ## write the site to build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+check: lint types docs test audit ## lint, types, site, tests, audit; CI runs test-compile, too
 
 audit: ## look for known holes in the pinned packages, where PyPI can be asked
 	@if $(PYTHON) -c 'import urllib.request as u; u.urlopen("$(PYPI)", timeout=10)' 2> /dev/null; then \

@@ -8,7 +8,7 @@ assumptions are printed beside it.
 
 import dataclasses
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -199,8 +199,8 @@ def plan(name: str, made: Compiled, machine: Machine) -> Plan:
     program, chip = Program.read(made.text), machine.chip
     pairs = row_pairs(made.model, made.data)
     length = made.data.tokens + made.data.text_tokens
-    done = Counter[str]()
-    seconds = Counter[str]()
+    done: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     for inside, one, often in program.running():
         kind, work, time = _cost(program, inside, one, machine, pairs / length)
         done[kind] += often * work
@@ -334,14 +334,17 @@ def _cost(
 def _exchanged(program: Program, mesh: Mesh, machine: Machine) -> list[dict[str, Any]]:
     """The exchanges of a step by kind, size of a group, and type of the numbers."""
     devices, chip = mesh.devices.ravel(), machine.chip
-    found: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+    found: dict[tuple[Any, ...], dict[str, float]] = defaultdict(
+        lambda: defaultdict(float)
+    )
     for one, often in collectives(program):
         group = [devices[i] for i in one.group] or list(devices)
         rate = chip.link * spanned(group) * LINKS
         ways = 2 if one.kind == "all-reduce" else 1
         sent = one.bytes * ways * (len(group) - 1) / len(group)
         total = found[one.kind, len(group), one.hidden, "+".join(sorted(one.dtypes))]
-        total.update(count=often, bytes=often * one.bytes)
+        total["count"] += often
+        total["bytes"] += often * one.bytes
         total["seconds"] += often * sent / rate
     names = ("kind", "devices", "hidden", "dtype")
     return [
