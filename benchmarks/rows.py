@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks import flops
+from launch.compile import flops
 from pyramid_jax import model as models
 from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.data.examples import DataConfig, segment_clips, stage_of, unit_of

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import flops
 from benchmarks.device.report import table
 from benchmarks.video import RELEASED, Case, case
+from launch.compile import flops
 from pyramid_jax.model import PRESETS
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.video import VideoPipeline, load

@@ -19,19 +19,7 @@ def get_config(variant: str = "mmdit") -> Any:
     documents them.
     """
     cfg: Any = ConfigDict()  # its entries are set here, so no type knows them
-    dit = VARIANTS[variant]
-    fields = asdict(dit) | {"dtype": "bfloat16"}
-    del fields["clean_history"]  # which configs/clean_history.py adds
-    cfg.model = {  # model.ModelConfig
-        "variant": variant,
-        "dit": fields,  # models.dit.DiTConfig
-        "layout": asdict(Layout(position_table=dit.position_table)),  # layout.Layout
-        "latent": asdict(LatentConfig()),  # latents.LatentConfig
-        "text": None,  # models.text_encoder.TextConfig
-        "edges": (0.0, 1 / 3, 2 / 3, 1.0),
-        "corrupt": 1 / 3,
-        "tokenizer": "byt5",
-    }
+    cfg.model = _model(variant)  # model.ModelConfig
     cfg.data = {  # data.examples.DataConfig
         "manifest": "",
         "height": 384,
@@ -48,7 +36,10 @@ def get_config(variant: str = "mmdit") -> Any:
         "sizes": (),
         "workers": 4,
         "cache_mib": 512,
-    } | dict(seed=0, max_bad=0.01, held_out=0)
+        "seed": 0,
+        "max_bad": 0.01,
+        "held_out": 0,
+    }
     cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
         "kind": "adamw",
         "learning_rate": 5e-5,
@@ -62,12 +53,15 @@ def get_config(variant: str = "mmdit") -> Any:
         "steps": 50_000,
         "final_rate": 1e-5,
     }
-    # training.step.StepConfig
-    cfg.step = dict(
-        accumulate=1, ema_decay=0.9999, float32_sums=False, moments="device"
-    )
+    cfg.step = {  # training.step.StepConfig
+        "accumulate": 1,
+        "ema_decay": 0.9999,
+        "float32_sums": False,
+        "moments": "device",
+    }
     cfg.machine = "cpu"  # for which `launch.compile` compiles the step
-    cfg.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # sharding.device_mesh
+    # sharding.device_mesh
+    cfg.mesh = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1}
     cfg.sample = {  # model.SampleConfig
         "first_steps": (20, 20, 20),
         "video_steps": (10, 10, 10),
@@ -75,12 +69,29 @@ def get_config(variant: str = "mmdit") -> Any:
         "last_step": True,
         "image_guidance": 4.0,
     }
-    every = dict(log_every=50, save_every=1000, sample_every=5000)
+    every = {"log_every": 50, "save_every": 1000, "sample_every": 5000}
     cfg.loop = {"steps": 50_000} | every  # training.loop.LoopConfig
     cfg.autoencoder = ""  # folder of the VAE that made the latents, for samples
     cfg.seed = 0
     cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
     return cfg.lock()
+
+
+def _model(variant: str) -> dict[str, Any]:
+    """A released transformer, in bfloat16, without a VAE."""
+    dit = VARIANTS[variant]
+    fields = asdict(dit) | {"dtype": "bfloat16"}
+    del fields["clean_history"]  # which configs/clean_history.py adds
+    return {
+        "variant": variant,
+        "dit": fields,  # models.dit.DiTConfig
+        "layout": asdict(Layout(position_table=dit.position_table)),  # layout.Layout
+        "latent": asdict(LatentConfig()),  # latents.LatentConfig
+        "text": None,  # models.text_encoder.TextConfig
+        "edges": (0.0, 1 / 3, 2 / 3, 1.0),
+        "corrupt": 1 / 3,
+        "tokenizer": "byt5",
+    }
 
 
 def named(name: str) -> tuple[Any, str]:

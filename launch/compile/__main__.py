@@ -93,7 +93,8 @@ def plan_step(arguments: list[str]) -> int:
     parser.add_argument("--config", required=True, help="Its name, or a file.")
     parser.add_argument("--topology", help="Another machine than the config's.")
     parser.add_argument("--json", type=Path, help="Also writes the numbers here.")
-    options, entries = parser.parse_known_args(arguments)
+    entries = [each for each in arguments if each.startswith("--config.")]
+    options = parser.parse_args([each for each in arguments if each not in entries])
     try:
         cfg = ConfigParser("config").parse(options.config)
         cfg.update_from_flattened_dict(dict(map(_entry, entries)))

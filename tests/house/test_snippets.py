@@ -57,8 +57,8 @@ def run(main, *_, **__):
 
 parse = argparse.ArgumentParser.parse_args
 
-def parse_args(parser, *_):
-    parse(parser, sys.argv[1:])
+def parse_args(parser, arguments=None, *_):
+    parse(parser, sys.argv[1:] if arguments is None else arguments)
     raise Parsed([name.strip("-") for name in parser._option_string_actions])
 
 for module in pkgutil.walk_packages(pyramid_jax.__path__, "pyramid_jax."):
@@ -251,8 +251,9 @@ def test_commands_in_documents_are_understood(document: Path, answers: Answers):
 def test_flags_in_documents_exist(document: Path, answers: Answers):
     """Also flags that a sentence or a comment names."""
     flags = {flag for answer in answers.values() for flag in answer.flags}
+    flags |= {f"no{flag}" for flag in flags}
     text = PYTHON.sub("", document.read_text(encoding="utf-8"))
-    assert set(re.findall(r"(?<![\w-])--(\w+)", text)) <= flags
+    assert set(re.findall(r"(?<![\w-])--([\w-]*\w)", text)) <= flags
 
 
 def test_commands_in_the_makefile_are_understood(answers: Answers):
