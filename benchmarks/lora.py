@@ -33,13 +33,6 @@ PAPER = (236, 228, 206)
 SEED = 11  # of the clips; prompts are in another order
 NEAR = 70  # of 255; a pixel so near to the paper belongs to it
 
-flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
-flags.DEFINE_integer("clips", 144, "Clips to train on.", lower_bound=1)
-flags.DEFINE_string("adapters", None, "File of adapters from an earlier run.")
-flags.DEFINE_integer("frames", 8, "Frames of a video; 1: images.", lower_bound=1)
-flags.DEFINE_integer("steps", 120, "Steps of training.", lower_bound=1)
-flags.DEFINE_integer("videos", 8, "Videos to measure.", lower_bound=1)
-
 
 def on_paper(
     clip: UInt8[np.ndarray, "f h w 3"], colour: str
@@ -137,4 +130,10 @@ def main(_: object) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
+    flags.DEFINE_integer("clips", 144, "Clips to train on.", lower_bound=1)
+    flags.DEFINE_string("adapters", None, "File of adapters from an earlier run.")
+    flags.DEFINE_integer("frames", 8, "Frames of a video; 1: images.", lower_bound=1)
+    flags.DEFINE_integer("steps", 120, "Steps of training.", lower_bound=1)
+    flags.DEFINE_integer("videos", 8, "Videos to measure.", lower_bound=1)
     app.run(main)

@@ -35,12 +35,6 @@ from pyramid_jax.training.step import StepConfig, train_step
 
 GIB = 2**30
 
-flags.DEFINE_string("config", "mmdit_384p", "Config of the model.")
-flags.DEFINE_integer("rows", 1, "Rows of a step.", lower_bound=1)
-flags.DEFINE_float("limit", 24.0, "GB of the GPU that it must fit.", lower_bound=0)
-flags.DEFINE_bool("compile", True, "Compile the step; otherwise count the state only.")
-flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
-
 
 def abstract(cfg: Any, mesh: Mesh) -> tuple[ModelConfig, LoRAConfig, TrainState, Any]:
     """The model, its adapters, the state of a run, and the optimizer."""
@@ -144,4 +138,11 @@ def main(_: object) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("config", "mmdit_384p", "Config of the model.")
+    flags.DEFINE_integer("rows", 1, "Rows of a step.", lower_bound=1)
+    flags.DEFINE_float("limit", 24.0, "GB of the GPU that it must fit.", lower_bound=0)
+    flags.DEFINE_bool(
+        "compile", True, "Compile the step; otherwise count the state only."
+    )
+    flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
     app.run(main)

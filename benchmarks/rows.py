@@ -36,8 +36,6 @@ MOST_EMPTY, MOST_UNEVEN = 0.08, 0.10
 ROUNDS = 2  # of every row's stream
 DEVICES = 64  # each of which has a row
 
-flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
-
 
 class Mixture(NamedTuple):
     """What is trained: a config, words of captions, the share of images."""
@@ -171,4 +169,5 @@ def main(_: object) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
     app.run(main)

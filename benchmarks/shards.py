@@ -23,9 +23,6 @@ from pyramid_jax.data.source import epoch_order
 
 SHARDS, EPOCHS = 64, 2
 
-flags.DEFINE_integer("records", 10_000_000, "Records of all shards.", lower_bound=1)
-flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
-
 
 def describe(folder: Path, records: int) -> None:
     """Writes what the shards of so many records say of themselves."""
@@ -70,4 +67,6 @@ def main(_: object) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("records", 10_000_000, "Records of all shards.", lower_bound=1)
+    flags.DEFINE_string("to", None, "File to write the result to, as JSON.")
     app.run(main)
