@@ -70,7 +70,7 @@ def fp8(x: jax.Array, w: jax.Array, dimensions: Dimensions) -> jax.Array:
 
 def _scale(x: jax.Array, axes: tuple[int, ...], limit: float) -> jax.Array:
     """What the largest value along the axes is divided by to become the limit."""
-    largest = jnp.abs(x).max(axis=axes, keepdims=True).astype(jnp.float32)
+    largest = jnp.abs(x).max(axis=axes, keepdims=True, initial=0).astype(jnp.float32)
     return jnp.maximum(largest, TINY) / limit
 
 

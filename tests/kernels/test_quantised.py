@@ -7,6 +7,7 @@ import pytest
 from pyramid_jax.kernels.quantised import QUANTISED, rounded_product
 
 LAST = (((1,), (0,)), ((), ()))  # of x with the first axis of w
+DEEP = (((2,), (0,)), ((), ()))
 
 
 def pair(x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> list[jax.Array]:
@@ -24,7 +25,7 @@ def error(actual: jax.Array, expected: jax.Array) -> float:
     ("x", "w", "dimensions"),
     [
         ((5, 64), (64, 3), LAST),
-        ((2, 5, 64), (64, 3, 4), (((2,), (0,)), ((), ()))),
+        ((2, 5, 64), (64, 3, 4), DEEP),
         ((2, 5, 4, 16), (4, 16, 7), (((2, 3), (0, 1)), ((), ()))),
     ],
 )
@@ -51,6 +52,13 @@ def test_integers_are_multiplied_exactly():
 def test_zeros_stay_zeros(kind):
     zeros = rounded_product(kind)(jnp.zeros((2, 8)), jnp.ones((8, 3)), LAST)
     np.testing.assert_array_equal(zeros, jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_rows_may_be_none_at_all(kind):
+    """As text whose keys and values are remembered."""
+    none = rounded_product(kind)(jnp.zeros((2, 0, 8)), jnp.ones((8, 3)), DEEP)
+    assert none.shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
