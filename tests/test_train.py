@@ -149,6 +149,9 @@ def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Pa
     new = with_weights(zeros, start_weights(model, run / "model"))
     for tree in (new.params, new.ema):
         jax.tree.map(np.testing.assert_array_equal, tree, weights)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
+    widened = with_weights(zeros, half).params
+    assert {x.dtype.name for x in jax.tree.leaves(widened)} == {"float32"}
 
     clean = dataclasses.replace(model.dit, clean_history=True)
     model = dataclasses.replace(model, dit=clean)

@@ -137,11 +137,14 @@ def best_average(workdir: str | Path, last: TrainState) -> Any:
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """The state with the given entries of the weights instead of its own.
 
-    Their average is a copy of them.
+    They get the types and places of its own, also if they were stored with fewer bits;
+    their average is a copy of them.
     """
+
+    def place(x: Any, like: jax.Array) -> jax.Array:
+        return jax.device_put(x.astype(like.dtype), like.sharding)
+
     own = {name: state.params[name] for name in weights}
-    placed = jax.tree.map(
-        lambda x, like: jax.device_put(x, like.sharding), dict(weights), own
-    )
+    placed = jax.tree.map(place, dict(weights), own)
     copied = jax.tree.map(lambda x: jnp.array(x, jnp.float32), placed)
     return state._replace(params=state.params | placed, ema=state.ema | copied)
