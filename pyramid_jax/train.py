@@ -245,7 +245,7 @@ def check_start(model: ModelConfig, other: ModelConfig, start: str | Path) -> No
     Raises:
         ValueError: they don't.
     """
-    how = {"dtype": "", "products": "exact", "remat": False}
+    how = {"dtype": "", "products": "exact", "remat": "nothing"}
     how |= {"attention": None, "attention_tiles": None}
     dits = (dataclasses.replace(cfg.dit, **how) for cfg in (model, other))
     if len({*dits}) > 1 or model.text != other.text:
