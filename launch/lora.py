@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains adapters (LoRA) of a model on videos of your own, or continues such a run.
+"""Trains adapters (LoRA) of a model, or continues such a run.
 
     pyramid-jax lora --config=lora:tiny --workdir=runs/style --start=MODEL
     pyramid-jax lora --config=lora:mmdit_384p --show_config

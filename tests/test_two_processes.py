@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from configs import tiny
 from launch.moving_shapes import write_dataset
@@ -62,6 +63,7 @@ def two_processes(manifest: Path, workdir: Path, steps: int, **mesh: int) -> lis
     ]
 
 
+@pytest.mark.slow  # two processes compile everything; tests/test_hosts.py is faster
 def test_what_two_processes_began_one_continues(tmp_path: Path):
     """The axis `context` spans them, so they make the same rows."""
     manifest = write_dataset(tmp_path / "shapes", 16, seed=1)

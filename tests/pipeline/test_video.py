@@ -325,7 +325,8 @@ def test_work_that_does_not_fit_is_refused_before_it_begins(resident: VideoPipel
 
 
 def test_pieces_become_smaller_where_there_is_less_room(resident: VideoPipeline):
-    request = resident.request(PROMPT)
+    alone = replace(resident.defaults, reuse=False)  # which would give way first
+    request = resident.request(PROMPT, options=alone)
     most = max(phase.total for phase in resident.memory_plan(request).phases)
     roomy, tight = (
         replace(resident, memory_limit=limit) for limit in (most, most - 2**19)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -23,9 +24,10 @@ NARROW = VAEConfig(
 
 
 def weights(cfg: VAEConfig, seed: int = 0):
-    drawn = sharding.unbox(initialise_vae(cfg, jax.random.key(seed)))
-    rng = np.random.default_rng(seed)  # biases, too, are zeros at first
-    return jax.tree.map(lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), drawn)
+    init = partial(initialise_vae, cfg)
+    shapes = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype("f"), shapes)
 
 
 def test_a_wider_vae_computes_the_same_with_channels_that_differ():
