@@ -20,7 +20,8 @@ from pyramid_jax.training.step import StepConfig, train_step
 IMAGE = np.full((32, 32, 3), (200, 30, 40), np.uint8)
 
 
-@pytest.mark.parametrize("image", [IMAGE, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow  # compiles every program of sampling twice
+@pytest.mark.parametrize("image", [IMAGE, None])
 def test_videos_are_the_same(image: np.ndarray | None):
     pipeline = load(pyramid_jax.TINY_LATENT)
     choices = {"num_inference_steps": 2, "video_num_inference_steps": 2, "seed": 3}

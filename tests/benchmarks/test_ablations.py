@@ -58,6 +58,7 @@ def config(folder: Path, arm: str):
     return arms.arm_config(Run(folder, arm, 0, SMOKE))
 
 
+@pytest.mark.slow  # draws scenes and packs rows of four arms
 @pytest.mark.parametrize(
     "pair",
     [("images_1_stage", "images_3_stages"), ("pyramid", "sequences")],
