@@ -136,14 +136,15 @@ def placing(abstract: Any, mesh: Mesh | None, dtype: str | None = None) -> Place
     Args:
         abstract: the tree of parameters, in boxes that name their axes.
         mesh: the devices; None: all parameters whole on the first one.
-        dtype: that the parameters get; None: they keep theirs.
+        dtype: that the parameters get; None: theirs, float16 read as float32.
     """
     shardings: dict[str, Any] | None = None
     if mesh is not None:
         shardings = flatten_dict(sharding.shardings(abstract, mesh), sep="/")
 
     def place(path: str, x: np.ndarray) -> jax.Array:
-        x = x if dtype is None else x.astype(jnp.dtype(dtype), copy=False)
+        stored = "float32" if x.dtype == np.float16 else x.dtype
+        x = x.astype(jnp.dtype(dtype or stored), copy=False)
         if shardings is None:
             return jax.device_put(x)  # `jnp.asarray` compiles a program for every shape
         return jax.make_array_from_callback(x.shape, shardings[path], x.__getitem__)

@@ -13,6 +13,7 @@ FOUND = json.loads(speed.RESULT.read_text(encoding="utf-8"))
 PFLOP = FOUND["pflop"]
 
 
+@pytest.mark.slow  # counts every video of the table
 def test_the_result_is_what_is_counted():
     """If not, run `python -m benchmarks.speed`."""
     counted = speed.all_counted("mmdit", ["384p_5s"])
