@@ -20,19 +20,12 @@ import numpy as np
 from benchmarks.ours import stepping
 from benchmarks.timing import environment
 from benchmarks.workload import Workload
+from launch.demo import PROMPTS
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.pipeline.folder import DTYPES, TINY_LATENT
 from pyramid_jax.pipeline.video import load
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
-PROMPTS = (
-    "a red circle moves left",
-    "a green square moves up",
-    "a blue triangle moves down",
-    "a yellow cross moves right",
-    "a cyan ring moves left",
-    "a magenta star moves up",
-)
 RELEASED = Workload(depth=4, width=1536, heads=24, cells=(16, 24), sampled=2, steps=1)
 SMALL = replace(RELEASED, depth=1, width=64, heads=1, cells=(8, 8), caption=8)
 

@@ -10,7 +10,6 @@ process knows of the others.
 import json
 import shutil
 import uuid
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,12 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import UInt8
 
-from launch.prepare.storage import LatentJob, LoadedPixels, load_pixels, remember
+from launch.prepare.storage import (
+    LatentJob,
+    LoadedPixels,
+    groups_of_one_shape,
+    remember,
+)
 from pyramid_jax.data.manifest import Record, read_manifest
 from pyramid_jax.data.shards import encoded_record, piece_path, shard_name
 from pyramid_jax.data.source import BadFiles, Failure
@@ -104,7 +108,6 @@ def _entries(
     bad_files: BadFiles,
 ) -> dict[int, bytes]:
     """The usable ones of some records in bytes, by number."""
-    waiting: dict[tuple[int, ...], list[LoadedPixels]] = defaultdict(list)
     entries: dict[int, bytes] = {}
 
     def make(group: list[LoadedPixels]) -> None:
@@ -115,16 +118,7 @@ def _entries(
                 path = str(records[each.number].path)
                 bad_files.report(Failure(path, str(error)))
 
-    for loaded in load_pixels(records, numbers, job):
-        if isinstance(loaded, Failure):
-            bad_files.report(loaded)
-            continue
-        group = waiting[loaded.pixels.shape]
-        group.append(loaded)
-        if len(group) == job.batch:
-            make(group)
-            group.clear()
-    for group in filter(None, waiting.values()):
+    for group in groups_of_one_shape(records, numbers, job, bad_files):
         make(group)
     return entries
 

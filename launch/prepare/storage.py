@@ -160,7 +160,6 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
     missing = [i for i in sorted(first.values()) if _is_stale(paths[i], records[i])]
     for number in missing:
         paths[number].unlink(missing_ok=True)
-    waiting: dict[tuple[int, ...], list[LoadedPixels]] = defaultdict(list)
 
     def store(group: list[LoadedPixels]) -> None:
         for each, latent in zip(group, job.latents(group), strict=True):
@@ -171,16 +170,7 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
                 continue
             _save(paths[each.number], {"latent": latent}, _source(record))
 
-    for loaded in load_pixels(records, missing, job):
-        if isinstance(loaded, Failure):
-            bad_files.report(loaded)
-            continue
-        group = waiting[loaded.pixels.shape]
-        group.append(loaded)
-        if len(group) == job.batch:
-            store(group)
-            group.clear()
-    for group in filter(None, waiting.values()):
+    for group in groups_of_one_shape(records, missing, job, bad_files):
         store(group)
     pairs = zip(records, paths, strict=True)
     named = [replace(record, latent=path) for record, path in pairs if path.is_file()]
@@ -190,6 +180,25 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
 def latent_path(folder: Path, path: Path) -> Path:
     """The file with the latent of a video or image."""
     return _named_after(folder, path.resolve().as_posix())
+
+
+def groups_of_one_shape(
+    records: Sequence[Record], numbers: Sequence[int], job: LatentJob, bad: BadFiles
+) -> Iterator[list[LoadedPixels]]:
+    """The pixels of some records, so many at once as a batch has; bad files are told.
+
+    The last group of a shape may be smaller.
+    """
+    waiting: dict[tuple[int, ...], list[LoadedPixels]] = defaultdict(list)
+    for loaded in load_pixels(records, numbers, job):
+        if isinstance(loaded, Failure):
+            bad.report(loaded)
+            continue
+        group = waiting[loaded.pixels.shape]
+        group.append(loaded)
+        if len(group) == job.batch:
+            yield waiting.pop(loaded.pixels.shape)
+    yield from waiting.values()
 
 
 def load_pixels(
