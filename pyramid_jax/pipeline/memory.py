@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
 from pyramid_jax import sharding
@@ -213,8 +214,9 @@ def host_memory() -> int:
 
 
 def _least(count: int) -> int:
-    """The smallest number of all processes."""
-    return int(min(sharding.to_host(np.array([count]))))
+    """The smallest number of bytes of all processes, in whole MiB."""
+    own = np.int32(count >> 20)  # arrays of devices have 32 bits
+    return int(np.min(multihost_utils.process_allgather(own))) << 20
 
 
 def _last_phase(parts: ModelParts, work: Work, mesh: AnyMesh) -> Phase:
