@@ -33,10 +33,10 @@ def test_latents_are_those_of_the_pixels_and_are_kept(tmp_path):
         assert np.abs(latent - mean).mean() < 0.2 * mean.std()  # drawn, in float16
 
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
-    list(written)[0].unlink()
+    next(iter(written)).unlink()
     again = read_manifest(write_pair_latents(tmp_path, 5, coder, SHORT, batch=2))
     assert again == records
     new = {path for path, at in written.items() if path.stat().st_mtime_ns != at}
-    assert new == {list(written)[0]}
+    assert new == {next(iter(written))}
     with pytest.raises(ValueError, match="made with frames"):
         write_pair_latents(tmp_path, 5, coder, Settings(frames=1))
