@@ -48,10 +48,14 @@ class Painter(VideoPipeline):
 
 
 def painter() -> Painter:
-    cfg = model_config(pairs.get_config().model.to_dict())
+    section = pairs.get_config().model
+    with section.unlocked():
+        section.update(edges=(0.0, 0.5, 1.0))
+    section.latent.temporal = 2
+    cfg = model_config(section.to_dict())
     options = SampleConfig(
-        first_steps=(10, 10, 10),
-        video_steps=(6, 6, 6),
+        first_steps=(10, 10),
+        video_steps=(6, 6),
         image_guidance=1.5,
         sizes=((32, 32, 7), (32, 64, 5)),
         fps=8.0,

@@ -284,6 +284,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
         moved.append(sum(x.nbytes for x in jax.tree.leaves(tree)))
         return move(tree)
 
+    waiting(PROMPT, num_frames=5)  # what programs keep for themselves is there now
     before = on_devices()
     monkeypatch.setattr(sharding, "present", counted)
     waiting(PROMPT, num_frames=5, callback_on_step_end=lambda _: seen.add(len(moved)))
