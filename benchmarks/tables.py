@@ -12,20 +12,30 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
-from benchmarks.device.report import heading, report, summary, table
+from benchmarks.device.report import heading, highlights, report, table
 from benchmarks.leaderboard import leaderboard
 from benchmarks.speed import deviation_table, speed_table
+from launch.evaluate.adherence import adherence_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("performance.md", "ablations.md", "leaderboard.md", "sharding.md")
+PAGES = (
+    *("performance.md", "ablations.md", "leaderboard.md", "sharding.md"),
+    "models.md",
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 NONE = "No GPU or TPU has been measured yet."
+MODELS = (
+    "pairs_model",
+    "tiny_latent_model",
+    "tiny_model",
+)  # that come with the package
 VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
 PARTS = {
     "dense": "matrix products with weights",
@@ -78,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         path.write_text(with_tables(text), encoding="utf-8")
+
+
+def _parity() -> str:
+    """How many recorded tensors are those of the original."""
+    verdicts = _result("parity.json")["verdicts"]
+    return (
+        f"**{verdicts['ok']} tensors equal the original's, {verdicts['FAIL']} differ** "
+        "([what, and how closely](docs/parity.md)): `make parity`"
+    )
 
 
 def _steps() -> str:
@@ -185,11 +204,23 @@ def _plans() -> str:
     return table(("config, machine", *head, *PLANNED, "utilisation"), rows)
 
 
+def _model(name: str) -> str:
+    """What of its captions a model shows, beside real clips."""
+    if not (RESULTS / f"{name}.json").exists():
+        return "It has not been measured in this version."
+    result = _result(f"{name}.json")
+    rows = result.get("rows") or {
+        row: {"right": right} for row, right in result["right"].items()
+    }
+    return adherence_table(rows, result["captions"])
+
+
 _SIDES = ("this project", "original", "original / this project")
 # What stands between the comments, by the name in the first.
 TABLES: dict[str, Callable[[], str]] = {
     "device": lambda: of_devices(report),
-    "speed": lambda: of_devices(lambda records: table(("", ""), summary(records))),
+    "speed": lambda: of_devices(lambda records: table(("", ""), highlights(records))),
+    "parity": _parity,
     "steps": _steps,
     "parts": _parts,
     "vae": _vae,
@@ -199,6 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": speed_table,
     "deviation": deviation_table,
     "plans": _plans,
+    **{name: partial(_model, name) for name in MODELS},
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }
