@@ -25,7 +25,7 @@ AUDIT := .venv-audit
 PYPI := https://pypi.org/pypi/pip/24.0/json
 COMPILE ?= --parts=attention,step
 # Whose training steps `make compile-configs` compiles, each for the machine it names.
-CONFIGS ?= tiny tiny_latent pairs mmdit_384p mmdit_768p flux_384p flux_768p flux_image
+CONFIGS ?= tiny pairs mmdit_384p mmdit_768p flux_384p flux_768p flux_image
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12

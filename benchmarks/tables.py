@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     *("performance.md", "ablations.md", "leaderboard.md", "sharding.md"),
-    "models.md",
+    *("evaluation.md", "models.md"),
 )
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 NONE = "No GPU or TPU has been measured yet."
-MODELS = (
-    "pairs_model",
-    "tiny_latent_model",
-    "tiny_model",
-)  # that come with the package
 VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
+TASKS = {"t2v": "Text to video", "i2v": "Image to video", "t2i": "Text to image"}
 PARTS = {
     "dense": "matrix products with weights",
     "attention": "attention",
@@ -204,15 +199,20 @@ def _plans() -> str:
     return table(("config, machine", *head, *PLANNED, "utilisation"), rows)
 
 
-def _model(name: str) -> str:
-    """What of its captions a model shows, beside real clips."""
-    if not (RESULTS / f"{name}.json").exists():
-        return "It has not been measured in this version."
-    result = _result(f"{name}.json")
-    rows = result.get("rows") or {
-        row: {"right": right} for row, right in result["right"].items()
-    }
-    return adherence_table(rows, result["captions"])
+def _pairs() -> str:
+    """What the model of bouncing pairs shows, by task."""
+    found = (_result(path.name) for path in sorted(RESULTS.glob("pairs_*.json")))
+    return "\n\n".join(f"{_task(each)}:\n\n{_shown(each)}" for each in found)
+
+
+def _task(found: dict[str, Any]) -> str:
+    """E.g. "Text to video, 17 frames"."""
+    frames = found["frames"]
+    return TASKS[found["task"]] + (f", {frames} frames" if frames > 1 else "")
+
+
+def _shown(found: dict[str, Any]) -> str:
+    return adherence_table(found["rows"], found["captions"])
 
 
 _SIDES = ("this project", "original", "original / this project")
@@ -230,7 +230,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": speed_table,
     "deviation": deviation_table,
     "plans": _plans,
-    **{name: partial(_model, name) for name in MODELS},
+    "pairs": _pairs,
+    "pairs_video": lambda: _shown(_result("pairs_t2v.json")),
+    "tiny_model": lambda: _shown(_result("tiny_model.json")),
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }

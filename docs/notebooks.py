@@ -5,8 +5,8 @@
     python -m docs.notebooks --only=01_the_pyramid
 
 A notebook is written as a script (notebooks/01_the_pyramid.py); the file beside it has
-the same cells with their outputs, which GitHub and the site show. Pictures get a palette
-of few colours, so that the files stay small.
+the same cells with their outputs, which GitHub and the site show. Pictures get a
+palette of few colours, so that the files stay small.
 """
 
 import argparse

@@ -26,11 +26,11 @@ from PIL import Image, ImageDraw, ImageFont
 from launch.pairs.scene import scene
 from pyramid_jax import pyramid
 from pyramid_jax.data.pixels import to_model, to_uint8
+from pyramid_jax.pipeline.folder import PAIRS
 from pyramid_jax.pipeline.video import load
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
-MODEL = ROOT / "pyramid_jax" / "assets" / "pairs"
 PROMPTS = (
     "a red circle moves sideways while a blue seven goes up and down",
     "a yellow star and a magenta ring both bounce diagonally",
@@ -40,6 +40,7 @@ PROMPTS = (
     "there are a blue ring and a green star: the ring goes sideways, the star bounces "
     "vertically",
 )
+FRAMES = 17
 COLUMNS, SCALE, MARGIN, LINES = 3, 3, 8, 3
 QUALITY = 80  # of lossy WebP, 0 to 100
 
@@ -93,7 +94,7 @@ def _wrapped(text: str, font: Any, width: int) -> str:
 
 def write_videos(path: Path, seed: int) -> None:
     """Samples the prompts, and writes an animated WebP file that repeats for ever."""
-    output = load(MODEL)(PROMPTS, seed=seed)
+    output = load(PAIRS)(PROMPTS, num_frames=FRAMES, seed=seed)
     first, *others = sheet(list(output.frames), PROMPTS)
     first.save(
         path,

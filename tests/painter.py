@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from configs import tiny_latent
+from configs import pairs
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import SampleConfig, model_config
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
@@ -48,10 +48,10 @@ class Painter(VideoPipeline):
 
 
 def painter() -> Painter:
-    cfg = model_config(tiny_latent.get_config().model.to_dict())
+    cfg = model_config(pairs.get_config().model.to_dict())
     options = SampleConfig(
-        first_steps=(10, 10),
-        video_steps=(6, 6),
+        first_steps=(10, 10, 10),
+        video_steps=(6, 6, 6),
         image_guidance=1.5,
         sizes=((32, 32, 7), (32, 64, 5)),
         fps=8.0,

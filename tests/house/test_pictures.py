@@ -51,7 +51,7 @@ def test_the_moving_picture_has_all_frames_and_is_small():
     path = pictures.IMAGES / "videos.webp"
     assert path.stat().st_size < LARGEST
     with Image.open(path) as image:
-        assert image.n_frames == 17 and image.info["loop"] == 0
+        assert image.n_frames == pictures.FRAMES and image.info["loop"] == 0
 
 
 def test_videos_stand_side_by_side_over_their_captions():

@@ -233,7 +233,7 @@ def test_the_sampler_alone_makes_what_the_pipeline_makes(
     """The program in docs/sample.md, as it stands there."""
     monkeypatch.chdir(tmp_path)
     names = run_python(SAMPLE)
-    videos = names["pipeline"].latents(names["texts"][1], seed=1)
+    videos = names["pipeline"].latents(names["texts"][1], num_frames=5, seed=1)
     np.testing.assert_allclose(names["latents"], videos, atol=2e-4)
 
 
