@@ -18,8 +18,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 # Half a minute of sampling, or large masks; `make test-slow` runs them.
 LONG = {"00_make_a_video", "03_kernels_and_visits", "05_drift_and_extension"}
 LARGEST = 300_000  # bytes of a file
-# Kept without outputs until somebody runs `python -m docs.notebooks` on them.
-BARE = {"00_make_a_video"}
 
 
 def cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
@@ -69,7 +67,7 @@ def test_a_notebook_is_kept_with_small_pictures_and_nothing_of_its_run(path: Pat
     file = path.with_suffix(".ipynb")
     assert file.stat().st_size < LARGEST
     pair = nbformat.read(file, as_version=4)
-    assert ("image/png" in kinds_of_output(pair)) == (path.stem not in BARE)
+    assert "image/png" in kinds_of_output(pair)
     text = file.read_text(encoding="utf-8")
     assert str(Path.home()) not in text and str(ROOT) not in text
     assert all(cell.get("execution_count") is None for cell in pair.cells)
