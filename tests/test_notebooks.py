@@ -69,7 +69,7 @@ def test_a_notebook_is_kept_with_small_pictures_and_nothing_of_its_run(path: Pat
     pair = nbformat.read(file, as_version=4)
     assert "image/png" in kinds_of_output(pair)
     text = file.read_text(encoding="utf-8")
-    assert str(Path.home()) not in text and str(ROOT) not in text
+    assert not any(part in text for part in (str(ROOT), "site-packages"))
     assert all(cell.get("execution_count") is None for cell in pair.cells)
 
 
