@@ -129,8 +129,8 @@ train-demo: setup ## train that model from nothing, for 10 minutes
 		--config.optimizer.steps=$(STEPS) --config.loop.steps=$(STEPS) \
 		--config.loop.sample_every=0 --max_seconds=600
 
-notebooks: setup ## execute the notebooks
-	$(RUN) -m pytest -m notebook
+notebooks: setup ## execute the notebooks, and keep what they draw
+	$(RUN) -m docs.notebooks
 
 bench: setup ## measure the training step and sampling on this CPU
 	$(RUN) -m benchmarks.cpu_vs_reference

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
-from benchmarks.device.report import heading, report, summary, table
+from benchmarks.device.report import heading, highlights, report, table
 from benchmarks.leaderboard import leaderboard
 from benchmarks.speed import deviation_table, speed_table
 from launch.evaluate.adherence import adherence_table
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     *("performance.md", "ablations.md", "leaderboard.md", "sharding.md"),
-    "evaluation.md",
+    *("evaluation.md", "models.md"),
 )
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 NONE = "No GPU or TPU has been measured yet."
@@ -83,6 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         path.write_text(with_tables(text), encoding="utf-8")
+
+
+def _parity() -> str:
+    """How many recorded tensors are those of the original."""
+    verdicts = _result("parity.json")["verdicts"]
+    return (
+        f"**{verdicts['ok']} tensors equal the original's, {verdicts['FAIL']} differ** "
+        "([what, and how closely](docs/parity.md)): `make parity`"
+    )
 
 
 def _steps() -> str:
@@ -210,7 +219,8 @@ _SIDES = ("this project", "original", "original / this project")
 # What stands between the comments, by the name in the first.
 TABLES: dict[str, Callable[[], str]] = {
     "device": lambda: of_devices(report),
-    "speed": lambda: of_devices(lambda records: table(("", ""), summary(records))),
+    "speed": lambda: of_devices(lambda records: table(("", ""), highlights(records))),
+    "parity": _parity,
     "steps": _steps,
     "parts": _parts,
     "vae": _vae,
@@ -222,6 +232,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plans": _plans,
     "pairs": _pairs,
     "pairs_video": lambda: _shown(_result("pairs_t2v.json")),
+    "tiny_model": lambda: _shown(_result("tiny_model.json")),
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }

@@ -46,7 +46,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.titlesize": 9})
 def sheet(rows, names, titles=()):
     """Draws rows of pictures, each with its name above the first one."""
     columns = max(map(len, rows))
-    size = (1.1 * columns, 1.3 * len(rows))
+    size = (max(1.1 * columns, 5), 1.3 * len(rows))
     figure, axes = plt.subplots(
         len(rows), columns, figsize=size, squeeze=False, layout="constrained"
     )
@@ -55,7 +55,9 @@ def sheet(rows, names, titles=()):
             axis.axis("off")
         for axis, picture in zip(line, pictures, strict=False):
             axis.imshow(picture, interpolation="nearest")
-        line[0].set_title(name, loc="left")
+        line[0].set_title(" ", loc="left")  # room for a name that may be wider
+        text = line[0].text(0, 1.05, name, transform=line[0].transAxes)
+        text.set_in_layout(False)
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title)
     plt.show()

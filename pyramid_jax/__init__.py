@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyramid_jax.pipeline.sizes import Size
     from pyramid_jax.pipeline.video import VideoPipeline, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["PAIRS", "TINY", "SampleConfig", "Size", "VideoPipeline", "load"]
 
