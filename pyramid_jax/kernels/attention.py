@@ -15,12 +15,12 @@ from jaxtyping import Float
 from pyramid_jax import programs
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.attention_tpu import attention_tpu, tpu_lists
-from pyramid_jax.kernels.attention_triton import attention_triton, triton_lists
+from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.exchange import over_mesh, over_rows
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles, tiles_for
 from pyramid_jax.kernels.trial import failure
-from pyramid_jax.kernels.visits import Mask
+from pyramid_jax.kernels.visits import Mask, visit_lists
 from pyramid_jax.mask import TokenMask, visible
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def attention_plan(
             f"{WIDEST}; use the backend 'xla'"
         )
     sizes = Tiles.of(tiles) if tiles else tiles_for(backend, dim, dtype, length)
-    make = tpu_lists if backend == "pallas_tpu" else triton_lists
+    make = tpu_lists if backend == "pallas_tpu" else visit_lists
     lists = over_rows(functools.partial(make, tiles=sizes), query, key)
     return AttentionPlan(query, key, lists, backend, sizes)
 

@@ -24,8 +24,9 @@ from pyramid_jax.kernels.attention import (
 )
 from pyramid_jax.kernels.attention_blocks import blocks
 from pyramid_jax.kernels.attention_tpu import attention_tpu, tpu_lists
-from pyramid_jax.kernels.attention_triton import attention_triton, triton_lists
+from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.tiles import Tiles
+from pyramid_jax.kernels.visits import visit_lists
 from pyramid_jax.mask import TokenMask, dense_mask
 
 SCALE, LENGTH, HEADS, DIM = 1 / 16, 90, 2, 16
@@ -40,7 +41,7 @@ def with_tpu(q, k, v, mask, tiles=EVEN, interpret=True):
 
 
 def with_triton(q, k, v, mask, tiles=EVEN, cut=0):
-    lists, how = triton_lists(mask, mask, tiles), {"cut": cut, "interpret": True}
+    lists, how = visit_lists(mask, mask, tiles), {"cut": cut, "interpret": True}
     out = attention_triton(q, k, v, (mask, mask), lists, tiles, **how)
     return jnp.concatenate(out, axis=1)
 
