@@ -22,7 +22,9 @@ from pyramid_jax.kernels import flash
 from pyramid_jax.kernels.flash import KernelCall, Ref, Refs
 
 GROUPS = 2  # that compute
-REGISTERS = 232, 40  # of each thread that computes, and of the others
+# Of each thread that computes and of the others: what the compiler gives to 384 threads,
+# 168 each, and not one more, or a program would wait for it for ever.
+REGISTERS = 240, 24
 GROUP, ROW, HEAD, BLOCK = "group", "row", "head", "block"  # axes of programs
 WIDE = plgpu.Layout.WGMMA  # how a group holds a product in its registers
 DOWN, ACROSS = WIDE.reduce(1), WIDE.reduce(0)  # a number per row of it, per column
@@ -42,7 +44,11 @@ class Ring(NamedTuple):
         return [x.at[slot] for x in self.slots]
 
     def release(self, slot: Array) -> None:
-        """This group has read the slot."""
+        """This group has read the slot.
+
+        What it read into registers, not by wgmma, has to be followed by `commit_smem`,
+        or the next copy may overtake it.
+        """
         plgpu.barrier_arrive(self.free.at[slot])
 
 
@@ -197,6 +203,7 @@ def forward_groups(
         logits = _product(q, k.T, then=take_turn)
         if partly:
             seen = plgpu.load(rank, layout=ACROSS)
+            plgpu.commit_smem()
             logits = _hide(logits, seen, first, last)
         keys.release(slot)
         higher = jnp.maximum(peak, logits.max(axis=1) * slope)
@@ -253,14 +260,16 @@ def query_groups(
 
     def visit(partly: bool, at: Array, sums: Array) -> Array:
         slot = jax.lax.rem(at, stages)
-        k, rank = keys.arrived(slot)
-        logits = _product(q, k.T)
-        if partly:
-            seen = plgpu.load(rank, layout=ACROSS)
-            logits = _hide(logits, seen, first, last)
-        weights = jnp.exp2(logits * slope - _rows(norm, logits))
-        (v,) = values.arrived(slot)
-        change = _product(back, v.T)
+        (k, rank), (v,) = keys.arrived(slot), values.arrived(slot)
+
+        def weigh(logits: Array) -> Array:
+            if partly:
+                seen = plgpu.load(rank, layout=ACROSS)
+                plgpu.commit_smem()
+                logits = _hide(logits, seen, first, last)
+            return jnp.exp2(logits * slope - _rows(norm, logits))
+
+        weights, change = _products((q, k.T), (back, v.T), weigh)
         values.release(slot)
         change = (weights * (change - _rows(along, change))).astype(q.dtype)
         sums = _added(program, memory, sums, (change, k))
@@ -287,17 +296,19 @@ def key_groups(
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         k_sums, v_sums = state
         slot = jax.lax.rem(at, stages)
-        q, rank, norm = queries.arrived(slot)
-        logits = _product(k, q.T)
-        if partly:
-            seeing = plgpu.load(rank, layout=ACROSS)
-            logits = _hide(logits, seeing, first, last)
-        less = plgpu.load(norm, layout=ACROSS)
-        weights = jnp.exp2(logits * slope - _columns(less, logits))
-        back, along = backs.arrived(slot)
-        change = _product(v, back.T)
+        (q, rank, norm), (back, along) = queries.arrived(slot), backs.arrived(slot)
+
+        def weigh(logits: Array) -> Array:
+            if partly:
+                seeing = plgpu.load(rank, layout=ACROSS)
+                logits = _hide(logits, seeing, first, last)
+            less = plgpu.load(norm, layout=ACROSS)
+            return jnp.exp2(logits * slope - _columns(less, logits))
+
+        weights, change = _products((k, q.T), (v, back.T), weigh)
         v_sums = _added(program, memory, v_sums, (weights.astype(k.dtype), back))
         along = plgpu.load(along, layout=ACROSS)
+        plgpu.commit_smem()
         backs.release(slot)
         change = weights * (change - _columns(along, change))
         k_sums = _added(program, memory, k_sums, (change.astype(k.dtype), q))
@@ -328,6 +339,21 @@ def _product(x: Ref, y: Ref, then: Callable[[], None] = lambda: None) -> Array:
         return sums[...]
 
     return pl.run_scoped(multiply, plgpu.ACC((x.shape[0], y.shape[1]), jnp.float32))
+
+
+def _products(first: tuple[Ref, Ref], second: tuple[Ref, Ref], between: Any) -> Any:
+    """`between(first product)` and the second product, computed meanwhile."""
+
+    def multiply(one: Ref, other: Ref) -> tuple[Any, Array]:
+        plgpu.wgmma(one, *first)
+        plgpu.wgmma(other, *second)
+        made = between(plgpu.wgmma_accumulator_load(one, wait_n=1))
+        return made, plgpu.wgmma_accumulator_load(other, wait_n=0)
+
+    sums = [
+        plgpu.ACC((x.shape[0], y.shape[1]), jnp.float32) for x, y in (first, second)
+    ]
+    return pl.run_scoped(multiply, *sums)
 
 
 def _added(
