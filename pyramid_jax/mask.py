@@ -41,9 +41,9 @@ class Ranks(NamedTuple):
     queries whose `own` is in [`own`, `last`]. Both intervals of padding are empty.
     """
 
-    own: Int[Array, "b l"]
-    first: Int[Array, "b l"]
-    last: Int[Array, "b l"]
+    own: Int[Array, "b _"]
+    first: Int[Array, "b _"]
+    last: Int[Array, "b _"]
 
 
 def ranks(mask: TokenMask) -> Ranks:

@@ -122,7 +122,7 @@ def test_the_intervals_of_every_case_are_its_mask():
 def test_rows_lie_so_that_a_query_sees_one_run_of_keys_or_one_of_text_and_one_of_video(
     name, most
 ):
-    """Rows of sampling are in the order of their ranks; packed ones have texts first."""
+    """Rows of sampling are in the order of ranks; packed ones have texts first."""
     (seen,) = np.asarray(mask.dense_mask(case(name, 1 / 16)))
     begins = np.diff(seen.astype(int), axis=1, prepend=0) == 1
     assert begins.sum(axis=1).max() == most

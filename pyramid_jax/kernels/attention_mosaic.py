@@ -7,8 +7,8 @@ copies blocks to shared memory with the tensor memory accelerator (TMA), two mul
 them with wgmma, which reads operands in shared memory, and take turns: while one
 computes its softmax, the other multiplies. Wholly visible blocks come first, without
 mask arithmetic; in the others, the rank of each key is compared with the interval of
-each query (`mask.ranks`). Rows may have any length: TMA reads zeros beyond their end,
-and writes nothing there.
+each query (`mask.ranks`). A row need not end with a block: TMA reads zeros beyond its
+end, and writes nothing there. Only to a multiple of 8 tokens are rows filled.
 
 Two backward kernels recompute the logits: one owns queries (dq), one owns keys and
 walks queries (dk, dv). There are no atomics, so results do not vary.
@@ -53,6 +53,7 @@ from pyramid_jax.kernels.visits import (
 )
 from pyramid_jax.mask import Ranks, TokenMask, ranks
 
+EVEN = 8  # tokens: Pallas has TMA read no other number of them
 SWIZZLE = 64  # features of two bytes in the 128 bytes that wgmma reads
 
 Qkv = tuple[Array, Array, Array]  # queries, keys and values
@@ -88,36 +89,40 @@ def attention_mosaic(
         lists: `hopper_lists` made them.
         interpret: True, or `InterpretGPUParams`, runs it anywhere, slowly.
 
-    Raises:
-        ValueError: the type, the tiles, or the version of JAX do not fit.
+    `check_hopper` has passed the type and the tiles.
     """
-    _check(q.dtype, tiles)
-    dim = q.shape[3]
-    wide = dim + -dim % SWIZZLE
+    length, dim = q.shape[1], q.shape[3]
     if interpret is True:
         interpret = plgpu.InterpretGPUParams()
     call = KernelCall(tiles, flash.slope_of_logits(dim), interpret)
-    out = _attend(call, tuple(fill(x, {3: wide}) for x in (q, k, v)), lists)
-    return out[..., :dim]
+    whole = tuple(fill(x, {1: EVEN, 3: SWIZZLE}) for x in (q, k, v))
+    return _attend(call, whole, lists)[:, :length, :, :dim]
 
 
-def _check(dtype: Any, tiles: Tiles) -> None:
+def check_hopper(dtype: str, tiles: Tiles) -> None:
+    """Whether the kernels take such arrays in such blocks.
+
+    Raises:
+        ValueError: they don't, or JAX is too old.
+    """
     if not hasattr(plgpu, "InterpretGPUParams"):
         raise ValueError(
             f"JAX {jax.__version__} is too old for pallas_mosaic_gpu; install 0.12 or "
             "a later one, or use the backend 'pallas_triton'"
         )
-    if dtype not in (jnp.bfloat16, jnp.float16):
+    if dtype not in ("bfloat16", "float16"):
         raise ValueError(
             f"pallas_mosaic_gpu takes bfloat16 and float16, not {dtype}; use the "
             "backend 'pallas_triton'"
         )
     for tile, own in zip(tiles, ("query", "query", "key"), strict=True):
-        size = getattr(tile, own)
-        if size not in (128, 256) or min(tile) < 2 or tile.query + tile.key - size < 64:
+        size, fixed = getattr(tile, own), tile.warps == 4 * GROUPS
+        others, stages = tile.query + tile.key - size, tile.stages
+        if size not in (128, 256) or others not in (64, 128) or not fixed or stages < 2:
             raise ValueError(
-                f"a tile of pallas_mosaic_gpu has 128 or 256 own tokens, 64 or more "
-                f"of the other side, and 2 stages or more, not {tuple(tile)}"
+                "a tile of pallas_mosaic_gpu has 128 or 256 own tokens, 64 or 128 of "
+                f"the other side, 2 stages or more, and {4 * GROUPS} warps, not "
+                f"{tuple(tile)}"
             )
 
 

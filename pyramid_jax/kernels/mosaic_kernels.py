@@ -22,8 +22,8 @@ from pyramid_jax.kernels import flash
 from pyramid_jax.kernels.flash import KernelCall, Ref, Refs
 
 GROUPS = 2  # that compute
-# Of each thread that computes and of the others: what the compiler gives to 384 threads,
-# 168 each, and not one more, or a program would wait for it for ever.
+# Of a thread that computes and of one that copies: together no more than the 168 that
+# the compiler gives to each of 384, or a program would wait for ever for the others.
 REGISTERS = 240, 24
 GROUP, ROW, HEAD, BLOCK = "group", "row", "head", "block"  # axes of programs
 WIDE = plgpu.Layout.WGMMA  # how a group holds a product in its registers

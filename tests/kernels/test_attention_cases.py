@@ -123,7 +123,8 @@ def test_values_and_gradients_are_those_of_the_formula(backend, name):
 
 
 def test_every_backend_is_tested():
-    assert set(FORMS) == set(BACKENDS)
+    """That for Hopper, whose blocks are larger, in `test_attention_mosaic`."""
+    assert {*FORMS, "pallas_mosaic_gpu"} == set(BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_results_in_two_arrays_are_the_same(cut):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_the_last_queries_alone_get_what_they_get_among_all(backend):
     (q, k, v, back), mask = inputs(), row("packed")
     last = 37
@@ -211,7 +212,7 @@ def remembered() -> tuple[TokenMask, TokenMask, np.ndarray]:
 
 
 @pytest.mark.parametrize("divided", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_new_tokens_see_what_is_remembered_in_slots_some_of_which_are_empty(
     backend, divided
 ):
@@ -240,7 +241,7 @@ def test_new_tokens_see_what_is_remembered_in_slots_some_of_which_are_empty(
         np.testing.assert_array_equal(of_keys[:, ~there], 0.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_a_cut_before_all_queries_leaves_an_empty_array(backend):
     (q, k, v, _), mask = inputs(), row("packed")
     plan = attention_plan(mask, mask, DIM, "float32", backend)
