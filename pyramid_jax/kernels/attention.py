@@ -215,7 +215,8 @@ def _on_gpu(tiles: Tiles, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
 
 def _on_hopper(tiles: Tiles, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
     """Not interpreted here: a choice by platform can't hold its interpreter."""
-    return _cut(attention_mosaic(q, k, v, rows[1], tiles), cut)
+    out = attention_mosaic(q, k, v, rows[1], tiles, cut=cut)
+    return out if cut else out[0]
 
 
 _FORMS = {

@@ -81,22 +81,27 @@ def attention_mosaic(
     lists: HopperLists,
     tiles: Tiles,
     *,
+    cut: int = 0,
     interpret: Any = False,
-) -> Float[Array, "b lq heads dim"]:
+) -> tuple[Float[Array, "b _ heads dim"], ...]:
     """`kernels.attention.attend` on a Hopper GPU.
 
     Args:
-        lists: `hopper_lists` made them.
+        lists: `hopper_lists` made them, and `check_hopper` has passed the tiles.
+        cut: the results of so many first queries are an array of their own, if that
+            is a number of whole blocks of a warpgroup.
         interpret: True, or `InterpretGPUParams`, runs it anywhere, slowly.
-
-    `check_hopper` has passed the type and the tiles.
     """
     length, dim = q.shape[1], q.shape[3]
     if interpret is True:
         interpret = plgpu.InterpretGPUParams()
     call = KernelCall(tiles, flash.slope_of_logits(dim), interpret)
-    whole = tuple(fill(x, {1: EVEN, 3: SWIZZLE}) for x in (q, k, v))
-    return _attend(call, whole, lists)[:, :length, :, :dim]
+    filled = tuple(fill(x, {1: EVEN, 3: SWIZZLE}) for x in (q, k, v))
+    whole = cut % (tiles.forward.query // GROUPS) == 0
+    out = _attend(call, cut if whole else 0, filled, lists)
+    out = out if whole or not cut else jnp.split(out[0], [cut], axis=1)
+    *before, last = (part[..., :dim] for part in out)
+    return *before, last[:, : length - cut]
 
 
 def check_hopper(dtype: str, tiles: Tiles) -> None:
@@ -126,43 +131,50 @@ def check_hopper(dtype: str, tiles: Tiles) -> None:
             )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: KernelCall, qkv: Qkv, lists: HopperLists) -> Array:
-    (out,) = _outputs(call, qkv, lists, with_norm=False)
-    return out
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(
+    call: KernelCall, cut: int, qkv: Qkv, lists: HopperLists
+) -> tuple[Array, ...]:
+    return tuple(_outputs(call, cut, qkv, lists, with_norm=False))
 
 
 def _outputs(
-    call: KernelCall, qkv: Qkv, lists: HopperLists, with_norm: bool
+    call: KernelCall, cut: int, qkv: Qkv, lists: HopperLists, with_norm: bool
 ) -> Sequence[Array]:
-    """What attention brings, and the log-sum-exp of each query if it is wanted."""
+    """What attention brings, in one array or two, and the log-sum-exp of each query if
+    it is wanted."""
     q, k, v = qkv
-    filled = lists.query.own.shape[1]
-    norm = [((q.shape[0], q.shape[2], filled), jnp.float32)] * with_norm
+    parts = [cut, q.shape[1] - cut] if cut else [q.shape[1]]
+    out: list[Any] = [((len(q), n, *q.shape[2:]), v.dtype) for n in parts]
+    if with_norm:
+        filled = lists.query.own.shape[1]
+        out.append(((len(q), q.shape[2], filled), jnp.float32))
     own = Own([q], [lists.query.first, lists.query.own])
     rings = [k, lists.key.own], [v]
-    walk = lists.visits.forward
-    return _run(call, forward_groups, own, rings, walk, [(q.shape, v.dtype), *norm])
+    return _run(call, forward_groups, own, rings, lists.visits.forward, out)
 
 
 def _forward(
-    call: KernelCall, qkv: Qkv, lists: HopperLists
-) -> tuple[Array, tuple[Qkv, HopperLists, Array, Array]]:
-    out, norm = _outputs(call, qkv, lists, with_norm=True)
-    return out, (qkv, lists, out, norm)
+    call: KernelCall, cut: int, qkv: Qkv, lists: HopperLists
+) -> tuple[tuple[Array, ...], tuple]:
+    *out, norm = _outputs(call, cut, qkv, lists, with_norm=True)
+    return tuple(out), (qkv, lists, tuple(out), norm)
 
 
-def _backward(call: KernelCall, saved: tuple, back: Array) -> tuple[Qkv, None]:
+def _backward(
+    call: KernelCall, cut: int, saved: tuple, back: tuple[Array, ...]
+) -> tuple[Qkv, None]:
     (q, k, v), lists, out, norm = saved
+    whole, out = (jnp.concatenate(x, axis=1) for x in (back, out))
     along = jnp.einsum(
-        "blhd,blhd->bhl", back.astype(jnp.float32), out.astype(jnp.float32)
+        "blhd,blhd->bhl", whole.astype(jnp.float32), out.astype(jnp.float32)
     )
     along = fill(along, {2: norm.shape[2]})
-    own = Own([q, back], [lists.query.first, lists.query.own, norm, along])
+    own = Own([q, whole], [lists.query.first, lists.query.own, norm, along])
     rings, result = ([k, lists.key.own], [v]), [(q.shape, q.dtype)]
     (dq,) = _run(call, query_groups, own, rings, lists.visits.query, result)
     own = Own([k, v], [lists.key.own, lists.key.last])
-    rings = [q, lists.query.own, norm], [back, along]
+    rings = [q, lists.query.own, norm], [whole, along]
     results = [(x.shape, x.dtype) for x in (k, v)]
     dk, dv = _run(call, key_groups, own, rings, lists.visits.key, results)
     return (dq, dk, dv), None
@@ -199,7 +211,7 @@ def _run(
     dtype, count = own.tokens[0].dtype, walk.block.shape[1]
     program = HopperProgram(call, size // GROUPS, other_size, count, not keys_own)
     turning, spare = groups is forward_groups, bool(call.interpret)
-    norm = turning and len(out) > 1
+    norm = turning and len(out[-1][0]) == 3
 
     def kernel(*refs: Any) -> None:
         walk, numbers, tokens, arrays, *results, slots, barriers, memory = refs

@@ -97,9 +97,14 @@ class HopperProgram(NamedTuple):
         which = {4: (row, here, head), 3: (row, head, here), 2: (row, here)}
         return x.at[which[len(x.shape)]]
 
+    @property
+    def start(self) -> Array:
+        """The first token of this group."""
+        return (GROUPS * self.block + self.group) * self.size
+
     def own(self, x: Ref) -> Ref:
         """The tokens of this group."""
-        return self.tokens(x, (GROUPS * self.block + self.group) * self.size, self.size)
+        return self.tokens(x, self.start, self.size)
 
     def down(self, x: Ref) -> Array:
         """A number of each own token, as rows of a product have them."""
@@ -115,13 +120,29 @@ class HopperProgram(NamedTuple):
         return blocks
 
     def store(self, values: Sequence[tuple[Array, Ref, Ref]]) -> None:
-        """Writes each value into shared memory, and from there into its array."""
+        """Writes each value into shared memory, and from there into its array, or into
+        one of two that are divided between blocks."""
         for value, block, _ in values:
             block[...] = value.astype(block.dtype)
         plgpu.commit_smem()
         for _, block, x in values:
-            plgpu.copy_smem_to_gmem(block, self.own(x))
+            if isinstance(x, tuple):
+                self._store_apart(block, *x)
+            else:
+                plgpu.copy_smem_to_gmem(block, self.own(x))
         plgpu.wait_smem_to_gmem(0)
+
+    def _store_apart(self, block: Ref, before: Ref, after: Ref) -> None:
+        cut = before.shape[1]
+
+        @pl.when(self.start < cut)
+        def _() -> None:
+            plgpu.copy_smem_to_gmem(block, self.own(before))
+
+        @pl.when(self.start >= cut)
+        def _() -> None:
+            there = self.tokens(after, self.start - cut, self.size)
+            plgpu.copy_smem_to_gmem(block, there)
 
 
 def run_groups(
@@ -238,10 +259,12 @@ def forward_groups(
     pl.when(program.group == 0)(take_turn)
     blind = total == 0
     total = jnp.where(blind, 1.0, total)
-    parts = [(sums * _rows(1 / total, sums), q, results[0])]
+    outs = tuple(x for x in results if len(x.shape) == 4)
+    out = outs if len(outs) > 1 else outs[0]
+    parts = [(sums * _rows(1 / total, sums), q, out)]
     if memory.norm is not None:
         norm = jnp.where(blind, 0.0, peak + jnp.log(total) * math.log2(math.e))
-        parts.append((norm, memory.norm.at[program.group], results[1]))
+        parts.append((norm, memory.norm.at[program.group], results[-1]))
     program.store(parts)
 
 
