@@ -29,18 +29,9 @@ from jaxtyping import Array, Float
 from pyramid_jax.kernels import flash
 from pyramid_jax.kernels.flash import KernelCall
 from pyramid_jax.kernels.mosaic_kernels import (
-    BLOCK,
-    GROUP,
-    GROUPS,
-    HEAD,
-    ROW,
-    HopperProgram,
-    Memory,
-    Ring,
     forward_groups,
     key_groups,
     query_groups,
-    run_groups,
 )
 from pyramid_jax.kernels.tiles import Tile, Tiles
 from pyramid_jax.kernels.visits import (
@@ -50,6 +41,17 @@ from pyramid_jax.kernels.visits import (
     fill,
     fill_mask,
     visit_lists,
+)
+from pyramid_jax.kernels.warpgroups import (
+    BLOCK,
+    GROUP,
+    GROUPS,
+    HEAD,
+    ROW,
+    HopperProgram,
+    Memory,
+    Ring,
+    run_groups,
 )
 from pyramid_jax.mask import Ranks, TokenMask, ranks
 
