@@ -55,6 +55,8 @@ from pyramid_jax.kernels.warpgroups import (
 )
 from pyramid_jax.mask import Ranks, TokenMask, ranks
 
+# Of Pallas; without it, JAX is too old for the kernels, too.
+INTERPRETER: Any = getattr(plgpu, "InterpretGPUParams", None)
 EVEN = 8  # tokens: Pallas has TMA read no other number of them
 SWIZZLE = 64  # features of two bytes in the 128 bytes that wgmma reads
 
@@ -92,15 +94,15 @@ def attention_mosaic(
         lists: `hopper_lists` made them, and `check_hopper` has passed the tiles.
         cut: the results of so many first queries are an array of their own, if that
             is a number of whole blocks of a warpgroup.
-        interpret: True, or `InterpretGPUParams`, runs it anywhere, slowly.
+        interpret: True, or parameters of INTERPRETER, runs it anywhere, slowly.
     """
     length, dim = q.shape[1], q.shape[3]
     if interpret is True:
-        interpret = plgpu.InterpretGPUParams()
+        interpret = INTERPRETER()
     call = KernelCall(tiles, flash.slope_of_logits(dim), interpret)
     filled = tuple(fill(x, {1: EVEN, 3: SWIZZLE}) for x in (q, k, v))
     whole = cut % (tiles.forward.query // GROUPS) == 0
-    out = _attend(call, cut if whole else 0, filled, lists)
+    out: Any = _attend(call, cut if whole else 0, filled, lists)
     out = out if whole or not cut else jnp.split(out[0], [cut], axis=1)
     *before, last = (part[..., :dim] for part in out)
     return *before, last[:, : length - cut]
@@ -112,7 +114,7 @@ def check_hopper(dtype: str, tiles: Tiles) -> None:
     Raises:
         ValueError: they don't, or JAX is too old.
     """
-    if not hasattr(plgpu, "InterpretGPUParams"):
+    if INTERPRETER is None:
         raise ValueError(
             f"JAX {jax.__version__} is too old for pallas_mosaic_gpu; install 0.12 or "
             "a later one, or use the backend 'pallas_triton'"

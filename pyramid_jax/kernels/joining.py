@@ -34,6 +34,7 @@ from pyramid_jax.sharding import place, shares
 logger = logging.getLogger(__name__)
 
 TOKENS, WARPS = 64, 4  # of a program
+ON_GPU = ("pallas_triton", "pallas_mosaic_gpu")  # backends that it runs beside
 
 
 class Projection(NamedTuple):

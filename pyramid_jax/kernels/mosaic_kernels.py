@@ -22,7 +22,10 @@ from pyramid_jax.kernels.warpgroups import (
     HopperProgram,
     Memory,
     Ring,
+    load,
 )
+
+SUMS: Any = plgpu.WGMMAAccumulatorRef  # of a product, in registers
 
 
 def forward_groups(
@@ -50,7 +53,7 @@ def forward_groups(
         k, rank = (x.at[slot] for x in keys.slots)
         logits = _product(q, k.T, then=take_turn)
         if partly:
-            seen = plgpu.load(rank, layout=ACROSS)
+            seen = load(rank, layout=ACROSS)
             plgpu.commit_smem()
             logits = _hide(logits, seen, first, last)
         keys.release(slot)
@@ -86,7 +89,7 @@ def forward_groups(
     pl.when(program.group == 0)(take_turn)
     blind = total == 0
     total = jnp.where(blind, 1.0, total)
-    outs = tuple(x for x in results if len(x.shape) == 4)
+    outs: Any = tuple(x for x in results if len(x.shape) == 4)
     out = outs if len(outs) > 1 else outs[0]
     parts = [(sums * _rows(1 / total, sums), q, out)]
     if memory.norm is not None:
@@ -114,7 +117,7 @@ def query_groups(
 
         def weigh(logits: Array) -> Array:
             if partly:
-                seen = plgpu.load(rank, layout=ACROSS)
+                seen = load(rank, layout=ACROSS)
                 plgpu.commit_smem()
                 logits = _hide(logits, seen, first, last)
             return jnp.exp2(logits * slope - _rows(norm, logits))
@@ -150,14 +153,14 @@ def key_groups(
 
         def weigh(logits: Array) -> Array:
             if partly:
-                seeing = plgpu.load(rank, layout=ACROSS)
+                seeing = load(rank, layout=ACROSS)
                 logits = _hide(logits, seeing, first, last)
-            less = plgpu.load(norm, layout=ACROSS)
+            less = load(norm, layout=ACROSS)
             return jnp.exp2(logits * slope - _columns(less, logits))
 
         weights, change = _products((k, q.T), (v, back.T), weigh)
         v_sums = _added(program, memory, v_sums, (weights.astype(k.dtype), back))
-        along = plgpu.load(along, layout=ACROSS)
+        along = load(along, layout=ACROSS)
         plgpu.commit_smem()
         backs.release(slot)
         change = weights * (change - _columns(along, change))
@@ -188,7 +191,7 @@ def _product(x: Ref, y: Ref, then: Callable[[], None] = lambda: None) -> Array:
         then()
         return sums[...]
 
-    return pl.run_scoped(multiply, plgpu.ACC((x.shape[0], y.shape[1]), jnp.float32))
+    return pl.run_scoped(multiply, SUMS((x.shape[0], y.shape[1]), jnp.float32))
 
 
 def _products(first: tuple[Ref, Ref], second: tuple[Ref, Ref], between: Any) -> Any:
@@ -200,9 +203,7 @@ def _products(first: tuple[Ref, Ref], second: tuple[Ref, Ref], between: Any) -> 
         made = between(plgpu.wgmma_accumulator_load(one, wait_n=1))
         return made, plgpu.wgmma_accumulator_load(other, wait_n=0)
 
-    sums = [
-        plgpu.ACC((x.shape[0], y.shape[1]), jnp.float32) for x, y in (first, second)
-    ]
+    sums = [SUMS((x.shape[0], y.shape[1]), jnp.float32) for x, y in (first, second)]
     return pl.run_scoped(multiply, *sums)
 
 
@@ -221,7 +222,7 @@ def _added(
         then()
 
     if memory.spare is None:
-        return pl.run_state(multiply)(plgpu.ACC.init(sums))
+        return pl.run_state(multiply)(SUMS.init(sums))
     spare = memory.spare.at[program.group]
     spare[...] = x
     plgpu.commit_smem()

@@ -23,6 +23,7 @@ GROUPS = 2  # that compute
 REGISTERS = 240, 24
 GROUP, ROW, HEAD, BLOCK = "group", "row", "head", "block"  # axes of programs
 WIDE = plgpu.Layout.WGMMA  # how a group holds a product in its registers
+load: Any = plgpu.load  # whose arguments have changed since JAX 0.10
 DOWN, ACROSS = WIDE.reduce(1), WIDE.reduce(0)  # a number per row of it, per column
 
 
@@ -53,14 +54,14 @@ class Memory(NamedTuple):
 
     `own` are blocks of both groups, `arrived` their barriers, `norm` is for log-sums,
     `turn` makes the groups take turns, and `spare` is where the interpreter puts what
-    a GPU multiplies from registers.
+    a GPU multiplies from registers; the last three are None where nobody needs them.
     """
 
     own: Refs
     arrived: Ref
-    norm: Ref | None
-    turn: Ref | None
-    spare: Ref | None
+    norm: Ref
+    turn: Ref
+    spare: Ref
 
 
 class HopperProgram(NamedTuple):
@@ -104,7 +105,7 @@ class HopperProgram(NamedTuple):
 
     def down(self, x: Ref) -> Array:
         """A number of each own token, as rows of a product have them."""
-        return plgpu.load(self.own(x), layout=DOWN, optimized=False)
+        return load(self.own(x), layout=DOWN, optimized=False)
 
     def load(self, arrays: Refs, memory: Memory) -> list[Ref]:
         """The blocks of own tokens, in shared memory."""

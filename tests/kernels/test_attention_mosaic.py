@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from launch.compile.cases import batch, case_names
 from pyramid_jax.kernels import attention_mosaic as module
@@ -32,7 +31,7 @@ SHARE = 0.01  # of the largest value: weights of bfloat16 have 8 bits
 ONE = jnp.zeros((1, 256), jnp.int32)  # a segment of one frame
 
 interpreted = pytest.mark.skipif(
-    not hasattr(plgpu, "InterpretGPUParams"), reason="needs JAX 0.12 and Python 3.12"
+    module.INTERPRETER is None, reason="needs JAX 0.12 and Python 3.12"
 )
 
 
@@ -50,7 +49,7 @@ def rows(*names: str) -> TokenMask:
 
 def interpret(q, k, v, query, key, cut=0):
     """Attention with a mask for each side, looking for races."""
-    how = plgpu.InterpretGPUParams(detect_races=True)
+    how = module.INTERPRETER(detect_races=True)
     lists = hopper_lists(query, key, SMALL)
     out = attention_mosaic(q, k, v, lists, SMALL, cut=cut, interpret=how)
     return jnp.concatenate(out, axis=1)
@@ -95,7 +94,7 @@ def test_heads_of_other_widths_and_types_agree(dim, dtype):
 @cache
 def forward():
     """Attention with given lists, in one program for rows of one shape."""
-    how = plgpu.InterpretGPUParams(detect_races=True)
+    how = module.INTERPRETER(detect_races=True)
     return jax.jit(lambda *x: attention_mosaic(*x, SMALL, interpret=how)[0])
 
 
@@ -162,14 +161,14 @@ def test_log_sums_are_written_only_where_a_gradient_is_wanted(monkeypatch):
     ],
 )
 def test_what_the_kernels_do_not_take_is_refused(dtype, tile, reason, monkeypatch):
-    monkeypatch.setattr(plgpu, "InterpretGPUParams", object, raising=False)
+    monkeypatch.setattr(module, "INTERPRETER", object)
     mask = TokenMask(ONE, ONE)
     with pytest.raises(ValueError, match=reason):
         attention_plan(mask, mask, 64, dtype, "pallas_mosaic_gpu", (tile,))
 
 
 def test_a_jax_too_old_is_told(monkeypatch):
-    monkeypatch.delattr(plgpu, "InterpretGPUParams", raising=False)
+    monkeypatch.setattr(module, "INTERPRETER", None)
     mask = TokenMask(ONE, ONE)
     with pytest.raises(ValueError, match="too old for pallas_mosaic_gpu"):
         attention(*arrays(mask)[:3], mask, "pallas_mosaic_gpu")
