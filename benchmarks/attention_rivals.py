@@ -24,6 +24,7 @@ from pyramid_jax.mask import TokenMask
 # The device that each needs; one that is not listed runs anywhere.
 NEEDS = {
     "pallas_triton": "gpu",
+    "pallas_mosaic_gpu": "gpu",
     "pallas_tpu": "tpu",
     "cudnn": "gpu",
     "splash": "tpu",

@@ -5,6 +5,11 @@
 padding, which sees nothing and is seen by nothing.* Text has frame 0, so it sees itself
 and the first frame, and every frame sees the text. Without causality all tokens have
 frame 0.
+
+So what a token sees is one interval in the order of (segment, frame), from the first
+rank of its segment to its own; and so are the tokens that see it, from its rank to the
+last of its segment. Kernels compare ranks instead of two pairs of integers, whatever
+the order of the tokens in memory.
 """
 
 from collections.abc import Sequence
@@ -14,6 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Int
 
 from pyramid_jax.shapes import Array
+
+FRAMES = 1 << 16  # ranks of a segment: more than any row has frames
 
 
 class TokenMask(NamedTuple):
@@ -25,6 +32,32 @@ class TokenMask(NamedTuple):
     def last(self, count: int) -> "TokenMask":
         """Only the last tokens."""
         return TokenMask(self.segment[:, -count:], self.frame[:, -count:])
+
+
+class Ranks(NamedTuple):
+    """What a kernel needs to know of the tokens of a row.
+
+    A query sees the keys whose `own` is in [`first`, `own`]; a key is seen by the
+    queries whose `own` is in [`own`, `last`]. Both intervals of padding are empty.
+    """
+
+    own: Int[Array, "b _"]
+    first: Int[Array, "b _"]
+    last: Int[Array, "b _"]
+
+
+def ranks(mask: TokenMask) -> Ranks:
+    """The place of every token in the order of (segment, frame), and its intervals.
+
+    Frames are below FRAMES, segments below 2^31 / FRAMES.
+    """
+    there, start = mask.segment >= 0, mask.segment * FRAMES
+    own = jnp.where(there, start + mask.frame, -1)
+    return Ranks(
+        own,
+        jnp.where(there, start, 0),
+        jnp.where(there, start + (FRAMES - 1), -2),
+    )
 
 
 def joint(

@@ -20,6 +20,10 @@ class TPU:
     def backend(self) -> str:
         return "pallas_tpu"
 
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return (self.backend,)
+
     def device(self) -> Any:
         """A device to compile for; it holds no arrays and runs nothing."""
         return topologies.get_topology_desc(
@@ -46,6 +50,12 @@ class GPU:
     @property
     def backend(self) -> str:
         return "pallas_triton"
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """All whose kernels are made for it, the default first."""
+        hopper = self.capability == (9, 0)
+        return (self.backend, "pallas_mosaic_gpu") if hopper else (self.backend,)
 
     @property
     def architecture(self) -> str:

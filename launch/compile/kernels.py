@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention at released sizes, through a chip's compiler: what each kernel takes."""
 
+import os
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from launch.compile.chips import GPU, TPU
 from pyramid_jax import sharding
 from pyramid_jax.kernels.attention import attention
+from pyramid_jax.kernels.attention_mosaic import check_hopper
 from pyramid_jax.kernels.tiles import tiles_for
 from pyramid_jax.mask import TokenMask
 
@@ -59,17 +62,23 @@ class Line(NamedTuple):
 
 
 def compiled(chip: GPU | TPU, size: AttentionSize) -> Iterator[Line]:
-    """Compiles the forward and the backward pass; a line for each kernel in them."""
+    """Compiles both passes by each of the chip's backends; a line for each kernel."""
+    for backend in chip.backends:
+        if backend != "pallas_mosaic_gpu":
+            yield from _compiled(chip, size, backend)
+        elif size.dtype == "bfloat16":
+            yield from _hopper(chip, size)
+
+
+def _compiled(chip: GPU | TPU, size: AttentionSize, backend: str) -> Iterator[Line]:
     device = chip.device()
     one = sharding.device_mesh(devices=[device])
     arguments = _arguments(one, size)
-    tiles = tiles_for(
-        chip.backend, size.dim, size.dtype, size.tokens, device.device_kind
-    )
+    tiles = tiles_for(backend, size.dim, size.dtype, size.tokens, device.device_kind)
 
     def both(q, k, v, mask, back):
         def form(q, k, v):
-            return attention(q, k, v, mask, chip.backend, tiles)
+            return attention(q, k, v, mask, backend, tiles)
 
         out, pull = jax.vjp(form, q, k, v)
         return out, pull(back)
@@ -87,6 +96,8 @@ def compiled(chip: GPU | TPU, size: AttentionSize) -> Iterator[Line]:
         except Exception as error:  # each compiler has its own kinds
             yield Line(chip.name, size.name, refusal=str(error).split("\n")[0][:300])
             return
+        if backend == "pallas_mosaic_gpu":
+            return
         if isinstance(chip, GPU):
             kernels = list(_of_gpu(chip, Path(folder)))
         elif text := _printed(program):
@@ -99,6 +110,62 @@ def compiled(chip: GPU | TPU, size: AttentionSize) -> Iterator[Line]:
     if len(kernels) < 3:
         names = [kernel for kernel, _ in kernels]
         yield Line(chip.name, size.name, refusal=f"three kernels expected, got {names}")
+
+
+def _hopper(chip: GPU | TPU, size: AttentionSize) -> Iterator[Line]:
+    """The kernels in Mosaic GPU, which says on standard output what they take."""
+    tile = tiles_for("pallas_mosaic_gpu", size.dim, size.dtype, size.tokens, "")
+    try:
+        check_hopper(size.dtype, tile)
+    except ValueError as error:
+        yield Line(chip.name, size.name, "in Mosaic GPU", f"left out: {error}")
+        return
+    refused: list[Line] = []
+
+    def make() -> None:
+        refused.extend(_compiled(chip, size, "pallas_mosaic_gpu"))
+
+    told = _told(make, "MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_RESOURCES")
+    if refused:
+        yield from refused
+        return
+    memory = re.findall(r"smem_scratch_bytes=(\d+)", told)
+    used = {
+        kernel: f"{registers} registers, {spilled} bytes spilled"
+        for kernel, spilled, registers in re.findall(
+            r"entry function '(\w+?)_groups\w*'.*?(\d+) bytes spill stores"
+            r".*?Used (\d+) registers",
+            told,
+            re.DOTALL,
+        )
+    }
+    # Mosaic tells the memory of kernels without their names, in the program's order.
+    for kernel, size_of in zip(("forward", "query", "key"), memory, strict=True):
+        what = f"{used[kernel]}, {int(size_of) / 1024:.0f} KiB shared memory"
+        spills = ", 0 bytes spilled" not in what
+        refusal = f"it spills: {what}" if spills else None
+        yield Line(chip.name, size.name, f"{kernel} (Mosaic)", what, refusal)
+
+
+def _told(make: Callable[[], None], *switches: str) -> str:
+    """What a compiler writes to standard output, with its `switches` on."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.environ.update(dict.fromkeys(switches, "1"))
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 1)
+            try:
+                make()
+                sys.stdout.flush()
+            finally:
+                os.dup2(kept, 1)
+            file.seek(0)
+            return file.read().decode()
+    finally:
+        os.close(kept)
+        for switch in switches:
+            del os.environ[switch]
 
 
 def _arguments(one: Mesh, size: AttentionSize) -> tuple:

@@ -14,18 +14,31 @@ from jaxtyping import Float
 
 from pyramid_jax import programs
 from pyramid_jax.kernels.attention_blocks import blocks
+from pyramid_jax.kernels.attention_mosaic import (
+    attention_mosaic,
+    check_hopper,
+    hopper_lists,
+)
 from pyramid_jax.kernels.attention_tpu import attention_tpu, tpu_lists
-from pyramid_jax.kernels.attention_triton import attention_triton, triton_lists
+from pyramid_jax.kernels.attention_triton import attention_triton
 from pyramid_jax.kernels.exchange import over_mesh, over_rows
 from pyramid_jax.kernels.flash import FLOOR
 from pyramid_jax.kernels.tiles import TILED, Sizes, Tiles, tiles_for
 from pyramid_jax.kernels.trial import failure
-from pyramid_jax.kernels.visits import Mask
+from pyramid_jax.kernels.visits import Mask, visit_lists
 from pyramid_jax.mask import TokenMask, visible
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("xla", "blocks", "pallas_tpu", "pallas_triton")
+BACKENDS = ("xla", "blocks", "pallas_tpu", "pallas_triton", "pallas_mosaic_gpu")
+# Whose kernel a device takes: its kind for JAX, the beginning of its name, and the type
+# of queries, keys and values, "" for any. The first line that fits holds.
+# perf: on Hopper, Triton's is measured, and the other one is not (docs/kernels.md).
+CHOICE = (
+    ("gpu", "NVIDIA H", "bfloat16", "pallas_triton"),
+    ("gpu", "", "", "pallas_triton"),
+    ("tpu", "", "", "pallas_tpu"),
+)
 # perf: in shorter rows the loop over blocks costs more than it saves.
 SHORT = 512
 WIDEST = 128  # of the heads that the kernels' tiles are made for
@@ -98,7 +111,9 @@ def attention_plan(
             f"{WIDEST}; use the backend 'xla'"
         )
     sizes = Tiles.of(tiles) if tiles else tiles_for(backend, dim, dtype, length)
-    make = tpu_lists if backend == "pallas_tpu" else triton_lists
+    if backend == "pallas_mosaic_gpu":
+        check_hopper(dtype, sizes)
+    make = _LISTS[backend]
     lists = over_rows(functools.partial(make, tiles=sizes), query, key)
     return AttentionPlan(query, key, lists, backend, sizes)
 
@@ -149,7 +164,13 @@ def default(length: int, dim: int, dtype: str) -> str:
     """
     if length < SHORT:
         return "xla"
-    kernel = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(jax.default_backend())
+    here, name = jax.default_backend(), jax.devices()[0].device_kind
+    fitting = (
+        kernel
+        for kind, device, of, kernel in CHOICE
+        if kind == here and name.startswith(device) and of in ("", dtype)
+    )
+    kernel = next(fitting, None)
     if kernel is None or dim > WIDEST or not _works(kernel, dim, dtype):
         return "blocks"
     return kernel
@@ -192,11 +213,23 @@ def _on_gpu(tiles: Tiles, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
     return out if cut else out[0]
 
 
+def _on_hopper(tiles: Tiles, cut: int, q: Any, k: Any, v: Any, rows: Any) -> Any:
+    """Not interpreted here: a choice by platform can't hold its interpreter."""
+    out = attention_mosaic(q, k, v, rows[1], tiles, cut=cut)
+    return out if cut else out[0]
+
+
 _FORMS = {
     "xla": _plain,
     "blocks": _in_blocks,
     "pallas_tpu": _on_tpu,
     "pallas_triton": _on_gpu,
+    "pallas_mosaic_gpu": _on_hopper,
+}
+_LISTS = {
+    "pallas_tpu": tpu_lists,
+    "pallas_triton": visit_lists,
+    "pallas_mosaic_gpu": hopper_lists,
 }
 
 

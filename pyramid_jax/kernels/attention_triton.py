@@ -37,7 +37,7 @@ from pyramid_jax.kernels.triton_kernels import (
     key_kernel,
     query_kernel,
 )
-from pyramid_jax.kernels.visits import Mask, Visits, fill, fill_mask, kinds, visits
+from pyramid_jax.kernels.visits import Mask, VisitLists, Visits, fill, fill_mask
 
 # JAX warns when a program with the kernel is lowered, after the call. Where warnings
 # are errors, that would read as a refusal.
@@ -45,27 +45,6 @@ warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarnin
 
 Heads = Float[Array, "b _ heads _"]
 Inputs = tuple[Heads, Heads, Heads]  # queries, keys and values
-
-
-class VisitLists(NamedTuple):
-    """What each of the three kernels visits."""
-
-    forward: Visits
-    query: Visits
-    key: Visits
-
-
-def triton_lists(query: Mask, key: Mask, tiles: Tiles) -> VisitLists:
-    """The lists of a mask, which serve every layer."""
-
-    def of(tile: Tile, keys_own: bool = False) -> Visits:
-        kind = kinds(query, key, tile.query, tile.key)
-        walk = visits(kind.mT if keys_own else kind)
-        # A loop reads the next entry before it knows whether there is one.
-        block = jnp.pad(walk.block, ((0, 0), (0, 0), (0, 1)))
-        return walk._replace(block=block)
-
-    return VisitLists(of(tiles.forward), of(tiles.query), of(tiles.key, keys_own=True))
 
 
 def attention_triton(
@@ -82,7 +61,7 @@ def attention_triton(
     """`kernels.attention.attend` on a GPU; `interpret` runs it anywhere, slowly.
 
     Args:
-        sides: the masks of queries and keys, of which `triton_lists` made the lists.
+        sides: the masks of queries and keys, of which `visit_lists` made the lists.
         cut: the results of so many first queries are an array of their own, if that
             is a number of whole blocks.
     """

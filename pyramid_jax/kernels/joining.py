@@ -34,6 +34,7 @@ from pyramid_jax.sharding import place, shares
 logger = logging.getLogger(__name__)
 
 TOKENS, WARPS = 64, 4  # of a program
+ON_GPU = ("pallas_triton", "pallas_mosaic_gpu")  # backends that it runs beside
 
 
 class Projection(NamedTuple):
@@ -69,7 +70,7 @@ def joined(
     streams = [
         x._replace(bias=fill(jnp.asarray(x.bias), {1: shape[3]})) for x in streams
     ]
-    on_gpu = backend == "pallas_triton" and shape[4] & (shape[4] - 1) == 0
+    on_gpu = backend in ON_GPU and shape[4] & (shape[4] - 1) == 0
     if not on_gpu or not _works(plain, eps, shape[4], dtype):
         return plain(streams, turns, eps)
     form = functools.partial(_on_gpu, plain, eps)

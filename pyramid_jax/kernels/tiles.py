@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 TABLE = Path(__file__).parents[1] / "assets" / "attention_tiles.json"
-TILED = ("pallas_tpu", "pallas_triton")  # backends that have tiles
+TILED = ("pallas_tpu", "pallas_triton", "pallas_mosaic_gpu")  # backends that have tiles
 SMALLEST = 16
 Sizes = Sequence[Sequence[int]]
 

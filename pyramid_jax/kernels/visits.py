@@ -20,6 +20,7 @@ from einops import rearrange
 from jaxtyping import Array, Int, Shaped
 
 from pyramid_jax import shapes
+from pyramid_jax.kernels.tiles import Tile, Tiles
 
 # The `TokenMask` of one side; as such, both sides of a signature would be equally long.
 Mask = tuple[shapes.Array, shapes.Array]
@@ -38,6 +39,14 @@ class Visits(NamedTuple):
     block: Int[Array, "b _ _"]
     whole: Int[Array, "b _"]
     count: Int[Array, "b _"]
+
+
+class VisitLists(NamedTuple):
+    """What each of the three kernels of a GPU visits."""
+
+    forward: Visits
+    query: Visits
+    key: Visits
 
 
 class BlockPairs(NamedTuple):
@@ -80,6 +89,19 @@ def visits(kind: Int[Array, "b _ _"]) -> Visits:
         (kind == ALL).sum(axis=-1, dtype=jnp.int32),
         (kind != NONE).sum(axis=-1, dtype=jnp.int32),
     )
+
+
+def visit_lists(query: Mask, key: Mask, tiles: Tiles) -> VisitLists:
+    """The lists of a mask, which serve every layer."""
+
+    def of(tile: Tile, keys_own: bool = False) -> Visits:
+        kind = kinds(query, key, tile.query, tile.key)
+        walk = visits(kind.mT if keys_own else kind)
+        # A loop reads the next entry before it knows whether there is one.
+        block = jnp.pad(walk.block, ((0, 0), (0, 0), (0, 1)))
+        return walk._replace(block=block)
+
+    return VisitLists(of(tiles.forward), of(tiles.query), of(tiles.key, keys_own=True))
 
 
 def pairs(kind: Int[Array, "b _ _"]) -> BlockPairs:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,19 @@ def test_every_device_has_its_kernel(device, backend, monkeypatch):
     assert module.default(LENGTH, DIM, "float32") == backend
     assert module.default(LENGTH, 256, "float32") == "blocks"
     assert module.default(LENGTH - 1, DIM, "float32") == "xla"
+
+
+def test_a_line_of_a_table_chooses_by_device_and_type(monkeypatch):
+    on("gpu", monkeypatch)
+    device = SimpleNamespace(device_kind="NVIDIA H200")
+    monkeypatch.setattr(module.jax, "devices", lambda: [device])
+    monkeypatch.setattr(module, "_works", lambda *what: True)
+    line = ("gpu", "NVIDIA H", "bfloat16", "pallas_mosaic_gpu")
+    monkeypatch.setattr(module, "CHOICE", (line, *module.CHOICE))
+    assert module.default(LENGTH, DIM, "bfloat16") == "pallas_mosaic_gpu"
+    assert module.default(LENGTH, DIM, "float32") == "pallas_triton"
+    device.device_kind = "NVIDIA A100-SXM4-80GB"
+    assert module.default(LENGTH, DIM, "bfloat16") == "pallas_triton"
 
 
 def lower_for_a_gpu() -> str:
