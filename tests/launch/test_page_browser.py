@@ -180,6 +180,20 @@ def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Serv
     assert not image.is_visible()
 
 
+def test_a_video_goes_on_with_another_prompt(browser: Any, server: Server):
+    page = visit(browser, server)
+    button = page.get_by_role("button", name="Continue")
+    assert not button.is_visible()
+    ask(page, PROMPT)
+    expect_settings(page, PROMPT, "7 frames")
+    page.get_by_label("How it goes on").fill("a red circle moves up")
+    page.wait_for_timeout(500)
+    button.click()
+    button.wait_for(state="hidden")
+    expect_settings(page, "a red circle moves up", "13 frames", "continues: ")
+    button.wait_for()
+
+
 def test_prompts_are_shown_as_text(browser: Any, server: Server):
     page = visit(browser, server)
     ask(page, SCRIPT)
