@@ -339,7 +339,7 @@ def cost(
 
 def exchanged(program: Program, mesh: Mesh, machine: Machine) -> list[dict[str, Any]]:
     """The exchanges of a step by kind, size of a group, and type of the numbers."""
-    devices = mesh.devices.ravel()
+    devices = list(mesh.devices.flat)
     found: dict[tuple[Any, ...], dict[str, float]] = defaultdict(
         lambda: defaultdict(float)
     )

@@ -112,6 +112,7 @@ def taken(program: Program, there: Machine, mesh: Mesh, seen: float) -> Cost:
         seen: tokens that a token sees, on mean.
     """
     busy = waited = count = total = 0.0
+    devices = list(mesh.devices.flat)
     working = {name: {} for name in program.times}
     for name, one, _ in program.running():
         working[name][one.name] = cost(program, name, one, there, seen)[2]
@@ -121,7 +122,7 @@ def taken(program: Program, there: Machine, mesh: Mesh, seen: float) -> Cost:
         for one in program.computations[name].values():
             sent = collective(program, name, one)
             if sent is not None:
-                links = max(now, links) + sending(sent, mesh.devices.ravel(), there)
+                links = max(now, links) + sending(sent, devices, there)
                 count, total = count + often, total + often * sent.bytes
                 ends[one.name] = links
                 now = now if sent.hidden else links
