@@ -73,10 +73,10 @@ def compiled(chip: GPU | TPU, size: SharedStep) -> Iterator[Line]:
     """Compiles the step for one device and for all; a line with its efficiency."""
     if not isinstance(chip, GPU):
         return
-    count = math.prod(size.mesh.values())
+    kind, count = chip.name.lower(), math.prod(size.mesh.values())
     try:
-        alone = step(machine(f"{chip.name}x1"), size.stage, {})
-        shared = step(machine(f"{chip.name}x{count}"), size.stage, size.mesh)
+        alone = step(machine(f"{kind}x1"), size.stage, {})
+        shared = step(machine(f"{kind}x{count}"), size.stage, size.mesh)
     except Exception as error:  # each compiler has its own kinds
         yield Line(chip.name, size.name, refusal=str(error).split("\n")[0][:300])
         return

@@ -141,7 +141,7 @@ def project(weights: Any, x: Float[jax.Array, "b n d"], count: int) -> list[Proj
     """
     qkv, dim = in_groups(weights.qkv(x), count), weights.cfg.head_dim
     norms = weights.q_norm.weight(dim), weights.k_norm.weight(dim)
-    biases = in_groups(weights.qkv.bias, count)
+    biases = in_groups(jnp.asarray(weights.qkv.bias), count)
     pairs = zip(qkv, biases, strict=True)
     return [Projection(by_heads(each), bias, *norms) for each, bias in pairs]
 
