@@ -25,7 +25,7 @@ AUDIT := .venv-audit
 PYPI := https://pypi.org/pypi/pip/24.0/json
 COMPILE ?= --parts=attention,step,sampling
 # Whose training steps `make compile-configs` compiles, each for the machine it names.
-CONFIGS ?= tiny tiny_latent pairs mmdit_384p mmdit_768p flux_384p flux_768p flux_image
+CONFIGS ?= tiny pairs mmdit_384p mmdit_768p flux_384p flux_768p flux_image
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12
@@ -129,8 +129,8 @@ train-demo: setup ## train that model from nothing, for 10 minutes
 		--config.optimizer.steps=$(STEPS) --config.loop.steps=$(STEPS) \
 		--config.loop.sample_every=0 --max_seconds=600
 
-notebooks: setup ## execute the notebooks
-	$(RUN) -m pytest -m notebook
+notebooks: setup ## execute the notebooks, and keep what they draw
+	$(RUN) -m docs.notebooks
 
 bench: setup ## measure the training step and sampling on this CPU
 	$(RUN) -m benchmarks.cpu_vs_reference

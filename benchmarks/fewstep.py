@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A teacher and its student at few steps: what their videos still show, and how soon.
 
-python -m benchmarks.fewstep --teacher=pyramid_jax/assets/tiny_latent \\
+python -m benchmarks.fewstep --teacher=pyramid_jax/assets/pairs \\
     --student=runs/student/model --to=runs/fewstep.json --plot=runs/fewstep.png
 
 The teacher is sampled with its guidance at its own steps and at 4, 2 and 1 evaluations

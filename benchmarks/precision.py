@@ -22,7 +22,7 @@ from benchmarks.timing import environment
 from benchmarks.workload import Workload
 from launch.demo import PROMPTS
 from pyramid_jax.model import ModelConfig
-from pyramid_jax.pipeline.folder import DTYPES, TINY_LATENT
+from pyramid_jax.pipeline.folder import DTYPES, PAIRS
 from pyramid_jax.pipeline.video import load
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
@@ -64,7 +64,7 @@ def embedded(prompts: Sequence[str]) -> dict[str, dict[str, float]]:
     """Error and PSNR of the frames of the embedded model, by dtype."""
     frames = {}
     for dtype in DTYPES:
-        pipeline = load(TINY_LATENT, dtype=dtype)
+        pipeline = load(PAIRS, dtype=dtype)
         frames[dtype] = pipeline(list(prompts), seed=0, output="float32").frames
     exact = frames.pop("float32")
     return {

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("tiny", "tiny_latent")
+MODELS = ("tiny", "pairs")
 PROMPT = "--prompt=a red circle moves left"
 IMAGE = "first.png"  # drawn by `draw_first_frame`, beside the results
 SAMPLED: Mapping[str, Sequence[str]] = {
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="?",
         default=ROOT,
     )
-    parser.add_argument("--only", default="*", help="cases, e.g. 'tiny_latent: *'")
+    parser.add_argument("--only", default="*", help="cases, e.g. 'pairs: *'")
     parser.add_argument(
         "--rename",
         action="append",

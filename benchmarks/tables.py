@@ -17,16 +17,21 @@ from typing import Any
 
 from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
-from benchmarks.device.report import heading, report, summary, table
+from benchmarks.device.report import heading, highlights, report, table
 from benchmarks.leaderboard import leaderboard
 from benchmarks.speed import deviation_table, speed_table
+from launch.evaluate.adherence import adherence_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("performance.md", "ablations.md", "leaderboard.md", "sharding.md")
+PAGES = (
+    *("performance.md", "ablations.md", "leaderboard.md", "sharding.md"),
+    *("evaluation.md", "models.md"),
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 NONE = "No GPU or TPU has been measured yet."
 VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
+TASKS = {"t2v": "Text to video", "i2v": "Image to video", "t2i": "Text to image"}
 PARTS = {
     "dense": "matrix products with weights",
     "attention": "attention",
@@ -78,6 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         path.write_text(with_tables(text), encoding="utf-8")
+
+
+def _parity() -> str:
+    """How many recorded tensors are those of the original."""
+    verdicts = _result("parity.json")["verdicts"]
+    return (
+        f"**{verdicts['ok']} tensors equal the original's, {verdicts['FAIL']} differ** "
+        "([what, and how closely](docs/parity.md)): `make parity`"
+    )
 
 
 def _steps() -> str:
@@ -185,11 +199,28 @@ def _plans() -> str:
     return table(("config, machine", *head, *PLANNED, "utilisation"), rows)
 
 
+def _pairs() -> str:
+    """What the model of bouncing pairs shows, by task."""
+    found = (_result(path.name) for path in sorted(RESULTS.glob("pairs_*.json")))
+    return "\n\n".join(f"{_task(each)}:\n\n{_shown(each)}" for each in found)
+
+
+def _task(found: dict[str, Any]) -> str:
+    """E.g. "Text to video, 17 frames"."""
+    frames = found["frames"]
+    return TASKS[found["task"]] + (f", {frames} frames" if frames > 1 else "")
+
+
+def _shown(found: dict[str, Any]) -> str:
+    return adherence_table(found["rows"], found["captions"])
+
+
 _SIDES = ("this project", "original", "original / this project")
 # What stands between the comments, by the name in the first.
 TABLES: dict[str, Callable[[], str]] = {
     "device": lambda: of_devices(report),
-    "speed": lambda: of_devices(lambda records: table(("", ""), summary(records))),
+    "speed": lambda: of_devices(lambda records: table(("", ""), highlights(records))),
+    "parity": _parity,
     "steps": _steps,
     "parts": _parts,
     "vae": _vae,
@@ -199,6 +230,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": speed_table,
     "deviation": deviation_table,
     "plans": _plans,
+    "pairs": _pairs,
+    "pairs_video": lambda: _shown(_result("pairs_t2v.json")),
+    "tiny_model": lambda: _shown(_result("tiny_model.json")),
     **ablations.TABLES,
     "leaderboard": leaderboard,
 }

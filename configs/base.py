@@ -31,6 +31,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "text_tokens": 512,
         "segments": 8,
         "open_rows": 32,
+        "kept": 0,
         "stage_shares": (1, 2, 1),
         "dropout": 0.1,
         "sizes": (),

@@ -11,8 +11,9 @@ r"""The embedded model: 32x32 pixels, 8 frames, "a red circle moves left".
         --config.data.seed=2
 
 The model that ships with the package is the result of the three runs, about 50, 18 and
-35 minutes on two shared CPU cores; README has its measured accuracy. Three stages of 8,
-16 and 32 pixels, patches of 4x4 pixels; the latents are the pixels themselves.
+35 minutes on two shared CPU cores; docs/models.md has its measured accuracy. Three
+stages of 8, 16 and 32 pixels, patches of 4x4 pixels; the latents are the pixels
+themselves.
 """
 
 from typing import Any

@@ -7,32 +7,36 @@ writes an mp4 file per prompt (text to video, and image to video from drawn firs
 frames), what each was made from, as launch.sample does, and a contact sheet.
 """
 
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from launch import moving_shapes, start
+from launch import start
+from launch.pairs.dataset import pair
+from launch.pairs.scene import Settings
 from launch.sample import outputs
 from launch.sample.outputs import Job, Render
 from launch.sample.progress import run
 from pyramid_jax.data import video_io
 from pyramid_jax.data.pictures import write_contact_sheet, write_picture
-from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS
 from pyramid_jax.pipeline.request import check_seed
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 PROMPTS = (
-    "a red circle moves left",
-    "a green square moves up",
-    "a blue triangle moves down",
-    "a yellow cross moves right",
-    "a cyan ring moves left",
-    "a magenta star moves up",
+    "a red circle moves sideways while a blue seven goes up and down",
+    "a yellow star and a magenta digit three both bounce diagonally",
+    "a green handwritten 5 moves vertically, a cyan ring goes left and right",
+    "a cyan square that bounces off all four walls and a red two that moves sideways",
+    "a blue triangle moves up and down, a yellow handwritten zero bounces diagonally",
+    "a magenta one and a green circle both move horizontally",
 )
-FIRST_FRAMES = ("a yellow star moves left", "a green ring moves down")
-FRAMES, SCALE = 8, 8
+FIRST_FRAMES = 5, 10  # numbers of held-out scenes
+FRAMES, SCALE = 17, 4
+_WORDS = 8  # of a caption, in the name of a file
 
 
 def main(values: flags.FlagValues) -> None:
@@ -52,7 +56,8 @@ def make(model: VideoPipeline, folder: Path, seed: int) -> Path:
     continued = image_to_video(model, folder, seed)
     jobs = [*drawn, *continued]
     run(model, jobs, batch=len(drawn))
-    captions = [*PROMPTS, *(f"{text} (first frame given)" for text in FIRST_FRAMES)]
+    captions = [*PROMPTS]
+    captions += [f"{job.request.prompts[0]} (first frame given)" for job in continued]
     videos = [shown(outputs.read(job.path)) for job in jobs]
     return write_contact_sheet(folder / "contact_sheet.png", videos, captions)
 
@@ -71,15 +76,16 @@ def text_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Job]:
 
 
 def image_to_video(model: VideoPipeline, folder: Path, seed: int) -> list[Job]:
-    """A file for every prompt whose first frame is drawn, not generated."""
+    """A file for every scene whose first frame is drawn, not generated."""
     frames, jobs = model.cfg.latent.longest(FRAMES), []
-    for i, prompt in enumerate(FIRST_FRAMES):
-        rng = np.random.default_rng((seed, i))
-        clip = moving_shapes.render(moving_shapes.parse(prompt), rng)
+    for i, number in enumerate(FIRST_FRAMES):
+        scene = pair(number, split="held out", settings=Settings(1), kind="video")
         image = folder / f"first_frame_{i}.png"
-        write_picture(image, moving_shapes.small(clip)[0])
-        request = model.request(prompt, image=image, num_frames=frames, seed=seed + i)
-        path = folder / f"{len(PROMPTS) + i}_{_name(prompt)}_from_image.mp4"
+        write_picture(image, scene.pixels[0])
+        request = model.request(
+            scene.text, image=image, num_frames=frames, seed=seed + i
+        )
+        path = folder / f"{len(PROMPTS) + i}_{_name(scene.text)}_from_image.mp4"
         jobs.append(Job(request, path, image, SCALE))
     return jobs
 
@@ -92,11 +98,12 @@ def shown(render: Render) -> np.ndarray:
 
 
 def _name(caption: str) -> str:
-    return "_".join(caption.split())
+    """What files are named after, e.g. "a_red_circle_moves"."""
+    return "_".join(re.findall(r"\w+", caption)[:_WORDS])
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
+    flags.DEFINE_string("model", str(PAIRS), "Folder of the model.")
     flags.DEFINE_string("to", "runs/demo", "Folder to write to.")
     flags.DEFINE_integer("seed", 0, "Seed of the first video; the others count up.")
     start.run(main)

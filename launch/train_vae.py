@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a VAE, or continues a training run.
 
-    pyramid-jax train-vae --config=tiny_vae --workdir=runs/tiny_vae
+    pyramid-jax train-vae --config=pairs_vae --workdir=runs/pairs_vae
     pyramid-jax train-vae --config=vae:smoke --workdir=runs/smoke
     pyramid-jax train-vae --config=vae:long --workdir=runs/long --start=runs/vae/model
 

@@ -17,8 +17,9 @@
 # # Make a video
 #
 # This notebook samples videos and images with a small model that ships with the
-# project, on any CPU. It has 2 million weights and knows 144 captions, "a COLOUR SHAPE
-# moves DIRECTION". The last section says what to change for the released models.
+# project, on any CPU. It has 5 million weights and knows bouncing pairs: two shapes or
+# handwritten digits over a moving texture. The last section says what to change for the
+# released models.
 
 # %%
 # SPDX-License-Identifier: Apache-2.0
@@ -35,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import pyramid_jax
-from launch import moving_shapes
+from launch.pairs.dataset import pair
 
 # With models as small as these, compiling takes longer than running.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -45,7 +46,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.titlesize": 9})
 def sheet(rows, names, titles=()):
     """Draws rows of pictures, each with its name above the first one."""
     columns = max(map(len, rows))
-    size = (1.1 * columns, 1.3 * len(rows))
+    size = (max(1.1 * columns, 5), 1.3 * len(rows))
     figure, axes = plt.subplots(
         len(rows), columns, figsize=size, squeeze=False, layout="constrained"
     )
@@ -54,7 +55,9 @@ def sheet(rows, names, titles=()):
             axis.axis("off")
         for axis, picture in zip(line, pictures, strict=False):
             axis.imshow(picture, interpolation="nearest")
-        line[0].set_title(name, loc="left")
+        line[0].set_title(" ", loc="left")  # room for a name that may be wider
+        text = line[0].text(0, 1.05, name, transform=line[0].transAxes)
+        text.set_in_layout(False)
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title)
     plt.show()
@@ -69,16 +72,14 @@ def sheet(rows, names, titles=()):
 # pyramid; later calls of the same size do not.
 
 # %%
-model = pyramid_jax.load(pyramid_jax.TINY_LATENT)
+model = pyramid_jax.load(pyramid_jax.PAIRS)
 print(model)
 prompts = [
-    "a red circle moves left",
-    "a green square moves up",
-    "a yellow cross moves right",
-    "a magenta star moves down",
+    "a red circle moves sideways and a blue seven goes up and down",
+    "a yellow star and a green zero both bounce diagonally",
 ]
 began = time.monotonic()
-videos = model(prompts, seed=1)
+videos = model(prompts, num_frames=9, seed=1)
 print(
     videos.frames.shape,
     videos.frames.dtype,
@@ -90,14 +91,13 @@ sheet(videos.frames, prompts)
 # ## Image to video
 #
 # The first frame is given, as pixels here, or as a file or a PIL image; the prompt says
-# what happens next: one drawn picture, and four directions.
+# what happens next: one drawn picture, and two motions.
 
 # %%
-drawn = moving_shapes.parse("a cyan ring moves left")
-clip = moving_shapes.small(moving_shapes.render(drawn, np.random.default_rng(0)))
-image = clip[len(clip) // 2]  # the ring is in the middle
-wishes = [f"a cyan ring moves {way}" for way in ("left", "right", "up", "down")]
-sheet(model(wishes, image=image, seed=1).frames, wishes)
+image = pair(10, split="held out").pixels[0]
+ways = ("sideways", "up and down")
+wishes = [f"a green seven and a cyan ring both move {way}" for way in ways]
+sheet(model(wishes, image=image, num_frames=9, seed=1).frames, wishes)
 
 # %% [markdown]
 # ## Text to image
@@ -106,20 +106,21 @@ sheet(model(wishes, image=image, seed=1).frames, wishes)
 
 # %%
 images = model.text_to_image(prompts, seed=1).frames[:, 0]
-sheet([images], [""], [prompt.split(" moves")[0] for prompt in prompts])
+sheet(images[:, None], prompts)
 
 # %% [markdown]
 # ## Frame by frame
 #
 # A video grows in *units*: the first frame, then one latent frame at a time, which is
-# two pixel frames here and eight in the released models. `stream` hands over the frames
+# four pixel frames here and eight in the released models. `stream` hands over the frames
 # of each unit when they are done, and does not need the later ones. The callback is
 # called after every Euler step. The video is the same.
 
 # %%
 steps = []
 arrived = []
-for frames in model.stream(prompts, seed=1, callback_on_step_end=steps.append):
+choices = {"num_frames": 9, "seed": 1}
+for frames in model.stream(prompts, callback_on_step_end=steps.append, **choices):
     arrived.append(frames)
     print(f"{frames.shape[1]} frames; the last step was {steps[-1]}", end=" ")
     print(f"({steps[-1].done:.0%} of the work)")
@@ -143,8 +144,8 @@ print("largest difference of a pixel value:", difference)
 # of steps are compiled in.
 
 # %%
-prompt = "a blue triangle moves down"
-scales = (1.0, 3.0, 12.0)
+prompt = "a blue triangle and a magenta eight"
+scales = (1.0, 4.5, 12.0)
 
 
 def four_seeds(scale):
@@ -170,7 +171,7 @@ sheet([four_seeds(scale) for scale in scales], [f"guidance {s:g}" for s in scale
 # The command does the same for one prompt or a list of them; `--help` tells the rest:
 #
 # ```sh
-# python -m launch.sample --prompt="a red circle moves left"
+# python -m launch.sample --prompt="a red circle and a blue seven both move sideways"
 # ```
 #
 # ## The released models

@@ -258,10 +258,17 @@ def unbox(tree: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """The whole arrays in numpy, on every process; all processes must call it."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    """The whole arrays in numpy, on every process; all processes must call it.
+
+    What a process has to itself, such as an array of numpy, stays as it is.
+    """
+
+    def whole(x: Any) -> Any:
+        if getattr(x, "is_fully_addressable", True):
+            return jax.device_get(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
 def parked(tree: Any) -> Any:

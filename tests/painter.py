@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from configs import tiny_latent
+from configs import pairs
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.model import SampleConfig, model_config
 from pyramid_jax.pipeline.denoise import Progress, StepCallback
@@ -48,7 +48,11 @@ class Painter(VideoPipeline):
 
 
 def painter() -> Painter:
-    cfg = model_config(tiny_latent.get_config().model.to_dict())
+    section = pairs.get_config().model
+    with section.unlocked():
+        section.update(edges=(0.0, 0.5, 1.0))
+    section.latent.temporal = 2
+    cfg = model_config(section.to_dict())
     options = SampleConfig(
         first_steps=(10, 10),
         video_steps=(6, 6),

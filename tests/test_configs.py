@@ -24,7 +24,7 @@ from pyramid_jax.train import data_config
 
 # What is no config of a model of its own.
 EXTRA = {"__init__", "base", "student", "clean_history", "lora"}
-EXTRA |= {"vae", "tiny_vae", "pairs_vae"}
+EXTRA |= {"vae", "pairs_vae"}
 CONFIGS = sorted(
     path.stem
     for path in (Path(base.__file__).parent).glob("*.py")
@@ -56,7 +56,7 @@ def test_the_full_model_has_the_released_size(name: str):
     shapes = jax.eval_shape(partial(initialise, model), jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(sharding.unbox(shapes)["dit"]))
     if name.startswith(("tiny", "pairs", "ablations")):
-        assert count < 2.5e6  # 10 MB in float32
+        assert count < 5e6  # 10 MB in float16
     else:
         assert count == RELEASED_PARAMETERS[cfg.model.variant]
 

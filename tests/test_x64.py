@@ -17,13 +17,13 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 from pyramid_jax.training.state import abstract_state
 from pyramid_jax.training.step import StepConfig, train_step
 
-IMAGE = np.full((32, 32, 3), (200, 30, 40), np.uint8)
+IMAGE = np.full((64, 64, 3), (200, 30, 40), np.uint8)
 
 
 @pytest.mark.slow  # compiles every program of sampling twice
 @pytest.mark.parametrize("image", [IMAGE, None])
 def test_videos_are_the_same(image: np.ndarray | None):
-    pipeline = load(pyramid_jax.TINY_LATENT)
+    pipeline = load(pyramid_jax.PAIRS)
     choices = {"num_inference_steps": 2, "video_num_inference_steps": 2, "seed": 3}
     make = partial(pipeline, "a red circle", image=image, num_frames=5, **choices)
     narrow = make()

@@ -20,10 +20,10 @@ from launch.evaluate.distances import spectrum_distance
 from launch.evaluate.judges import ask_shapes
 from launch.evaluate.metrics import Clip, spectrum
 from pyramid_jax.pipeline import video
-from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS
 from pyramid_jax.pyramid import CORRECTIVE, RENOISING
 
-EMBEDDED = {"embedded, pixels": TINY_LATENT.parent / "tiny", "embedded": TINY_LATENT}
+EMBEDDED = {"embedded, pixels": PAIRS.parent / "tiny", "embedded": PAIRS}
 BATCH = 50
 SEED = 500  # of the first image
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")

@@ -8,6 +8,11 @@ from benchmarks.device.records import Record, chosen
 PRESETS = {"768p_5s": "768p, 5 s", "384p_5s": "384p, 5 s"}
 DONE = "done"  # how a step should end
 PARTS = ("values", "dq", "dk", "dv")  # of what attention computes
+OURS = ("pallas_triton", "pallas_tpu")  # kernels of this package
+RIVALS = {
+    "cudnn": "cuDNN with the mask as a matrix",
+    "flex": "FlexAttention with the mask by blocks",
+}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,10 +50,7 @@ def summary(records: Sequence[Record]) -> list[tuple[str, str]]:
         rows.append(("copy in memory", f"{record['tbps']:.3g} TB/s"))
     for preset, name in PRESETS.items():
         rows += _video(name, chosen(records, "units", preset=preset))
-    for record in chosen(records, "trained"):
-        rate = f"{record['seconds']:.2f} s{_share(record['utilisation'])}"
-        memory = _gib(record["peak_gib"])
-        rows.append((f"training step, {record['tokens']:,} tokens", rate + memory))
+    rows += _trained(records) + _faster(records)
     for record in chosen(records, "decoded"):
         height, width = record["size"]
         name = (
@@ -66,6 +68,14 @@ def summary(records: Sequence[Record]) -> list[tuple[str, str]]:
         name = "text encoders, prompt and negative prompt"
         rows.append((name, f"{record['ms']['median']:.1f} ms"))
     return rows + _right(records)
+
+
+def highlights(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Of the summary, what a visitor wants to know."""
+    rows = []
+    for preset, name in PRESETS.items():
+        rows += _video(name, chosen(records, "units", preset=preset))
+    return rows + _trained(records) + _faster(records)
 
 
 def report(records: Sequence[Record]) -> str:
@@ -108,6 +118,32 @@ def _video(name: str, units: Sequence[Record]) -> list[tuple[str, str]]:
     value = f"{seconds:.1f} s for {flops / 1e15:.2f} PFLOP{share}"
     memory = _gib(units[0]["peak_gib"])
     return [(f"Euler steps of a video, {name}{which}", value + memory)]
+
+
+def _trained(records: Sequence[Record]) -> list[tuple[str, str]]:
+    rows = []
+    for record in chosen(records, "trained"):
+        rate = f"{record['seconds']:.2f} s{_share(record['utilisation'])}"
+        memory = _gib(record["peak_gib"])
+        rows.append((f"training step, {record['tokens']:,} tokens", rate + memory))
+    return rows
+
+
+def _faster(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Each kernel of this package beside other libraries on the same row."""
+    times = [r for r in chosen(records, "time") if not r["measured"]["skipped"]]
+    rows = []
+    for ours in (r for r in times if r["rival"] in OURS):
+        for other in chosen(times, "time", case=ours["case"]):
+            if other["rival"] in RIVALS:
+                pairs = zip(
+                    ours["measured"]["rates"], other["measured"]["rates"], strict=True
+                )
+                once, both = (mine / theirs for mine, theirs in pairs)
+                name = f"attention, {ours['case']}, beside {RIVALS[other['rival']]}"
+                value = f"{once:.1f} times as fast, {both:.1f} times with gradients"
+                rows.append((name, value))
+    return rows
 
 
 def _right(records: Sequence[Record]) -> list[tuple[str, str]]:

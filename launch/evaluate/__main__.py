@@ -75,7 +75,7 @@ def define(into: flags.FlagValues) -> None:
     switch = partial(flags.DEFINE_bool, flag_values=into)
     choice = partial(flags.DEFINE_enum, flag_values=into)
     whole("captions", 200, "Captions to sample.", lower_bound=2)
-    choice("judge", "shapes", [*JUDGES], "Data set of the model, and who judges it.")
+    choice("judge", "pairs", [*JUDGES], "Data set of the model, and who judges it.")
     choice("task", "t2v", TASKS, "Text to video, image to video, or text to image.")
     text(
         "videos", None, "Folder of clips, or .npy file with a row of features of each."

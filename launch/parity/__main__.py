@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares this package with values recorded from the original implementation.
 
-    pyramid-jax parity --cases DIR [--only GLOB]
+    pyramid-jax parity --cases DIR [--only GLOB] [--to FILE]
 
 prints one line per recorded result: case, scenario, tensor, largest error, tolerance
 and `ok`, `FAIL` or `skipped: why`; then totals. The exit code is 1 if anything failed.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,8 @@ from pathlib import Path
 import jax
 
 from launch.usage import OneLineParser
+
+VERDICTS = "ok", "FAIL", "skipped"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--only", default="*", help="Pattern of case names, e.g. 'sd3*'."
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="FILE", help="JSON file for the totals."
     )
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
@@ -43,7 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         for line in replay(folder, name):
             print(line, flush=True)
             verdicts[line.verdict] += 1
-    counts = ", ".join(f"{verdicts[v]} {v}" for v in ("ok", "FAIL", "skipped"))
+    if options.to:
+        totals = {v: verdicts[v] for v in VERDICTS}
+        result = {"cases": [*cases], "verdicts": totals}
+        options.to.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    counts = ", ".join(f"{verdicts[v]} {v}" for v in VERDICTS)
     print(f"{counts} in {time.monotonic() - began:.0f} s")
     return int(verdicts["FAIL"] > 0)
 

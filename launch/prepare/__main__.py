@@ -11,7 +11,8 @@ caption in a text file of the same name: waves.mp4 and waves.txt.
 
 write the moving shapes and the bouncing pairs: mp4 files (of the pairs also images),
 their manifest.jsonl and a tokenizer.json. `--held_out` writes other pairs, whose scans
-of digits are not in the training data.
+of digits are not in the training data. With `--model=MODEL`, pairs are encoded by its
+VAE as they are drawn, and only their latents are written.
 
     pyramid-jax prepare --text --model=MODEL --manifest=clips.jsonl --to=data/text
 
@@ -28,6 +29,7 @@ be written on a host of its own; start a command that was killed again.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ from absl import flags
 
 from launch import moving_shapes, start
 from launch.pairs import dataset
+from launch.pairs.latents import write_pair_latents
 from launch.pairs.scene import Settings
 from launch.prepare.captioned import list_folder
 from launch.prepare.shards import without_cuts, write_shard
@@ -139,6 +142,17 @@ def prepare_pairs() -> None:
     """Writes bouncing pairs, as the flags say."""
     split = "held out" if HELD_OUT.value else "training"
     settings = Settings(FRAMES.value or 17)
+    if MODEL.value is not None:
+        vae = autoencoder.load_autoencoder(MODEL.value)
+        manifest = write_pair_latents(
+            *(TO.value, CLIPS.value, vae, settings),
+            seed=SEED.value,
+            split=split,
+            batch=BATCH.value or 32,
+            workers=max(1, (os.cpu_count() or 1) - 1),
+        )
+        print(f"latents of {CLIPS.value} clips and images: {manifest}")
+        return
     manifest = dataset.write_pairs(TO.value, CLIPS.value, SEED.value, split, settings)
     tokenizer = Path(TO.value) / "tokenizer.json"
     texts = dataset.texts()

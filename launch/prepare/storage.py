@@ -75,7 +75,7 @@ def write_features(
         # perf: batches of one size, so that the encoder is compiled once.
         filled = some + [""] * (batch - len(some))
         for text, features in zip(some, _unpadded(encode(filled)), strict=False):
-            _save(features_path(folder, text), features._asdict())
+            save_arrays(features_path(folder, text), features._asdict())
     named = [replace(r, features=features_path(folder, r.text)) for r in records]
     return write_manifest(folder / "manifest.jsonl", named)
 
@@ -168,7 +168,7 @@ def write_latents(manifest: str | Path, folder: str | Path, job: LatentJob) -> P
                 reason = "its latent is not finite in float16"
                 bad_files.report(Failure(str(record.path), reason))
                 continue
-            _save(paths[each.number], {"latent": latent}, _source(record))
+            save_arrays(paths[each.number], {"latent": latent}, _source(record))
 
     for group in groups_of_one_shape(records, missing, job, bad_files):
         store(group)
@@ -243,7 +243,7 @@ def _named_after(folder: Path, text: str) -> Path:
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 
-def _save(
+def save_arrays(
     path: Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None = None
 ) -> None:
     """Writes a file that appears complete or not at all."""

@@ -17,7 +17,7 @@ from launch.start import parse_mesh
 from pyramid_jax.data.video_io import video_frames, video_size
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import PRESET_NOTES, PRESETS, SampleConfig
-from pyramid_jax.pipeline.folder import DTYPES, TINY_LATENT
+from pyramid_jax.pipeline.folder import DTYPES, PAIRS
 from pyramid_jax.pipeline.request import VideoRequest, not_none
 from pyramid_jax.pipeline.sizes import check_seconds, clip_size
 from pyramid_jax.pipeline.video import VideoPipeline, load
@@ -59,7 +59,7 @@ def define_choices(into: flags.FlagValues) -> None:
     switch("last_step", None, "Take each stage's last step, which is 0.001 wide.")
     renoising = "What jumps between stages add; none: what the model was made for."
     choice("renoising", None, RENOISING, renoising)
-    text("model", str(TINY_LATENT), "Folder of the model.")
+    text("model", str(PAIRS), "Folder of the model.")
     texts("lora", None, "Files of adapters, each as FILE or FILE:STRENGTH.")
     choice("dtype", None, DTYPES, "Type of weights, and of products.")
     texts("mesh", None, "Devices that share the work, e.g. data=2,fsdp=-1.")

@@ -19,7 +19,7 @@ from absl import flags
 from launch import start
 from launch.web.service import VideoService
 from launch.web.tasks import TaskQueue
-from pyramid_jax.pipeline.folder import ASSETS, DTYPES, TINY_LATENT
+from pyramid_jax.pipeline.folder import ASSETS, DTYPES, PAIRS
 from pyramid_jax.pipeline.video import load
 
 try:
@@ -93,7 +93,7 @@ def serve(demo: gr.Blocks, host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", str(TINY_LATENT), "Folder of the model.")
+    flags.DEFINE_string("model", str(PAIRS), "Folder of the model.")
     flags.DEFINE_string("to", "runs/web", "Folder for results, which the page shows.")
     flags.DEFINE_string("host", LOOPBACK[0], "Address to listen on.")
     flags.DEFINE_integer(

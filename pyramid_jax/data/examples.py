@@ -51,6 +51,8 @@ class DataConfig(SourceConfig):
         sizes: further (height, width); files get the nearest aspect ratio.
         open_rows: rows of a stream that are filled at once; more of them leave fewer
             places empty, and are all in memory.
+        kept: batches that are made once, stay in the host's memory and are repeated in
+            ever new orders; 0: every batch is new. For small data and fast devices.
         latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
@@ -65,6 +67,7 @@ class DataConfig(SourceConfig):
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
     open_rows: int = 32
+    kept: int = 0
     latent: LatentConfig = _PIXELS
     layout: Layout = field(default_factory=Layout)
 
@@ -72,6 +75,7 @@ class DataConfig(SourceConfig):
         super().__post_init__()
         budget = ("tokens", "text_tokens", "segments", "open_rows")
         check_entries(self, lambda x: x > 0, "over 0", *budget)
+        check_entries(self, lambda x: x >= 0, "0 or more", "kept")
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout")
         if np.array(self.sizes).min(initial=1) < 1:
             raise ValueError(f"sizes {self.sizes}: expected lengths of 1 or more")

@@ -29,6 +29,7 @@ from pyramid_jax.data.examples import (
     make_example,
     segment_clips,
 )
+from pyramid_jax.data.kept import KeptBatches
 from pyramid_jax.data.manifest import Split, split_records
 from pyramid_jax.data.packing import packed_rows
 from pyramid_jax.data.pixels import HeightWidth
@@ -71,7 +72,8 @@ def batches(
     rows = range(cfg.batch) if rows is None else rows
     streams = read_examples(make, records, cfg, folder, rows, cfg.batch)
     packed = {str(row): packed_rows(stream, cfg) for row, stream in streams.items()}
-    return in_advance(Together(packed).map(_rows))
+    made = in_advance(Together(packed).map(_rows))
+    return KeptBatches(made, cfg.kept, cfg.seed) if cfg.kept else made
 
 
 class Longest(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
 from pyramid_jax import sharding
@@ -198,13 +199,10 @@ def reusing_stages(
 
 
 def device_memory(mesh: Mesh | None = None) -> int | None:
-    """The bytes that a device lends this process, the least of all; None: unknown.
-
-    Of a GPU, this is the share that JAX was given: XLA_PYTHON_CLIENT_MEM_FRACTION.
-    """
+    """The bytes that a device lends this process, the least of all; None: unknown."""
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-    return _least(min(limits)) or None
+    stats = [device.memory_stats() or {} for device in devices]
+    return _least(min(x.get("bytes_limit", 0) for x in stats)) or None
 
 
 def host_memory() -> int:
@@ -213,8 +211,9 @@ def host_memory() -> int:
 
 
 def _least(count: int) -> int:
-    """The smallest number of all processes."""
-    return int(min(sharding.to_host(np.array([count]))))
+    """The smallest number of bytes of all processes, in whole MiB."""
+    counts = multihost_utils.process_allgather(np.int32(count >> 20))  # of 32 bits
+    return int(np.min(counts)) << 20
 
 
 def _last_phase(parts: ModelParts, work: Work, mesh: AnyMesh) -> Phase:

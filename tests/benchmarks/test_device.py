@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.device import __main__ as device
 from benchmarks.device.records import OUTPUT, RESULTS, Log, chosen, read_records
-from benchmarks.device.report import heading, report, summary
+from benchmarks.device.report import heading, highlights, report, summary
 from benchmarks.device.steps import STEPS
 from tests.house.sources import ROOT
 
@@ -210,6 +210,28 @@ def test_a_decoder_that_was_cut_off_tells_of_its_pieces():
             "9.50 s for 1 frames",
         ),
         ("decoder, later piece, 2 latents at once", "9.50 s for 16 frames"),
+    ]
+
+
+def attention_time(
+    case: str, rival: str, rates: list[float] | None
+) -> dict[str, object]:
+    measured = {"rates": rates, "skipped": None if rates else "not here"}
+    return {"what": "time", "case": case, "rival": rival, "measured": measured}
+
+
+def test_kernels_are_compared_with_libraries_on_the_same_row():
+    records = [
+        attention_time("a", "pallas_triton", [300.0, 200.0]),
+        attention_time("a", "cudnn", [100.0, 160.0]),
+        attention_time("a", "flex", None),
+        attention_time("b", "cudnn", [1.0, 1.0]),
+    ]
+    assert highlights(records) == [
+        (
+            "attention, a, beside cuDNN with the mask as a matrix",
+            "3.0 times as fast, 1.2 times with gradients",
+        )
     ]
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables in documents are what the results say."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ def test_documents_have_the_tables_of_the_results(path: Path):
     """If not, run `python -m benchmarks.tables`."""
     text = path.read_text(encoding="utf-8")
     assert tables.with_tables(text) == text
+
+
+UNITS = r"(?:%|ms|s|seconds|minutes|hours|GiB|MiB|[TP]FLOP(?:/s)?|dB|times as fast)"
+TABLE = r"<!-- table.*?<!-- end -->|```.*?```|`[^`\n]*`"
+MEASURED = re.compile(rf"\d ?{UNITS}(?![\w-])")
+
+
+def test_measured_numbers_of_readme_stand_in_tables():
+    """So none can be left behind when it is measured again."""
+    assert MEASURED.search("took 3.2 s, 40 % or 4GiB")
+    text = tables.DOCUMENTS[0].read_text(encoding="utf-8")
+    assert not MEASURED.findall(re.sub(TABLE, "", text, flags=re.DOTALL))
 
 
 def test_every_table_is_in_a_document():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What README and docs tell users to type works.
 
-Python blocks of README run; of those of other documents the imports do.
-Every command is parsed by the program that it names, flags and configs included; the
-short ones run.
+Python blocks of README and of docs/sample.md run; of those of other documents the
+imports do. Every command is parsed by the program that it names, flags and configs
+included; the short ones run.
 """
 
 import ast
@@ -16,8 +16,9 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from tests.house.sources import INSTALLED, ROOT
@@ -28,6 +29,7 @@ DOCUMENTS = [
     *(ROOT / "docs").glob("*.md"),
 ]
 README = DOCUMENTS[0]
+SAMPLE, OWN_MODELS = ROOT / "docs" / "sample.md", ROOT / "docs" / "own_models.md"
 MAKEFILE = ROOT / "Makefile"
 # Folders of models that are not here: converted from released ones, or trained.
 CONVERTED, TRAINED = "models/", "runs/"
@@ -208,14 +210,31 @@ def short(lines: list[str], beginnings: tuple[str, ...]) -> list[str]:
     return [line for line in lines if line.startswith(beginnings)]
 
 
-def test_python_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    texts = [block.text for block in blocks(README) if block.language == "python"]
+def run_python(document: Path) -> dict[str, Any]:
+    """Runs the Python blocks of a document; returns the names that they define."""
+    texts = [block.text for block in blocks(document) if block.language == "python"]
     texts = [text for text in texts if CONVERTED not in text and TRAINED not in text]
     assert texts
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     for text in texts:
-        exec(compile(text, str(README), "exec"), namespace)
+        exec(compile(text, str(document), "exec"), namespace)
+    return namespace
+
+
+def test_python_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run_python(README)
+
+
+@pytest.mark.slow
+def test_the_sampler_alone_makes_what_the_pipeline_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The program in docs/sample.md, as it stands there."""
+    monkeypatch.chdir(tmp_path)
+    names = run_python(SAMPLE)
+    videos = names["pipeline"].latents(names["texts"][1], num_frames=5, seed=1)
+    np.testing.assert_allclose(names["latents"], videos, atol=2e-4)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
@@ -272,7 +291,7 @@ def test_short_commands_of_readme_run(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_commands_of_readme_that_take_a_minute_run(tmp_path: Path):
-    lines = short(commands(README), SLOW)
+def test_commands_that_take_a_minute_run(tmp_path: Path):
+    lines = short([*commands(SAMPLE), *commands(OWN_MODELS)], SLOW)
     assert any("train" in line for line in lines)
     run(lines, tmp_path)

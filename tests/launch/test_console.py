@@ -168,7 +168,7 @@ def test_a_model_is_trained_from_the_installed_wheel(console: Console, tmp_path:
     steps = [
         ("prepare", "--embedded", "--clips=16", "--to=data/shapes"),
         ("train", "--config=tiny:smoke", "--workdir=runs/a", "--config.data.workers=1"),
-        ("train-vae", "--config=tiny_vae:smoke", "--workdir=runs/vae"),
+        ("train-vae", "--config=pairs_vae:smoke", "--workdir=runs/vae"),
         ("evaluate", "--captions=2", "--batch=2", "--model=pyramid_jax/assets/tiny"),
     ]
     for step in steps:
@@ -179,7 +179,7 @@ def test_a_model_is_trained_from_the_installed_wheel(console: Console, tmp_path:
 
 @pytest.mark.slow
 def test_own_videos_become_a_model_as_readme_says(console: Console, tmp_path: Path):
-    section = (ROOT / "README.md").read_text().partition("## Train on your own videos")
+    section = (ROOT / "README.md").read_text().partition("**Train on a folder of clips")
     block = section[2].split("```")[1].replace("\\\n", " ")
     clips = tmp_path / "clips"
     for i, caption in enumerate(moving_shapes.captions()[:12]):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was recorded from the original implementation is what this package computes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -115,8 +116,12 @@ def test_what_is_not_computed_is_skipped_with_a_reason(tensor, why):
 
 def test_the_command_succeeds_on_recorded_values(tmp_path, capsys):
     copied("scheduler/two_stage_shift2", tmp_path)
-    assert main(["--cases", str(tmp_path)]) == 0
-    assert " 0 FAIL" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["--cases", str(tmp_path), "--to", str(tmp_path / "to.json")]) == 0
+    *lines, totals = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "to.json").read_text())
+    assert result["cases"] == ["scheduler/two_stage_shift2"]
+    assert result["verdicts"] == {"ok": len(lines), "FAIL": 0, "skipped": 0}
+    assert totals.startswith(f"{len(lines)} ok, 0 FAIL")
 
 
 def test_the_command_fails_on_one_wrong_value(tmp_path, capsys):

@@ -18,11 +18,12 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from launch import moving_shapes, start
+from launch import start
+from launch.pairs.dataset import pair
 from launch.sample import __main__, choices, outputs, progress
 from pyramid_jax.data import pictures, video_io
 from pyramid_jax.pipeline import denoise
-from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
@@ -42,7 +43,7 @@ def given(*arguments: str) -> flags.FlagValues:
 
 @pytest.fixture(scope="module")
 def model() -> VideoPipeline:
-    return load(TINY_LATENT)
+    return load(PAIRS)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def loaded(model: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model is loaded once only."""
 
     def known(folder, mesh, dtype, **how):
-        if (str(folder), mesh, dtype) == (str(TINY_LATENT), None, None):
+        if (str(folder), mesh, dtype) == (str(PAIRS), None, None):
             return model
         return load(folder, mesh, dtype, **how)
 
@@ -88,14 +89,14 @@ def test_a_prompt_becomes_a_file_that_says_what_from(tmp_path: Path, capsys):
     name = "0000_a_red_circle_moves_left_3.png"
     assert files(tmp_path) == [name, f"{name}.json"]
     recipe = outputs.read(tmp_path / name).recipe
-    assert (recipe.seed, recipe.frames, recipe.model) == (3, 1, "tiny_latent")
-    assert recipe.options["first_steps"] == [2, 2]
+    assert (recipe.seed, recipe.frames, recipe.model) == (3, 1, "pairs")
+    assert recipe.options["first_steps"] == [2, 2, 2]
     assert recipe.options["guidance"]["first"] == 2.0
     assert pictures.read_picture(tmp_path / name, (64, 64)).std() > 1
 
     shown = capsys.readouterr()
     assert name in shown.out
-    assert "1.00/1" in shown.err and "unit 1/1, stage 2/2, step 1/1" in shown.err
+    assert "1.00/1" in shown.err and "unit 1/1, stage 3/3, step 1/1" in shown.err
 
     __main__.sample(given(PROMPT, f"--to={tmp_path}", *arguments))
     assert "1 of 1 files are finished already" in capsys.readouterr().out
@@ -103,16 +104,15 @@ def test_a_prompt_becomes_a_file_that_says_what_from(tmp_path: Path, capsys):
 
 @pytest.mark.slow
 def test_an_image_becomes_a_video_that_begins_with_it(tmp_path: Path):
-    clip = moving_shapes.render(moving_shapes.parse(CAPTION), np.random.default_rng(0))
-    image = moving_shapes.small(clip)[0]
+    image = pair(5, split="held out", kind="video").pixels[0]
     pictures.write_picture(tmp_path / "first.png", image)
-    arguments = [f"--image={tmp_path / 'first.png'}", "--seconds=0.3", "--kind=npz"]
+    arguments = [f"--image={tmp_path / 'first.png'}", "--seconds=0.6", "--kind=npz"]
     arguments += ["--steps=2", "--video_steps=2", f"--to={tmp_path / 'made'}"]
     __main__.sample(given(PROMPT, *arguments))
     (path,) = (tmp_path / "made").glob("*.npz")
     with np.load(path) as arrays:
         video = arrays["video"]
-    assert video.shape == (3, 32, 32, 3)
+    assert video.shape == (5, 64, 64, 3)
     lost = np.abs(video[0].astype(int) - image).mean()  # by the small VAE
     assert lost < 10 < np.abs(video[0].astype(int) - image[:, ::-1]).mean()
 
@@ -137,13 +137,23 @@ def test_flags_change_what_the_model_recommends_and_nothing_else(
     none = given(PROMPT)
     (job,) = planned(model, none)
     assert job.request.options == model.defaults
-    assert job.request.size == Size(32, 32, 7)
+    assert job.request.size == Size(64, 64, 33)
 
-    some = ["--video_steps=3,4", "--decay=0.5", "--floor=1", "--scans=2", "--last_step"]
+    some = [
+        "--video_steps=3,4,5",
+        "--decay=0.5",
+        "--floor=1",
+        "--scans=2",
+        "--last_step",
+    ]
     (job,) = planned(model, given(PROMPT, *some))
     guidance = replace(model.defaults.guidance, decay=0.5, floor=1.0)
     assert job.request.options == replace(
-        model.defaults, video_steps=(3, 4), guidance=guidance, scans=2, last_step=True
+        model.defaults,
+        video_steps=(3, 4, 5),
+        guidance=guidance,
+        scans=2,
+        last_step=True,
     )
 
 
@@ -161,16 +171,16 @@ def test_a_given_image_has_the_guidance_for_images(
 
 def test_a_video_in_a_file_is_continued(model: VideoPipeline, tmp_path: Path):
     """Its newest whole units; the whole may be longer than the model was made for."""
-    clip, drawn = tmp_path / "clip.mp4", np.full((6, 32, 32, 3), 90, np.uint8)
+    clip, drawn = tmp_path / "clip.mp4", np.full((6, 64, 64, 3), 90, np.uint8)
     video_io.write_video(clip, drawn, model.defaults.fps)
     (job,) = planned(model, given(PROMPT, f"--extend={clip}"))
     request = job.request
-    assert request.video is not None and request.video.shape == (1, 5, 32, 32, 3)
+    assert request.video is not None and request.video.shape == (1, 5, 64, 64, 3)
     assert np.abs(request.video.astype(int) - 90).max() <= 3
-    assert request.size.frames == 5 + 7 - 1 and request.options.window == 3
+    assert request.size.frames == 5 + 33 - 1 and request.options.window == 8
     assert outputs.recipe(model, job).image == outputs.fingerprint(clip)
-    assert outputs.recipe(model, job).options["window"] == 3
-    (job,) = planned(model, given(PROMPT, f"--extend={clip}", "--frames=7"))
+    assert outputs.recipe(model, job).options["window"] == 8
+    (job,) = planned(model, given(PROMPT, f"--extend={clip}", "--frames=9"))
     assert job.request.options == model.defaults
     with pytest.raises(ValueError, match="5 frames were asked for, but the video"):
         planned(model, given(PROMPT, f"--extend={clip}", "--frames=5"))
@@ -182,8 +192,8 @@ def test_a_video_in_a_file_is_continued(model: VideoPipeline, tmp_path: Path):
 def test_the_model_tells_what_it_was_made_for(capsys):
     __main__.sample(given("--show"))
     shown = capsys.readouterr().out
-    assert "32x32 up to 7 frames (0.88 s), at 8 fps" in shown
-    assert "guidance: 2 for the first frame, then 2" in shown
+    assert "64x64 up to 33 frames (4.1 s), 64x96 up to 33 frames" in shown
+    assert "guidance: 4.5 for the first frame, then 2" in shown
 
 
 def test_a_bar_counts_videos_and_tells_time_left_once_all_is_compiled():
@@ -206,9 +216,9 @@ def test_a_bar_counts_videos_and_tells_time_left_once_all_is_compiled():
         ([], "give either --prompt"),
         ([PROMPT, "--prompts=a.txt"], "give either --prompt"),
         ([PROMPT, "--frames=3", "--seconds=1"], "not both"),
-        ([PROMPT, "--size=64x64"], "was made for 32x32 up to 7 frames"),
-        ([PROMPT, "--frames=4"], "use 3 or 5"),
-        ([PROMPT, "--steps=1,2,3"], "one entry for each of the 2 stages"),
+        ([PROMPT, "--size=32x32"], "was made for 64x64 up to 33 frames"),
+        ([PROMPT, "--frames=4"], "use 1 or 5"),
+        ([PROMPT, "--steps=2,2"], "one entry for each of the 3 stages"),
         ([PROMPT, f"--steps={10**20}"], "give 1 or more"),
         ([PROMPT, "--steps=1"], "1 steps per stage: give 1 or more (2 without the"),
         ([PROMPT, "--steps=ten"], "steps ten are no numbers"),
@@ -281,7 +291,7 @@ def test_what_no_model_can_do_is_refused_before_one_is_loaded(
 def test_other_files_are_not_overwritten(tmp_path: Path, quick):
     __main__.sample(given(PROMPT, f"--to={tmp_path}"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    differs = r"\(options\.guidance\.first 2\.0, not 9\.0\)\nwrite to another folder"
+    differs = r"\(options\.guidance\.first 4\.5, not 9\.0\)\nwrite to another folder"
     with pytest.raises(ValueError, match=differs):
         __main__.sample(given(PROMPT, f"--to={tmp_path}", "--guidance=9"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -361,5 +371,5 @@ def test_the_program_runs_from_the_shell_and_survives_sigterm(tmp_path: Path):
     made = sorted(tmp_path.glob("*.mp4"))
     assert made and not list(tmp_path.glob(".*"))
     for path in made:
-        assert video_io.video_info(path).frames == 7
-        assert json.loads(outputs.beside(path).read_text())["recipe"]["frames"] == 7
+        assert video_io.video_info(path).frames == 33
+        assert json.loads(outputs.beside(path).read_text())["recipe"]["frames"] == 33

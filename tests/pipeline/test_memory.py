@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import tiny_latent
+from configs import pairs
 from pyramid_jax import sharding
 from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.guidance import Guidance
@@ -41,7 +41,7 @@ from pyramid_jax.shapes import Text, Tokens
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Pieces
 
-SECTIONS = tiny_latent.get_config()
+SECTIONS = pairs.get_config()
 CFG: ModelConfig = model_config(SECTIONS.model.to_dict())
 OPTIONS = sample_config(SECTIONS.sample.to_dict())
 VAE = VAEConfig(latent=CFG.latent.channels, groups=8)
@@ -183,10 +183,10 @@ def test_guidance_doubles_the_rows_of_the_network():
 
 
 def test_history_of_the_longest_row_counts():
-    assert len(CFG.stages) == 2
-    tokens = memory.longest_row(CFG, WORK, 1)
+    assert len(CFG.stages) == 3
+    tokens = memory.longest_row(CFG, WORK, 2)
     cells = 16 * 16 // CFG.layout.patch**2
-    assert tokens == cells + cells + (16 - 2) * cells // 4
+    assert tokens == cells + cells + cells // 4 + (16 - 3) * cells // 16
 
 
 def test_a_stream_has_the_transformer_and_the_decoder_at_once():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs import tiny_latent
+from configs import pairs
 from launch.sizes import check_trained, height_width
 from pyramid_jax.convert import convert
 from pyramid_jax.data.tokenizer import load_tokenizer
@@ -21,7 +21,7 @@ from pyramid_jax.model import (
     sample_config,
 )
 from pyramid_jax.pipeline import sizes
-from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS, TINY
 from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 from pyramid_jax.train import data_config, made_for
@@ -147,15 +147,15 @@ def test_a_given_first_frame_has_guidance_of_its_own():
 
 
 def test_a_trained_model_was_made_for_the_sizes_of_its_data():
-    cfg = tiny_latent.get_config()
+    cfg = pairs.get_config()
     model = model_config(cfg.model.to_dict())
-    data = replace(data_config(cfg, model), sizes=((32, 64),), frames=8)
+    data = replace(data_config(cfg, model), sizes=((64, 96),), frames=18)
     made = made_for(sample_config(cfg.sample.to_dict()), data, model.latent)
-    assert made.sizes == ((32, 32, 7), (32, 64, 7)) and made.fps == 8.0
+    assert made.sizes == ((64, 64, 17), (64, 96, 17)) and made.fps == 8.0
 
 
-@pytest.mark.parametrize("folder", [TINY, TINY_LATENT])
-def test_the_embedded_models_say_what_they_make(folder: Any):
+@pytest.mark.parametrize(("folder", "side"), [(TINY, 32), (PAIRS, 64)])
+def test_the_embedded_models_say_what_they_make(folder: Any, side: int):
     model = load(folder)
     assert model.name == folder.name
-    assert size_of(model).height == 32 and model.defaults.fps == 8.0
+    assert size_of(model).height == side and model.defaults.fps == 8.0

@@ -15,6 +15,7 @@ import pytest
 from configs import tiny
 from launch import demo
 from launch.moving_shapes import judge
+from launch.pairs.judge import judge_pair
 from pyramid_jax import sharding
 from pyramid_jax.data.tokenizer import load_tokenizer
 from pyramid_jax.data.video_io import read_video
@@ -22,7 +23,7 @@ from pyramid_jax.guidance import Guidance
 from pyramid_jax.model import initialise, model_config, sample_config
 from pyramid_jax.pipeline import folder
 from pyramid_jax.pipeline.denoise import Progress
-from pyramid_jax.pipeline.folder import TINY, TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS, TINY
 from pyramid_jax.pipeline.sizes import Size
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
@@ -192,14 +193,15 @@ def test_a_missing_or_cut_off_model_is_refused(model: VideoPipeline, tmp_path: P
 
 @pytest.mark.slow
 def test_the_demo_shows_what_its_prompts_say(tmp_path: Path):
-    model = load(TINY_LATENT)
+    model = load(PAIRS)
     sheet = demo.make(model, tmp_path, seed=0)
     assert sheet.stat().st_size > 10_000
     made = sorted(path.name for path in tmp_path.glob("*.mp4"))
     assert len(made) == len(demo.PROMPTS) + len(demo.FIRST_FRAMES)
-    assert made[0] == "0_a_red_circle_moves_left.mp4"
-    video = read_video(tmp_path / made[0], (256, 256), 7, 8)[:, ::8, ::8]
-    assert judge(video) == ("red", "circle", "left")
+    assert made[0] == "0_a_red_circle_moves_sideways_while_a_blue.mp4"
+    video = read_video(tmp_path / made[0], (256, 256), 17, 8)[:, ::4, ::4]
+    seen = {actor.colour: actor.kind for actor in judge_pair(video).actors}
+    assert seen["red"] == "circle" and "blue" in seen
 
 
 @pytest.mark.slow
@@ -217,7 +219,7 @@ PROMPT = "a red circle moves left"
 @pytest.fixture(scope="module")
 def waiting() -> VideoPipeline:
     """A model with a VAE whose parts wait on the host; few steps."""
-    model = load(TINY_LATENT, offload=True)
+    model = load(PAIRS, offload=True)
     two = (2,) * len(model.cfg.stages)
     return replace(
         model, defaults=replace(model.defaults, first_steps=two, video_steps=two)
@@ -227,7 +229,7 @@ def waiting() -> VideoPipeline:
 @pytest.fixture(scope="module")
 def resident(waiting: VideoPipeline) -> VideoPipeline:
     """The same model on the device."""
-    there = load(TINY_LATENT)
+    there = load(PAIRS)
     return replace(there, defaults=waiting.defaults)
 
 
@@ -242,32 +244,34 @@ def on_devices() -> int:
 def test_an_offloaded_model_makes_the_same_videos(
     waiting: VideoPipeline, resident: VideoPipeline
 ):
-    one, other = (m(PROMPT, seed=3).frames for m in (waiting, resident))
+    short = {"num_frames": 9, "seed": 3}
+    one, other = (m(PROMPT, **short).frames for m in (waiting, resident))
     np.testing.assert_array_equal(one, other)
     image = one[0, 0]
-    one, other = (m(PROMPT, image=image, seed=3).frames for m in (waiting, resident))
+    one, other = (m(PROMPT, image=image, **short).frames for m in (waiting, resident))
     np.testing.assert_array_equal(one, other)
 
 
 def test_a_stream_makes_the_frames_of_the_whole_video(waiting: VideoPipeline):
-    streamed = np.concatenate(list(waiting.stream(PROMPT, seed=3)), axis=1)
-    whole = waiting(PROMPT, seed=3).frames
+    short = {"num_frames": 9, "seed": 3}
+    streamed = np.concatenate(list(waiting.stream(PROMPT, **short)), axis=1)
+    whole = waiting(PROMPT, **short).frames
     assert np.abs(streamed.astype(int) - whole.astype(int)).max() <= 1  # rounding
 
 
 @pytest.mark.slow
 def test_a_stream_continues_a_video_through_the_autoencoder(resident: VideoPipeline):
     """Its units are sampled from what was encoded; frames that are given stay."""
-    clip = resident(PROMPT, seed=3)
-    longer = resident.extend(clip, "a red circle moves up", num_frames=11, seed=4)
-    stream = resident.stream("a red circle moves up", video=clip, num_frames=11, seed=4)
+    clip = resident(PROMPT, num_frames=9, seed=3)
+    longer = resident.extend(clip, "a red circle moves up", num_frames=13, seed=4)
+    stream = resident.stream("a red circle moves up", video=clip, num_frames=13, seed=4)
     streamed = np.concatenate(list(stream), axis=1)
-    assert longer.frames.shape == (1, 11, 32, 32, 3)
+    assert longer.frames.shape == (1, 13, 64, 64, 3)
     for frames in (longer.frames, streamed):
-        np.testing.assert_array_equal(frames[:, :7], clip.frames)
+        np.testing.assert_array_equal(frames[:, :9], clip.frames)
     assert np.abs(streamed.astype(int) - longer.frames.astype(int)).max() <= 1
     step = np.abs(np.diff(longer.frames[0].astype(float), axis=0)).mean((1, 2, 3))
-    assert step[6] < 3 * step[:6].mean()  # the first new frame goes on from the last
+    assert step[8] < 3 * step[:8].mean()  # the first new frame goes on from the last
 
 
 def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
@@ -280,9 +284,10 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
         moved.append(sum(x.nbytes for x in jax.tree.leaves(tree)))
         return move(tree)
 
+    waiting(PROMPT, num_frames=5)  # what programs keep for themselves is there now
     before = on_devices()
     monkeypatch.setattr(sharding, "present", counted)
-    waiting(PROMPT, callback_on_step_end=lambda _: seen.add(len(moved)))
+    waiting(PROMPT, num_frames=5, callback_on_step_end=lambda _: seen.add(len(moved)))
     assert on_devices() == before
     assert waiting.vae is not None
     parts = [waiting.params[name] for name in ("text", "dit")]
@@ -293,7 +298,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
 
 def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoPipeline):
     before = on_devices()
-    stream = waiting.stream(PROMPT)
+    stream = waiting.stream(PROMPT, num_frames=5)
     next(stream)
     assert on_devices() > before
     del stream

@@ -22,10 +22,10 @@ monitoring.register_event_duration_secs_listener(
 )
 from launch import start
 from pyramid_jax.pipeline import video
-from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS
 
 start.enable_compile_cache()
-model = video.load(TINY_LATENT)
+model = video.load(PAIRS)
 counts.clear()
 out = model(
     "a red circle moves left", num_frames=1, num_inference_steps=2,

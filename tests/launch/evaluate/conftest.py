@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from launch.evaluate import __main__
-from pyramid_jax.pipeline.folder import TINY_LATENT
+from pyramid_jax.pipeline.folder import PAIRS
 from pyramid_jax.pipeline.video import VideoPipeline, load
 
 Given = Callable[..., flags.FlagValues]
@@ -15,7 +15,7 @@ Given = Callable[..., flags.FlagValues]
 
 @pytest.fixture(scope="session")
 def model() -> VideoPipeline:
-    return load(TINY_LATENT)
+    return load(PAIRS)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, outputs.Recipe]]:
     """The pictures and the recipe of every clip below a folder."""
     found = {}
     for path in sorted(folder.glob("*/*.mp4")):
-        pixels = outputs.video_io.read_video(path, (32, 32), 7, 8.0).tobytes()
+        pixels = outputs.video_io.read_video(path, (64, 64), 33, 8.0).tobytes()
         found[f"{path.parent.name}/{path.name}"] = pixels, outputs.read(path).recipe
     return found
 
@@ -155,7 +155,7 @@ def test_clips_stand_alone_and_recipes_and_manifest_elsewhere(
     text = (to / "manifest.json").read_text()
     manifest = json.loads(text)
     protocol = manifest["protocol"]
-    assert (protocol["height"], protocol["frames"], protocol["fps"]) == (32, 7, 8.0)
+    assert (protocol["height"], protocol["frames"], protocol["fps"]) == (64, 33, 8.0)
     assert protocol["negative"] == "" and protocol["options"]["guidance"]["video"] > 0
     assert len(manifest["clips"]) == CLIPS
     for clip in manifest["clips"]:
