@@ -23,7 +23,7 @@ VENV := .venv
 COMPILERS := .venv-compile
 AUDIT := .venv-audit
 PYPI := https://pypi.org/pypi/pip/24.0/json
-COMPILE ?= --parts=attention,step
+COMPILE ?= --parts=attention,step,sampling
 # Whose training steps `make compile-configs` compiles, each for the machine it names.
 CONFIGS ?= tiny pairs mmdit_384p mmdit_768p flux_384p flux_768p flux_image
 RUN := $(VENV)/bin/python

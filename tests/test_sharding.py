@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pyramid_jax import layout, objective, pyramid, sharding
+from pyramid_jax.kernels import exchange
 from pyramid_jax.models.dit import DiT, DiTConfig
 from pyramid_jax.shapes import Rows, Text, Tokens
 from pyramid_jax.training.metrics import Means
@@ -44,6 +45,8 @@ MESHES = {
     # Neither the tokens nor the heads are a multiple of 3.
     "data-context": {"data": 2, "context": 3, "devices": DEVICES[:6]},
     "fsdp-tensor": {"data": 1, "fsdp": 4, "tensor": 2},
+    # Long rows are exchanged in groups of heads.
+    "data-groups": {"data": 2, "context": 2, "devices": DEVICES[:4]},
 }
 
 
@@ -122,7 +125,11 @@ def test_the_batch_holds_two_segments_per_row():
         for name in MESHES
     ],
 )
-def test_many_devices_compute_what_one_computes(name, weights, on_one_device):
+def test_many_devices_compute_what_one_computes(
+    name, weights, on_one_device, monkeypatch
+):
+    if "groups" in name:
+        monkeypatch.setattr(exchange, "LONG", 0)
     mesh = sharding.device_mesh(**MESHES[name])
     params = jax.device_put(sharding.unbox(weights), sharding.shardings(weights, mesh))
     batch = jax.device_put(rows(), sharding.batch_shardings(rows(), mesh))

@@ -59,6 +59,11 @@ def summary(records: Sequence[Record]) -> list[tuple[str, str]]:
         rate = f"{record['frames_per_second']:.1f} frames/s to the host"
         rate += f", {record['on_device']:.1f} on the device"
         rows.append((name, rate + _gib(record["peak_gib"])))
+    for record in [] if chosen(records, "decoded") else chosen(records, "piece"):
+        begins = "first piece" if record["frames"] == 1 else "later piece"
+        name = f"decoder, {begins}, {record['latents_at_once']} latents at once"
+        name += ", with its compilation" * record["compiles"]
+        rows.append((name, f"{record['seconds']:.2f} s for {record['frames']} frames"))
     for record in chosen(records, "encoded"):
         name = "text encoders, prompt and negative prompt"
         rows.append((name, f"{record['ms']['median']:.1f} ms"))

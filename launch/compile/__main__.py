@@ -12,10 +12,11 @@ is 1 if the step does not fit. Without one:
 
 The chips' own compilers run (XLA, Triton and ptxas; Mosaic and libtpu), but not the
 programs. One line is printed for each size of each kernel (attention has two passes),
-of the Euler step (for GPUs), or of the decoder's step: what it takes on the chip. The
-exit code is 1 if a compiler refuses one, or if the Euler step does what it need not.
+of the Euler step (for GPUs), or of the decoder's step: what it takes on the chip; and
+for the Euler step of four GPUs, how efficient it is predicted to be. The exit code is 1
+if a compiler refuses one, or if an Euler step does what it need not or waits too long.
 `make test-compile` installs the compilers and runs the command for attention and for
-the Euler step, which takes minutes; libtpu needs more than ten for each step of the
+Euler steps, which takes minutes; libtpu needs more than ten for each step of the
 decoder.
 """
 
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(argument.startswith("--config") for argument in arguments):
         return plan_step(arguments)
-    from launch.compile import kernels, step, vae
+    from launch.compile import kernels, sampling, step, vae
     from launch.compile.chips import CHIPS
 
     parser = OneLineParser(prog="pyramid-jax compile", description=__doc__)
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--chips", default=",".join(CHIPS), help=f"Some of {list(CHIPS)}."
     )
-    parts = {"attention": kernels, "step": step, "decoder": vae}
+    parts = {"attention": kernels, "step": step, "decoder": vae, "sampling": sampling}
     parser.add_argument(
         "--parts", default=",".join(parts), help=f"Some of {list(parts)}."
     )

@@ -9,7 +9,7 @@ assumptions are printed beside it.
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile import flops
 from launch.compile.machines import GIB, USABLE, Machine, hops, spanned
-from launch.compile.program import Operation, Program, collectives, dimensions
+from launch.compile.program import (
+    Collective,
+    Operation,
+    Program,
+    collectives,
+    dimensions,
+)
 from pyramid_jax import model as models
 from pyramid_jax import sharding
 from pyramid_jax.config import build
@@ -202,10 +208,10 @@ def plan(name: str, made: Compiled, machine: Machine) -> Plan:
     done: dict[str, float] = defaultdict(float)
     seconds: dict[str, float] = defaultdict(float)
     for inside, one, often in program.running():
-        kind, work, time = _cost(program, inside, one, machine, pairs / length)
+        kind, work, time = cost(program, inside, one, machine, pairs / length)
         done[kind] += often * work
         seconds[kind] += often * time
-    exchanges = _exchanged(program, made.mesh, machine)
+    exchanges = exchanged(program, made.mesh, machine)
     shown = sum(x["seconds"] for x in exchanges if not x["hidden"])
     hidden = sum(x["seconds"] for x in exchanges if x["hidden"])
     busy = sum(seconds.values())
@@ -304,7 +310,7 @@ def _attending(model: ModelConfig, data: DataConfig, machine: Machine) -> Any:
     return dataclasses.replace(dit, attention=backend, attention_tiles=plain)
 
 
-def _cost(
+def cost(
     program: Program, inside: str, one: Operation, machine: Machine, seen: float
 ) -> tuple[str, float, float]:
     """What kind of work an operation is, its FLOP, and the seconds that it takes.
@@ -331,25 +337,31 @@ def _cost(
     return kind, work, max(work / chip.peak / PRODUCTS, slow)
 
 
-def _exchanged(program: Program, mesh: Mesh, machine: Machine) -> list[dict[str, Any]]:
+def exchanged(program: Program, mesh: Mesh, machine: Machine) -> list[dict[str, Any]]:
     """The exchanges of a step by kind, size of a group, and type of the numbers."""
-    devices, chip = mesh.devices.ravel(), machine.chip
+    devices = list(mesh.devices.flat)
     found: dict[tuple[Any, ...], dict[str, float]] = defaultdict(
         lambda: defaultdict(float)
     )
     for one, often in collectives(program):
-        group = [devices[i] for i in one.group] or list(devices)
-        rate = chip.link * spanned(group) * LINKS
-        ways = 2 if one.kind == "all-reduce" else 1
-        sent = one.bytes * ways * (len(group) - 1) / len(group)
-        total = found[one.kind, len(group), one.hidden, "+".join(sorted(one.dtypes))]
+        seconds = sending(one, devices, machine)
+        group = len(one.group) or len(devices)
+        total = found[one.kind, group, one.hidden, "+".join(sorted(one.dtypes))]
         total["count"] += often
         total["bytes"] += often * one.bytes
-        total["seconds"] += often * sent / rate
+        total["seconds"] += often * seconds
     names = ("kind", "devices", "hidden", "dtype")
     return [
         dict(zip(names, key, strict=True)) | dict(found[key]) for key in sorted(found)
     ]
+
+
+def sending(one: Collective, devices: Sequence[Any], machine: Machine) -> float:
+    """Seconds of one exchange among some of the devices."""
+    group = [devices[i] for i in one.group] or list(devices)
+    rate = machine.chip.link * spanned(group) * LINKS
+    ways = 2 if one.kind == "all-reduce" else 1
+    return one.bytes * ways * (len(group) - 1) / len(group) / rate
 
 
 def _hops(mesh: Mesh) -> dict[str, float]:

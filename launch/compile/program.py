@@ -279,23 +279,27 @@ def collectives(program: Program) -> Iterator[tuple[Collective, int]]:
     """
     for name, often in program.times.items():
         for one in program.computations[name].values():
-            kind = one.kind.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            arrays = _ARRAY.findall(_LAYOUT.sub("", one.result))
-            if one.kind in TWOFOLD:
-                arrays = arrays[len(arrays) // 2 :]
-            total, group = sum(map(_bytes, arrays)), _group(one.rest)
-            if kind == "reduce-scatter":
-                total *= len(group)
-            if kind == "all-reduce" and "scatter" in name:
-                kind = "reduce-scatter"
-            hidden = kind != one.kind and one.kind.endswith("-start")
-            hidden = (hidden or name in program.meanwhile) and '"is_sync":true' not in (
-                one.rest
-            )
-            dtypes = frozenset(dtype for dtype, _ in arrays)
-            yield Collective(kind, total, group, hidden, dtypes), often
+            if (found := collective(program, name, one)) is not None:
+                yield found, often
+
+
+def collective(program: Program, name: str, one: Operation) -> Collective | None:
+    """The exchange that an operation of a computation begins; None: it is none."""
+    kind = one.kind.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    arrays = _ARRAY.findall(_LAYOUT.sub("", one.result))
+    if one.kind in TWOFOLD:
+        arrays = arrays[len(arrays) // 2 :]
+    total, group = sum(map(_bytes, arrays)), _group(one.rest)
+    if kind == "reduce-scatter":
+        total *= len(group)
+    if kind == "all-reduce" and "scatter" in name:
+        kind = "reduce-scatter"
+    hidden = kind != one.kind and one.kind.endswith("-start")
+    hidden = (hidden or name in program.meanwhile) and '"is_sync":true' not in one.rest
+    dtypes = frozenset(dtype for dtype, _ in arrays)
+    return Collective(kind, total, group, hidden, dtypes)
 
 
 def _operation(root: str | None, name: str, text: str) -> Operation | None:

@@ -20,7 +20,7 @@ from launch import moving_shapes
 from launch.sample.outputs import Render
 from launch.web import service as web
 from launch.web.screen import Screen
-from launch.web.service import VideoService, WebForm
+from launch.web.service import Continuation, VideoService, WebForm
 from launch.web.tasks import TaskQueue, VideoTask
 from pyramid_jax.data.pictures import write_picture
 from pyramid_jax.model import PRESET_NOTES
@@ -83,7 +83,8 @@ def page(tasks: TaskQueue, examples: bool) -> gr.Blocks:
             **FOLLOWING,
         )
         returned.then(fill, outputs=results, **AT_ONCE)
-        for widgets, button in (text, image):
+        longer = {"prompt": screen.prompt, "video": screen.shown}, screen.button
+        for widgets, button in (text, image, longer):
             event = button.click(
                 partial(_make, tasks, screen, widgets | {"visitor": visitor}),
                 {*widgets.values(), visitor, screen.watched},
@@ -223,7 +224,7 @@ async def _make(
     widgets: Widgets,
     values: dict[Any, Any],
 ) -> AsyncIterator[list[Any]]:
-    """Makes the video that a form asks for."""
+    """Makes the video that a form asks for, or what continues the one shown."""
     watched = values[screen.watched]
     watched["task"] = None
     yield screen.progress("reading the prompt", 0, b"")
@@ -232,7 +233,11 @@ async def _make(
     try:
         if form.get("image", "") is None:
             raise ValueError("there is no first frame; upload an image")
-        task = await asyncio.to_thread(tasks.add, WebForm(**form), visitor)
+        if "video" in form:
+            wish = Continuation(Path(form["video"]), form["prompt"])
+        else:
+            wish = WebForm(**form)
+        task = await asyncio.to_thread(tasks.add, wish, visitor)
     except ValueError as error:
         yield screen.refusal(str(error))
         return

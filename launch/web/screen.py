@@ -31,10 +31,11 @@ EMPTY = "<p>The video will be here.</p>"
 
 
 class Screen:
-    """A status, new frames, a video, what made it; what says nothing is not seen.
+    """A status, new frames, a video, what made it, and a button that continues it.
 
-    Each function returns what its `parts` show from then on. `watched` names the task
-    that a visitor's page follows.
+    What says nothing is not seen. Each function returns what its `parts` show from then
+    on. `shown` is the file of the video, `watched` names the task that a visitor's page
+    follows; both stay on the server.
     """
 
     def __init__(self):
@@ -51,8 +52,16 @@ class Screen:
         self.recipe = gr.Textbox(
             label="Made with", lines=1, interactive=False, visible=False
         )
+        self.prompt = gr.Textbox(
+            label="How it goes on (empty: the same prompt)",
+            max_length=web.PROMPT,
+            visible=False,
+        )
+        self.button = gr.Button("Continue", visible=False)
+        self.shown = gr.State("")
         self.watched = gr.State({})
         self.parts = [self.status, self.preview, self.video, self.recipe]
+        self.parts += [self.prompt, self.button, self.shown]
 
     def empty(self) -> list[Any]:
         """Shows that there is no video yet."""
@@ -91,6 +100,9 @@ class Screen:
             gr.HTML("", visible=False),
             gr.Video(str(copy), visible=True),
             gr.Textbox(text, visible=True),
+            gr.Textbox(visible=True),
+            gr.Button(visible=True),
+            str(render.path),
         ]
 
     def _words(self, words: str) -> list[Any]:
@@ -99,4 +111,7 @@ class Screen:
             gr.HTML("", visible=False),
             gr.Video(None, visible=False),
             gr.Textbox("", visible=False),
+            gr.Textbox(visible=False),
+            gr.Button(visible=False),
+            "",
         ]

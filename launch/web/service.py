@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from io import BytesIO
@@ -24,15 +24,20 @@ from PIL import Image
 from launch.sample import outputs
 from launch.sample.outputs import FramesCallback, Job, Render
 from launch.sizes import check_trained
+from pyramid_jax.config import fields
 from pyramid_jax.data import video_io
+from pyramid_jax.guidance import Guidance
+from pyramid_jax.model import SampleConfig
 from pyramid_jax.pipeline.denoise import StepCallback
-from pyramid_jax.pipeline.sizes import TrainedSize
+from pyramid_jax.pipeline.request import VideoRequest
+from pyramid_jax.pipeline.sizes import Size, TrainedSize
 from pyramid_jax.pipeline.video import VideoPipeline
 
 PROMPT = 1000  # characters
 SHOWN = 24  # results
 PIXELS = 40_000_000  # of an uploaded image
 FORMATS = ("PNG", "JPEG", "WEBP")
+LONGEST = 8  # times the length that the model was made for
 SIDE = 256  # pixels of a still, and of the smaller side of a small video
 
 
@@ -55,6 +60,13 @@ class WebForm(NamedTuple):
     first_guidance: float | None = None
     video_guidance: float | None = None
     preset: str | None = None
+
+
+class Continuation(NamedTuple):
+    """A result that goes on, with another prompt or, without one, with its own."""
+
+    video: Path
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,13 +96,15 @@ class VideoService:
             )
         return sizes
 
-    def job(self, form: WebForm) -> Job:
+    def job(self, form: WebForm | Continuation) -> Job:
         """What a visitor asks for, as a new file.
 
         Raises:
             ValueError: the model can't make it, or a text or image is refused; visitors
                 may see the message.
         """
+        if isinstance(form, Continuation):
+            return self._longer(form)
         size, prompt = self.sizes()[form.size], _text("prompt", form.prompt)
         image = None if form.image is None else self.upload(form.image)
         request = self.model.request(
@@ -108,11 +122,39 @@ class VideoService:
             seed=None if form.seed is None or form.seed < 0 else form.seed,
         )
         check_trained(self.model.defaults, request.size, self.model.name)
+        return self._new(request, image)
+
+    def _longer(self, form: Continuation) -> Job:
+        """A continuation with the size, steps and guidance of the result."""
+        recipe, defaults = self.result(form.video).recipe, self.model.defaults
+        size = Size(recipe.height, recipe.width)
+        check_trained(defaults, size, self.model.name)
+        most = LONGEST * max(known.frames for known in self.sizes().values())
+        if recipe.frames >= most:
+            raise ValueError(
+                f"the video has {recipe.frames} frames already; one of at most "
+                f"{most - 1} can be continued"
+            )
+        # A folder may have results of a model with other options.
+        options = fields(SampleConfig, recipe.options)
+        options["guidance"] = Guidance(**recipe.options["guidance"])
+        frames = video_io.video_frames(form.video, size.height_width, recipe.fps)
+        request = self.model.request(
+            _text("prompt", form.prompt) or recipe.prompt,
+            video=np.stack(list(frames)),
+            negative_prompt=recipe.negative,
+            options=replace(defaults, **options | {"window": defaults.window}),
+        )
+        return self._new(request, form.video)
+
+    def _new(self, request: VideoRequest, given: Path | None) -> Job:
+        """A new file of a request that begins with a given one."""
+        (prompt,), size = request.prompts, request.size
         words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:40]
         now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         name = f"{now}_{words}_{request.seed}.mp4"
-        scale = max(1, SIDE // min(size.height, size.width))
-        job = Job(request, self.folder / name, image, scale)
+        scale = max(1, SIDE // min(size.height_width))
+        job = Job(request, self.folder / name, given, scale)
         outputs.recipe(self.model, job)  # refuses now what can't be written later
         return job
 
@@ -209,9 +251,11 @@ def recipe_text(render: Render) -> str:
     """What made a result, in lines for people."""
     recipe = render.recipe
     options, guidance = recipe.options, recipe.options["guidance"]
+    given = recipe.image or ""
+    begins = "continues" if given.split(" ")[0].endswith(".mp4") else "first frame"
     lines = [
         f"prompt: {recipe.prompt}",
-        f"first frame: {recipe.image}" if recipe.image else "",
+        f"{begins}: {given}" if given else "",
         f"negative prompt: {recipe.negative}" if recipe.negative else "",
         f"seed: {recipe.seed}",
         f"size: {recipe.height}x{recipe.width}, {recipe.frames} frames, "

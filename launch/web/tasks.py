@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from launch.sample.outputs import Job, Render
-from launch.web.service import VideoService, WebForm
+from launch.web.service import Continuation, VideoService, WebForm
 from pyramid_jax.pipeline.denoise import Progress
 
 WAITING = 8  # videos beside the one that is made
@@ -56,7 +56,7 @@ class TaskQueue:
         self._open: list[VideoTask] = []
         self._latest: dict[str, VideoTask] = {}
 
-    def add(self, form: WebForm, visitor: str = "") -> VideoTask:
+    def add(self, form: WebForm | Continuation, visitor: str = "") -> VideoTask:
         """Takes what a visitor asks for; without an id it is not found again.
 
         Raises:

@@ -8,17 +8,48 @@ and layer; gathering keys and values would move 2 of b·l·d, and leave the last
 a causal row with most of the work (docs/kernels.md has the numbers).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from pyramid_jax.kernels.visits import fill
 from pyramid_jax.sharding import constrain, place, shares
 
+# perf: in rows of so many tokens a group of heads is exchanged while another one
+# attends, and half of the exchanges costs nothing (launch/compile/sampling.py).
+LONG, GROUPS = 4096, 2
+
 AttentionFn = Callable[..., Any]  # of q, k, v and what is known of rows
+
+
+def groups(tokens: int, heads: int) -> int:
+    """How many groups of heads such rows are exchanged in; 1 where nothing is."""
+    even = heads % (GROUPS * shares("attended")) == 0
+    return GROUPS if shares("tokens") > 1 and even and tokens >= LONG else 1
+
+
+def in_groups(
+    x: Float[Array, "*rest heads dim"], count: int
+) -> list[Float[Array, "*rest _ dim"]]:
+    """The heads in so many groups, to each of which every device adds as many."""
+    if count == 1:
+        return [x]
+    how, parts = "... (s g k) d -> g ... (s k) d", shares("attended")
+    return list(rearrange(x, how, s=parts, g=count))
+
+
+def of_groups(
+    parts: Sequence[Float[Array, "*rest _ dim"]],
+) -> Float[Array, "*rest heads dim"]:
+    """All heads again."""
+    if len(parts) == 1:
+        return parts[0]
+    count = shares("attended")
+    return rearrange(list(parts), "g ... (s k) d -> ... (s g k) d", s=count)
 
 
 def by_heads(qkv: Float[Array, "b n 3 heads dim"]) -> Float[Array, "b n 3 _ dim"]:

@@ -17,7 +17,13 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from pyramid_jax.kernels.attention import AttentionPlan, attend
-from pyramid_jax.kernels.exchange import by_heads, by_tokens
+from pyramid_jax.kernels.exchange import (
+    by_heads,
+    by_tokens,
+    groups,
+    in_groups,
+    of_groups,
+)
 from pyramid_jax.kernels.joining import Projection, joined
 from pyramid_jax.kernels.quantised import rounded_product
 from pyramid_jax.models import layers
@@ -127,11 +133,46 @@ class KeyValues(NamedTuple):
         return KeyValues(*(jnp.concatenate(x, 1) for x in zip(past, self, strict=True)))
 
 
-def project(weights: Any, x: Float[jax.Array, "b n d"]) -> Projection:
-    """Queries, keys and values of tokens by a stream's weights, or a block's."""
-    qkv, dim = by_heads(weights.qkv(x)), weights.cfg.head_dim
+def project(weights: Any, x: Float[jax.Array, "b n d"], count: int) -> list[Projection]:
+    """Queries, keys and values of tokens, in so many groups of heads.
+
+    Args:
+        weights: a stream's, or a block's.
+    """
+    qkv, dim = in_groups(weights.qkv(x), count), weights.cfg.head_dim
     norms = weights.q_norm.weight(dim), weights.k_norm.weight(dim)
-    return Projection(qkv, weights.qkv.bias, *norms)
+    biases = in_groups(jnp.asarray(weights.qkv.bias), count)
+    pairs = zip(qkv, biases, strict=True)
+    return [Projection(by_heads(each), bias, *norms) for each, bias in pairs]
+
+
+def attend_to_all(
+    c: DiTConfig,
+    inputs: Sequence[tuple[Any, Float[jax.Array, "b _ d"]]],
+    turns: Turns,
+    plan: AttentionPlan,
+    past: KeyValues | None,
+    cut: int = 0,
+) -> tuple[tuple[jax.Array, jax.Array], KeyValues]:
+    """What attention brings to tokens, and their keys and values.
+
+    Args:
+        inputs: weights and tokens of every stream.
+        cut: the results of so many first queries are an array of their own.
+    """
+    count = groups(sum(x.shape[1] for _, x in inputs), c.heads)
+    projections = zip(*(project(*each, count) for each in inputs), strict=True)
+    before = [in_groups(x, count) for x in past] if past else [[None] * count] * 2
+    results, news = [], []
+    for streams, *old in zip(projections, *before, strict=True):
+        q, k, v = joined(query_key_value, c.qk_eps, streams, turns, plan.backend)
+        q, new = q[:, -plan.asking :], KeyValues(k, v)
+        k, v = new.after(None if past is None else KeyValues(*old))
+        found = attend(q, k, v, plan, cut)
+        results.append([by_tokens(x, c.heads // count) for x in found])
+        news.append(new)
+    first, rest = (of_groups(each) for each in zip(*results, strict=True))
+    return (first, rest), KeyValues(*map(of_groups, zip(*news, strict=True)))
 
 
 def query_key_value(
@@ -220,23 +261,21 @@ class DoubleBlock(Block):
         plan: AttentionPlan,
         past: KeyValues | None = None,
     ) -> tuple[Float[jax.Array, "b m d"], Float[jax.Array, "b _ d"], KeyValues]:
-        c, m, asking = self.cfg, text.shape[1], plan.asking
+        c, m = self.cfg, text.shape[1]
         of_text, of_video = jnp.split(at.vectors, [m], axis=1)
         text_attn, text_mlp = self.text.affine(vectors[0], of_text)
         video_attn, video_mlp = self.video.affine(vectors[1], of_video)
 
-        streams = (
-            project(self.text, text_attn(layer_norm(text))),
-            project(self.video, video_attn(layer_norm(video))),
+        inputs = (
+            (self.text, text_attn(layer_norm(text))),
+            (self.video, video_attn(layer_norm(video))),
         )
-        q, k, v = joined(query_key_value, c.qk_eps, streams, at.turns, plan.backend)
-        q, new = q[:, -asking:], KeyValues(k, v)
-        k, v = new.after(past)
+        cut = 0 if self.text_attends_only else m
+        asked = c, inputs, at.turns, plan, past, cut
+        (to_text, to_video), new = attend_to_all(*asked)
         if self.text_attends_only:
-            attended = by_tokens(attend(q, k, v, plan), c.heads)
-            video = video[:, -asking:]
-            return text, self.video.absorb(video, attended, video_attn, video_mlp), new
-        to_text, to_video = (by_tokens(x, c.heads) for x in attend(q, k, v, plan, m))
+            video = video[:, -plan.asking :]
+            return text, self.video.absorb(video, to_video, video_attn, video_mlp), new
         return (
             self.text.absorb(text, to_text, text_attn, text_mlp),
             self.video.absorb(video, to_video, video_attn, video_mlp),
@@ -278,11 +317,7 @@ class SingleBlock(Block):
         c, asking = self.cfg, plan.asking
         affine = Affine(*self.modulation.of_tokens(vectors, at.vectors))
         y = affine(layer_norm(x))
-        own = (project(self, y),)
-        q, k, v = joined(query_key_value, c.qk_eps, own, at.turns, plan.backend)
-        new = KeyValues(k, v)
-        attended = attend(q[:, -asking:], *new.after(past), plan)
-        attended = by_tokens(attended, c.heads)
+        (_, attended), new = attend_to_all(c, [(self, y)], at.turns, plan, past)
         x, y = x[:, -asking:], y[:, -asking:]
         hidden = nn.gelu(self.mlp_in(y), approximate=True)
         return affine.add(x, self.out(attended) + self.mlp_out(hidden)), new

@@ -83,6 +83,8 @@ def test_every_step_runs_where_packages_for_data_and_logs_are_missing(tmp_path: 
     assert all(record["environment"]["commit"] for record in chosen(records, "begins"))
     told = {record["what"] for record in records}
     assert {"product", "copy", "units", "trained", "decoded", "encoded"} <= told
+    pieces = [(r["frames"], r["compiles"]) for r in chosen(records, "piece")]
+    assert pieces == [(1, True), (8, True), (1, False), (8, False)]
     assert {r["kernel"] for r in chosen(records, "trial", failure=None)} == {
         "pallas_tpu",
         "pallas_triton",
@@ -195,6 +197,19 @@ def test_the_report_has_what_is_known_and_no_more():
             "Euler steps of a video, 768p, 5 s",
             "20.0 s for 10.00 PFLOP, 50% of the peak, 6.2 GiB",
         )
+    ]
+
+
+def test_a_decoder_that_was_cut_off_tells_of_its_pieces():
+    about = {"what": "piece", "latents_at_once": 2, "seconds": 9.5}
+    first = {**about, "frames": 1, "compiles": True}
+    later = {**about, "frames": 16, "compiles": False}
+    assert summary([first, later]) == [
+        (
+            "decoder, first piece, 2 latents at once, with its compilation",
+            "9.50 s for 1 frames",
+        ),
+        ("decoder, later piece, 2 latents at once", "9.50 s for 16 frames"),
     ]
 
 

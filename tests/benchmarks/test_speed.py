@@ -41,5 +41,13 @@ def test_help_and_docstring_say_what_a_preset_costs_and_changes(preset):
 
 
 def test_seconds_are_those_of_a_share_of_the_peak():
-    """At 60 % of 989 TFLOP/s, a PFLOP takes 1.69 s, and 121 frames then 72 a second."""
-    assert speed._cell(("768p_5s", 1.0)) == "1.00; 1.7, 72"
+    """At 41 % of 989 TFLOP/s, a PFLOP takes 2.47 s, and 121 frames then 49 a second."""
+    assert speed._cell(("768p_5s", 1.0)) == "1.00; 2.5, 49"
+
+
+def test_the_share_is_what_was_measured():
+    flop, seconds, _ = map(
+        float, speed._measured("768p_5s").replace(",", ";").split(";")
+    )
+    assert flop * 1e15 / seconds / speed.PEAK == pytest.approx(speed.SHARE, abs=0.005)
+    assert flop == pytest.approx(PFLOP["mmdit"]["faithful"]["768p_5s"], abs=0.01)

@@ -5,14 +5,16 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.compile.__main__ import main
 from launch.compile.machines import machine
-from launch.compile.plan import Plan, report
+from launch.compile.plan import LINKS, MEMORY, Plan, report
 from launch.compile.program import Collective, Program, collectives, product_flops
+from launch.compile.sampling import taken
 
 BLOCKS, ROWS, WIDTH = 5, 64, 96
 
@@ -113,6 +115,27 @@ def test_exchanges_of_a_tpu_are_told_apart():
     assert list(program.running()) == []
     with pytest.raises(ValueError, match="no computation is the ENTRY"):
         Program.read("a page")
+
+
+EXCHANGES = """ENTRY %main (x: bf16[1000,1000]) -> bf16[1000,1000] {
+  %x = bf16[1000,1000]{1,0} parameter(0)
+  %begin = (bf16[1000,1000]{1,0}, bf16[1000,1000]{1,0}) all-gather-start(%x), replica_groups={{0,1}}, dimensions={0}
+  %beside = bf16[1000,1000]{1,0} add(%x, %x)
+  %end = bf16[1000,1000]{1,0} all-gather-done(%begin)
+  %sync = bf16[1000,1000]{1,0} all-gather(%end), replica_groups={{0,1}}, dimensions={0}
+  ROOT %y = bf16[1000,1000]{1,0} add(%sync, %beside)
+}
+"""  # noqa: E501
+
+
+def test_a_step_waits_for_what_no_work_beside_it_hides():
+    four, mesh = machine("cpu"), Mesh(np.array(jax.devices()[:2]), ("data",))
+    found = taken(Program.read(EXCHANGES), four, mesh, seen=1)
+    sent = 2e6 / 2 / four.chip.link / LINKS
+    added = 3 * 2e6 / four.chip.bandwidth / MEMORY
+    assert found.busy == pytest.approx(2 * added)
+    assert found.waited == pytest.approx(max(0.0, sent - added) + sent)
+    assert (found.bytes, found.count) == (4e6, 2)
 
 
 PRODUCTS = """ENTRY %main (x: bf16[2,100,32]) -> f32[8,20] {

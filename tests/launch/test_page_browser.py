@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.page_server import BROWSER, Server, picture, running_browser, served
+from tests.page_server import (
+    BROWSER,
+    PATIENCE,
+    Server,
+    outcome,
+    picture,
+    running_browser,
+    served,
+    told,
+    wish,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +40,10 @@ OUTSIDE = """
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A page that has made a video: its process compiles nothing any more."""
     with served(tmp_path_factory.mktemp("page") / "results") as running:
+        with running.client() as client:
+            assert not told(outcome(client, wish(client, prompt=PROMPT)))
         yield running
 
 
@@ -43,7 +56,7 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, server: Server, width: int = 1280) -> Any:
     """The page as a new visitor sees it."""
     page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1e3 * PATIENCE)
     page.goto(server.url)
     page.get_by_role("button", name="Make a video").first.wait_for()
     return page
@@ -61,7 +74,7 @@ def test_a_visitor_makes_videos_and_finds_them_again(
     asked: list[str] = []
     refused: list[str] = []
     page = browser.new_page(viewport={"width": 1180, "height": 900})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1e3 * PATIENCE)
     page.on("request", lambda request: asked.append(request.url))
     page.on(
         "response", lambda answer: answer.ok or refused.append(f"{answer.url} refused")
@@ -165,6 +178,20 @@ def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Serv
     assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [32, 32]
     expect_settings(page, "a green star moves up")
     assert not image.is_visible()
+
+
+def test_a_video_goes_on_with_another_prompt(browser: Any, server: Server):
+    page = visit(browser, server)
+    button = page.get_by_role("button", name="Continue")
+    assert not button.is_visible()
+    ask(page, PROMPT)
+    expect_settings(page, PROMPT, "7 frames")
+    page.get_by_label("How it goes on").fill("a red circle moves up")
+    page.wait_for_timeout(500)
+    button.click()
+    button.wait_for(state="hidden")
+    expect_settings(page, "a red circle moves up", "13 frames", "continues: ")
+    button.wait_for()
 
 
 def test_prompts_are_shown_as_text(browser: Any, server: Server):

@@ -14,7 +14,7 @@ from PIL import Image
 from launch.sample import outputs
 from launch.sample.outputs import Render
 from launch.web import service as web
-from launch.web.service import VideoService, WebForm
+from launch.web.service import Continuation, VideoService, WebForm
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.request import SEEDS
 from pyramid_jax.pipeline.sizes import Size
@@ -169,6 +169,40 @@ def test_a_made_video_says_what_it_was_made_with(service: VideoService):
     ]
     assert "steps: 10 + 10 for the first frame, 6 + 6 for later ones" in lines
     assert web.recipe_text(outputs.read(render.path)).splitlines() == lines
+
+
+@pytest.mark.parametrize("prompt", ["a red circle moves up", " "])
+def test_a_result_goes_on_as_it_was_made(service: VideoService, prompt: str):
+    image = str(uploaded(service))
+    earlier = made(
+        service, image=image, video_steps=3, negative="dark", preset="fast", seed=200
+    )
+    longer = service.make(service.job(Continuation(earlier.path, prompt)))
+    recipe = longer.recipe
+    assert recipe.prompt == (prompt.strip() or WISH.prompt)
+    assert recipe.frames == 13 and recipe.negative == "dark"
+    assert recipe.options == dict(earlier.recipe.options) | {"window": 3}
+    assert recipe.image and recipe.image.startswith(earlier.path.name)
+    assert f"continues: {earlier.path.name}" in web.recipe_text(longer)
+    again = service.job(Continuation(longer.path)).request
+    assert (again.size, again.prompts) == (Size(32, 32, 19), (recipe.prompt,))
+    given = again.video
+    assert given is not None and given.shape == (1, 13, 32, 32, 3)
+
+
+def test_only_results_that_are_not_long_yet_go_on(
+    service: VideoService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = made(service).path
+    link = service.folder / "link.mp4"
+    link.symlink_to(path)
+    refused = {link: "is a link", tmp_path / "gone.mp4": "does not say what it was"}
+    for video, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            service.job(Continuation(video))
+    monkeypatch.setattr(web, "LONGEST", 1)
+    with pytest.raises(ValueError, match="has 7 frames already; one of at most 6"):
+        service.job(Continuation(path))
 
 
 def test_names_of_files_hold_nothing_but_letters_of_the_prompt(service: VideoService):
