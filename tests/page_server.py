@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import numpy as np
 import pytest
 
-from launch import moving_shapes
+from launch.pairs.dataset import pair
 from pyramid_jax.data.pictures import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,8 +80,7 @@ def served(
 
 def picture(path: Path) -> Path:
     """A first frame that the embedded model knows."""
-    caption = moving_shapes.parse("a yellow star moves left")
-    write_picture(path, moving_shapes.render(caption, np.random.default_rng(0))[0])
+    write_picture(path, pair(5, split="held out").pixels[0])
     return path
 
 

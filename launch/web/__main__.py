@@ -19,7 +19,7 @@ from absl import flags
 from launch import start
 from launch.web.service import VideoService
 from launch.web.tasks import TaskQueue
-from pyramid_jax.pipeline.folder import ASSETS, DTYPES, PAIRS
+from pyramid_jax.pipeline.folder import DTYPES, PAIRS
 from pyramid_jax.pipeline.video import load
 
 try:
@@ -50,8 +50,7 @@ def main(values: flags.FlagValues) -> None:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         streams = not values.offload
         tasks = TaskQueue(VideoService(pipeline, folder, Path(uploads), streams))
-        ships = model.resolve().parent == ASSETS.resolve()
-        demo = page(tasks, examples=ships)
+        demo = page(tasks, examples=model.resolve() == PAIRS.resolve())
         url = serve(demo, host, values.port)
         print(f"the page: {url}\nits results: {folder}", flush=True)
         demo.block_thread()

@@ -16,7 +16,8 @@ import gradio as gr
 import jax
 import numpy as np
 
-from launch import moving_shapes
+from launch.pairs.dataset import pair
+from launch.pairs.scene import COLOURS, MOTIONS, SHAPES, Settings
 from launch.sample.outputs import Render
 from launch.web import service as web
 from launch.web.screen import Screen
@@ -33,11 +34,11 @@ SEED = SEEDS - 1  # the largest one
 # Gradio looks every hour for uploads and copies of results that are a day old.
 CACHE = (3600, 24 * 3600)
 PROMPTS = (
-    "a red circle moves left",
-    "a green star moves up",
-    "a cyan ring moves right",
+    "a red circle moves sideways while a blue seven goes up and down",
+    "a yellow star and a magenta one both bounce diagonally",
+    "a cyan square moves vertically and a green ring goes left and right",
 )
-FIRST_FRAMES = ("a yellow star moves left", "a magenta square moves down")
+FIRST_FRAMES = 5, 10  # numbers of held-out scenes
 GLANCE = 0.1  # seconds between two looks at a task
 PREVIEW = 48  # new frames that are shown at most
 # Events that no other program can call: one that does not wait, one that follows tasks.
@@ -105,19 +106,17 @@ def _about(service: VideoService, examples: bool) -> str:
     sizes = ", ".join(map(str, service.sizes().values()))
     about = f"Videos of **{name}**, on {device}: {sizes}."
     if examples:
-        shapes, colours = _choice(moving_shapes.SHAPES), _choice(moving_shapes.COLOURS)
-        ways = _choice(moving_shapes.DIRECTIONS)
         about += (
-            " It draws one shape that moves and nothing else. Write *a COLOUR SHAPE "
-            f"moves DIRECTION*; it knows the colours {colours}, the shapes {shapes}, "
-            f"and the directions {ways}."
+            " It draws two objects that move, and nothing else. Say of both the colour "
+            f"({_choice(COLOURS)}), what it is ({', '.join(SHAPES)} or a digit), and "
+            f"how it moves ({_choice(MOTIONS)})."
         )
     return about
 
 
 def _choice(words: Iterable[str]) -> str:
     *most, last = words
-    return f"{', '.join(most)} and {last}"
+    return f"{', '.join(most)} or {last}"
 
 
 def _form(
@@ -205,17 +204,17 @@ def _examples(widgets: Widgets, folder: Path) -> None:
     rows: list[list[str]] = [[prompt] for prompt in PROMPTS]
     inputs = [widgets["prompt"]]
     if "image" in widgets:
-        rows = [[str(_first_frame(folder, prompt)), prompt] for prompt in FIRST_FRAMES]
+        rows = [_first_frame(folder, number) for number in FIRST_FRAMES]
         inputs = [widgets["image"], widgets["prompt"]]
     gr.Examples(rows, inputs, label="Examples", api_visibility="private")
 
 
-def _first_frame(folder: Path, prompt: str) -> Path:
-    """An image file with the first frame that a prompt asks for."""
-    caption, rng = moving_shapes.parse(prompt), np.random.default_rng(0)
-    path = folder / f"{prompt.replace(' ', '_')}.png"
-    write_picture(path, moving_shapes.render(caption, rng)[0])
-    return path
+def _first_frame(folder: Path, number: int) -> list[str]:
+    """An image file with the first frame of a scene, and the caption of its video."""
+    scene = pair(number, split="held out", settings=Settings(frames=1), kind="video")
+    path = folder / f"scene_{number}.png"
+    write_picture(path, scene.pixels[0])
+    return [str(path), scene.text]
 
 
 async def _make(

@@ -170,12 +170,12 @@ def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Serv
     image = page.locator("#preview img")
     image.wait_for()
     assert page.locator("#status progress").is_visible()
-    assert "unit 4/4, stage 2/2, step 100" not in page.locator("#status").inner_text()
+    assert "unit 9/9, stage 3/3, step 100" not in page.locator("#status").inner_text()
     first = image.get_attribute("src")
     page.wait_for_function(
         "first => document.querySelector('#preview img')?.src != first", arg=first
     )
-    assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [32, 32]
+    assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [64, 64]
     expect_settings(page, "a green star moves up")
     assert not image.is_visible()
 
@@ -185,12 +185,12 @@ def test_a_video_goes_on_with_another_prompt(browser: Any, server: Server):
     button = page.get_by_role("button", name="Continue")
     assert not button.is_visible()
     ask(page, PROMPT)
-    expect_settings(page, PROMPT, "7 frames")
+    expect_settings(page, PROMPT, "33 frames")
     page.get_by_label("How it goes on").fill("a red circle moves up")
     page.wait_for_timeout(500)
     button.click()
     button.wait_for(state="hidden")
-    expect_settings(page, "a red circle moves up", "13 frames", "continues: ")
+    expect_settings(page, "a red circle moves up", "65 frames", "continues: ")
     button.wait_for()
 
 
@@ -215,11 +215,11 @@ def from_text(page: Any) -> None:
     button = page.get_by_role("button", name="Make a video").first
     button.click()
     page.get_by_text("the prompt is empty").wait_for()
-    page.get_by_role("button", name="a red circle moves left").click()
+    page.get_by_role("button", name="a red circle moves sideways").click()
     page.get_by_label("Seed").first.fill("3")
     button.click()
-    expect_settings(page, "a red circle moves left", "seed: 3\n")
-    assert "stage 2/2, step" in page.evaluate("told")
+    expect_settings(page, "a red circle moves sideways", "seed: 3\n")
+    assert "stage 3/3, step" in page.evaluate("told")
     page.wait_for_function(
         "() => { const video = document.querySelector('#made video');"
         "return video && !video.paused && video.currentTime > 0; }"
