@@ -2,8 +2,8 @@
 """Fig. 10: images of one model with corrective, white and no noise at the jumps.
 
 No arm is trained: the prompts and seeds are the same, and a model is sampled three
-times. The embedded models draw plain backgrounds; the arm `images_3_stages` has learnt
-textures.
+times. The embedded model of pixels draws plain backgrounds; the arm `images_3_stages`
+has learnt textures.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from launch.evaluate.distances import spectrum_distance
 from launch.evaluate.judges import ask_shapes
 from launch.evaluate.metrics import Clip, spectrum
 from pyramid_jax.pipeline import video
-from pyramid_jax.pipeline.folder import PAIRS
+from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pyramid import CORRECTIVE, RENOISING
 
-EMBEDDED = {"embedded, pixels": PAIRS.parent / "tiny", "embedded": PAIRS}
+EMBEDDED = {"embedded": TINY}
 BATCH = 50
 SEED = 500  # of the first image
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
@@ -74,7 +74,7 @@ def images(model: Path, texts: Sequence[str], renoising: str) -> list[Clip]:
 
 
 def embedded(captions: int) -> tuple[list[str], list[Clip]]:
-    """Captions of the embedded models, and real images."""
+    """Captions of the embedded model, and real images."""
     shown = ask_shapes(captions, SEED, 1, False)
     return [each.text for each in shown], [each.real[:1] for each in shown]
 
