@@ -16,7 +16,8 @@ from docs.notebooks import executed, kept
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 # Half a minute of sampling, or large masks; `make test-slow` runs them.
-LONG = {"00_make_a_video", "03_kernels_and_visits", "05_drift_and_extension"}
+LONG = {"00_make_a_video", "02_tokens_and_masks"}
+LONG |= {"03_kernels_and_visits", "05_drift_and_extension"}
 LARGEST = 300_000  # bytes of a file
 
 

@@ -284,6 +284,7 @@ def test_wrong_commands_are_seen(answers: Answers):
     assert all(answers[command].error for command in WRONG)
 
 
+@pytest.mark.slow  # most of them sample
 def test_short_commands_of_readme_run(tmp_path: Path):
     lines = short(commands(README), QUICK)
     assert any("sample" in line for line in lines)

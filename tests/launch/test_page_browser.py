@@ -83,7 +83,7 @@ def test_a_visitor_makes_videos_and_finds_them_again(
     from_text(page)
     from_image(page, picture(tmp_path / "first.png"))
     page.locator("#results button img").nth(1).click()
-    expect_settings(page, PROMPT, "seed: 3\n")
+    expect_settings(page, "a red circle moves sideways", "seed: 3\n")
     here = (f"{server.url}/", "data:", "blob:")
     assert asked and all(url.startswith(here) for url in asked), asked
     assert not [url for url in refused if "/gradio_api/file=" not in url]
@@ -108,7 +108,7 @@ def test_columns_stand_below_each_other_on_a_phone(browser: Any, server: Server)
 
 def test_only_what_says_something_is_seen(browser: Any, server: Server):
     page = visit(browser, server)
-    page.get_by_text("It draws one shape that moves and nothing else.").wait_for()
+    page.get_by_text("It draws two objects that move, and nothing else.").wait_for()
     assert not page.locator("#made").is_visible()
     assert not page.get_by_text("Made with").is_visible()
     ask(page, PROMPT)
@@ -216,6 +216,10 @@ def from_text(page: Any) -> None:
     button.click()
     page.get_by_text("the prompt is empty").wait_for()
     page.get_by_role("button", name="a red circle moves sideways").click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('textarea')]"
+        ".some(box => box.value.startsWith('a red circle'))"
+    )
     page.get_by_label("Seed").first.fill("3")
     button.click()
     expect_settings(page, "a red circle moves sideways", "seed: 3\n")

@@ -23,7 +23,7 @@ def test_latents_are_those_of_the_pixels_and_are_kept(tmp_path):
     records = read_manifest(write_pair_latents(tmp_path, 5, coder, SHORT, batch=2))
     check_latents(records, fps=8.0, vae=coder.digest)
     assert [record.kind for record in records] == ["video"] * 4 + ["image"]
-    for number, record in enumerate(records):
+    for number, record in ((0, records[0]), (4, records[4])):
         drawn, latent = pair(number, settings=SHORT), read_record_latent(record)
         assert record.text == drawn.text
         pixels = jnp.asarray(to_model(drawn.pixels[None]))
