@@ -216,10 +216,7 @@ def from_text(page: Any) -> None:
     button.click()
     page.get_by_text("the prompt is empty").wait_for()
     page.get_by_role("button", name="a red circle moves sideways").click()
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('textarea')]"
-        ".some(box => box.value.startsWith('a red circle'))"
-    )
+    page.wait_for_timeout(1500)  # Gradio asks its server what the example fills in
     page.get_by_label("Seed").first.fill("3")
     button.click()
     expect_settings(page, "a red circle moves sideways", "seed: 3\n")
