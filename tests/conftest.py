@@ -4,6 +4,7 @@
 import os
 import platform
 import signal
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +34,11 @@ if metadata.version("jaxlib").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # later ones do not know it
 
 
+# Linux lets a process map 65,530 regions of memory. Compiled programs take a few each,
+# and one too many ends the process without a word: half of the tests come close.
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the platform before JAX starts, then makes JAX strict.
 
@@ -58,6 +64,16 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_max_size", 2**30)
     # Grain reads absl flags, which nobody parses under pytest.
     absl_flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """Forgets what a file's tests compiled when there is too much of it."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
