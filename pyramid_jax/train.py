@@ -225,7 +225,7 @@ def start_weights(model: ModelConfig, start: str | Path, tuned: bool = False) ->
     """The weights of the model in the folder `start`.
 
     Args:
-        tuned: it may have read its history in another way (`clean_history`).
+        tuned: it may have read its history in another way (`clean_history`, `causal`).
 
     Raises:
         ValueError: there is no such model, or it is of another config.
@@ -233,8 +233,8 @@ def start_weights(model: ModelConfig, start: str | Path, tuned: bool = False) ->
     pipeline = video.load(start)
     cfg = pipeline.cfg
     if tuned:
-        history = {"clean_history": model.dit.clean_history}
-        cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, **history))
+        ours = {"clean_history": model.dit.clean_history, "causal": model.dit.causal}
+        cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, **ours))
     check_start(model, cfg, start)
     return pipeline.params
 

@@ -153,12 +153,13 @@ def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Pa
     widened = with_weights(zeros, half).params
     assert {x.dtype.name for x in jax.tree.leaves(widened)} == {"float32"}
 
-    clean = dataclasses.replace(model.dit, clean_history=True)
-    model = dataclasses.replace(model, dit=clean)
-    tuned = start_weights(model, run / "model", tuned=True)
-    jax.tree.map(np.testing.assert_array_equal, tuned, weights)
-    with pytest.raises(ValueError, match=r"is of another config than this run's"):
-        start_weights(model, run / "model")
+    for reading in ({"clean_history": True}, {"causal": False}):
+        dit = dataclasses.replace(model.dit, **reading)
+        other = dataclasses.replace(model, dit=dit)
+        tuned = start_weights(other, run / "model", tuned=True)
+        jax.tree.map(np.testing.assert_array_equal, tuned, weights)
+        with pytest.raises(ValueError, match=r"is of another config than this run's"):
+            start_weights(other, run / "model")
     cfg.model.dit.single_blocks = 2
     with pytest.raises(ValueError, match=r"is of another config than this run's"):
         start_weights(model_config(cfg.model.to_dict()), run / "model")

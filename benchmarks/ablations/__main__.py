@@ -33,7 +33,6 @@ from launch.start import enable_compile_cache
 logger = logging.getLogger("ablations")
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS, SMOKE = Path("runs/ablations"), "smoke"
-TEXTURED = "images_3_stages"
 RENOISING = "renoising"
 
 
@@ -86,8 +85,8 @@ def runs(folder: Path, scale: Scale, only: Sequence[str]) -> list[Run]:
     """The runs that questions need; the first seed of all arms comes first."""
     asked = [QUESTIONS[name] for name in only if name != RENOISING]
     needed = {arm for q in asked for arm in (q.baseline, *q.others)}
-    if RENOISING in only:
-        needed.add(TEXTURED)
+    if RENOISING in only or not all(map(plan.is_image, needed)):
+        needed.add(plan.START)
     return [
         Run(folder, arm, seed, scale)
         for seed in scale.seeds
@@ -98,7 +97,7 @@ def runs(folder: Path, scale: Scale, only: Sequence[str]) -> list[Run]:
 
 def renoise(folder: Path, scale: Scale) -> None:
     """Compares renoising in every model that there is."""
-    run = Run(folder, TEXTURED, scale.seeds[0], scale)
+    run = Run(folder, plan.START, scale.seeds[0], scale)
     models = dict(renoising.EMBEDDED)
     if finished([run]):
         models["textured"] = run.model

@@ -53,6 +53,11 @@ class Run(NamedTuple):
         return self.folder / self.name / "model"
 
     @property
+    def start(self) -> Path | None:
+        """The model whose weights it begins with; images begin from nothing."""
+        return None if plan.is_image(self.arm) else self._replace(arm=plan.START).model
+
+    @property
     def points(self) -> int:
         """How often it is measured."""
         return self.scale.points if plan.is_image(self.arm) else 1
@@ -93,7 +98,7 @@ def run_arm(run: Run) -> dict[str, Any]:
         cfg.loop.steps = steps * point // run.points
         cfg.loop.save_every = cfg.loop.steps
         begun = time.time(), time.process_time()
-        train(cfg, run.folder / run.name)
+        train(cfg, run.folder / run.name, run.start)
         took = time.time() - begun[0], time.process_time() - begun[1]
         clips = sampled(video.load(run.model), asked, _SEEDS * run.seed)
         kept = measures.measured(clips, asked)

@@ -9,6 +9,7 @@ from configs.ablations import ARMS
 
 PFLOP = 10**15
 IMAGES = "images_"  # arms of images begin like this; the others are videos
+START = "images_3_stages"  # whose weights arms of videos begin with, as in the paper
 
 
 class Scale(NamedTuple):

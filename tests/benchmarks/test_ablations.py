@@ -229,6 +229,14 @@ def test_a_small_run_of_a_question_makes_its_tables_and_figures(tmp_path: Path):
     assert (tmp_path / "figures" / "ablations_images.png").stat().st_size > 10_000
 
 
+def test_arms_of_videos_begin_with_the_images_of_their_seed(tmp_path: Path):
+    names = [run.name for run in program.runs(tmp_path, SMOKE, ["causal"])]
+    assert names == ["images_3_stages-0", "pyramid-0", "bidirectional-0"]
+    images, pyramid, _ = program.runs(tmp_path, SMOKE, ["causal"])
+    assert images.start is None
+    assert pyramid.start == images.model == tmp_path / "images_3_stages-0" / "model"
+
+
 def test_what_is_finished_is_not_done_again(tmp_path: Path):
     done = Run(tmp_path, "images_1_stage", 0, SMOKE)
     done.record.write_text('{"finished": true, "steps": 7}')

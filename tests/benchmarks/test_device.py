@@ -75,7 +75,7 @@ def run(script: str, *arguments: str) -> str:
 
 
 def test_every_step_runs_where_packages_for_data_and_logs_are_missing(tmp_path: Path):
-    printed = run(BLIND, "--tiny", f"--to={tmp_path}")
+    printed = run(BLIND, "--tiny", "--budget=5400", f"--to={tmp_path}")
     records = read_records(tmp_path / RESULTS)
     output = (tmp_path / OUTPUT).read_text(encoding="utf-8")
     outcomes = {record["step"]: record["outcome"] for record in chosen(records, "ends")}
