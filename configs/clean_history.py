@@ -23,13 +23,5 @@ def get_config(model: str = "pairs") -> Any:
     with cfg.unlocked():
         cfg.model.dit.clean_history = True
     if mode == "full":
-        cfg.optimizer.update(
-            learning_rate=6e-4 if cfg.model.dit.width < 512 else 2e-5,
-            schedule="cosine",
-            warmup_steps=50,
-            steps=3000,
-        )
-        cfg.optimizer.final_rate = cfg.optimizer.learning_rate / 20
-        cfg.loop.update(steps=3000, save_every=250)
-        cfg.step.ema_decay = 0.995
+        base.fine_tune(cfg, steps=3000)
     return cfg

@@ -37,13 +37,5 @@ def get_config(teacher: str = "pairs") -> Any:
         cfg.sample.image_guidance = None
     cfg.data.dropout = 0.0
     if mode == "full":
-        cfg.optimizer.update(
-            learning_rate=6e-4 if cfg.model.dit.width < 512 else 2e-5,
-            schedule="cosine",
-            warmup_steps=50,
-            steps=1500,
-        )
-        cfg.optimizer.final_rate = cfg.optimizer.learning_rate / 20
-        cfg.loop.update(steps=1500, save_every=250)
-        cfg.step.ema_decay = 0.995
+        base.fine_tune(cfg, steps=1500)
     return cfg

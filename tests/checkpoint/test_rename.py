@@ -16,6 +16,7 @@ from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import MINIFLUX, MMDIT
 from pyramid_jax.models.dit import DiTConfig
+from tests import original_files
 from tests.released import tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -50,37 +51,7 @@ RELEASED = {
         },
     ),
 }
-# The fields of the released config.json files that tell the models apart.
-JSON = {
-    "mmdit": {
-        "_class_name": "PyramidDiffusionMMDiT",
-        "attention_head_dim": 64,
-        "caption_projection_dim": 1536,
-        "in_channels": 16,
-        "joint_attention_dim": 4096,
-        "max_num_frames": 200,
-        "num_attention_heads": 24,
-        "num_layers": 24,
-        "patch_size": 2,
-        "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 192,
-        "pos_embed_type": "sincos",
-        "qk_norm": "rms_norm",
-        "sample_size": 128,
-    },
-    "miniflux": {
-        "_class_name": "PyramidFluxTransformer",
-        "attention_head_dim": 64,
-        "axes_dims_rope": [16, 24, 24],
-        "in_channels": 64,
-        "joint_attention_dim": 4096,
-        "num_attention_heads": 30,
-        "num_layers": 8,
-        "num_single_layers": 16,
-        "patch_size": 1,
-        "pooled_projection_dim": 768,
-    },
-}
+JSON = {"mmdit": original_files.MMDIT, "miniflux": original_files.MINIFLUX}
 
 
 def small(case: str) -> tuple[DiTConfig, StoredTensors]:
