@@ -9,7 +9,7 @@ of each stage, the student without guidance at 2 and 1; all from the same noise.
 how many captions are wholly right stand the share of those that the teacher gets right
 at its own steps (95 %, by a bootstrap over captions in pairs), processor seconds of a
 video, and the distance of the videos to the teacher's (root mean square, as a share of
-theirs). `--student` may be left out.
+theirs). `--student` may be a file of adapters, or left out.
 """
 
 import argparse
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--teacher", required=True, help="folder of a model")
-    parser.add_argument("--student", help="folder of its student")
-    parser.add_argument("--judge", choices=JUDGES, default="shapes")
+    parser.add_argument("--student", help="folder of its student, or adapters")
+    parser.add_argument("--judge", choices=JUDGES, default="pairs")
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--to", type=Path, help="JSON file to write")
@@ -82,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge, teacher = JUDGES[options.judge], load(options.teacher)
     frames = teacher.cfg.latent.longest(judge.frames)
     asked = judge.ask(options.captions, options.seed, frames, False)
-    student = load(options.student) if options.student else None
+    student = None
+    if options.student:
+        added = options.student.endswith(".safetensors")
+        folder = options.teacher if added else options.student
+        student = load(folder, lora={options.student: 1.0} if added else {})
     found = list(points(teacher, student, judge, asked, options.seed))
     result = {
         "environment": environment(PACKAGES),

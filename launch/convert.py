@@ -6,11 +6,13 @@
     pyramid-jax convert --from=rain1011/pyramid-flow-miniflux --check
     pyramid-jax convert --export --from=models/sd3_384p --to=pyramid-flow-sd3-384p
     pyramid-jax convert --lora=style.safetensors --from=models/sd3 --to=models/style
+    pyramid-jax convert --minus=models/sd3 --from=models/other --to=other.safetensors
 
---from is the folder of a released model (or its name on the hub), with --export and
---lora one of this package; --lora adds adapters to its weights. --check reads headers
-only, reports what is there, and exits with 1 if anything is missing, left over, of
-another shape or damaged.
+--from is the folder of a released model (or its name on the hub), with --export, --lora
+and --minus one of this package. --lora adds adapters to its weights; --minus writes
+such a file, what has to be added to another model to get this one. --check reads
+headers only, reports what is there, and exits with 1 if anything is missing, left over,
+of another shape or damaged.
 """
 
 import math
@@ -31,15 +33,19 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/model
 
 def main(options: flags.FlagValues) -> None:
     origin = str(options["from"].value)  # the word itself is Python's
-    modes = (options.check, options.export, bool(options.lora))
+    modes = (options.check, options.export, bool(options.lora), bool(options.minus))
     if options.check == bool(options.to) or sum(modes) > 1:
         raise ValueError(
-            "give either --check, or --to=FOLDER and at most one of --export and "
-            "--lora; see --help"
+            "give either --check, or --to=FOLDER and at most one of --export, "
+            "--lora and --minus; see --help"
         )
     if options.lora:
         convert.merge_model(origin, lora_files(options.lora), options.to)
         print(f"the model with the adapters in its weights: {options.to}")
+        return
+    if options.minus:
+        convert.save_changes(origin, options.minus, options.to)
+        print(f"what is added to {options.minus}: {options.to}")
         return
     if options.export:
         convert.export_model(origin, options.to)
@@ -114,4 +120,5 @@ if __name__ == "__main__":
     flags.DEFINE_bool("check", False, "Report what is there, and write nothing.")
     flags.DEFINE_bool("export", False, "Write the original's layout.")
     flags.DEFINE_list("lora", None, "Adapters to add, each FILE or FILE:STRENGTH.")
+    flags.DEFINE_string("minus", None, "Folder of the model to write the changes of.")
     start.run(main, headings={"from": "what to read", "to": "what to do"})

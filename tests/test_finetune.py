@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that trains adapters: what is trained, what is kept, and what it makes."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,9 @@ from configs import lora
 from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.adapters import read_adapters
-from pyramid_jax.convert.convert import merge_model
+from pyramid_jax.convert.convert import merge_model, save_changes
 from pyramid_jax.finetune import adapter_loss, base_weights, finetune
-from pyramid_jax.pipeline import video
+from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.training.state import TrainState
 from tests.test_configs import CONFIGS
@@ -102,6 +104,34 @@ def test_merged_weights_are_those_of_the_model_with_adapters(run: Path, tmp_path
     merge_model(TINY, files, tmp_path / "merged")
     found, expected = video.load(tmp_path / "merged"), video.load(TINY, lora=files)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_student_is_its_teacher_with_a_file_of_adapters(tmp_path: Path):
+    teacher, rng = video.load(TINY), np.random.default_rng(0)
+    change = jax.tree.map(lambda x: rng.normal(0, 0.01, x.shape), teacher.params["dit"])
+    defaults = dataclasses.replace(teacher.defaults, video_steps=(1, 1, 1))
+    cfg = dataclasses.replace(teacher.cfg, tokenizer=str(TINY / "tokenizer.json"))
+
+    def saved(name: str, params: Any) -> Path:
+        folder.save_model(tmp_path / name, cfg, defaults, params)
+        return tmp_path / name
+
+    dit = jax.tree.map(lambda x, y: np.float32(x + y), teacher.params["dit"], change)
+    student, file = saved("student", teacher.params | {"dit": dit}), tmp_path / "x"
+    save_changes(student, TINY, file)
+    found = video.load(TINY, lora={file: 1.0})
+    assert found.defaults.video_steps == (1, 1, 1)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=6e-3)
+    jax.tree.map(close, found.params, video.load(student).params)
+    merge_model(TINY, {file: 1.0}, tmp_path / "merged")
+    assert video.load(tmp_path / "merged").defaults == found.defaults
+
+    text = jax.tree.map(lambda x: x + 1, teacher.params["text"])
+    other = saved("other", teacher.params | {"text": text})
+    with pytest.raises(
+        ValueError, match=r"differ in text/.* change the transformer al"
+    ):
+        save_changes(other, TINY, file)
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of low-rank adapters, which name the layers of the original.
+"""Files of adapters, which name the layers of the original.
 
 Every layer has a pair of tensors, "FRONT.LAYER.lora_A.weight" (rank, inputs) and
 "FRONT.LAYER.lora_B.weight" (outputs, rank). The front is "transformer" for diffusers
 and PEFT, "diffusion_model" for ComfyUI. What is written needs no scale: alpha is in B.
+
+What has no low rank, such as a student's way from its teacher, is stored whole as
+LyCORIS names it: "FRONT.LAYER.diff" for a weight, "FRONT.LAYER.diff_b" for a bias.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict
@@ -36,6 +41,9 @@ PAIRS = (
     (".lora_down.weight", ".lora_up.weight"),
     (".lora.down.weight", ".lora.up.weight"),
 )
+WHOLE = {".diff": WEIGHT, ".diff_b": ".bias"}
+# A byte for each number, which is rounded by an eighth at most: changes are small.
+BYTE = np.dtype(ml_dtypes.float8_e5m2)
 ALPHA = ".alpha"  # behind a layer, a number: the pair counts alpha / rank times
 METADATA_KEY = "lora_adapter_metadata"  # diffusers keeps PEFT's settings there
 # By the transform of a kernel, our A and B as those of the tensors that it is made of.
@@ -68,6 +76,10 @@ class LowRank:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
+# What is added to tensors of the original, by their names.
+Changes = dict[str, LowRank | Float[np.ndarray, "..."]]
+
+
 def write_adapters(
     path: str | Path, adapters: Mapping[str, LowRank], front: str
 ) -> None:
@@ -95,8 +107,31 @@ def write_adapters(
     write_tensors(path, tensors, tensors.items(), {METADATA_KEY: json.dumps(named)})
 
 
-def read_adapters(path: str | Path) -> dict[str, LowRank]:
-    """The adapters in a file by layer, whatever of the usual names it uses.
+def write_differences(
+    path: str | Path,
+    differences: Any,
+    table: Table,
+    front: str,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes a file of what is added to all weights, in a byte for each number.
+
+    Args:
+        differences: parameters, of which the table gives the original's tensors.
+        front: what is written before the names of layers, of `FRONTS`.
+        notes: what else the file says.
+    """
+    ends = {kind: end for end, kind in WHOLE.items()}
+    tensors = {}
+    for name, x in rename.export_tensors(differences, table):
+        if name not in table.constants:
+            layer, _, kind = name.rpartition(".")
+            tensors[f"{front}{layer}{ends[f'.{kind}']}"] = x.astype(BYTE)
+    write_tensors(path, tensors, tensors.items(), notes)
+
+
+def read_adapters(path: str | Path) -> Changes:
+    """What a file adds to tensors, whatever of the usual names it uses.
 
     Raises:
         ValueError: the file is missing, damaged, or holds anything else.
@@ -113,29 +148,35 @@ def read_adapters(path: str | Path) -> dict[str, LowRank]:
             layer = _without_front(stem)
             first, second = (np.asarray(x, np.float32) for x in pair)
             scale = _scale(tensors, stem, layer, settings, len(first))
-            adapters[layer] = LowRank(first, second, scale)
+            adapters[f"{layer}{WEIGHT}"] = LowRank(first, second, scale)
+    for end, kind in WHOLE.items():
+        for name in [name for name in tensors if name.endswith(end)]:
+            layer = _without_front(name.removesuffix(end))
+            whole = finite_values(name, tensors.pop(name)).astype(np.float32)
+            adapters[f"{layer}{kind}"] = whole
     if tensors or not adapters:
         raise ValueError(
             f"{path} holds {sorted(tensors)[:3] or 'nothing'}, expected pairs such as "
-            f"LAYER{PAIRS[0][0]} and LAYER{PAIRS[0][1]} alone; DoRA, biases and "
-            "adapters of text encoders can't be used: save the transformer's LoRA"
+            f"LAYER{PAIRS[0][0]} and LAYER{PAIRS[0][1]}, or whole differences, "
+            f"{' and '.join(f'LAYER{end}' for end in WHOLE)}, alone; DoRA and adapters "
+            "of text encoders can't be used: save the transformer's LoRA"
         )
     return adapters
 
 
 def weight_changes(
-    adapters: Mapping[str, LowRank], table: Table, abstract: Any
+    tensors: Changes, table: Table, abstract: Any
 ) -> dict[str, Callable[[], np.ndarray]]:
     """What adapters add to parameters, by path; only what is called is computed.
 
     Args:
+        tensors: what is added to those of the original.
         table, abstract: of the parameters; see `rename.convert_tensors`.
 
     Raises:
         ValueError: the adapters are those of another network.
     """
     specs = rename.tensor_specs(abstract, table)
-    tensors = {f"{layer}{WEIGHT}": x for layer, x in adapters.items()}
     wrong = [
         f"{name} is {'unknown' if name not in specs else f'of {specs[name].shape}'}"
         for name, x in tensors.items()

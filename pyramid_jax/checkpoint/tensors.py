@@ -40,12 +40,12 @@ DTYPES: Mapping[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Types of one byte, which bfloat16 holds exactly.
+# Types of one byte, which are read as bfloat16: it holds them exactly.
 NARROW = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+NAMES = {dtype: name for name, dtype in (DTYPES | NARROW).items()}
 EXPONENT = np.uint16(0x7F80)  # of bfloat16; all ones: infinite, or no number
 ALIGN = 8  # bytes; the header is filled up with spaces
 # Libraries that read the original's files ask for this entry.
@@ -336,7 +336,7 @@ def write_tensors(
     unknown = {str(spec.dtype) for spec in expected.values() if spec.dtype not in NAMES}
     if unknown:
         raise ValueError(
-            f"tensors of {sorted(unknown)} can't be stored; use {sorted(DTYPES)}"
+            f"tensors of {sorted(unknown)} can't be stored; use {[*NAMES.values()]}"
         )
     header: dict[str, Any] = {NOTES: METADATA | dict(notes)}
     places, end = {}, 0

@@ -32,7 +32,12 @@ from pyramid_jax.model import (
     model_section,
 )
 from pyramid_jax.models.vae import VAEConfig
-from pyramid_jax.pipeline.adapters import merged_into
+from pyramid_jax.pipeline.adapters import (
+    INSIDE_DIT,
+    merged_into,
+    sampling,
+    save_difference,
+)
 from pyramid_jax.vae import autoencoder
 
 ORIGINAL = "original"  # our folder with their config files; their name of the variant
@@ -43,6 +48,7 @@ SIZES = {
     "diffusion_transformer_768p": ((*LANDSCAPE, 241),),
     "diffusion_transformer_image": ((1024, 1024, 1), (*LANDSCAPE, 1), (1280, 768, 1)),
 }
+ROUNDING = 1e-3  # weights that are the same may have been stored in float16
 # The names that the libraries of the original look for.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
@@ -126,13 +132,14 @@ def merge_model(
             model, or `to` holds something already.
     """
     folder = Path(folder)
-    sections = files.read_config(folder, "a model", "model")
+    sections = files.read_config(folder, "a model", "model", "sample")
     model = model_config(sections["model"])
     abstract = jax.eval_shape(partial(initialise, model), jax.random.key(0))
     weights = files.open_weights(folder, abstract)
     place: files.Place = _kept
     for file, strength in lora.items():
         place = merged_into(model.dit, place, file, strength)
+        sections["sample"] = sampling(file) or sections["sample"]
     merged = ((name, place(name, np.asarray(x))) for name, x in weights.items())
     with _whole_folder(to) as part:
         beside = (path for path in folder.iterdir() if path.name != files.WEIGHTS)
@@ -140,6 +147,36 @@ def merge_model(
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, part / path.name)
         write_tensors(part / files.WEIGHTS, weights, merged)
+        files.write_config(part, sections)
+
+
+def save_changes(folder: str | Path, base: str | Path, to: str | Path) -> None:
+    """Writes a file of adapters that turns another model into that of a folder.
+
+    Args:
+        base: folder of the model that it was trained from.
+
+    Raises:
+        ValueError: a file is missing or damaged, the two are no models of one config,
+            or differ in more than their transformers.
+    """
+    folder = Path(folder)
+    sections = files.read_config(folder, "a model", "model", "sample")
+    model = model_config(sections["model"])
+    abstract = jax.eval_shape(partial(initialise, model), jax.random.key(0))
+    ours, theirs = (files.open_weights(Path(x), abstract) for x in (folder, base))
+    change = {
+        name: np.asarray(x, np.float32) - np.asarray(theirs[name], np.float32)
+        for name, x in ours.items()
+    }
+    others = [name for name in change if not name.startswith(INSIDE_DIT)]
+    if changed := [name for name in others if np.abs(change[name]).max() > ROUNDING]:
+        raise ValueError(
+            f"{folder} and {base} differ in {changed[0]}, and adapters change the "
+            "transformer alone; give the model that this one was trained from"
+        )
+    difference = subset(change, INSIDE_DIT)
+    save_difference(to, model.dit, difference, sections["sample"])
 
 
 def _kept(_: str, x: np.ndarray) -> np.ndarray:

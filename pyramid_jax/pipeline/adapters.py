@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters of a transformer: from files into its weights, and into files."""
+"""Adapters of a transformer: from files into its weights, and into files."""
 
+import json
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from pyramid_jax.checkpoint import adapters, dit_tables
 from pyramid_jax.checkpoint.adapters import FRONTS
 from pyramid_jax.checkpoint.dit_tables import Table
 from pyramid_jax.checkpoint.files import Place
+from pyramid_jax.checkpoint.tensors import file_metadata
 from pyramid_jax.models.dit import DiTConfig, initialise_dit
 from pyramid_jax.models.layers import position_table
 
+SAMPLE = "pyramid_jax_sample"  # how a file says what to sample with, a JSON object
 INSIDE_DIT = "dit/"  # of a model's weights, before the names of the transformer's
 
 
@@ -45,6 +48,25 @@ def merged_into(
         return place(path, x)
 
     return merge
+
+
+def sampling(file: str | Path) -> dict[str, Any] | None:
+    """What a file of adapters says about sampling: a student's steps, for example."""
+    text = file_metadata(file).get(SAMPLE)
+    return None if text is None else json.loads(text)
+
+
+def save_difference(
+    path: str | Path, cfg: DiTConfig, difference: Any, sample: dict[str, Any]
+) -> None:
+    """Writes what turns one transformer into another one that was trained from it.
+
+    Args:
+        difference: of their weights, as numpy arrays.
+        sample: how the other one is sampled, which the file says, too.
+    """
+    table, notes = dit_table(cfg), {SAMPLE: json.dumps(sample)}
+    adapters.write_differences(path, difference, table, FRONTS["comfyui"], notes)
 
 
 def save_adapters(folder: Path, cfg: DiTConfig, trained: Any, scale: float) -> Path:

@@ -18,7 +18,7 @@ from pyramid_jax.config import asset_path
 from pyramid_jax.data.tokenizer import Tokenize, load_tokenizer
 from pyramid_jax.kernels.quantised import QUANTISED
 from pyramid_jax.model import ModelConfig, SampleConfig
-from pyramid_jax.pipeline.adapters import merged_into
+from pyramid_jax.pipeline.adapters import merged_into, sampling
 from pyramid_jax.pipeline.prompts import PromptEncoder, load_prompt_encoder
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
@@ -67,9 +67,12 @@ def read_model(
         cfg = replace(cfg, dit=replace(cfg.dit, dtype=dtype))
     abstract = jax.eval_shape(partial(model.initialise, cfg), jax.random.key(0))
     place, name = files.placing(abstract, mesh, dtype), folder.resolve().name
+    sample = sections["sample"]
     for file, strength in lora.items():
+        file = asset_path(file)
         place = merged_into(cfg.dit, place, file, strength)
-        name += f"+{Path(file).stem}:{strength:g}"
+        sample = sampling(file) or sample
+        name += f"+{file.stem}:{strength:g}"
     params = files.read_weights(folder, abstract, place)
     params = model.unrolled(params) if unrolled else params
     params = sharding.parked(params) if offload else params
@@ -88,7 +91,7 @@ def read_model(
             tokenizer if tokenizer.is_file() else cfg.tokenizer,
             cfg.text and cfg.text.vocabulary,
         ),
-        model.sample_config(sections["sample"]),
+        model.sample_config(sample),
         vae,
         prompts,
         name,

@@ -23,6 +23,7 @@ from pyramid_jax.checkpoint.adapters import (
     read_adapters,
     weight_changes,
     write_adapters,
+    write_differences,
 )
 from pyramid_jax.convert import configs
 from pyramid_jax.convert.source import abstract_weights, tensor_table
@@ -108,8 +109,9 @@ def test_maps_that_the_original_has_in_one_share_a_wider_adapter(tmp_path: Path)
         settings = file.metadata()[METADATA_KEY]
     assert f'"transformer.alpha_pattern": {{"{last}": 6' in settings
     read = read_adapters(path)
-    assert read[last].scale == 1.0
-    np.testing.assert_array_equal(read[last].up, both[last].up)
+    found = read[f"{last}.weight"]
+    assert isinstance(found, LowRank) and found.scale == 1.0
+    np.testing.assert_array_equal(found.up, both[last].up)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -119,7 +121,29 @@ def test_alpha_beside_a_pair_is_divided_by_its_rank(
     path, one = tmp_path / "x.safetensors", np.ones((2, 2), np.float32)
     pairs = {f"dit.layer{end}": one for end in pair}
     save_file(pairs | {"dit.layer.alpha": np.float32(1.0)[None]}, path)
-    np.testing.assert_array_equal(read_adapters(path)["layer"], one)
+    np.testing.assert_array_equal(read_adapters(path)["layer.weight"], one)
+
+
+@pytest.mark.parametrize("name", CFGS)
+def test_whole_differences_are_those_of_all_weights_within_an_eighth(
+    name: str, tmp_path: Path
+):
+    path, table = tmp_path / "student.safetensors", tensor_table(CFGS[name])
+    abstract, rng = abstract_weights(CFGS[name]), np.random.default_rng(0)
+    change = jax.tree.map(
+        lambda x: rng.normal(0, 0.01, x.shape), sharding.unbox(abstract)
+    )
+    front = FRONTS["comfyui"]
+    write_differences(path, change, table, front, {"what": "a student"})
+    with safe_open(path, "numpy") as file:
+        assert file.metadata()["what"] == "a student"
+        names = {f"{front}proj_out.diff", f"{front}proj_out.diff_b"}
+        assert names <= set(file.keys())
+    changes = weight_changes(read_adapters(path), table, abstract)
+    flat = flatten_dict(change, sep="/")
+    assert changes.keys() == flat.keys()
+    for key, expected in flat.items():
+        np.testing.assert_allclose(changes[key](), expected, 1 / 8, 1e-5, err_msg=key)
 
 
 WRONG = {
@@ -139,6 +163,6 @@ def test_files_of_anything_else_are_refused(message: str, tmp_path: Path):
 def test_adapters_of_another_network_are_refused():
     cfg = CFGS["mmdit"]
     one = LowRank(np.zeros((1, 5)), np.zeros((7, 1)))
-    wrong = {"transformer_blocks.0.attn.to_q": one, "nowhere": one}
+    wrong = {"transformer_blocks.0.attn.to_q.weight": one, "nowhere.weight": one}
     with pytest.raises(ValueError, match=r"nowhere\.weight is unknown; 2 of 2"):
         weight_changes(wrong, tensor_table(cfg), abstract_weights(cfg))
