@@ -48,6 +48,7 @@ def test_teacher_and_student_are_sampled_from_the_same_noise(tmp_path, capsys):
         [
             f"--teacher={model}",
             f"--student={model}",
+            "--judge=shapes",
             "--captions=2",
             f"--to={path}",
             f"--plot={plot}",
