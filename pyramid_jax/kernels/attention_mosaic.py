@@ -48,6 +48,7 @@ from pyramid_jax.kernels.warpgroups import (
     GROUPS,
     HEAD,
     ROW,
+    Assignment,
     HopperProgram,
     Memory,
     Ring,
@@ -220,9 +221,8 @@ def _run(
     def kernel(*refs: Any) -> None:
         walk, numbers, tokens, arrays, *results, slots, barriers, memory = refs
         made = [Ring(*each) for each in zip(arrays, slots, *barriers, strict=True)]
-        run_groups(
-            program, groups, walk, made, [*tokens, *numbers], results, Memory(*memory)
-        )
+        work = Assignment(walk, made, tokens, numbers, results, Memory(*memory))
+        run_groups(program, groups, work)
 
     def slots(x: Array) -> Any:
         if x.ndim == 4:
