@@ -99,7 +99,7 @@ class Tensor(np.ndarray):
 
 
 def test_flexattention_is_asked_for_its_kernels_by_name(monkeypatch):
-    """Its own for "flex", FlashAttention-4's for "flex_flash", if they are installed."""
+    """Its own for "flex", FlashAttention-4's for "flex_flash" where installed."""
     given = benchmark.problem(benchmark.REDUCED, SMALL, 1)
     asked, blocks = [], object()
 
