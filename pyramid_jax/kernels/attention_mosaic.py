@@ -117,8 +117,8 @@ def check_hopper(dtype: str, tiles: Tiles) -> None:
     """
     if INTERPRETER is None:
         raise ValueError(
-            f"JAX {jax.__version__} is too old for pallas_mosaic_gpu; install 0.12 or "
-            "a later one, or use the backend 'pallas_triton'"
+            f"JAX {jax.__version__} is too old for pallas_mosaic_gpu; install 0.11.2 "
+            "or a later one, or use the backend 'pallas_triton'"
         )
     if dtype not in ("bfloat16", "float16"):
         raise ValueError(

@@ -32,7 +32,7 @@ SHARE = 0.01  # of the largest value: weights of bfloat16 have 8 bits
 ONE = jnp.zeros((1, 256), jnp.int32)  # a segment of one frame
 
 interpreted = pytest.mark.skipif(
-    module.INTERPRETER is None, reason="needs JAX 0.12 and Python 3.12"
+    module.INTERPRETER is None, reason="needs JAX 0.11.2 and Python 3.12"
 )
 
 
