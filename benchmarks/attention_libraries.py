@@ -120,14 +120,24 @@ def tokamax(q: Values, k: Values, v: Values, keys: Intervals) -> Values:
 
     Its public function takes no intervals, so its kernels are called by name.
 
+    Source: `Mask.k_start` and `k_end` of tokamax 0.0.12 to 0.0.17. On a Hopper GPU the
+    forward kernel visits the blocks between the least start and the last end of its
+    queries; the backward kernels visit all.
+
     Raises:
-        ValueError: tokamax is not installed, or none of its kernels takes these arrays.
+        ValueError: tokamax is not installed, can't be imported, or has no kernel that
+            takes these arrays.
     """
     try:
         kernels: Any = importlib.import_module(f"{TOKAMAX}.api").IMPLEMENTATIONS
         library: Any = importlib.import_module(f"{TOKAMAX}.base")
     except ImportError as error:
         raise ValueError("needs the package tokamax") from error
+    except SyntaxError as error:  # typeguard's, which takes jaxtyping's shapes for code
+        raise ValueError(
+            "this tokamax can't be imported beside typeguard 3 or later; "
+            "install tokamax 0.0.17 (Python 3.12), or typeguard 2.13.3"
+        ) from error
     names = {"gpu": ("mosaic_gpu", "triton"), "tpu": ("mosaic_tpu",), "cpu": ("xla",)}
     device, refusals = jax.default_backend(), []
     filled = [fill(x, {1: EVEN}) for x in (q, k, v)]

@@ -30,8 +30,12 @@ NEEDS = {
     "splash": "tpu",
     "jax_pallas": "gpu",
     "flex": "gpu",
+    "flex_flash": "gpu",
 }
-OF_TORCH = ("flex", "sdpa")
+# FlexAttention and its options: in Triton, or on the kernels of FlashAttention-4.
+FLEX = {"flex": None, "flex_flash": {"BACKEND": "FLASH"}}
+FLASH = "flash_attn.cute"  # those kernels, of the package flash-attn-4
+OF_TORCH = (*FLEX, "sdpa")
 NAMES = (*BACKENDS, *LIBRARIES, "tokamax", "jax_pallas", *OF_TORCH)
 BLOCK = 128  # tokens, of JAX's own Pallas kernel
 
@@ -153,7 +157,7 @@ def _of_torch(name: str, problem: Problem, device: str) -> Rival:
     if place is None:
         raise ValueError(f"torch has no {device.upper()}")
     mask = TokenMask(*(torch.from_numpy(x.copy()).to(place) for x in problem.mask))
-    form = _flex(torch, mask) if name == "flex" else _sdpa(torch, mask)
+    form = _flex(torch, mask, FLEX[name]) if name in FLEX else _sdpa(torch, mask)
 
     def put(x: Values) -> Any:
         x = np.ascontiguousarray(rearrange(x, "b l heads dim -> b heads l dim"))
@@ -175,9 +179,19 @@ def _of_torch(name: str, problem: Problem, device: str) -> Rival:
     return Rival(put, form, both, wait, take, problem.mask)
 
 
-def _flex(torch: Any, mask: TokenMask) -> Callable[..., Any]:
-    """FlexAttention, compiled, with a list of blocks made from the mask."""
+def _flex(torch: Any, mask: TokenMask, options: Any) -> Callable[..., Any]:
+    """FlexAttention, compiled, with a list of blocks of 128 x 128 made from the mask.
+
+    Source: `FlexKernelOptions.BACKEND` of PyTorch 2.13. "FLASH" needs flash-attn-4
+    (seen: 4.0.0b9) and a Hopper or Blackwell GPU; where it can't be used, it raises an
+    error, and no other kernel takes its place.
+    """
     library = importlib.import_module("torch.nn.attention.flex_attention")
+    if options:
+        try:
+            importlib.import_module(FLASH)
+        except ImportError as error:
+            raise ValueError("needs the package flash-attn-4") from error
     segment, frame = mask
     rows, length = segment.shape
 
@@ -189,7 +203,7 @@ def _flex(torch: Any, mask: TokenMask) -> Callable[..., Any]:
         sees, rows, None, length, length, device=segment.device
     )
     compiled = torch.compile(library.flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(q, k, v, block_mask=listed)
+    return lambda *x: compiled(*x, block_mask=listed, kernel_options=options)
 
 
 def _sdpa(torch: Any, mask: TokenMask) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 
 python -m benchmarks.tune_attention                # into the table of the package
 python -m benchmarks.tune_attention --to mine.json --dims 64 --cases 'packed 24576'
+python -m benchmarks.tune_attention --backend pallas_mosaic_gpu    # on a Hopper GPU
 
 For every width of heads and every case, candidates for one kernel at a time run in
 turns, after all have been compiled at once; the fastest median wins. Those that the
@@ -38,9 +39,14 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}
 # The parts of `Tiles` that are chosen one after the other; a TPU's kernels share one.
-PARTS = {"pallas_triton": Tiles._fields, "pallas_tpu": ("all",)}
+PARTS = {
+    "pallas_triton": Tiles._fields,
+    "pallas_mosaic_gpu": Tiles._fields,
+    "pallas_tpu": ("all",),
+}
 CANDIDATES = {
     "pallas_triton": ((64, 128), (32, 64, 128), (4, 8), (2, 3)),
+    "pallas_mosaic_gpu": ((64, 128, 256), (64, 128), (8,), (2, 4), (0, 8, 16)),
     "pallas_tpu": ((256, 512, 1024), (256, 512, 1024)),
 }
 CASES = ("384p stage 2 unit 8", "768p stage 2 unit 8", "packed 24576")
@@ -182,10 +188,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=24, help="default 24")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=10, help="turns, default 10")
+    parser.add_argument("--backend", choices=PARTS, help="default: the device's")
     parser.add_argument("--to", type=Path, default=TABLE, help="default: the package's")
     options = parser.parse_args(argv)
-    backend = BACKENDS.get(jax.default_backend())
-    if backend is None:
+    backend = options.backend or BACKENDS.get(jax.default_backend(), "")
+    if jax.default_backend() not in BACKENDS:
         parser.error(
             "block sizes are timed on a GPU or a TPU; JAX sees only "
             f"{jax.devices()[0].device_kind}"

@@ -8,10 +8,13 @@ from benchmarks.device.records import Record, chosen
 PRESETS = {"768p_5s": "768p, 5 s", "384p_5s": "384p, 5 s"}
 DONE = "done"  # how a step should end
 PARTS = ("values", "dq", "dk", "dv")  # of what attention computes
-OURS = ("pallas_triton", "pallas_tpu")  # kernels of this package
+# Kernels of this package, and what they are compared with.
+OURS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
 RIVALS = {
     "cudnn": "cuDNN with the mask as a matrix",
     "flex": "FlexAttention with the mask by blocks",
+    "flex_flash": "the same on FlashAttention-4",
+    "pallas_triton": "the Triton kernels",
 }
 
 
@@ -130,17 +133,18 @@ def _trained(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def _faster(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Each kernel of this package beside other libraries on the same row."""
+    """Each kernel of this package beside others on the same row."""
     times = [r for r in chosen(records, "time") if not r["measured"]["skipped"]]
     rows = []
     for ours in (r for r in times if r["rival"] in OURS):
         for other in chosen(times, "time", case=ours["case"]):
-            if other["rival"] in RIVALS:
+            if other["rival"] in RIVALS and other["rival"] != ours["rival"]:
                 pairs = zip(
                     ours["measured"]["rates"], other["measured"]["rates"], strict=True
                 )
                 once, both = (mine / theirs for mine, theirs in pairs)
-                name = f"attention, {ours['case']}, beside {RIVALS[other['rival']]}"
+                about, beside = f"{ours['rival']}, {ours['case']}", other["rival"]
+                name = f"{about}, beside {RIVALS[beside]}"
                 value = f"{once:.1f} times as fast, {both:.1f} times with gradients"
                 rows.append((name, value))
     return rows

@@ -19,8 +19,8 @@ class Step(NamedTuple):
 STEPS = {
     "ceilings": Step(chip.ceilings, 25),
     "correctness": Step(kernels.correctness, 60),
+    "attention_768p": Step(partial(kernels.against_others, "768p"), 60),
     "euler_768p": Step(partial(networks.euler, "768p_5s"), 220),
-    "attention_768p": Step(partial(kernels.against_others, "768p"), 45),
     "tiles": Step(kernels.tiles, 60),
     "decoder": Step(networks.decoder, 60),
     "training": Step(networks.training, 90),

@@ -48,6 +48,7 @@ from pyramid_jax.kernels.warpgroups import (
     GROUPS,
     HEAD,
     ROW,
+    Assignment,
     HopperProgram,
     Memory,
     Ring,
@@ -116,8 +117,8 @@ def check_hopper(dtype: str, tiles: Tiles) -> None:
     """
     if INTERPRETER is None:
         raise ValueError(
-            f"JAX {jax.__version__} is too old for pallas_mosaic_gpu; install 0.12 or "
-            "a later one, or use the backend 'pallas_triton'"
+            f"JAX {jax.__version__} is too old for pallas_mosaic_gpu; install 0.11.2 "
+            "or a later one, or use the backend 'pallas_triton'"
         )
     if dtype not in ("bfloat16", "float16"):
         raise ValueError(
@@ -220,9 +221,8 @@ def _run(
     def kernel(*refs: Any) -> None:
         walk, numbers, tokens, arrays, *results, slots, barriers, memory = refs
         made = [Ring(*each) for each in zip(arrays, slots, *barriers, strict=True)]
-        run_groups(
-            program, groups, walk, made, [*tokens, *numbers], results, Memory(*memory)
-        )
+        work = Assignment(walk, made, tokens, numbers, results, Memory(*memory))
+        run_groups(program, groups, work)
 
     def slots(x: Array) -> Any:
         if x.ndim == 4:

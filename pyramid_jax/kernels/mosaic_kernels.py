@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three kernels of `attention_mosaic`, as each of their computing warpgroups runs
-them: `program` says which tokens are its own, `rings` bring those of the other side."""
+them: `program` says which tokens are its own, rings bring those of the other side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,37 +11,32 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from pyramid_jax.kernels import flash
-from pyramid_jax.kernels.flash import Ref, Refs
+from pyramid_jax.kernels.flash import Ref
 from pyramid_jax.kernels.warpgroups import (
     ACROSS,
     DOWN,
     WIDE,
+    Assignment,
     HopperProgram,
     Memory,
-    Ring,
     load,
 )
 
 SUMS: Any = plgpu.WGMMAAccumulatorRef  # of a product, in registers
+# Of the polynomial next to 2^x from -1/2 to 1/2, by relative error (Remez).
+CUBIC = 0.05517167, 0.24261112, 0.69326099, 0.99992807
+INTEGERS = 1.5 * 2.0**23  # added to a float32, it rounds to an integer in the last bits
 
 
-def forward_groups(
-    program: HopperProgram,
-    walk: Ref,
-    rings: Sequence[Ring],
-    own: Refs,
-    results: Refs,
-    memory: Memory,
-) -> None:
-    keys, values = rings
-    (q,) = program.load(own[:1], memory)
-    first, last = (program.down(x) for x in own[1:])
-    count, stages = program.listed(walk.count)[...], keys.slots[0].shape[0]
-    size, dim = q.shape
-    slope = program.call.slope
+def forward_groups(program: HopperProgram, work: Assignment) -> None:
+    (keys, values), memory = work.rings, work.memory
+    (q,) = program.load(work)
+    first, last = map(program.down, work.numbers)
+    count, size = program.listed(work.walk.count)[...], q.shape[0]
+    slope, polynomial = program.call.slope, program.call.tiles.forward.polynomial
 
     def take_turn() -> None:
         plgpu.barrier_arrive(memory.turn)
@@ -49,17 +44,15 @@ def forward_groups(
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         sums, peak, total = state
-        slot = jax.lax.rem(at, stages)
-        k, rank = (x.at[slot] for x in keys.slots)
+        k, rank = keys.blocks(at)
         logits = _product(q, k.T, then=take_turn)
         if partly:
-            seen = load(rank, layout=ACROSS)
-            plgpu.commit_smem()
-            logits = _hide(logits, seen, first, last)
-        keys.release(slot)
+            logits = _hide(logits, rank, first, last)
+        keys.release(at)
         higher = jnp.maximum(peak, logits.max(axis=1) * slope)
         faded = jnp.exp2(peak - higher)
-        weights = jnp.exp2(logits * slope - _rows(higher, logits))
+        powers = logits * slope - _rows(higher, logits)
+        weights = jnp.exp2(powers) if partly else exp2(powers, polynomial)
         total = total * faded + weights.sum(axis=1)
         narrow = weights.astype(q.dtype)
         sums = sums * _rows(faded, sums)
@@ -67,16 +60,16 @@ def forward_groups(
             (sums, higher, total, narrow)
         )
         plgpu.barrier_arrive(memory.turn)
-        (v,) = values.arrived(slot)
+        (v,) = values.arrived(at)
         plgpu.barrier_wait(memory.turn)
 
         def next_keys() -> None:
             @pl.when(at + 1 < count)
             def _() -> None:
-                keys.arrived(jax.lax.rem(at + 1, stages))
+                keys.arrived(at + 1)
 
         sums = _added(program, memory, sums, (narrow, v), then=next_keys)
-        values.release(slot)
+        values.release(at)
         return sums, higher, total
 
     @pl.when(count > 0)
@@ -84,94 +77,96 @@ def forward_groups(
         keys.arrived(jnp.int32(0))
 
     pl.when(program.group == 1)(take_turn)
-    state = _zeros((size, dim)), _row(size, flash.FLOOR), _row(size, 0.0)
-    sums, peak, total = _walked(program, visit, walk, state)
+    state = _zeros(q.shape), _row(size, flash.FLOOR), _row(size, 0.0)
+    sums, peak, total = _walked(program, visit, work.walk, state)
     pl.when(program.group == 0)(take_turn)
     blind = total == 0
     total = jnp.where(blind, 1.0, total)
-    outs: Any = tuple(x for x in results if len(x.shape) == 4)
+    outs: Any = tuple(x for x in work.results if len(x.shape) == 4)
     out = outs if len(outs) > 1 else outs[0]
     parts = [(sums * _rows(1 / total, sums), q, out)]
     if memory.norm is not None:
         norm = jnp.where(blind, 0.0, peak + jnp.log(total) * math.log2(math.e))
-        parts.append((norm, memory.norm.at[program.group], results[-1]))
+        parts.append((norm, memory.norm.at[program.group], work.results[-1]))
     program.store(parts)
 
 
-def query_groups(
-    program: HopperProgram,
-    walk: Ref,
-    rings: Sequence[Ring],
-    own: Refs,
-    results: Refs,
-    memory: Memory,
-) -> None:
-    keys, values = rings
-    q, back = program.load(own[:2], memory)
-    first, last, norm, along = (program.down(x) for x in own[2:])
-    stages, slope = keys.slots[0].shape[0], program.call.slope
+def query_groups(program: HopperProgram, work: Assignment) -> None:
+    (keys, values), slope = work.rings, program.call.slope
+    q, back = program.load(work)
+    first, last, norm, along = map(program.down, work.numbers)
 
     def visit(partly: bool, at: Array, sums: Array) -> Array:
-        slot = jax.lax.rem(at, stages)
-        (k, rank), (v,) = keys.arrived(slot), values.arrived(slot)
+        (k, rank), (v,) = keys.arrived(at), values.arrived(at)
 
         def weigh(logits: Array) -> Array:
             if partly:
-                seen = load(rank, layout=ACROSS)
-                plgpu.commit_smem()
-                logits = _hide(logits, seen, first, last)
+                logits = _hide(logits, rank, first, last)
             return jnp.exp2(logits * slope - _rows(norm, logits))
 
         weights, change = _products((q, k.T), (back, v.T), weigh)
-        values.release(slot)
+        values.release(at)
         change = (weights * (change - _rows(along, change))).astype(q.dtype)
-        sums = _added(program, memory, sums, (change, k))
-        keys.release(slot)
+        sums = _added(program, work.memory, sums, (change, k))
+        keys.release(at)
         return sums
 
-    sums = _walked(program, visit, walk, _zeros(q.shape))
-    program.store([(sums * (slope * math.log(2)), q, results[0])])
+    sums = _walked(program, visit, work.walk, _zeros(q.shape))
+    program.store([(sums * (slope * math.log(2)), q, work.results[0])])
 
 
-def key_groups(
-    program: HopperProgram,
-    walk: Ref,
-    rings: Sequence[Ring],
-    own: Refs,
-    results: Refs,
-    memory: Memory,
-) -> None:
-    queries, backs = rings
-    k, v = program.load(own[:2], memory)
-    first, last = (program.down(x) for x in own[2:])
-    stages, slope = queries.slots[0].shape[0], program.call.slope
+def key_groups(program: HopperProgram, work: Assignment) -> None:
+    (queries, backs), slope = work.rings, program.call.slope
+    k, v = program.load(work)
+    first, last = map(program.down, work.numbers)
 
     def visit(partly: bool, at: Array, state: tuple) -> tuple:
         k_sums, v_sums = state
-        slot = jax.lax.rem(at, stages)
-        (q, rank, norm), (back, along) = queries.arrived(slot), backs.arrived(slot)
+        (q, rank, norm), (back, along) = queries.arrived(at), backs.arrived(at)
 
         def weigh(logits: Array) -> Array:
             if partly:
-                seeing = load(rank, layout=ACROSS)
-                logits = _hide(logits, seeing, first, last)
+                logits = _hide(logits, rank, first, last)
             less = load(norm, layout=ACROSS)
             return jnp.exp2(logits * slope - _columns(less, logits))
 
         weights, change = _products((k, q.T), (v, back.T), weigh)
-        v_sums = _added(program, memory, v_sums, (weights.astype(k.dtype), back))
+        v_sums = _added(program, work.memory, v_sums, (weights.astype(k.dtype), back))
         along = load(along, layout=ACROSS)
         plgpu.commit_smem()
-        backs.release(slot)
+        backs.release(at)
         change = weights * (change - _columns(along, change))
-        k_sums = _added(program, memory, k_sums, (change.astype(k.dtype), q))
-        queries.release(slot)
+        k_sums = _added(program, work.memory, k_sums, (change.astype(k.dtype), q))
+        queries.release(at)
         return k_sums, v_sums
 
     nothing = _zeros(k.shape), _zeros(k.shape)
-    k_sums, v_sums = _walked(program, visit, walk, nothing)
-    k_sums = k_sums * (slope * math.log(2))
-    program.store([(k_sums, k, results[0]), (v_sums, v, results[1])])
+    k_sums, v_sums = _walked(program, visit, work.walk, nothing)
+    dk, dv = work.results
+    program.store([(k_sums * (slope * math.log(2)), k, dk), (v_sums, v, dv)])
+
+
+def exp2(powers: Float[Array, "_ _"], columns: int) -> Float[Array, "_ _"]:
+    """2^powers, in the first `columns` without the units for exponentials.
+
+    There, powers are below 127, what is below -125 becomes that, and 2^x is computed as
+    2^n p(x - n), n the integer next to x; the relative error is below 7.6e-5.
+    """
+    if not columns:
+        return jnp.exp2(powers)
+    others = jax.lax.slice(powers, (0, columns), powers.shape)
+    first = jax.lax.slice(powers, (0, 0), (powers.shape[0], columns))
+    first = jnp.maximum(first, -125.0)
+    shifted = first + INTEGERS
+    rest = (INTEGERS - shifted) + first  # XLA would leave out -INTEGERS + INTEGERS
+    made = jnp.full_like(rest, CUBIC[0])
+    for coefficient in CUBIC[1:]:
+        made = made * rest + coefficient
+    made, integer = (
+        jax.lax.bitcast_convert_type(x, jnp.int32) for x in (made, shifted)
+    )
+    made = jax.lax.bitcast_convert_type(made + (integer << 23), jnp.float32)
+    return jnp.concatenate([made, jnp.exp2(others)], axis=1)
 
 
 def _walked(
@@ -229,9 +224,10 @@ def _added(
     return sums + _product(spare, y, then)
 
 
-def _hide(logits: Array, rank: Array, first: Array, last: Array) -> Array:
+def _hide(logits: Array, ranks: Ref, first: Array, last: Array) -> Array:
     """HIDDEN where a column's rank is outside of the row's interval."""
-    rank = _columns(rank, logits)
+    rank = _columns(load(ranks, layout=ACROSS), logits)
+    plgpu.commit_smem()
     inside = (rank >= _rows(first, logits)) & (rank <= _rows(last, logits))
     return jnp.where(inside, logits, flash.HIDDEN)
 

@@ -25,13 +25,15 @@ Sizes = Sequence[Sequence[int]]
 class Tile(NamedTuple):
     """Tokens in a block of queries and of keys; warps and loads in flight of a program.
 
-    A TPU ignores the latter two.
+    A TPU ignores the latter two. Of the keys in a wholly visible block, so many as
+    `polynomial` says are weighed by a polynomial, in the forward pass on a Hopper GPU.
     """
 
     query: int
     key: int
     warps: int = 4
     stages: int = 2
+    polynomial: int = 0
 
 
 class Tiles(NamedTuple):
@@ -47,26 +49,29 @@ class Tiles(NamedTuple):
 
         Args:
             sizes: one tile for all kernels or one for each of forward, dq, and dk with
-                dv; a tile is (queries, keys), (queries, keys, warps) or (queries, keys,
-                warps, stages).
+                dv; a tile is (queries, keys, warps, stages, keys by polynomial), of
+                which the last three may be left out from the right.
 
         Raises:
             ValueError: another number of tiles, or sizes that no kernel takes.
         """
-        if len(sizes) not in (1, 3) or any(
-            len(size) not in (2, 3, 4) for size in sizes
-        ):
+        if len(sizes) not in (1, 3) or any(not 2 <= len(size) <= 5 for size in sizes):
             raise ValueError(
                 f"attention tiles {sizes} must be one tile or three, each (queries, "
-                "keys), (queries, keys, warps) or (queries, keys, warps, stages)"
+                "keys) and, if wanted, warps, stages and keys by polynomial"
             )
         for size in sizes:
-            query, key, warps, stages = Tile(*size)
+            query, key, warps, stages, polynomial = Tile(*size)
             powers = all(n > 0 and n & (n - 1) == 0 for n in (query, key, warps))
             if not powers or min(query, key) < SMALLEST or stages < 1:
                 raise ValueError(
                     f"attention tile {tuple(size)} must have blocks of {SMALLEST}, 32, "
                     "64, ... tokens, 1, 2, 4 or 8 warps, and a stage or more"
+                )
+            if polynomial not in range(0, key, 8):
+                raise ValueError(
+                    f"{polynomial} keys by polynomial must be 0, 8, 16, ... and fewer "
+                    f"than the {key} keys of a block"
                 )
         return cls(*(Tile(*size) for size in (*sizes, *sizes, *sizes)[:3]))
 

@@ -35,18 +35,26 @@ class Ring(NamedTuple):
     full: Ref
     free: Ref
 
-    def arrived(self, slot: Array) -> list[Ref]:
-        """The blocks in a slot, once they are there."""
-        plgpu.barrier_wait(self.full.at[slot])
-        return [x.at[slot] for x in self.slots]
+    def slot(self, visit: Array) -> Array:
+        """The slot of a visit, numbered in the order of the list."""
+        return jax.lax.rem(visit, self.slots[0].shape[0])
 
-    def release(self, slot: Array) -> None:
-        """This group has read the slot.
+    def blocks(self, visit: Array) -> list[Ref]:
+        """The blocks of a visit, which are there."""
+        return [x.at[self.slot(visit)] for x in self.slots]
+
+    def arrived(self, visit: Array) -> list[Ref]:
+        """The blocks of a visit, once they are there."""
+        plgpu.barrier_wait(self.full.at[self.slot(visit)])
+        return self.blocks(visit)
+
+    def release(self, visit: Array) -> None:
+        """This group has read the blocks.
 
         What it read into registers, not by wgmma, has to be followed by `commit_smem`,
         or the next copy may overtake it.
         """
-        plgpu.barrier_arrive(self.free.at[slot])
+        plgpu.barrier_arrive(self.free.at[self.slot(visit)])
 
 
 class Memory(NamedTuple):
@@ -62,6 +70,18 @@ class Memory(NamedTuple):
     norm: Ref
     turn: Ref
     spare: Ref
+
+
+class Assignment(NamedTuple):
+    """What the warpgroups of a program have to do: the blocks to visit, the rings that
+    bring them, own tokens and numbers of them, results, and memory beside the rings."""
+
+    walk: Ref
+    rings: Sequence[Ring]
+    tokens: Refs
+    numbers: Refs
+    results: Refs
+    memory: Memory
 
 
 class HopperProgram(NamedTuple):
@@ -107,10 +127,10 @@ class HopperProgram(NamedTuple):
         """A number of each own token, as rows of a product have them."""
         return load(self.own(x), layout=DOWN, optimized=False)
 
-    def load(self, arrays: Refs, memory: Memory) -> list[Ref]:
+    def load(self, work: Assignment) -> list[Ref]:
         """The blocks of own tokens, in shared memory."""
-        arrived, blocks = memory.arrived.at[self.group], []
-        for x, slots in zip(arrays, memory.own, strict=True):
+        arrived, blocks = work.memory.arrived.at[self.group], []
+        for x, slots in zip(work.tokens, work.memory.own, strict=True):
             blocks.append(slots.at[self.group])
             plgpu.copy_gmem_to_smem(self.own(x), blocks[-1], arrived)
         plgpu.barrier_wait(arrived)
@@ -144,22 +164,20 @@ class HopperProgram(NamedTuple):
 
 def run_groups(
     program: HopperProgram,
-    compute: Callable[..., None],
-    walk: Ref,
-    rings: Sequence[Ring],
-    *others: Any,
+    compute: Callable[[HopperProgram, Assignment], None],
+    work: Assignment,
 ) -> None:
     """The body of a kernel: what each of the three warpgroups does."""
 
     @pl.when(program.group < GROUPS)
     def _() -> None:
         plgpu.set_max_registers(REGISTERS[0], action="increase")
-        compute(program, walk, rings, *others)
+        compute(program, work)
 
     @pl.when(program.group == GROUPS)
     def _() -> None:
         plgpu.set_max_registers(REGISTERS[1], action="decrease")
-        _feed(program, walk, rings)
+        _feed(program, work.walk, work.rings)
 
 
 def _feed(program: HopperProgram, walk: Ref, rings: Sequence[Ring]) -> None:
@@ -171,12 +189,13 @@ def _feed(program: HopperProgram, walk: Ref, rings: Sequence[Ring]) -> None:
     blocks = program.listed(walk.block)
 
     def step(at: Array, block: Array) -> Array:
-        following, slot = blocks[at + 1], jax.lax.rem(at, stages)
+        following = blocks[at + 1]
         for ring in rings:
+            slot = ring.slot(at)
 
             @pl.when(at >= stages)
-            def _(ring: Ring = ring) -> None:
-                plgpu.barrier_wait(ring.free.at[slot])
+            def _(barrier: Ref = ring.free.at[slot]) -> None:
+                plgpu.barrier_wait(barrier)
 
             for x, slots in zip(ring.arrays, ring.slots, strict=True):
                 source = program.tokens(
@@ -192,4 +211,4 @@ def _feed(program: HopperProgram, walk: Ref, rings: Sequence[Ring]) -> None:
         @pl.when(at >= 0)
         def _(at: Array = at) -> None:
             for ring in rings:
-                plgpu.barrier_wait(ring.free.at[jax.lax.rem(at, stages)])
+                plgpu.barrier_wait(ring.free.at[ring.slot(at)])

@@ -91,6 +91,54 @@ def test_jax_s_own_kernel_is_given_whole_blocks_and_all_frames(monkeypatch):
     assert (one.mask.segment == given.mask.segment).all() and not one.mask.frame.any()
 
 
+class Tensor(np.ndarray):
+    """What a benchmark needs of a tensor of PyTorch before it runs."""
+
+    def to(self, *_) -> "Tensor":
+        return self
+
+
+def test_flexattention_is_asked_for_its_kernels_by_name(monkeypatch):
+    """Its own for "flex", FlashAttention-4's for "flex_flash" where installed."""
+    given = benchmark.problem(benchmark.REDUCED, SMALL, 1)
+    asked, blocks = [], object()
+
+    def attention(q, k, v, block_mask, kernel_options):
+        assert block_mask is blocks
+        asked.append(kernel_options)
+        return v
+
+    library = SimpleNamespace(
+        create_block_mask=lambda *_, **__: blocks, flex_attention=attention
+    )
+    modules = {
+        "torch": SimpleNamespace(
+            compile=lambda form, dynamic: form,
+            from_numpy=lambda x: x.view(Tensor),
+            float32="float32",
+        ),
+        "torch.nn.attention.flex_attention": library,
+        rivals.FLASH: None,
+    }
+
+    def imported(name: str):
+        if name not in modules:
+            raise ImportError(name)
+        return modules[name]
+
+    monkeypatch.setattr(rivals, "importlib", SimpleNamespace(import_module=imported))
+    for name in rivals.FLEX:
+        monkeypatch.setitem(rivals.NEEDS, name, "cpu")
+        one = rivals.rival(name, given)
+        out = one.forward(*map(one.put, given[:3]))
+        np.testing.assert_array_equal(np.moveaxis(out, 1, 2), given.v)
+    assert asked == [None, {"BACKEND": "FLASH"}]
+    del modules[rivals.FLASH]
+    rivals.rival("flex", given)
+    with pytest.raises(ValueError, match="needs the package flash-attn-4"):
+        rivals.rival("flex_flash", given)
+
+
 A, B, C, D = (Tile(size, size) for size in (16, 32, 64, 128))
 
 

@@ -100,6 +100,17 @@ def test_kernels_of_tokamax_that_refuse_are_named(monkeypatch):
         tokamax(*inputs()[:3], keys)
 
 
+def test_a_tokamax_that_its_typeguard_breaks_is_told_apart(monkeypatch):
+    """As on an H200 with Python 3.12: tokamax 0.0.12 beside typeguard 4."""
+
+    def broken(_):
+        compile("*B T H D", "<unknown>", "eval")
+
+    monkeypatch.setattr(libraries, "importlib", SimpleNamespace(import_module=broken))
+    with pytest.raises(ValueError, match=r"install tokamax 0.0.17 .* or typeguard 2"):
+        tokamax(*inputs()[:3], libraries.intervals(MASK))
+
+
 def test_cudnn_is_given_the_mask_and_an_even_number_of_tokens(monkeypatch):
     """Rounded to bfloat16, which is all that cuDNN takes."""
     lengths = []

@@ -224,14 +224,16 @@ def test_kernels_are_compared_with_libraries_on_the_same_row():
     records = [
         attention_time("a", "pallas_triton", [300.0, 200.0]),
         attention_time("a", "cudnn", [100.0, 160.0]),
+        attention_time("a", "pallas_mosaic_gpu", [450.0, 300.0]),
         attention_time("a", "flex", None),
         attention_time("b", "cudnn", [1.0, 1.0]),
     ]
+    triton, mosaic = "pallas_triton, a, beside ", "pallas_mosaic_gpu, a, beside "
+    dense = "cuDNN with the mask as a matrix"
     assert highlights(records) == [
-        (
-            "attention, a, beside cuDNN with the mask as a matrix",
-            "3.0 times as fast, 1.2 times with gradients",
-        )
+        (triton + dense, "3.0 times as fast, 1.2 times with gradients"),
+        (mosaic + "the Triton kernels", "1.5 times as fast, 1.5 times with gradients"),
+        (mosaic + dense, "4.5 times as fast, 1.9 times with gradients"),
     ]
 
 

@@ -16,6 +16,7 @@ from launch.compile.cases import batch, case_names
 from pyramid_jax.kernels import attention_mosaic as module
 from pyramid_jax.kernels.attention import attention, attention_plan
 from pyramid_jax.kernels.attention_mosaic import attention_mosaic, hopper_lists
+from pyramid_jax.kernels.mosaic_kernels import exp2
 from pyramid_jax.kernels.tiles import Tiles
 from pyramid_jax.mask import TokenMask
 from tests.kernels.test_attention_cases import (
@@ -31,7 +32,7 @@ SHARE = 0.01  # of the largest value: weights of bfloat16 have 8 bits
 ONE = jnp.zeros((1, 256), jnp.int32)  # a segment of one frame
 
 interpreted = pytest.mark.skipif(
-    module.INTERPRETER is None, reason="needs JAX 0.12 and Python 3.12"
+    module.INTERPRETER is None, reason="needs JAX 0.11.2 and Python 3.12"
 )
 
 
@@ -92,10 +93,10 @@ def test_heads_of_other_widths_and_types_agree(dim, dtype):
 
 
 @cache
-def forward():
+def forward(tiles=SMALL):
     """Attention with given lists, in one program for rows of one shape."""
     how = module.INTERPRETER(detect_races=True)
-    return jax.jit(lambda *x: attention_mosaic(*x, SMALL, interpret=how)[0])
+    return jax.jit(lambda *x: attention_mosaic(*x, tiles, interpret=how)[0])
 
 
 @interpreted
@@ -118,6 +119,26 @@ def test_in_blocks_wholly_visible_no_rank_is_compared():
     found = forward()(q, k, v, hiding)
     np.testing.assert_array_equal(found, forward()(q, k, v, lists))
     assert jnp.abs(found).min() > 0
+
+
+def test_a_polynomial_stands_in_for_exponentials():
+    """Of every number that softmax has; what is smaller becomes 2^-125."""
+    powers = np.linspace(-150, 0, 4096, dtype=np.float32)
+    pair = np.stack([powers] * 2, axis=1)
+    found, exact = np.asarray(jax.jit(exp2, static_argnums=1)(pair, 1)).T
+    expected = np.exp2(np.maximum(powers, -125).astype(np.float64))
+    assert abs(found / expected - 1).max() < 7.6e-5
+    np.testing.assert_allclose(exact, np.exp2(powers), rtol=1e-5, atol=2e-38)
+
+
+@interpreted
+def test_attention_by_a_polynomial_agrees():
+    """For half of the keys, of which all queries see all."""
+    mask = TokenMask(ONE, ONE)
+    tiles = Tiles(SMALL.forward._replace(polynomial=32), *SMALL[1:])
+    q, k, v, back = arrays(mask)
+    found = forward(tiles)(q, k, v, hopper_lists(mask, mask, tiles))
+    assert_close([found], by_the_formula(q, k, v, back, mask)[:1], SHARE)
 
 
 @interpreted

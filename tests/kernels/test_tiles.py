@@ -90,6 +90,8 @@ def test_one_tile_serves_all_kernels_and_three_serve_one_each():
         ([(8, 64)], "must have blocks of 16"),
         ([(64, 64, 3)], "1, 2, 4 or 8 warps"),
         ([(64, 64, 4, 0)], "a stage or more"),
+        ([(64, 64, 4, 2, 12)], "12 keys by polynomial must be 0, 8, 16"),
+        ([(64, 64, 4, 2, 64)], "fewer than the 64 keys"),
     ],
 )
 def test_sizes_that_no_kernel_takes_are_refused(sizes, reason):
