@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README and docs from benchmarks/results/.
+"""Writes the tables and numbers of README and docs from benchmarks/results/.
 
 python -m benchmarks.tables
 
 A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`; what is
-there is replaced. What `benchmarks.device` has found is in files device_*.jsonl, one
-for each device; those of small shapes are refused.
+there is replaced; so are numbers (benchmarks/figures.py). What `benchmarks.device` has
+found is in files device_*.jsonl, one for each device; small shapes are refused.
 """
 
 import argparse
@@ -18,17 +18,14 @@ from typing import Any
 from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
 from benchmarks.device.report import heading, highlights, report, table
+from benchmarks.figures import PAGES, read_results, with_numbers
 from benchmarks.leaderboard import leaderboard
 from benchmarks.speed import deviation_table, speed_table
 from launch.evaluate.adherence import adherence_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (
-    *("performance.md", "ablations.md", "leaderboard.md", "sharding.md"),
-    *("evaluation.md", "models.md"),
-)
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
+DOCUMENTS = (ROOT / "README.md", *PAGES)
 NONE = "No GPU or TPU has been measured yet."
 VARIANTS = {"cpu_mmdit.json": "mmdit", "cpu_miniflux.json": "miniFLUX"}
 TASKS = {"t2v": "Text to video", "i2v": "Image to video", "t2i": "Text to image"}
@@ -44,7 +41,7 @@ _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
-    """A document with its tables as the results say.
+    """A document with its tables and numbers as the results say.
 
     Raises:
         ValueError: no table has the name in a comment.
@@ -56,7 +53,7 @@ def with_tables(text: str) -> str:
             raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
         return f"{begin}{TABLES[name]()}\n{end}"
 
-    return _PLACE.sub(written, text)
+    return with_numbers(_PLACE.sub(written, text), read_results(RESULTS))
 
 
 def of_devices(tell: Callable[[Sequence[Record]], str]) -> str:
@@ -174,6 +171,39 @@ def _precision() -> str:
     return table(("", "random weights", "embedded model", "its frames' PSNR"), rows)
 
 
+def _warm() -> str:
+    """What a process takes to its first Euler step."""
+    modes = {"cold": "no programs", "jax": "JAX's cache", "kept": "kept programs"}
+    head = ("imports", "weights", "programs", "running", "total")
+    rows = []
+    for case in _result("warm_start.json")["cases"].values():
+        for mode, title in modes.items():
+            what = f"{case['depth']} blocks of width {case['width']}, {title}"
+            medians = (case["modes"][mode][part]["median"] for part in head)
+            rows.append([what, *(f"{median:.2f}" for median in medians)])
+    return table(
+        ("processor seconds", *head[:-1], "to the end of the first step"), rows
+    )
+
+
+def _lora() -> str:
+    """What the training of adapters takes on a device."""
+    found = _result("lora_memory.json")
+    state, rank = found["state_bytes"], found["adapters"]["rank"]
+    trained = sum(state[part] for part in ("params", "ema", "optimizer"))
+    tokens = f"{found['tokens_of_a_row']:,} tokens"
+    rows = [
+        [f"frozen weights, {state['frozen'] / 2e9:.2f} B in bfloat16", state["frozen"]],
+        [f"adapters of rank {rank}, their average and moments, in float32", trained],
+        [
+            f"everything temporary, with `remat`, {found['config']} ({tokens})",
+            found["step_bytes"]["temporary"],
+        ],
+        ["**in all: predicted**", 1e9 * found["predicted_gb"]],
+    ]
+    return table(("", "GB"), ([title, f"{size / 1e9:.2f}"] for title, size in rows))
+
+
 def _plans() -> str:
     """Training steps that compilers made for machines that were not here."""
     rows = []
@@ -227,6 +257,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "video": _video,
     "calls": _calls,
     "precision": _precision,
+    "warm": _warm,
+    "lora": _lora,
     "presets": speed_table,
     "deviation": deviation_table,
     "plans": _plans,

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the pictures of README.
+"""Makes the pictures of README, and those of the web page.
 
     python -m docs.pictures
     python -m docs.pictures --only=drawing
 
 `videos` are sampled by the embedded model. `drawing` is the method on a drawn clip,
 computed by the functions of pyramid_jax/pyramid.py. `badges` repeat what pyproject.toml
-and the results say.
+and the results say. `page` is the web page in a real browser, for which playwright and
+chromium are needed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import base64
 import io
 import json
 import re
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from html import escape
@@ -28,6 +30,7 @@ from pyramid_jax import pyramid
 from pyramid_jax.data.pixels import to_model, to_uint8
 from pyramid_jax.pipeline.folder import PAIRS
 from pyramid_jax.pipeline.video import load
+from tests.page_server import PATIENCE, Server, press, running_browser, served
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -48,6 +51,8 @@ STAGES = pyramid.stages()
 SCENE, SEED = 4, 0  # of the drawing
 SIDES = 40, 80, 160  # of a square of each stage in the drawing
 BASE = 214, 452  # the lower edges of its rows
+# Of the browser's window for a picture of the page.
+WINDOWS = {"web.png": (1280, 900), "web_phone.png": (390, 844)}
 INK, GREY, PALE = "#24292f", "#6e7781", "#d0d7de"
 
 
@@ -240,10 +245,43 @@ def _badge(name: str, value: str) -> str:
     )
 
 
+# ------------------------------------------------------------------------ the web page
+
+
+def write_page() -> None:
+    """Photographs the page after a video of every example, wide and on a phone."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(Path(folder) / "results") as server,
+        running_browser() as browser,
+    ):
+        for name, (width, height) in WINDOWS.items():
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(1e3 * PATIENCE)
+            _make_examples(page, server)
+            page.screenshot(path=IMAGES / name, full_page=True)
+            page.close()
+
+
+def _make_examples(page: Any, server: Server) -> None:
+    from launch.web.page import PROMPTS as EXAMPLES  # and Gradio, which takes seconds
+
+    page.goto(server.url)
+    for prompt in EXAMPLES[::-1]:
+        page.get_by_label("Prompt", exact=True).first.fill(prompt)
+        press(page)
+        page.wait_for_function(
+            "prompt => [...document.querySelectorAll('textarea')].some("
+            "area => area.value.startsWith(`prompt: ${prompt}`))",
+            arg=prompt,
+        )
+        page.wait_for_function("document.querySelector('#made video')?.currentTime > 0")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description="Makes the pictures of README.")
-    every = ("videos", "drawing", "badges")
+    parser = argparse.ArgumentParser(description="Makes the pictures of documents.")
+    every = ("videos", "drawing", "badges", "page")
     parser.add_argument("--only", choices=every, help="make one kind")
     parser.add_argument("--seed", type=int, default=1, help="of the first video")
     options = parser.parse_args(arguments)
@@ -254,6 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (IMAGES / "pyramid.svg").write_text(drawing(), encoding="utf-8")
     if options.only in (None, "videos"):
         write_videos(IMAGES / "videos.webp", options.seed)
+    if options.only in (None, "page"):
+        write_page()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,15 @@ def running_browser() -> Iterator[Any]:
         browser.close()
 
 
+def press(page: Any) -> None:
+    """Asks for a video; a click is dropped until the last one is all there."""
+    button = page.get_by_role("button", name="Make a video").first
+    button.click()
+    while not page.locator("#status").is_visible():
+        page.wait_for_timeout(500)
+        button.click()
+
+
 @contextmanager
 def served(
     folder: Path, program: str = "launch.web", *options: str

@@ -14,6 +14,7 @@ from tests.page_server import (
     Server,
     outcome,
     picture,
+    press,
     running_browser,
     served,
     told,
@@ -53,6 +54,14 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
+@pytest.fixture(autouse=True)
+def closed(browser: Any) -> Iterator[None]:
+    """Closes what a test has opened: a page plays its video until then."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
 def visit(browser: Any, server: Server, width: int = 1280) -> Any:
     """The page as a new visitor sees it."""
     page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
@@ -63,9 +72,8 @@ def visit(browser: Any, server: Server, width: int = 1280) -> Any:
 
 
 def ask(page: Any, prompt: str) -> None:
-    page.wait_for_timeout(500)  # a click is dropped until the last video is all there
     page.get_by_label("Prompt", exact=True).first.fill(prompt)
-    page.get_by_role("button", name="Make a video").first.click()
+    press(page)
 
 
 def test_a_visitor_makes_videos_and_finds_them_again(
@@ -216,8 +224,12 @@ def from_text(page: Any) -> None:
     button.click()
     page.get_by_text("the prompt is empty").wait_for()
     page.get_by_role("button", name="a red circle moves sideways").click()
-    page.wait_for_timeout(1500)  # Gradio asks its server what the example fills in
+    page.wait_for_function(  # Gradio asks its server what the example fills in
+        "() => [...document.querySelectorAll('textarea')]"
+        ".some(box => box.value.startsWith('a red circle'))"
+    )
     page.get_by_label("Seed").first.fill("3")
+    take_long(page)  # a busy browser shows nothing of a video of two seconds
     button.click()
     expect_settings(page, "a red circle moves sideways", "seed: 3\n")
     assert "stage 3/3, step" in page.evaluate("told")
