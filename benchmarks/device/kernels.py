@@ -107,7 +107,8 @@ def contestants(device: str) -> list[str]:
     """Implementations that are worth a comparison on a kind of device."""
     plain = ("blocks",) if device == "cpu" else ("xla", "blocks")
     fitting = [n for n in NAMES if NEEDS.get(n, device) == device and n not in plain]
-    return sorted(fitting, key=lambda name: name in LAST)
+    first = [name for name in fitting if name not in LAST]
+    return [*first, *(name for name in LAST if name in fitting)]
 
 
 def tiles(log: Log, tiny: bool) -> None:

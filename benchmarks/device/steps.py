@@ -19,7 +19,7 @@ class Step(NamedTuple):
 STEPS = {
     "ceilings": Step(chip.ceilings, 25),
     "correctness": Step(kernels.correctness, 60),
-    "attention_768p": Step(partial(kernels.against_others, "768p"), 60),
+    "attention_768p": Step(partial(kernels.against_others, "768p"), 90),
     "euler_768p": Step(partial(networks.euler, "768p_5s"), 220),
     "tiles": Step(kernels.tiles, 60),
     "decoder": Step(networks.decoder, 60),
