@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile import flops
+from launch.compile.dump import settled
 from launch.compile.machines import GIB, USABLE, Machine, hops, spanned
 from launch.compile.program import (
     Collective,
@@ -45,10 +47,9 @@ KERNELS = {"forward_kernel": 2, "query_kernel": 3, "key_kernel": 4}
 PRODUCTS, ATTENTION, MEMORY, LINKS = 0.7, 0.5, 0.8, 0.8
 ASSUMPTIONS = (
     "rows are full of tokens, as in packing without padding",
-    "TPUs: what the compiler estimates in cycles takes them; other operations move "
-    f"bytes at {MEMORY:.0%} of the bandwidth",
-    f"GPUs: products run at {PRODUCTS:.0%} of the peak, or at {MEMORY:.0%} of the "
-    "bandwidth, whichever takes longer",
+    "TPUs: what the compiler estimates in cycles takes them",
+    f"everything else: products run at {PRODUCTS:.0%} of the peak, or at "
+    f"{MEMORY:.0%} of the bandwidth, whichever takes longer",
     f"attention runs at {ATTENTION:.0%} of the peak that heads of this width allow "
     "(they fill half of a matrix unit of 128, a quarter of 256)",
     f"exchanges use {LINKS:.0%} of the links along the axes of the torus that a group "
@@ -115,8 +116,12 @@ class Plan:
         return asdict(self) | {name: getattr(self, name) for name in verdicts}
 
 
-def compiled(cfg: Any, machine: Machine) -> Compiled:
+def compiled(cfg: Any, machine: Machine, folder: Path, whole: bool = False) -> Compiled:
     """The step of a config of the DiT, compiled for a machine.
+
+    Args:
+        folder: gets what the compiler writes down (`dump.dumping`).
+        whole: the compiler also writes the machine's instructions.
 
     Raises:
         ValueError: the config trains something else, or the rows of its batch can't be
@@ -151,21 +156,8 @@ def compiled(cfg: Any, machine: Machine) -> Compiled:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = step.trace(like, batch_shapes(model, data, mesh), key)
         lowered = traced.lower(lowering_platforms=(machine.platform,))
-    made = lowered.compile()
-    used = bytes_of(made.memory_analysis())
-    return Compiled(made.as_text(), used, mesh, like, model, data)
-
-
-def bytes_of(memory: Any) -> dict[str, int]:
-    """A compiler's analysis of memory: what arguments, results and the rest take."""
-    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    used = {
-        "arguments": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "results": max(0, fresh),  # those that take no argument's place
-    }
-    waiting = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
-    return used | {"total": sum(used.values()), "host": waiting}
+    text, used = settled(lowered, folder, whole)
+    return Compiled(text, used, mesh, like, model, data)
 
 
 def batch_shapes(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Rows:
