@@ -31,6 +31,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan_step(arguments: list[str]) -> int:
     """Compiles and tells the training step of a config; returns the exit code."""
-    from launch.compile.dump import dumping
+    from launch.compile.dump import settled
     from launch.compile.machines import machine
     from launch.compile.plan import compiled, plan, report
     from launch.config_flag import ConfigParser
@@ -104,14 +105,12 @@ def plan_step(arguments: list[str]) -> int:
     entries = [each for each in arguments if each.startswith("--config.")]
     options = parser.parse_args([each for each in arguments if each not in entries])
     try:
-        with (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-            dumping(folder),
-        ):
-            cfg = ConfigParser("config").parse(options.config)
-            cfg.update_from_flattened_dict(dict(map(_entry, entries)))
-            there = machine(options.topology or cfg.machine)
-            step = compiled(cfg, there, Path(folder), options.whole)
+        cfg = ConfigParser("config").parse(options.config)
+        cfg.update_from_flattened_dict(dict(map(_entry, entries)))
+        there = machine(options.topology or cfg.machine)
+        with tempfile.TemporaryDirectory() as folder:
+            early = partial(settled, arguments, Path(folder))
+            step = compiled(cfg, there, None if options.whole else early)
         made = plan(options.config, step, there)
     except (KeyError, TypeError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
@@ -138,6 +137,4 @@ def _entry(argument: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # a compiler may still be at work in a thread
+    sys.exit(main())

@@ -1,60 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiler has decided on, read before it writes instructions.
+"""What a compiler has settled, read before it writes instructions.
 
 XLA writes a program down once all of its operations, their order and their places in
 memory are settled. That is all that a plan needs. The instructions, which then remain,
-take a TPU's compiler most of its time: so a plan does not wait for them.
+take a TPU's compiler most of its time: so it runs in a process of its own, which is
+ended then.
 """
 
 import os
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HOST = "5"  # the color of what lies in the host's memory
 PAUSE = 0.2  # seconds between two looks
+PLACES = "after_optimizations-buffer-assignment"
+SOURCES = Path(__file__).parents[2]
 
 
-@contextmanager
-def dumping(folder: str) -> Iterator[None]:
-    """XLA writes training steps into a folder, if this process has not used it yet."""
-    flags = os.environ.get("XLA_FLAGS")
-    wanted = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-    wanted += " --xla_dump_hlo_module_re=jit_step"
-    os.environ["XLA_FLAGS"] = f"{flags or ''} {wanted}"
-    try:
-        yield
-    finally:
-        if flags is None:
-            del os.environ["XLA_FLAGS"]
-        else:
-            os.environ["XLA_FLAGS"] = flags
-
-
-def settled(lowered: Any, folder: Path, whole: bool) -> tuple[str, dict[str, int]]:
-    """The text of a program, and its bytes on a device, as soon as they are settled.
-
-    The compiler may go on in a thread, which only the end of the process ends.
+def settled(arguments: Sequence[str], folder: Path) -> tuple[str, dict[str, int]]:
+    """The text of a training step, and its bytes on a device, once they are settled.
 
     Args:
-        folder: where `dumping` has them written.
-        whole: waits for the instructions, which a compiler may refuse to write.
+        arguments: those of this command.
+        folder: gets what the compiler writes down.
+
+    Raises:
+        ValueError: it could not compile the step.
     """
-    pool = ThreadPoolExecutor(1)
-    compiling: Future[Any] = pool.submit(lowered.compile)
-    while not compiling.done():
-        # The last file that belongs to a text has the number of its program.
-        for text in folder.glob("*after_optimizations.txt"):
-            if not whole and any(folder.glob(f"{text.name[:11]}*debug_options")):
-                places = text.with_name(f"{text.stem}-buffer-assignment.txt")
-                return text.read_text(), allocated(places.read_text())
-        time.sleep(PAUSE)
-    made = compiling.result()
-    return made.as_text(), bytes_of(made.memory_analysis())
+    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags} --xla_dump_hlo_module_re=_step"
+    paths = os.pathsep.join([str(SOURCES), *filter(None, [os.getenv("PYTHONPATH")])])
+    log = folder / "said.txt"
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch.compile", *arguments, "--whole"],
+            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+    found = None
+    try:
+        while process.poll() is None and not (found := _found(folder)):
+            time.sleep(PAUSE)
+    finally:
+        process.kill()
+        process.wait()
+    if found := found or _found(folder):
+        return found
+    raise ValueError(f"the compiler gave up: {log.read_text()[-2000:]}")
+
+
+def _found(folder: Path) -> tuple[str, dict[str, int]] | None:
+    """The text and the bytes, if both are written to their ends."""
+    for places in folder.glob(f"*{PLACES}.txt"):
+        file = places.with_name(places.name.replace(PLACES, "after_optimizations"))
+        text = file.read_text() if file.is_file() else ""
+        if "\nENTRY " in text and text.rstrip().endswith("}"):
+            return text, allocated(places.read_text())
+    return None
 
 
 def allocated(text: str) -> dict[str, int]:

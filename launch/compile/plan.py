@@ -9,10 +9,9 @@ assumptions are printed beside it.
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile import flops
-from launch.compile.dump import settled
+from launch.compile.dump import bytes_of
 from launch.compile.machines import GIB, USABLE, Machine, hops, spanned
 from launch.compile.program import (
     Collective,
@@ -41,6 +40,7 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 from pyramid_jax.training.state import TrainState, abstract_state, with_moments
 from pyramid_jax.training.step import StepConfig, train_step
 
+MakeText = Callable[[], tuple[str, Mapping[str, int]]]
 # Matrix products of attention that a kernel makes of every visible pair of tokens.
 KERNELS = {"forward_kernel": 2, "query_kernel": 3, "key_kernel": 4}
 # Shares of the peak, or of the bandwidth, where the compiler has no estimate.
@@ -116,12 +116,11 @@ class Plan:
         return asdict(self) | {name: getattr(self, name) for name in verdicts}
 
 
-def compiled(cfg: Any, machine: Machine, folder: Path, whole: bool = False) -> Compiled:
+def compiled(cfg: Any, machine: Machine, elsewhere: MakeText | None = None) -> Compiled:
     """The step of a config of the DiT, compiled for a machine.
 
     Args:
-        folder: gets what the compiler writes down (`dump.dumping`).
-        whole: the compiler also writes the machine's instructions.
+        elsewhere: makes its text and bytes in another process; None: this one does.
 
     Raises:
         ValueError: the config trains something else, or the rows of its batch can't be
@@ -150,14 +149,25 @@ def compiled(cfg: Any, machine: Machine, folder: Path, whole: bool = False) -> C
     like = with_moments(abstract_state(init, rule, mesh), how.moments)
     loss = partial(models.training_loss, model)
     step: Any = train_step(loss, rule, learning_rate(rates), how, like)
+    make = elsewhere or partial(
+        _made, step, like, batch_shapes(model, data, mesh), machine.platform
+    )
+    text, used = make()
+    return Compiled(text, used, mesh, like, model, data)
+
+
+def _made(
+    step: Any, like: TrainState, rows: Rows, platform: str
+) -> tuple[str, Mapping[str, int]]:
+    """The text of a step and its bytes on a device, from the compiler."""
+    mesh = like.step.sharding.mesh
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        traced = step.trace(like, batch_shapes(model, data, mesh), key)
-        lowered = traced.lower(lowering_platforms=(machine.platform,))
-    text, used = settled(lowered, folder, whole)
-    return Compiled(text, used, mesh, like, model, data)
+        lowered = step.trace(like, rows, key).lower(lowering_platforms=(platform,))
+    made = lowered.compile()
+    return made.as_text(), bytes_of(made.memory_analysis())
 
 
 def batch_shapes(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Rows:
@@ -314,11 +324,8 @@ def cost(
     slow = program.moved(inside, one) / chip.bandwidth / MEMORY
     kernel = next((k for k in KERNELS if k in one.name or k in one.origin), None)
     if one.kind == "custom-call" and kernel:
-        tokens = next(
-            result
-            for result in (program.result(inside, name) for name in one.operands)
-            if not result.startswith("s32")
-        )
+        read = (program.computations[inside][name].result for name in one.operands)
+        tokens = next(result for result in read if not result.startswith("s32"))
         work = 2 * KERNELS[kernel] * seen * math.prod(dimensions(tokens))
         rate = chip.peak * ATTENTION * min(1, 64 / chip.unit)
         return "attention", work, max(work / rate, slow)

@@ -134,6 +134,20 @@ EXCHANGES = """ENTRY %main (x: bf16[1000,1000]) -> bf16[1000,1000] {
 """  # noqa: E501
 
 
+def test_a_part_of_a_tuple_has_its_own_size():
+    text = """HloModule step, is_scheduled=true
+
+ENTRY %main (p: (s32[], (f32[3]), bf16[2,4])) -> bf16[2,4] {
+  %p = (s32[]{:T(128)S(6)}, (f32[3]{0}), bf16[2,4]{1,0:T(8,128)}) parameter(0)
+  %n = f32[3]{0} copy(%p#1#0)
+  ROOT %c = bf16[2,4]{1,0} copy(%p#2)
+}
+"""
+    program = Program.read(text)
+    moved = {one.name: program.moved(x, one) for x, one, _ in program.running()}
+    assert moved == {"n": 2 * 3 * 4, "c": 2 * 8 * 2}
+
+
 def test_a_step_waits_for_what_no_work_beside_it_hides():
     four, mesh = machine("cpu"), Mesh(np.array(jax.devices()[:2]), ("data",))
     found = taken(Program.read(EXCHANGES), four, mesh, seen=1)
