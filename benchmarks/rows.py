@@ -4,8 +4,9 @@
     python -m benchmarks.rows --to=benchmarks/results/rows.json
 
 The loader's own packing fills rows with segments that have the lengths of real ones,
-for as many hosts as train together, each with its share of the examples. A step takes
-a row per device, so its slowest device is the one whose row has the most attention.
+as many rows as the config's batch has, each with its share of the examples. A step
+takes those of its device at once, on as many devices as the config's machine has, so
+its slowest device is the one whose rows have the most attention.
 Ends with 1 if more than 8 % of the places stay empty, or if a step's slowest device
 computes over 10 % more than the mean.
 """
@@ -34,7 +35,7 @@ from pyramid_jax.train import data_config
 
 MOST_EMPTY, MOST_UNEVEN = 0.08, 0.10
 ROUNDS = 2  # of every row's stream
-DEVICES = 64  # each of which has a row
+DEVICES = {"v5p:4x4x4": 64, "h200x8": 8}  # of the machines of configs
 
 
 class Mixture(NamedTuple):
@@ -107,22 +108,24 @@ def measured(mixture: Mixture) -> dict[str, Any]:
     """What is empty in the rows of all devices, and how uneven their steps are."""
     name = f"configs.{mixture.config}"
     cfg = importlib.import_module(name).get_config("full")
-    cfg.data.batch = DEVICES
+    devices = DEVICES[cfg.machine]
     model = models.model_config(cfg.model.to_dict())
     data = data_config(cfg, model)
     count = ROUNDS * data.open_rows
     rows = [
-        list(itertools.islice(packed_rows(Examples(data, mixture, row), data), count))
-        for row in range(DEVICES)
+        list(itertools.islice(packed_rows(Examples(data, mixture, n), data, n), count))
+        for n in range(data.batch)
     ]
     work = np.array([[attention(model, row) for row in of] for of in rows])
     work = work + products(model, data)
+    work = work.reshape(devices, -1, count).sum(axis=1)
     uneven = work.max(0) / work.mean(0) - 1
     used = [np.mean(row["frame_segment_ids"] > 0) for of in rows for row in of]
     return {
         "config": mixture.config,
         "words": mixture.words,
         "images": mixture.images,
+        "devices": devices,
         "rows": len(used),
         "empty": _rounded(1 - np.mean(used)),
         "uneven_mean": _rounded(uneven.mean()),
@@ -152,15 +155,16 @@ def _rounded(x: Any) -> float:
 
 def main(_: object) -> None:
     found = [measured(mixture) for mixture in MIXTURES]
-    print("| config | words | images | empty | uneven, mean | uneven, most |")
-    print("|---|---|---|---|---|---|")
+    print("| config | devices | words | images | empty | uneven, mean | most |")
+    print("|---|---|---|---|---|---|---|")
     for x in found:
         print(
-            f"| {x['config']} | {x['words'][0]} to {x['words'][1]} | {x['images']:.1%} "
+            f"| {x['config']} | {x['devices']} | {x['words'][0]} to {x['words'][1]} "
+            f"| {x['images']:.1%} "
             f"| {x['empty']:.1%} | {x['uneven_mean']:.1%} | {x['uneven_most']:.1%} |"
         )
     if path := flags.FLAGS.to:
-        about = {"devices": DEVICES, "jax": jax.__version__}
+        about = {"jax": jax.__version__}
         text = json.dumps(about | {"mixtures": found}, indent=1) + "\n"
         Path(path).write_text(text, encoding="utf-8")
     empty = max(x["empty"] for x in found)

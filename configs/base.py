@@ -31,7 +31,9 @@ def get_config(variant: str = "mmdit") -> Any:
         "text_tokens": 512,
         "segments": 8,
         "open_rows": 32,
+        "paired": False,
         "kept": 0,
+        "encode": False,
         "stage_shares": (1, 2, 1),
         "dropout": 0.1,
         "sizes": (),
@@ -71,7 +73,7 @@ def get_config(variant: str = "mmdit") -> Any:
         "image_guidance": 4.0,
     }
     every = {"log_every": 50, "save_every": 1000, "sample_every": 5000}
-    cfg.loop = {"steps": 50_000} | every  # training.loop.LoopConfig
+    cfg.loop = {"steps": 50_000, "wandb": ""} | every  # training.loop.LoopConfig
     cfg.autoencoder = ""  # folder of the VAE that made the latents, for samples
     cfg.seed = 0
     cfg.prompts = ("a lighthouse at dusk, waves against the rocks",)
@@ -139,7 +141,7 @@ def choose(cfg: Any, mode: str) -> Any:
     cfg.model.latent.update(channels=3, spatial=1, temporal=1)
     frames = min(3, cfg.data.frames)
     cfg.data.update(height=32, width=32, frames=frames, fps=8.0, batch=8, workers=0)
-    cfg.data.update(tokens=600, text_tokens=128, segments=4, open_rows=8)
+    cfg.data.update(tokens=600, text_tokens=128, segments=4, open_rows=8, paired=False)
     cfg.optimizer.warmup_steps = 1
     cfg.loop.update(steps=2, log_every=1, save_every=2, sample_every=0)
     steps = (2,) * (len(cfg.model.edges) - 1)

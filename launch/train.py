@@ -43,6 +43,9 @@ SECONDS = flags.DEFINE_float(
     *("max_seconds", None, "Save and end after this time, if the run is not done."),
     lower_bound=0,
 )
+PROFILE = flags.DEFINE_string(
+    "profile", None, "FROM:TO, e.g. 10:12: write a trace of these steps to profile/."
+)
 define_cluster()
 flags.mark_flag_as_required("config")
 HEADINGS = {
@@ -80,9 +83,24 @@ def run(
     if SECONDS.value:
         with cfg.unlocked():
             cfg.loop.max_seconds = SECONDS.value
+    if PROFILE.value:
+        with cfg.unlocked():
+            cfg.loop.profile = _steps(PROFILE.value)
     model = train(cfg, WORKDIR.value, START.value)
     if jax.process_index() == 0:
         print(f"the model is in {model}")
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """The first and the last step of a text such as "10:12".
+
+    Raises:
+        ValueError: anything else.
+    """
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ValueError(f"--profile={text} is not FROM:TO; give e.g. 10:12")
+    return int(first), int(last)
 
 
 def entries(cfg: Any) -> str:

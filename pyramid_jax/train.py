@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from pyramid_jax import model as models
 from pyramid_jax import sharding
 from pyramid_jax.config import build
-from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.data.examples import DataConfig, LoadLatent, encoded_latent
 from pyramid_jax.data.loader import batches
 from pyramid_jax.data.pictures import write_contact_sheet
 from pyramid_jax.data.stored import check_latents, read_records
@@ -92,7 +92,7 @@ def experiment(cfg: Any) -> Experiment:
     if vae is not None:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
-    if vae is not None:
+    if vae is not None and not data.encode:
         records = read_records(data.manifest)
         check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
@@ -137,11 +137,12 @@ def train_dit(
     model, data, defaults, tokenize, vae = described
     pipeline = VideoPipeline(model, None, tokenize, defaults, vae=vae)
     words = None if model.text is None else tokenize
+    load = latent_encoder(described, cfg.seed)
     sample = sampler(workdir, pipeline, data, cfg.prompts)
 
     def own_batches(mesh: Mesh) -> grain.DatasetIterator[Rows]:
         rows = sharding.own_rows(data.batch, mesh)
-        return batches(data, words, workdir, rows)
+        return batches(data, words, workdir, rows, load=load)
 
     return run_training(
         cfg,
@@ -149,13 +150,25 @@ def train_dit(
         rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
         batches=own_batches,
         sample=lambda step, averages: sample(step, sampled(averages)),
-        validate=validator(workdir, data, words, functions["loss"]),
+        validate=validator(workdir, data, words, functions["loss"], load),
         **functions,
     )
 
 
+def latent_encoder(described: Experiment, seed: int) -> LoadLatent | None:
+    """How files become latents on the devices; None: they are loaded as usual."""
+    data, vae = described.data, described.vae
+    if vae is None or not data.encode:
+        return None
+    return partial(encoded_latent, data, autoencoder.free_encoder(vae, seed))
+
+
 def validator(
-    workdir: Path, data: DataConfig, tokenize: Tokenize | None, loss: Loss
+    workdir: Path,
+    data: DataConfig,
+    tokenize: Tokenize | None,
+    loss: Loss,
+    load: LoadLatent | None = None,
 ) -> Sample | None:
     """A function (step, weights) that measures the loss on the held-out records.
 
@@ -174,7 +187,7 @@ def validator(
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         if not kept:
             rows = sharding.own_rows(data.batch, mesh)
-            held = batches(data, tokenize, workdir, rows, split="held out")
+            held = batches(data, tokenize, workdir, rows, load=load, split="held out")
             with closing(held):
                 kept.extend(islice(held, count))
         sums, counts = (

@@ -2,6 +2,7 @@
 """A whole training run from a config and mp4 files, continued, and sampled."""
 
 import dataclasses
+import importlib
 import json
 import re
 from dataclasses import replace
@@ -163,6 +164,30 @@ def test_a_new_run_can_start_from_the_weights_of_a_model(run: Path, manifest: Pa
     cfg.model.dit.single_blocks = 2
     with pytest.raises(ValueError, match=r"is of another config than this run's"):
         start_weights(model_config(cfg.model.to_dict()), run / "model")
+
+
+@pytest.mark.slow  # three runs
+def test_each_stage_of_the_paper_begins_where_the_one_before_ended(
+    manifest: Path, tmp_path: Path
+):
+    before = None
+    for name in ("flux_image", "flux_384p", "flux_768p"):
+        module = importlib.import_module(f"configs.{name}")
+        cfg = module.get_config("smoke")
+        cfg.data.manifest, cfg.prompts = str(manifest), ()
+        model = train(cfg, tmp_path / name, before)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line).get("loss") for line in lines]
+        assert losses and all(np.isfinite(loss) for loss in losses)
+        if before is not None:
+            old, new = (generate.load(folder).params for folder in (before, model))
+            moved = [
+                np.abs(a - b).max()
+                for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True)
+            ]
+            # Two small steps away from it, and not a beginning of its own.
+            assert 0 < max(moved) < 0.01
+        before = model
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path):

@@ -6,6 +6,8 @@
 
 With a config, its training step is compiled for the machine that the config names, or
 for another one: v5p:4x4x4, 2*v5p:4x4x4 (two slices), v6e:16x16, a100x8, h200x8, cpu.
+The compiler is left as soon as it has settled operations, order and memory, except with
+--whole: a TPU's instructions take it ten times as long, and tell a plan nothing.
 Entries of the config are set as in training, e.g. --config.mesh.fsdp=8. It says what a
 device holds, computes and exchanges, and predicts how long a step takes; the exit code
 is 1 if the step does not fit. Without one:
@@ -28,6 +30,8 @@ import json
 import os
 import re
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan_step(arguments: list[str]) -> int:
     """Compiles and tells the training step of a config; returns the exit code."""
+    from launch.compile.dump import settled
     from launch.compile.machines import machine
     from launch.compile.plan import compiled, plan, report
     from launch.config_flag import ConfigParser
@@ -94,13 +99,19 @@ def plan_step(arguments: list[str]) -> int:
     parser.add_argument("--config", required=True, help="Its name, or a file.")
     parser.add_argument("--topology", help="Another machine than the config's.")
     parser.add_argument("--json", type=Path, help="Also writes the numbers here.")
+    parser.add_argument(
+        "--whole", action="store_true", help="Wait for the machine's instructions, too."
+    )
     entries = [each for each in arguments if each.startswith("--config.")]
     options = parser.parse_args([each for each in arguments if each not in entries])
     try:
         cfg = ConfigParser("config").parse(options.config)
         cfg.update_from_flattened_dict(dict(map(_entry, entries)))
         there = machine(options.topology or cfg.machine)
-        made = plan(options.config, compiled(cfg, there), there)
+        with tempfile.TemporaryDirectory() as folder:
+            early = partial(settled, arguments, Path(folder))
+            step = compiled(cfg, there, None if options.whole else early)
+        made = plan(options.config, step, there)
     except (KeyError, TypeError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     print(report(made))

@@ -9,7 +9,7 @@ assumptions are printed beside it.
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile import flops
+from launch.compile.dump import bytes_of
 from launch.compile.machines import GIB, USABLE, Machine, hops, spanned
 from launch.compile.program import (
     Collective,
@@ -39,16 +40,16 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 from pyramid_jax.training.state import TrainState, abstract_state, with_moments
 from pyramid_jax.training.step import StepConfig, train_step
 
+MakeText = Callable[[], tuple[str, Mapping[str, int]]]
 # Matrix products of attention that a kernel makes of every visible pair of tokens.
 KERNELS = {"forward_kernel": 2, "query_kernel": 3, "key_kernel": 4}
 # Shares of the peak, or of the bandwidth, where the compiler has no estimate.
 PRODUCTS, ATTENTION, MEMORY, LINKS = 0.7, 0.5, 0.8, 0.8
 ASSUMPTIONS = (
     "rows are full of tokens, as in packing without padding",
-    "TPUs: what the compiler estimates in cycles takes them; other operations move "
-    f"bytes at {MEMORY:.0%} of the bandwidth",
-    f"GPUs: products run at {PRODUCTS:.0%} of the peak, or at {MEMORY:.0%} of the "
-    "bandwidth, whichever takes longer",
+    "TPUs: what the compiler estimates in cycles takes them",
+    f"everything else: products run at {PRODUCTS:.0%} of the peak, or at "
+    f"{MEMORY:.0%} of the bandwidth, whichever takes longer",
     f"attention runs at {ATTENTION:.0%} of the peak that heads of this width allow "
     "(they fill half of a matrix unit of 128, a quarter of 256)",
     f"exchanges use {LINKS:.0%} of the links along the axes of the torus that a group "
@@ -115,8 +116,11 @@ class Plan:
         return asdict(self) | {name: getattr(self, name) for name in verdicts}
 
 
-def compiled(cfg: Any, machine: Machine) -> Compiled:
+def compiled(cfg: Any, machine: Machine, elsewhere: MakeText | None = None) -> Compiled:
     """The step of a config of the DiT, compiled for a machine.
+
+    Args:
+        elsewhere: makes its text and bytes in another process; None: this one does.
 
     Raises:
         ValueError: the config trains something else, or the rows of its batch can't be
@@ -145,27 +149,25 @@ def compiled(cfg: Any, machine: Machine) -> Compiled:
     like = with_moments(abstract_state(init, rule, mesh), how.moments)
     loss = partial(models.training_loss, model)
     step: Any = train_step(loss, rule, learning_rate(rates), how, like)
+    make = elsewhere or partial(
+        _made, step, like, batch_shapes(model, data, mesh), machine.platform
+    )
+    text, used = make()
+    return Compiled(text, used, mesh, like, model, data)
+
+
+def _made(
+    step: Any, like: TrainState, rows: Rows, platform: str
+) -> tuple[str, Mapping[str, int]]:
+    """The text of a step and its bytes on a device, from the compiler."""
+    mesh = like.step.sharding.mesh
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        traced = step.trace(like, batch_shapes(model, data, mesh), key)
-        lowered = traced.lower(lowering_platforms=(machine.platform,))
+        lowered = step.trace(like, rows, key).lower(lowering_platforms=(platform,))
     made = lowered.compile()
-    used = bytes_of(made.memory_analysis())
-    return Compiled(made.as_text(), used, mesh, like, model, data)
-
-
-def bytes_of(memory: Any) -> dict[str, int]:
-    """A compiler's analysis of memory: what arguments, results and the rest take."""
-    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    used = {
-        "arguments": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "results": max(0, fresh),  # those that take no argument's place
-    }
-    waiting = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
-    return used | {"total": sum(used.values()), "host": waiting}
+    return made.as_text(), bytes_of(made.memory_analysis())
 
 
 def batch_shapes(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Rows:
@@ -322,11 +324,8 @@ def cost(
     slow = program.moved(inside, one) / chip.bandwidth / MEMORY
     kernel = next((k for k in KERNELS if k in one.name or k in one.origin), None)
     if one.kind == "custom-call" and kernel:
-        tokens = next(
-            result
-            for result in (program.result(inside, name) for name in one.operands)
-            if not result.startswith("s32")
-        )
+        read = (program.computations[inside][name].result for name in one.operands)
+        tokens = next(result for result in read if not result.startswith("s32"))
         work = 2 * KERNELS[kernel] * seen * math.prod(dimensions(tokens))
         rate = chip.peak * ATTENTION * min(1, 64 / chip.unit)
         return "attention", work, max(work / rate, slow)

@@ -34,7 +34,7 @@ _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*?\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](T\(([\d,]+)\))?")
 _LAYOUT = re.compile(r"\{[^{}]*\}")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 
 
 class Operation(NamedTuple):
@@ -100,7 +100,8 @@ class Program:
                 inside = computations[head[2]] = {}
                 entry = head[2] if head[1] else entry
             elif (found := _LINE.match(line)) and (one := _operation(*found.groups())):
-                inside[one.name] = one
+                parts = (x for x in one.operands if "#" in x)
+                inside |= {x: _part(x, inside) for x in parts} | {one.name: one}
         if not entry:
             raise ValueError("no computation is the ENTRY: this is no compiled program")
         return cls(entry, computations)
@@ -208,10 +209,6 @@ class Program:
             for inner in self.computations[other].values()
         )
 
-    def result(self, name: str, operand: str) -> str:
-        """What an operand of a computation is, as text."""
-        return self.computations[name][operand].result
-
     def _exchanges(self, one: Operation) -> bool:
         """Whether an operation is an exchange, or a fusion of one."""
         inside = one.called("calls") if one.kind == "fusion" else []
@@ -313,6 +310,18 @@ def _operation(root: str | None, name: str, text: str) -> Operation | None:
     return Operation(name, result, found[1], operands, inner, bool(root))
 
 
+def _part(operand: str, inside: dict[str, Operation]) -> Operation:
+    """The part `name#3` of a tuple, as what takes it out."""
+    name, *indices = operand.split("#")
+    result = inside[name].result
+    for index in map(int, indices):
+        result = result[1:-1]
+        for _ in range(index):
+            result = result[_close(result, ",") + 2 :]
+        result = result[: _close(result, ",")]
+    return Operation(operand, result, "get-tuple-element", (name,), "", False)
+
+
 def _close(text: str, letter: str) -> int:
     """Where a letter first stands outside of all brackets that are opened."""
     depth = 0
@@ -335,16 +344,12 @@ def _convolution_flops(one: Operation, inside: dict[str, Operation]) -> float:
     )
     groups = re.search(r"batch_group_count=(\d+)", one.rest)
     total = 2 * left["b"] * right["o"] * right["i"] / int(groups[1] if groups else 1)
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _window(one.rest)))
+    told = "".join(re.findall(r"window=\{([^}]*)\}", one.rest))
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", told))
     for axis in (label for label in out if label.isdigit()):
         one_axis = {k: v.split("x")[int(axis)] for k, v in window.items()}
         total *= _meetings(left[axis], right[axis], out[axis], one_axis)
     return total
-
-
-def _window(rest: str) -> str:
-    said = re.search(r"window=\{([^}]*)\}", rest)
-    return said[1] if said else ""
 
 
 def _meetings(cells: int, kernel: int, out: int, window: dict[str, str]) -> int:

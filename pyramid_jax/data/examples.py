@@ -5,6 +5,7 @@ The number of an example alone decides its stage, its unit and whether it has a 
 so a run can be repeated, divided among hosts and workers, and resumed.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache, partial
@@ -32,6 +33,8 @@ from pyramid_jax.layout import Clip, Layout
 
 # The normalised latent "t h w c" of a record, made at the nearest of some sizes.
 LoadLatent = Callable[[Record, tuple[HeightWidth, ...]], np.ndarray]
+# Pixels "b f h w 3" of 8 bits and numbers, which decide the noise -> raw latents.
+RawEncoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # The pyramid of a record's latent, coarsest level "t h w c" first.
 LoadLevels = Callable[[Record], list[np.ndarray]]
 
@@ -51,8 +54,12 @@ class DataConfig(SourceConfig):
         sizes: further (height, width); files get the nearest aspect ratio.
         open_rows: rows of a stream that are filled at once; more of them leave fewer
             places empty, and are all in memory.
+        paired: rows 2k and 2k + 1 of the batch are one device's, as where each gets two
+            rows or four; their sums of attention are made even, not each row's.
         kept: batches that are made once, stay in the host's memory and are repeated in
             ever new orders; 0: every batch is new. For small data and fast devices.
+        encode: files are encoded by the VAE of a model in a latent space while it is
+            trained, by threads; otherwise their latents are stored.
         latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
@@ -67,7 +74,9 @@ class DataConfig(SourceConfig):
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
     open_rows: int = 32
+    paired: bool = False
     kept: int = 0
+    encode: bool = False
     latent: LatentConfig = _PIXELS
     layout: Layout = field(default_factory=Layout)
 
@@ -84,6 +93,11 @@ class DataConfig(SourceConfig):
                 f"stage_shares {self.stage_shares} must be counts, one per stage, not "
                 "all 0, e.g. (1, 2, 1)"
             )
+
+    @property
+    def threads(self) -> bool:
+        """Whether workers are threads, which may use the devices, and not processes."""
+        return self.encode
 
     @property
     def all_sizes(self) -> tuple[HeightWidth, ...]:
@@ -215,8 +229,17 @@ def load_levels(
 
 
 def latent_loader(cfg: DataConfig) -> LoadLatent:
-    """How latents are loaded: pixels of the file, or stored if a VAE made them."""
+    """How latents are loaded: pixels of the file, or stored if a VAE made them.
+
+    Raises:
+        ValueError: they are to be encoded, which takes a VAE: see `encoded_latent`.
+    """
     latent = cfg.latent
+    if cfg.encode:
+        raise ValueError(
+            "data.encode needs a VAE that makes latents; name its folder as "
+            "`autoencoder`, or store latents by pyramid-jax prepare --latents"
+        )
     if (latent.channels, latent.spatial, latent.temporal) == (3, 1, 1):
         return partial(pixel_latent, cfg)
     return partial(stored_latent, latent, cfg.latent_frames)
@@ -229,6 +252,16 @@ def pixel_latent(
     size = nearest_size(sizes, record)
     pixels = read_pixels(record, size, cfg.frames, cfg.fps)
     return cfg.latent.normalise(to_model(pixels))
+
+
+def encoded_latent(
+    cfg: DataConfig, encode: RawEncoder, record: Record, sizes: tuple[HeightWidth, ...]
+) -> Float[np.ndarray, "t h w c"]:
+    """The normalised latent that a VAE makes of a record's file, always the same."""
+    pixels = read_pixels(record, nearest_size(sizes, record), cfg.frames, cfg.fps)
+    number = zlib.crc32(str(record.path).encode())
+    (raw,) = encode(pixels[None], np.array([number], np.uint32))
+    return cfg.latent.normalise(raw)
 
 
 def stored_latent(

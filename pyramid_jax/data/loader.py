@@ -71,7 +71,7 @@ def batches(
     make = partial(make_example, cfg, tokenize, levels)
     rows = range(cfg.batch) if rows is None else rows
     streams = read_examples(make, records, cfg, folder, rows, cfg.batch)
-    packed = {str(row): packed_rows(stream, cfg) for row, stream in streams.items()}
+    packed = {str(n): packed_rows(stream, cfg, n) for n, stream in streams.items()}
     made = in_advance(Together(packed).map(_rows))
     return KeptBatches(made, cfg.kept, cfg.seed) if cfg.kept else made
 

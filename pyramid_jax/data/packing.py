@@ -6,7 +6,9 @@ Rows are filled in rounds: an example goes into the first row of the round where
 next round. So the more rows a round has, the fewer places stay empty. All rows have as
 many products with weights, but not as much attention: the rows of a round come sorted
 by it, so that rows that are trained together, each the next one of a stream of its own,
-take about equally long.
+take about equally long. Where a device gets pairs of rows, every second stream goes the
+other way, so that what varies most, the rows with the least attention and those with
+the most, meet on a device.
 """
 
 import grain
@@ -20,11 +22,14 @@ PackedRow = dict[str, np.ndarray]
 
 
 def packed_rows(
-    examples: grain.IterDataset, cfg: DataConfig
+    examples: grain.IterDataset, cfg: DataConfig, row: int = 0
 ) -> grain.IterDataset[PackedRow]:
     """The rows of a stream in numpy, packed from examples as dicts.
 
     Grain numbers the segments, from 1.
+
+    Args:
+        row: number of the stream in the batch.
     """
     lengths = dict.fromkeys(Segment._fields, cfg.tokens) | {"text": cfg.text_tokens}
     lengths |= dict.fromkeys(("stage", "pooled"), cfg.segments)
@@ -36,7 +41,7 @@ def packed_rows(
         shuffle_bins=False,
     )
     rounds = rows.batch(cfg.open_rows, batch_fn=list)
-    by_attention = _ByAttention(cfg.open_rows)
+    by_attention = _ByAttention(cfg.open_rows, cfg.paired and row % 2 == 1)
     return grain.experimental.FlatMapIterDataset(rounds, by_attention)
 
 
@@ -55,14 +60,14 @@ def visible_pairs(segment: Int[np.ndarray, "l"], frame: Int[np.ndarray, "l"]) ->
 
 
 class _ByAttention(grain.experimental.FlatMapTransform):
-    """The rows of a round, those with the least attention first."""
+    """The rows of a round, those with the least attention first, or last."""
 
-    def __init__(self, rows: int):
-        self.max_fan_out = rows
+    def __init__(self, rows: int, falling: bool):
+        self.max_fan_out, self._falling = rows, falling
 
     def flat_map(self, element: list[PackedRow]) -> list[PackedRow]:
         """The rows in their order."""
-        return sorted(element, key=_attention)
+        return sorted(element, key=_attention, reverse=self._falling)
 
 
 def _attention(row: PackedRow) -> int:

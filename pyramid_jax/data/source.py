@@ -10,6 +10,7 @@ and the number of rows only, neither on hosts nor on workers.
 import functools
 import json
 import logging
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -34,6 +35,7 @@ _EXAMPLES = 8  # perf: of a message; each message costs a worker about 0.1 ms
 _SPARED = 3  # bad files of a small set that don't end a run
 _READY = 2  # batches that are made in advance
 _ORDERED = 2  # messages that are made in advance, per worker
+_alone = threading.Lock()  # while a cache changes
 
 # The number of an example and its record -> the example, a NamedTuple. It may raise
 # ValueError or OSError for a record that can't be used, and is pickled for the workers.
@@ -79,6 +81,11 @@ class SourceConfig:
         check_entries(self, lambda x: x >= 0, "0 or more", *counts)
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "max_bad")
 
+    @property
+    def threads(self) -> bool:
+        """Whether the workers are threads of the process that trains."""
+        return False
+
 
 def read_examples(
     make: MakeExample,
@@ -105,7 +112,8 @@ def read_examples(
             "which count from 0"
         )
     let_grain_read_flags()
-    workers = Workers(functools.partial(_message, make, records, cfg.seed), cfg.workers)
+    message = functools.partial(_message, make, records, cfg.seed)
+    workers = Workers(message, cfg.workers, cfg.threads)
     ahead = -(-_ORDERED * cfg.workers // len(rows))
     listed = isinstance(records, tuple)
     files = len({x.path for x in records}) if listed else len(records)
@@ -211,7 +219,7 @@ def read_pixels(
 
 
 class ArrayCache:
-    """Keeps the arrays that were used last in memory.
+    """Keeps the arrays that were used last in memory, also of several threads.
 
     Args:
         room: bytes of memory.
@@ -225,14 +233,19 @@ class ArrayCache:
         self, key: Hashable, make: Callable[[], list[np.ndarray]]
     ) -> list[np.ndarray]:
         """The arrays of a key, made if they are not in memory."""
-        if key in self._arrays:
-            self._arrays.move_to_end(key)
-            return self._arrays[key]
-        arrays = self._arrays[key] = make()
-        self._room -= sum(array.nbytes for array in arrays)
-        while self._room < 0:
-            _, oldest = self._arrays.popitem(last=False)
-            self._room += sum(array.nbytes for array in oldest)
+        with _alone:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
+        arrays = make()
+        with _alone:
+            if key in self._arrays:  # another thread was faster
+                return self._arrays[key]
+            self._arrays[key] = arrays
+            self._room -= sum(array.nbytes for array in arrays)
+            while self._room < 0:
+                _, oldest = self._arrays.popitem(last=False)
+                self._room += sum(array.nbytes for array in oldest)
         return arrays
 
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ class LoopConfig:
         sample_every: 0 never samples.
         max_seconds: the run saves and ends after so much time; None has no limit.
         bad_steps: so many skipped steps in a row save and end the run with an error.
+        profile: the first and the last step that JAX's profiler watches, whose trace is
+            in profile/. The first step of a start is compiled, and not watched.
+        wandb: project at Weights & Biases that gets the metrics, too; "": none.
 
     Raises:
         ValueError: a value is out of range.
@@ -45,12 +48,19 @@ class LoopConfig:
     sample_every: int = 0
     max_seconds: float | None = None
     bad_steps: int = 10
+    profile: tuple[int, int] | None = None
+    wandb: str = ""
 
     def __post_init__(self):
         counts = ("steps", "log_every", "save_every", "bad_steps")
         check_entries(self, lambda n: n >= 1, "1 or more", *counts)
         never = "positive, or 0 for never"
         check_entries(self, lambda n: n >= 0, never, "sample_every")
+        if self.profile and not 2 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(
+                f"profile {self.profile} must be a first step, 2 or later, and a last "
+                "one, e.g. (10, 12)"
+            )
 
 
 # (step, average weights) -> measurements for the metrics, if there are any
@@ -100,9 +110,10 @@ def train_loop(
         disable=silent,
         smoothing=0,
     )
-    with bar, jax.set_mesh(mesh), _signals() as stopped:
+    trace = _Trace(cfg.profile, metrics)
+    with bar, closing(trace), jax.set_mesh(mesh), _signals() as stopped:
         while done < cfg.steps:
-            batch = next(batches)
+            batch = window.next(batches)
             rows = sharding.global_batch(batch, mesh)
             # The first step places constants; later ones move nothing unseen.
             moves = "allow" if done == begun else "disallow"
@@ -113,6 +124,7 @@ def train_loop(
             if done == begun + 1:  # compiling says nothing about the time left
                 bar.desc, bar.initial, bar.start_t = "", done, time.time()
             bar.update()
+            trace.after(done, report)
 
             ends = vote.passes(stopped.is_set() or time.monotonic() > deadline)
             fails = window.skipped_in_a_row >= cfg.bad_steps
@@ -147,6 +159,35 @@ def _failure(done: int, cfg: LoopConfig, report: Any) -> str:
         "step.skip_above. The state before them is saved; the same command goes on "
         "with the data behind them"
     )
+
+
+class _Trace:
+    """What JAX's profiler sees of some steps, in a folder that TensorBoard reads.
+
+    Args:
+        steps: the first and the last one, or None.
+        metrics: those of the run, beside which the folder is.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, metrics: Metrics):
+        self._steps, self._metrics, self._on = steps or (1, 0), metrics, False
+
+    def after(self, done: int, report: Any) -> None:
+        """Begins or ends behind a step."""
+        first, last = self._steps
+        if not self._on and first <= done + 1 <= last:
+            jax.block_until_ready(report)
+            jax.profiler.start_trace(self._metrics.folder / "profile")
+            self._on = True
+        elif self._on and done == last:
+            jax.block_until_ready(report)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what was seen, if the last step has not come."""
+        if self._on:
+            jax.profiler.stop_trace()
+        self._on = False
 
 
 class _Vote:

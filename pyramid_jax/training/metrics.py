@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of a run: lines of metrics.jsonl, TensorBoard files, and a plot."""
 
+import importlib
 import json
+import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +34,21 @@ class Metrics:
     """Writes numbers by step to metrics.jsonl and TensorBoard files in `folder`.
 
     Only the first process writes.
+
+    Args:
+        project: at Weights & Biases, which gets the numbers, too, if it is not "".
+
+    Raises:
+        ValueError: there is a project, but wandb is not installed.
     """
 
-    def __init__(self, folder: str | Path):
-        self._jsonl, self._board = Path(folder) / JSONL, None
+    def __init__(self, folder: str | Path, project: str = ""):
+        self.folder = Path(folder)
+        self._jsonl, self._board, self._online = self.folder / JSONL, None, None
         if jax.process_index() == 0:
             self._board = SummaryWriter(str(folder), flush_secs=30)
             self._jsonl.touch()
+            self._online = _online(self.folder, project) if project else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; it is on disk when this returns."""
@@ -48,11 +58,27 @@ class Metrics:
             lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._online is not None:
+            self._online.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Closes the TensorBoard file."""
+        """Closes the TensorBoard file, and ends what is sent."""
         if self._board is not None:
             self._board.close()
+        if self._online is not None:
+            self._online.finish()
+
+
+def _online(folder: Path, project: str) -> Any:
+    """A run of this folder at Weights & Biases; the same one when it is continued."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise ValueError(
+            f"loop.wandb={project} needs wandb; pip install wandb, or leave it empty"
+        ) from error
+    name = re.sub(r"\W+", "-", str(folder.resolve()).strip("/"))
+    return wandb.init(project=project, id=name, dir=str(folder), resume="allow")
 
 
 class MetricsWindow:
@@ -74,8 +100,15 @@ class MetricsWindow:
 
     def restart(self) -> None:
         """Restarts the clock after something that is not training."""
-        self._start = time.monotonic()
+        self._start, self._waited = time.monotonic(), 0.0
         self._steps = self._tokens = self._capacity = 0
+
+    def next(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the time until it is there is measured."""
+        begin = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - begin
+        return batch
 
     def add(self, report: Report, batch: Any) -> None:
         """Adds a step's report without reading it, which would wait for the device."""
@@ -100,17 +133,25 @@ class MetricsWindow:
         if self._steps:
             seconds = time.monotonic() - self._start
             values["steps_per_second"] = self._steps / seconds
+            values["data_wait"] = self._waited / seconds
             if self._capacity:
                 values["tokens_per_second"] = self._tokens / seconds
                 values["token_utilisation"] = self._tokens / self._capacity
         self.restart()
-        return values
+        return values | _memory()
 
     def _read(self, counter: Any) -> None:
         """Counts how many of the last steps were skipped; waits for one of them."""
         before, self._counter = self._counter, int(counter)
         row = self.skipped_in_a_row + 1
         self.skipped_in_a_row = row if self._counter > before else 0
+
+
+def _memory() -> dict[str, float]:
+    """The most that a device of this process has held, where the runtime tells."""
+    told = (device.memory_stats() or {} for device in jax.local_devices())
+    peaks = [x["peak_bytes_in_use"] for x in told if "peak_bytes_in_use" in x]
+    return {"device_gib": max(peaks) / 2**30} if peaks else {}
 
 
 def summary(reports: Sequence[Report]) -> dict[str, float]:

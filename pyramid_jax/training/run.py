@@ -93,7 +93,7 @@ def run_training(
     with (
         closing(batches(mesh)) as rows,
         Store(workdir / "checkpoints", cfg.to_dict(), may_change=MAY_CHANGE) as store,
-        closing(Metrics(workdir)) as metrics,
+        closing(Metrics(workdir, loop.wandb)) as metrics,
     ):
         if store.latest() is None:
             state = create_state(key, init, optimizer, mesh)

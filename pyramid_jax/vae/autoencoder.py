@@ -6,7 +6,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import queue
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from pyramid_jax import programs, sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.config import asset_path, build
+from pyramid_jax.data.examples import RawEncoder
 from pyramid_jax.data.pixels import to_model
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
@@ -29,8 +30,6 @@ from pyramid_jax.vae.codec import Codec, Pieces
 
 INSIDE = "vae"  # the folder of a model's VAE inside the model's
 PIECE = 2  # latent frames that `raw_encoder` makes at once
-
-RawEncoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Autoencoder(NamedTuple):
@@ -127,6 +126,27 @@ def raw_encoder(
         shape = (raw.frames(frames), height // side, width // side, raw.channels)
         noise = _noise(key, jnp.asarray(numbers), shape)
         return sharding.to_host(coder.encode(to_model(pixels), noise, pieces))
+
+    return encode
+
+
+def free_encoder(autoencoder: Autoencoder, seed: int = 0) -> RawEncoder:
+    """As `raw_encoder`, for several threads: each gets a device that no other uses.
+
+    Every device of this process has the encoder's weights. None waits for another one,
+    so that the order of what they do among other programs does not matter.
+    """
+    free: queue.SimpleQueue[RawEncoder] = queue.SimpleQueue()
+    for device in jax.local_devices():
+        there = jax.device_put({"encoder": autoencoder.params["encoder"]}, device)
+        free.put(raw_encoder(autoencoder._replace(params=there), seed))
+
+    def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        encoder = free.get()
+        try:
+            return encoder(pixels, numbers)
+        finally:
+            free.put(encoder)
 
     return encode
 

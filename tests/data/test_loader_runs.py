@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from pyramid_jax.data.examples import DataConfig
+from pyramid_jax.data.examples import DataConfig, encoded_latent
 from pyramid_jax.data.manifest import Record
 from tests.packed import (
     SEQUENCES,
@@ -49,6 +50,25 @@ def resume(cfg: DataConfig, after: DataConfig, folder: Path, at: int, load) -> N
 def test_a_run_resumes_exactly_where_it_stopped(tmp_path, at):
     cfg = config(tmp_path, batch=3, dropout=0.3)
     resume(cfg, cfg, tmp_path, at, synthetic)
+
+
+def encode(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Raw latents with a noise that is each file's own."""
+    noise = (numbers % 251)[:, None, None, None, None] / 1000
+    return pixels.astype(np.float32) / 255 + noise
+
+
+def test_threads_encode_files_in_the_order_of_examples(tmp_path):
+    cfg = config(tmp_path, write_clips(tmp_path, 6), batch=2, encode=True)
+    load = partial(encoded_latent, cfg, encode)
+    taken = [
+        take(4, replace(cfg, workers=n), tmp_path / str(n), load=load) for n in (0, 2)
+    ]
+    for one, two in zip(*taken, strict=True):
+        assert_equal(one, two)
+    assert np.unique(taken[0][0].clean).size > 5  # zeros, and files in their grounds
+    with pytest.raises(ValueError, match="name its folder as `autoencoder`"):
+        take(1, cfg, tmp_path, load=None)
 
 
 def test_an_iterator_that_has_moved_on_can_be_set_back(tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of packed examples: what the mask lets through, full rows, even rounds."""
 
+from dataclasses import replace
+
 import grain
 import numpy as np
 import pytest
@@ -21,10 +23,12 @@ def example(tokens: int, words: int = 1) -> dict[str, np.ndarray]:
     return fields | {"frame": frame, "text": text, "stage": one, "pooled": one}
 
 
-def rows(lengths: list[int], cfg: DataConfig = CFG) -> list[dict[str, np.ndarray]]:
+def rows(
+    lengths: list[int], cfg: DataConfig = CFG, row: int = 0
+) -> list[dict[str, np.ndarray]]:
     examples = grain.MapDataset.source([example(n) for n in lengths])
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return list(packed_rows(examples.to_iter_dataset(read), cfg))
+    return list(packed_rows(examples.to_iter_dataset(read), cfg, row))
 
 
 def test_visible_pairs_are_those_of_the_mask():
@@ -47,6 +51,17 @@ def test_a_round_begins_with_the_least_attention_and_keeps_every_token():
     assert pairs == sorted(pairs) and len(set(pairs)) > 1
     assert sum((row["frame_segment_ids"] > 0).sum() for row in made) == sum(lengths)
     assert max(row["stage_segment_ids"].max() for row in made) == 3
+
+
+def test_every_second_row_of_pairs_goes_the_other_way():
+    lengths = [90, 30, 30, 30, 60, 20, 99, 99, 80, 70, 60, 50]
+    paired = replace(CFG, paired=True)
+    even, odd = rows(lengths, paired, row=2), rows(lengths, paired, row=3)
+    assert len(even) == len(odd) > 4
+    for one, other in zip(even[:4], reversed(odd[:4]), strict=True):
+        np.testing.assert_array_equal(one["frame"], other["frame"])
+    again = rows(lengths, row=3)
+    np.testing.assert_array_equal(again[0]["frame"], even[0]["frame"])
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])

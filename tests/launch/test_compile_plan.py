@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `launch.compile --config` reads from compiled programs, and says of a step."""
 
+import json
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.compile.__main__ import main
+from launch.compile.dump import allocated
 from launch.compile.machines import machine
 from launch.compile.plan import LINKS, MEMORY, Plan, report
 from launch.compile.program import Collective, Program, collectives, product_flops
 from launch.compile.sampling import taken
+from tests.conftest import ROOT
 
 BLOCKS, ROWS, WIDTH = 5, 64, 96
 
@@ -128,6 +134,20 @@ EXCHANGES = """ENTRY %main (x: bf16[1000,1000]) -> bf16[1000,1000] {
 """  # noqa: E501
 
 
+def test_a_part_of_a_tuple_has_its_own_size():
+    text = """HloModule step, is_scheduled=true
+
+ENTRY %main (p: (s32[], (f32[3]), bf16[2,4])) -> bf16[2,4] {
+  %p = (s32[]{:T(128)S(6)}, (f32[3]{0}), bf16[2,4]{1,0:T(8,128)}) parameter(0)
+  %n = f32[3]{0} copy(%p#1#0)
+  ROOT %c = bf16[2,4]{1,0} copy(%p#2)
+}
+"""
+    program = Program.read(text)
+    moved = {one.name: program.moved(x, one) for x, one, _ in program.running()}
+    assert moved == {"n": 2 * 3 * 4, "c": 2 * 8 * 2}
+
+
 def test_a_step_waits_for_what_no_work_beside_it_hides():
     four, mesh = machine("cpu"), Mesh(np.array(jax.devices()[:2]), ("data",))
     found = taken(Program.read(EXCHANGES), four, mesh, seen=1)
@@ -200,6 +220,36 @@ def test_a_plan_says_whether_it_fits_and_what_limits_it():
 def test_a_prediction_faster_than_the_devices_is_an_error():
     with pytest.raises(ValueError, match="wrong: it is busy to 150%"):
         plan(seconds={"step": 0.5})
+
+
+def test_bytes_are_told_by_what_they_are_for():
+    text = """BufferAssignment:
+allocation 0: size 512, page 0, thread-local:
+ value: <1 add @0> (size=512,offset=0): f32[]
+allocation 1: size 400, page 0, parameter 2, shape |f32[10,10]| at ShapeIndex {}:
+allocation 2: size 30, color 5, page 0, parameter 3, shape |f32[7]| at ShapeIndex {}:
+allocation 3: size 8, page 0, output shape is |(f32[], f32[])|, maybe-live-out:
+allocation 4: size 7, color 1, page 0, preallocated-temp:
+allocation 5: size 90, page 0, preallocated-temp:
+allocation 6: size 5, page 0, constant:
+"""
+    sizes = {"arguments": 400, "temporary": 95, "results": 8}
+    assert allocated(text) == sizes | {"total": 503, "host": 30}
+
+
+@pytest.mark.slow  # two processes, each of which compiles a training step
+def test_a_plan_needs_no_instructions(tmp_path: Path):
+    command = [sys.executable, "-m", "launch.compile", "--config=tiny:smoke"]
+    found = []
+    for option in ("--topology=cpu", "--whole"):
+        file = tmp_path / f"{option}.json"
+        subprocess.run([*command, option, f"--json={file}"], check=True, cwd=ROOT)
+        found.append(json.loads(file.read_text()))
+    early, whole = found
+    assert early["flops"] == whole["flops"] and early["exchanges"] == whole["exchanges"]
+    assert early["seconds"] == pytest.approx(whole["seconds"])
+    for name in ("arguments", "total"):
+        assert early["memory"][name] == pytest.approx(whole["memory"][name], rel=0.02)
 
 
 def test_machines_have_names():

@@ -2,6 +2,9 @@
 """Shards: several processes, one of which was killed, write every record once."""
 
 import pickle
+import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from pyramid_jax.data.stored import (
     stored_features,
 )
 from pyramid_jax.latents import LatentConfig
+from tests.conftest import ROOT
 
 LATENT = LatentConfig(3, 1, 1, 0.0, 1.0, 0.0, 1.0)
 SIZE, COUNT = (4, 6), 11
@@ -96,6 +100,55 @@ def test_a_killed_shard_is_completed_without_doubles_or_losses(
         words = stored_features(record, dropped=False).tokens
         np.testing.assert_array_equal(words, np.full((2, 3), number + 1))
         assert not stored_features(record, dropped=True).tokens.any()
+
+
+PREPARE = """
+import sys, time
+from launch.prepare.shards import write_shard
+from launch.prepare.storage import LatentJob
+from tests.launch.test_shards import SIZE, load
+
+manifest, folder, index, stop = sys.argv[1:]
+
+def encode(pixels, _):
+    number = pixels[0, 0, 0, 0, 0]
+    print(number, flush=True)
+    time.sleep(600 if number == int(stop) else 0)
+    return pixels.astype("float32")
+
+job = LatentJob(encode, load, (SIZE,), {"fps": 8.0}, workers=0)
+write_shard(manifest, folder, job, (int(index), 2), piece=2)
+"""
+
+
+@pytest.mark.slow  # three processes, each of which imports everything
+def test_of_two_processes_one_is_killed_and_started_again(
+    manifest: Path, tmp_path: Path
+):
+    folder = tmp_path / "shards"
+
+    def process(index: int, stop: int = -1) -> subprocess.Popen[str]:
+        arguments = map(str, (manifest, folder, index, stop))
+        return subprocess.Popen(
+            [sys.executable, "-c", PREPARE, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    first, second = process(0), process(1, stop=7)
+    assert second.stdout is not None
+    assert [int(next(second.stdout)) for _ in range(4)] == [1, 3, 5, 7]
+    second.kill()  # in the middle of its second piece
+    second.communicate()
+    assert second.returncode == -signal.SIGKILL
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 0 and said.split() == ["0", "2", "4", "6", "8", "10"]
+    again = process(1)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and said.split() == ["5", "7", "9"]
+    texts = [record.text for record in read_records(folder)]
+    assert sorted(texts) == sorted(f"clip {i}" for i in range(COUNT))
 
 
 def test_unusable_files_are_left_out_and_listed(manifest: Path, tmp_path: Path):

@@ -2,7 +2,9 @@
 """Numbers on disk: what is written, what a restart replaces, what is drawn."""
 
 import json
+import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,22 @@ def test_metrics_are_lines_and_events_on_disk_at_once(tmp_path):
     assert json.loads(text) == {"step": 10, "loss": 0.5}
     assert len(metrics.read_metrics(tmp_path / metrics.JSONL)) == 2
     assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_a_project_gets_the_same_numbers(tmp_path, monkeypatch):
+    begun, sent = {}, []
+    run = SimpleNamespace(
+        log=lambda values, step: sent.append((step, values)), finish=lambda: None
+    )
+    wandb = SimpleNamespace(init=lambda **options: begun.update(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with closing(metrics.Metrics(tmp_path, "pyramids")) as writer:
+        writer.write(10, {"loss": 0.5})
+    assert sent == [(10, {"loss": 0.5})]
+    assert begun["project"] == "pyramids" and begun["resume"] == "allow"
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ValueError, match="pip install wandb"):
+        metrics.Metrics(tmp_path, "pyramids")
 
 
 def test_steps_that_a_restart_repeats_replace_the_earlier_ones(tmp_path):

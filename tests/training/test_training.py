@@ -2,7 +2,9 @@
 """Training on a linear model: laws of the step, promises of the loop, resumption."""
 
 import signal
+import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.objective import Losses
 from pyramid_jax.training import loop
-from pyramid_jax.training.metrics import Means, Metrics
+from pyramid_jax.training.metrics import Means, Metrics, read_metrics
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import best_average
 from pyramid_jax.training.state import TrainState, abstract_state, create_state
@@ -197,7 +199,12 @@ def test_noise_differs_from_update_to_update(mesh):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"steps": 1, "log_every": 0}, {"steps": 1, "sample_every": -1}],
+    [
+        {"steps": 0},
+        {"steps": 1, "log_every": 0},
+        {"steps": 1, "sample_every": -1},
+        {"steps": 1, "profile": (1, 2)},
+    ],
 )
 def test_an_impossible_loop_is_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
@@ -271,6 +278,16 @@ def test_a_time_limit_saves_and_ends_the_run(tmp_path, mesh):
     cfg = loop.LoopConfig(steps=100, max_seconds=1e-6)
     assert int(trained(tmp_path, mesh, cfg).step) == 1
     assert Store(tmp_path, {}).latest() == 1
+
+
+def test_some_steps_are_traced_and_waiting_for_data_is_measured(tmp_path, mesh):
+    cfg = loop.LoopConfig(steps=5, profile=(3, 4))
+    slow = Batches(lambda number: time.sleep(0.1))
+    with closing(Metrics(tmp_path)) as metrics:
+        trained(tmp_path / "run", mesh, cfg, batches=slow, metrics=metrics)
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert 0.1 < line["data_wait"] <= 1
 
 
 class Poisoned(Batches):

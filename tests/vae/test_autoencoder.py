@@ -2,6 +2,7 @@
 """A small VAE as a codec: in pieces, on many devices, in a folder, on a real file."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
+from configs import tiny
 from launch import moving_shapes, reconstruct
 from pyramid_jax import sharding
 from pyramid_jax.data.pictures import read_picture
@@ -20,6 +22,7 @@ from pyramid_jax.data.video_io import video_info, write_video
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
+from pyramid_jax.train import train
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 from pyramid_jax.vae.codec import Codec, Pieces
@@ -52,6 +55,37 @@ def small() -> Autoencoder:
 @pytest.fixture(scope="module")
 def codec(small: Autoencoder) -> Codec:
     return autoencoder.vae_codec(small)
+
+
+@pytest.mark.slow  # a device of its own compiles everything again
+def test_threads_encode_on_devices_of_their_own(small: Autoencoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 9, 12, 16, 3), np.uint8)
+    numbers = np.arange(3, dtype=np.uint32)[:, None]
+    one, free = autoencoder.raw_encoder(small), autoencoder.free_encoder(small)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(free, pixels, numbers))
+    for mine, video, number in zip(found, pixels, numbers, strict=True):
+        np.testing.assert_allclose(mine, one(video, number), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(found[0], found[1])
+
+
+@pytest.mark.slow  # compiles a VAE and a step
+def test_a_model_is_trained_on_files_that_its_autoencoder_encodes(
+    small: Autoencoder, tmp_path: Path
+):
+    autoencoder.save_autoencoder(tmp_path / "vae", small)
+    manifest = moving_shapes.write_dataset(tmp_path / "shapes", 16, seed=1)
+    cfg = tiny.get_config("smoke")
+    cfg.model.latent.update(channels=2, spatial=2, temporal=2)
+    cfg.model.dit.patch_values = 32
+    cfg.autoencoder = str(tmp_path / "vae")
+    cfg.data.update(manifest=str(manifest), encode=True, workers=2, held_out=4)
+    cfg.prompts = ()
+    train(cfg, tmp_path / "run")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("loss", 0.0) for line in lines]
+    assert len(losses) == 2 and np.isfinite(losses).all() and min(losses) > 0
+    assert "latent" not in manifest.read_text()
 
 
 # perf: all tests use one size, because compiling is most of their time.
