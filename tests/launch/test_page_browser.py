@@ -141,11 +141,11 @@ def test_an_error_takes_the_last_video_away(
     assert not page.get_by_text("Made with").is_visible()
 
 
-def take_long(page: Any) -> None:
+def take_long(page: Any, steps: int = 100) -> None:
     """Asks for many steps."""
     page.get_by_text("Steps, guidance, negative prompt").first.click()
     for label in ("Steps, frame 1", "Steps, later"):
-        page.get_by_label(f"number input for {label}").first.fill("100")
+        page.get_by_label(f"number input for {label}").first.fill(f"{steps}")
 
 
 def test_a_video_survives_a_reload(browser: Any, server: Server):
@@ -229,7 +229,7 @@ def from_text(page: Any) -> None:
         ".some(box => box.value.startsWith('a red circle'))"
     )
     page.get_by_label("Seed").first.fill("3")
-    take_long(page)  # a busy browser shows nothing of a video of two seconds
+    take_long(page, 25)  # a busy browser shows nothing of a video of two seconds
     button.click()
     expect_settings(page, "a red circle moves sideways", "seed: 3\n")
     assert "stage 3/3, step" in page.evaluate("told")
