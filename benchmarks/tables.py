@@ -204,6 +204,18 @@ def _lora() -> str:
     return table(("", "GB"), ([title, f"{size / 1e9:.2f}"] for title, size in rows))
 
 
+def _newcomer() -> str:
+    """What the first commands take."""
+    if not (RESULTS / "newcomer.json").exists():
+        return "No walk has been recorded yet: `python -m benchmarks.newcomer` does."
+    rows = []
+    for name, step in _result("newcomer.json")["walk"].items():
+        command = f"`{step['command'].replace('.venv/bin/', '')}`"
+        times = (f"{step[clock]:.0f}" for clock in ("cpu_seconds", "seconds"))
+        rows.append([name, command, *times])
+    return table(("", "command", "processor seconds", "seconds"), rows)
+
+
 def _plans() -> str:
     """Training steps that compilers made for machines that were not here."""
     rows = []
@@ -259,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": _precision,
     "warm": _warm,
     "lora": _lora,
+    "newcomer": _newcomer,
     "presets": speed_table,
     "deviation": deviation_table,
     "plans": _plans,

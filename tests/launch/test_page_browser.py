@@ -29,6 +29,7 @@ pytestmark = [
     ),
 ]
 PROMPT = "a red circle moves left"
+MANY = 40  # steps of a stage: seconds where nothing else runs, a minute elsewhere
 SCRIPT = "<img src=x onerror='window.fooled = true'>"
 # The boxes of elements that stick out of the window to the right.
 OUTSIDE = """
@@ -145,7 +146,7 @@ def take_long(page: Any) -> None:
     """Asks for many steps."""
     page.get_by_text("Steps, guidance, negative prompt").first.click()
     for label in ("Steps, frame 1", "Steps, later"):
-        page.get_by_label(f"number input for {label}").first.fill("100")
+        page.get_by_label(f"number input for {label}").first.fill(f"{MANY}")
 
 
 def test_a_video_survives_a_reload(browser: Any, server: Server):
@@ -178,7 +179,8 @@ def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Serv
     image = page.locator("#preview img")
     image.wait_for()
     assert page.locator("#status progress").is_visible()
-    assert "unit 9/9, stage 3/3, step 100" not in page.locator("#status").inner_text()
+    last = f"unit 9/9, stage 3/3, step {MANY}"
+    assert last not in page.locator("#status").inner_text()
     first = image.get_attribute("src")
     page.wait_for_function(
         "first => document.querySelector('#preview img')?.src != first", arg=first
