@@ -77,7 +77,6 @@ def test_values_and_gradients_are_those_of_the_formula():
 
 
 @interpreted
-@pytest.mark.slow
 def test_every_case_agrees():
     """Cut inside a block, which is done after the kernel."""
     agrees(rows(*case_names()), LENGTH, cut=40)
