@@ -92,7 +92,6 @@ compile-configs: $(COMPILERS)/.installed ## compile the step of each config for 
 	for name in $(filter %_768p,$(CONFIGS)); do \
 		$(COMPILERS)/bin/python -m launch.compile --config=$$name --topology=v6e:16x16 \
 			--config.data.batch=256 --config.mesh.data=2 --config.mesh.fsdp=128 \
-			--config.model.dit.remat=attention \
 			--json=benchmarks/results/plan_$${name}_v6e.json || exit 1; \
 	done
 	$(RUN) -m benchmarks.tables

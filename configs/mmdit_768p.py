@@ -28,6 +28,7 @@ def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("mmdit")
     cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=128)
+    cfg.model.dit.remat = "attention"  # a tenth faster than nothing, for 5 GiB more
     cfg.data.paired = True  # each of the machine's 64 devices gets two rows
     cfg.machine = "v5p:4x4x4"
     cfg.mesh.update(data=1, fsdp=-1)
