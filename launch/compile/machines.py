@@ -65,9 +65,10 @@ class Machine:
     devices: tuple[Any, ...]
 
     @property
-    def backend(self) -> str | None:
-        """The attention that is compiled; None: what this machine takes itself."""
-        return {"tpu": "pallas_tpu", "cuda": "pallas_triton"}.get(self.platform)
+    def backend(self) -> str:
+        """The attention that is compiled; loops of a CPU's "blocks" have no counts."""
+        names = {"tpu": "pallas_tpu", "cuda": "pallas_triton", "cpu": "xla"}
+        return names[self.platform]
 
 
 def machine(name: str) -> Machine:

@@ -32,7 +32,7 @@ from pyramid_jax import model as models
 from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig, segment_clips
-from pyramid_jax.kernels.tiles import tiles_for
+from pyramid_jax.kernels.tiles import TILED, tiles_for
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.shapes import Rows
 from pyramid_jax.train import data_config
@@ -134,8 +134,7 @@ def compiled(cfg: Any, machine: Machine, elsewhere: MakeText | None = None) -> C
     mesh = sharding.device_mesh(**cfg.mesh.to_dict(), devices=list(machine.devices))
     model = models.model_config(cfg.model.to_dict())
     data = data_config(cfg, model)
-    if machine.backend:
-        model = dataclasses.replace(model, dit=_attending(model, data, machine))
+    model = dataclasses.replace(model, dit=_attending(model, data, machine))
     parts = sharding.parts("batch", mesh)
     if data.batch % (parts * cfg.step.accumulate):
         raise ValueError(
@@ -303,9 +302,10 @@ def row_pairs(model: ModelConfig, data: DataConfig) -> float:
 
 
 def _attending(model: ModelConfig, data: DataConfig, machine: Machine) -> Any:
-    """The network with the attention of the machine, and tiles for it."""
+    """The network with the attention of the machine, and tiles for it, if any."""
     backend, dit = machine.backend, model.dit
-    assert backend is not None
+    if backend not in TILED:
+        return dataclasses.replace(dit, attention=backend)
     kind, length = machine.devices[0].device_kind, data.tokens + data.text_tokens
     tiles = tiles_for(backend, dit.head_dim, dit.dtype, length, kind)
     plain = tuple(tuple(tile) for tile in tiles)

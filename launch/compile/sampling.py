@@ -137,7 +137,6 @@ def taken(program: Program, there: Machine, mesh: Mesh, seen: float) -> Cost:
 
 def _model(there: Machine) -> ModelConfig:
     dit, kind = VARIANTS["mmdit"], there.devices[0].device_kind
-    assert there.backend is not None
     tiles = tiles_for(there.backend, dit.head_dim, "bfloat16", 8192, kind)
     plain = tuple(tuple(tile) for tile in tiles)
     how = {"attention": there.backend, "attention_tiles": plain}
