@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.ablations.measures import Interval, interval
 from benchmarks.device.report import table
@@ -217,6 +218,9 @@ def plot(result: dict[str, Any]) -> Figure:
             at = [p[name] for p in chosen]
             axes.errorbar(at, share, spread, fmt="o-", capsize=3, label=who)
         axes.set(xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     left.set(xlabel="evaluations of the network by a unit", ylabel="captions right")
     right.set(xlabel="processor seconds of a video")
     left.legend()

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.ablations import report as ablations
 from benchmarks.device.records import Record, chosen, read_records
 from benchmarks.device.report import heading, highlights, report, table
+from benchmarks.fewstep import points_table
 from benchmarks.figures import PAGES, read_results, with_numbers
 from benchmarks.leaderboard import leaderboard
 from benchmarks.speed import deviation_table, speed_table
@@ -276,6 +277,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "deviation": deviation_table,
     "plans": _plans,
     "pairs": _pairs,
+    "students": lambda: points_table(_result("fewstep.json")),
     "pairs_video": lambda: _shown(_result("pairs_t2v.json")),
     "tiny_model": lambda: _shown(_result("tiny_model.json")),
     **ablations.TABLES,
