@@ -10,27 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyramid_jax.model import SampleConfig
-    from pyramid_jax.pipeline.folder import PAIRS, PAIRS_STUDENT, TINY
+    from pyramid_jax.pipeline.folder import PAIRS, TINY
     from pyramid_jax.pipeline.sizes import Size
     from pyramid_jax.pipeline.video import VideoPipeline, load
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "PAIRS",
-    "PAIRS_STUDENT",
-    "TINY",
-    "SampleConfig",
-    "Size",
-    "VideoPipeline",
-    "load",
-]
+__all__ = ["PAIRS", "TINY", "SampleConfig", "Size", "VideoPipeline", "load"]
 
 _MODULES = {
     "SampleConfig": "model",
     "Size": "pipeline.sizes",
     "PAIRS": "pipeline.folder",
-    "PAIRS_STUDENT": "pipeline.folder",
     "TINY": "pipeline.folder",
 }
 

@@ -26,7 +26,6 @@ from pyramid_jax.vae.autoencoder import INSIDE, Autoencoder
 # The models that ship with the package: pixels are latents, or a VAE makes them.
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY, PAIRS = ASSETS / "tiny", ASSETS / "pairs"
-PAIRS_STUDENT = ASSETS / "pairs_student.safetensors"  # adapters of PAIRS
 DTYPES = ("float32", "bfloat16", *QUANTISED)  # that a model is read in
 
 
