@@ -40,12 +40,13 @@ def executed(script: Path) -> nbformat.NotebookNode:
 
 
 def kept(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The same with small pictures, and without what changes from run to run."""
+    """The same with small pictures, without progress and what changes from run to run."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
+        cell.outputs = [x for x in cell.outputs if x.get("name") != "stderr"]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = None

@@ -15,9 +15,9 @@ from docs.notebooks import executed, kept
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-# Half a minute of sampling, or large masks; `make test-slow` runs them.
+# Half a minute of sampling, large masks, or training; `make test-slow` runs them.
 LONG = {"00_make_a_video", "02_tokens_and_masks"}
-LONG |= {"03_kernels_and_visits", "05_drift_and_extension"}
+LONG |= {"03_kernels_and_visits", "05_drift_and_extension", "06_train_a_tiny_model"}
 LARGEST = 300_000  # bytes of a file
 
 
@@ -43,7 +43,10 @@ def kinds_of_output(notebook: nbformat.NotebookNode) -> set[str]:
     ],
     ids=lambda path: path.stem,
 )
-def test_a_notebook_runs_from_top_to_bottom(path: Path):
+def test_a_notebook_runs_from_top_to_bottom(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("STEPS", "3")  # of training, where there is any
     assert "image/png" in kinds_of_output(executed(path))
 
 
