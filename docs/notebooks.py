@@ -40,7 +40,7 @@ def executed(script: Path) -> nbformat.NotebookNode:
 
 
 def kept(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The same with small pictures, without progress and what changes from run to run."""
+    """The same with small pictures, without progress and what no other run repeats."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model calls a latent: its size for some pixels, and its normalisation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from pyramid_jax.shapes import Array
+
+# Pixels "b f h w 3" of 8 bits and numbers, which decide the noise -> raw latents.
+RawEncoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def two_steps(network: Network, mesh: Mesh) -> tuple[TrainState, list[float]]:
     return sharding.to_host(state), losses
 
 
-class Numbered:
+class Numbered(Iterator[np.ndarray]):
     """This process's rows of random batches, which depend on their number alone.
 
     Args:

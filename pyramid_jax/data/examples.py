@@ -28,13 +28,11 @@ from pyramid_jax.data.source import (
 )
 from pyramid_jax.data.stored import read_record_latent, stored_features
 from pyramid_jax.data.tokenizer import Tokenize
-from pyramid_jax.latents import LatentConfig
+from pyramid_jax.latents import LatentConfig, RawEncoder
 from pyramid_jax.layout import Clip, Layout
 
 # The normalised latent "t h w c" of a record, made at the nearest of some sizes.
 LoadLatent = Callable[[Record, tuple[HeightWidth, ...]], np.ndarray]
-# Pixels "b f h w 3" of 8 bits and numbers, which decide the noise -> raw latents.
-RawEncoder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # The pyramid of a record's latent, coarsest level "t h w c" first.
 LoadLevels = Callable[[Record], list[np.ndarray]]
 

@@ -20,9 +20,8 @@ from jaxtyping import Float
 from pyramid_jax import programs, sharding
 from pyramid_jax.checkpoint import files
 from pyramid_jax.config import asset_path, build
-from pyramid_jax.data.examples import RawEncoder
 from pyramid_jax.data.pixels import to_model
-from pyramid_jax.latents import LatentConfig
+from pyramid_jax.latents import LatentConfig, RawEncoder
 from pyramid_jax.models import vae
 from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.vae import codec
