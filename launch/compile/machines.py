@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from launch.compile.chips import CHIPS, GPU
+from launch.compile.chips import A100, CHIPS, GPU, H200
+from launch.compile.flops import PEAKS
 
 GIB = 2**30
 
@@ -46,11 +47,11 @@ class Chip:
 
 USABLE = 0.92  # of a memory: the rest is the runtime's, and lost between arrays
 SHEETS = {
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 90e9, 2, 1.5e9, 128),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 180e9, 3, 1.75e9, 128),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 180e9, 2, 1.75e9, 256),
-    "a100": Chip(85_100_068_864, 312e12, 2039e9, 300e9),
-    "h200": Chip(151_397_597_184, 989e12, 4800e9, 450e9),
+    "v5e": Chip(16 * GIB, PEAKS["TPU v5e"], 819e9, 90e9, 2, 1.5e9, 128),
+    "v5p": Chip(95 * GIB, PEAKS["TPU v5"], 2765e9, 180e9, 3, 1.75e9, 128),
+    "v6e": Chip(32 * GIB, PEAKS["TPU v6"], 1640e9, 180e9, 2, 1.75e9, 256),
+    "a100": Chip(A100.memory, PEAKS["NVIDIA A100"], A100.bandwidth, 300e9),
+    "h200": Chip(H200.memory, PEAKS["NVIDIA H200"], H200.bandwidth, 450e9),
     "cpu": Chip(16 * GIB, 1e11, 20e9, 5e9),
 }
 
