@@ -70,8 +70,9 @@ lint: setup ## check format, lint and spelling
 types: setup ## check types
 	$(VENV)/bin/basedpyright
 
+# perf: files in their order; else those of few long tests come last, and one process waits.
 test: setup ## run the tests that need only a CPU and a few minutes
-	$(RUN) -m pytest -n $(WORKERS) --dist=loadfile
+	$(RUN) -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the slow tests
 	$(RUN) -m pytest -n $(WORKERS) --dist=loadfile -m "slow and not gpu and not tpu"

@@ -106,6 +106,7 @@ def test_merged_weights_are_those_of_the_model_with_adapters(run: Path, tmp_path
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
+@pytest.mark.slow
 def test_a_student_is_its_teacher_with_a_file_of_adapters(tmp_path: Path):
     teacher, rng = video.load(TINY), np.random.default_rng(0)
     change = jax.tree.map(lambda x: rng.normal(0, 0.01, x.shape), teacher.params["dit"])

@@ -79,6 +79,7 @@ def test_tokens_that_are_known_are_seen_and_not_multiplied():
     assert whole - rest == dense[0] - dense[1] + 4 * 5 * 8 * work.width
 
 
+@pytest.mark.slow
 def test_more_scans_have_fewer_empty_slots():
     case = replace(video.case("384p_5s"), reuse=False)
     one, two = (replace(case, scans=scans).flops() for scans in (1, 2))

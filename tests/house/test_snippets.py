@@ -221,6 +221,7 @@ def run_python(document: Path) -> dict[str, Any]:
     return namespace
 
 
+@pytest.mark.slow
 def test_python_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     run_python(README)

@@ -274,6 +274,7 @@ def test_a_stream_continues_a_video_through_the_autoencoder(resident: VideoPipel
     assert step[8] < 3 * step[:8].mean()  # the first new frame goes on from the last
 
 
+@pytest.mark.slow
 def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
     waiting: VideoPipeline, monkeypatch: pytest.MonkeyPatch
 ):
@@ -296,6 +297,7 @@ def test_each_part_is_on_the_device_in_its_phase_alone_and_moves_once(
     assert seen == {2}  # all steps are between the second move and the third
 
 
+@pytest.mark.slow
 def test_an_abandoned_stream_leaves_no_weights_on_the_device(waiting: VideoPipeline):
     before = on_devices()
     stream = waiting.stream(PROMPT, num_frames=5)

@@ -18,6 +18,7 @@ from pyramid_jax.vae.autoencoder import load_autoencoder
 SHORT = Settings(frames=5)
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_pixels_and_are_kept(tmp_path):
     coder = load_autoencoder(PAIRS)
     records = read_manifest(write_pair_latents(tmp_path, 5, coder, SHORT, batch=2))
