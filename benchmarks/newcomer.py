@@ -26,7 +26,7 @@ PYRAMID = ".venv/bin/pyramid-jax"
 SHORT = "--config.optimizer.warmup_steps=5 --config.optimizer.steps=20"
 # The commands by what they are for; docs/where_to_begin.md shows them.
 WALK = {
-    "clone": "git clone --quiet $SOURCE .",
+    "clone": "git clone -q $SOURCE .",
     "environment": "make setup",
     "pictures": "make demo",
     "first video": f'{PYRAMID} sample --prompt="a red circle and a blue seven"',
