@@ -21,7 +21,7 @@ import numpy as np
 
 from pyramid_jax.checkpoint import files, rename
 from pyramid_jax.checkpoint.tensors import finite_values, subset, write_tensors
-from pyramid_jax.config import build
+from pyramid_jax.config import asset_path, build
 from pyramid_jax.convert import configs, source
 from pyramid_jax.convert.source import abstract_weights, tensor_table
 from pyramid_jax.guidance import Guidance
@@ -164,7 +164,9 @@ def save_changes(folder: str | Path, base: str | Path, to: str | Path) -> None:
     sections = files.read_config(folder, "a model", "model", "sample")
     model = model_config(sections["model"])
     abstract = jax.eval_shape(partial(initialise, model), jax.random.key(0))
-    ours, theirs = (files.open_weights(Path(x), abstract) for x in (folder, base))
+    ours, theirs = (
+        files.open_weights(path, abstract) for path in (folder, asset_path(base))
+    )
     change = {
         name: np.asarray(x, np.float32) - np.asarray(theirs[name], np.float32)
         for name, x in ours.items()
