@@ -39,6 +39,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "leaderboard.json"
 GOAL = 0.8
 CAPTIONS, SEED = 100, 21  # which are held out
 SCENES = 8000  # of training
+RESPECTS = ("colours", "kinds", "motions")
 RATE = scenes.FAST
 NONE = "No entry has been run to its end yet."
 MINUTE = 60
@@ -121,7 +122,8 @@ def leaderboard() -> str:
     records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     rows = []
     for record in sorted(records, key=lambda one: arrived(one) or float("inf")):
-        best = max(point["all"] for point in record["points"])
+        points = record["points"]
+        best = max(point["all"] for point in points)
         low, high = wilson(best, CAPTIONS)
         time_to_goal = arrived(record)
         told = f"not in {spent(record) / MINUTE:.0f}"
@@ -130,11 +132,13 @@ def leaderboard() -> str:
                 TITLES.get(record["entry"], record["entry"]),
                 told if time_to_goal is None else f"{time_to_goal / MINUTE:.0f}",
                 f"{best} % ({low:.0%} to {high:.0%})",
+                *(f"{points[-1][name]} %" for name in RESPECTS),
                 f"{record['device']}, {record['cpu']}, {record['threads']} threads",
                 f"{record['commit']}, {record['date']}",
             ]
         )
-    head = ("entry", f"minutes to {GOAL:.0%}", "best", "machine", "commit, date")
+    head = ["entry", f"minutes to {GOAL:.0%}", "best, all right", *RESPECTS]
+    head += ["machine", "commit, date"]
     return table(head, rows) or NONE
 
 
