@@ -95,8 +95,9 @@ def experiment(cfg: Any) -> Experiment:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
     if vae is not None and not data.encode:
-        records = read_records(data.manifest)
-        check_latents(records, fps=float(data.fps), vae=vae.digest)
+        for manifest in filter(None, (data.manifest, data.images)):
+            records = read_records(manifest)
+            check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)
     tokenize = load_tokenizer(model.tokenizer, model.text and model.text.vocabulary)
