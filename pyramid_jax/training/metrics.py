@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
@@ -39,8 +39,8 @@ class Work(NamedTuple):
     does, which is also done for places that are empty.
     """
 
-    needed: Float[np.ndarray, "b"]
-    computed: Float[np.ndarray, "b"]
+    needed: Real[np.ndarray, "b"]
+    computed: Real[np.ndarray, "b"]
 
 
 class Arithmetic(NamedTuple):

@@ -30,7 +30,8 @@ def rates(monkeypatch, arithmetic: metrics.Arithmetic | None) -> dict[str, float
     one, none = jnp.float32(1), jnp.int32(0)
     report = Report(one, one, one, none, metrics.Means({}, one))
     zeros = np.zeros((4, 3, 1), np.float32)
-    batch = Rows(zeros, zeros, zeros, SEGMENT, *[SEGMENT] * 5, zeros)
+    order = SEGMENT, SEGMENT, SEGMENT >= 0, SEGMENT, SEGMENT, SEGMENT
+    batch = Rows(zeros, zeros, zeros, *order, zeros)
     window = metrics.MetricsWindow(mesh, arithmetic=arithmetic)
     for _ in range(3):
         window.add(report, batch)
