@@ -29,7 +29,7 @@ def rates(monkeypatch, arithmetic: metrics.Arithmetic | None) -> dict[str, float
     mesh = device_mesh(data=2, devices=jax.devices()[:2])
     one, none = jnp.float32(1), jnp.int32(0)
     report = Report(one, one, one, none, metrics.Means({}, one))
-    zeros = np.zeros((4, 3, 1), np.float32)
+    zeros = np.zeros((4, 3, 3), np.float32)
     order = SEGMENT, SEGMENT, SEGMENT >= 0, SEGMENT, SEGMENT, SEGMENT
     batch = Rows(zeros, zeros, zeros, *order, zeros)
     window = metrics.MetricsWindow(mesh, arithmetic=arithmetic)
