@@ -33,7 +33,7 @@ from jaxtyping import Int
 from benchmarks.attention_rivals import NAMES, Problem, Rival, Values, rival
 from benchmarks.timing import Spread, environment, interleaved, plain, spread
 from launch.compile.cases import GRIDS, STAGES, case
-from launch.compile.flops import peak
+from pyramid_jax.flops import peak
 from pyramid_jax.mask import TokenMask
 
 PACKAGES = ("jax", "jaxlib", "torch", "tokamax")

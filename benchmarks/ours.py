@@ -11,8 +11,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.workload import Workload
-from launch.compile.flops import Product
 from pyramid_jax import sampler, sharding
+from pyramid_jax.flops import Product
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.kernels.attention import attention
 from pyramid_jax.model import (

@@ -23,13 +23,12 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from launch.compile import flops
+from pyramid_jax import flops
 from pyramid_jax import model as models
 from pyramid_jax.convert.source import abstract_weights
 from pyramid_jax.data.examples import DataConfig, segment_clips, stage_of, unit_of
-from pyramid_jax.data.packing import PackedRow, packed_rows, visible_pairs
+from pyramid_jax.data.packing import packed_pairs, packed_rows
 from pyramid_jax.layout import Segment
-from pyramid_jax.model import ModelConfig
 from pyramid_jax.sharding import unbox
 from pyramid_jax.train import data_config
 
@@ -116,8 +115,11 @@ def measured(mixture: Mixture) -> dict[str, Any]:
         list(itertools.islice(packed_rows(Examples(data, mixture, n), data, n), count))
         for n in range(data.batch)
     ]
-    work = np.array([[attention(model, row) for row in of] for of in rows])
-    work = work + products(model, data)
+    cost = flops.row_cost(model, {"dit": unbox(abstract_weights(model.dit))})
+    # Places that are empty are computed, too.
+    products = cost.products(data.text_tokens, data.tokens, data.segments)
+    pairs = np.array([[packed_pairs(row) for row in of] for of in rows])
+    work = products + cost.pair * pairs
     work = work.reshape(devices, -1, count).sum(axis=1)
     uneven = work.max(0) / work.mean(0) - 1
     used = [np.mean(row["frame_segment_ids"] > 0) for of in rows for row in of]
@@ -131,22 +133,6 @@ def measured(mixture: Mixture) -> dict[str, Any]:
         "uneven_mean": _rounded(uneven.mean()),
         "uneven_most": _rounded(uneven.max()),
     }
-
-
-def products(model: ModelConfig, data: DataConfig) -> int:
-    """FLOPs of a row's products with weights; places that are empty are computed."""
-    whole = flops.Row(data.text_tokens, data.tokens, data.segments)
-    found = flops.products(unbox(abstract_weights(model.dit)), whole)
-    return sum(product.flops * times for product, times in found.items())
-
-
-def attention(model: ModelConfig, row: PackedRow) -> int:
-    """FLOPs of a row's attention, forward."""
-    words = row["text_segment_ids"]
-    segment = np.concatenate([words, row["frame_segment_ids"]]) - 1
-    pairs = visible_pairs(segment, np.concatenate([0 * words, row["frame"]]))
-    blocks = sum(model.dit.depths.values())
-    return 4 * model.dit.width * blocks * pairs
 
 
 def _rounded(x: Any) -> float:

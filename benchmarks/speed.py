@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.device.records import chosen, read_records
 from benchmarks.device.report import table
 from benchmarks.video import RELEASED, Case, case
-from launch.compile import flops
+from pyramid_jax import flops
 from pyramid_jax.model import PRESETS
 from pyramid_jax.pipeline.folder import TINY
 from pyramid_jax.pipeline.video import VideoPipeline, load

@@ -7,7 +7,7 @@ import jax
 
 from benchmarks.timing import Spread, spread
 from benchmarks.video import Case
-from launch.compile import flops
+from pyramid_jax import flops
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.prompts import LIMIT
 

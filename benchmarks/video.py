@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks.workload import Workload
-from launch.compile import flops
-from pyramid_jax import layout, sharding
+from pyramid_jax import flops, layout, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.model import ModelConfig, SampleConfig
 from pyramid_jax.models import vae

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from launch.compile import flops
-from pyramid_jax import layout, mask, pyramid, sharding
+from pyramid_jax import flops, layout, mask, pyramid, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, initialise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""miniFLUX, 768x1280, 241 frames (10 s).
+r"""miniFLUX, 768x1280, 241 frames (10 s): paper stage 3.
 
     pyramid-jax prepare --text --model=models/miniflux_768p \
         --manifest=data/videos/manifest.jsonl --to=data/text
@@ -8,12 +8,13 @@ r"""miniFLUX, 768x1280, 241 frames (10 s).
         --sizes=768x1280 --frames=241 --fps=24
     pyramid-jax train --config=flux_768p --workdir=runs/flux_768p \
         --config.data.manifest=data/latents_768p/manifest.jsonl \
-        --config.autoencoder=models/miniflux_768p
+        --config.autoencoder=models/miniflux_768p --start=runs/flux_384p/model
     pyramid-jax train --config=flux_768p:smoke --workdir=runs/smoke
 
 The first two commands store features of captions and latents of videos, made by the
 text encoders and the VAE of a released model (see launch.convert); a VAE of your own
-(configs/vae.py) does as well. Training divides weights, their average and the
+(configs/vae.py) does as well. `--config.data.images=data/images_768p/manifest.jsonl`
+makes an eighth of the examples images. Training divides weights, their average and the
 optimizer's moments, 29 GiB in float32, over all devices of a v5p-64.
 Nobody has run the full size; launch.parity proves that loss and gradients are the
 original's. `smoke` needs the clips of `launch.prepare --embedded --to=data/shapes`.
@@ -29,6 +30,7 @@ def get_config(mode: str = "full") -> Any:
     cfg = base.get_config("miniflux")
     cfg.model.latent.update(image_shift=-0.04, image_scale=1 / 1.8726)
     cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=128)
+    base.beside_images(cfg)
     cfg.model.dit.remat = "attention"  # a tenth faster than nothing, for 5 GiB more
     cfg.data.paired = True  # each of the machine's 64 devices gets two rows
     cfg.machine = "v5p:4x4x4"

@@ -28,6 +28,12 @@ def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("miniflux")
     cfg.model.latent.update(image_shift=-0.04, image_scale=1 / 1.8726)
+    describe(cfg)
+    return base.choose(cfg, mode)
+
+
+def describe(cfg: Any) -> None:
+    """What the stage is for both variants: data, optimizer, samples, machine."""
     cfg.data.update(height=1024, width=1024, frames=1)
     cfg.data.sizes = ((768, 1280), (1280, 768))
     cfg.data.update(stage_shares=(1, 1, 1), tokens=4224, batch=16)
@@ -35,4 +41,3 @@ def get_config(mode: str = "full") -> Any:
     cfg.sample.guidance.first = 9.0
     cfg.machine = "h200x8"
     cfg.mesh.update(data=1, fsdp=-1)
-    return base.choose(cfg, mode)

@@ -24,7 +24,7 @@ from pyramid_jax.models.dit import BLOCKS
 from pyramid_jax.objective import Losses
 from pyramid_jax.pipeline.adapters import save_adapters
 from pyramid_jax.shapes import Rows
-from pyramid_jax.train import check_start, experiment, train_dit
+from pyramid_jax.train import arithmetic, check_start, experiment, train_dit
 from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def finetune(cfg: Any, workdir: str | Path, base: str | Path | None = None) -> P
         optimizer=optimizer(build(OptimizerConfig, cfg.optimizer.to_dict())),
         frozen=partial(base_weights, model, lora.base, base),
         sampled=partial(with_adapters, lora),
+        arithmetic=arithmetic(model, passes=2),
     )
     trained = sharding.to_host(state.ema[ADAPTERS])
     if jax.process_index() == 0:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pyramid_jax import flops, sharding
 from pyramid_jax import model as models
-from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig, LoadLatent, encoded_latent
 from pyramid_jax.data.loader import batches
@@ -30,6 +30,7 @@ from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.loop import Sample
+from pyramid_jax.training.metrics import Arithmetic, Work
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import best_average, run_training
 from pyramid_jax.training.state import TrainState
@@ -78,6 +79,7 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
         pretrained=dict
         if start is None
         else partial(start_weights, model, start, True),
+        arithmetic=arithmetic(model),
     )
 
 
@@ -93,8 +95,9 @@ def experiment(cfg: Any) -> Experiment:
         model = with_latents(model, vae.latent)
     data = data_config(cfg, model)
     if vae is not None and not data.encode:
-        records = read_records(data.manifest)
-        check_latents(records, fps=float(data.fps), vae=vae.digest)
+        for manifest in filter(None, (data.manifest, data.images)):
+            records = read_records(manifest)
+            check_latents(records, fps=float(data.fps), vae=vae.digest)
     defaults = models.sample_config(cfg.sample.to_dict())
     defaults = made_for(defaults, data, model.latent)
     tokenize = load_tokenizer(model.tokenizer, model.text and model.text.vocabulary)
@@ -153,6 +156,29 @@ def train_dit(
         validate=validator(workdir, data, words, functions["loss"], load),
         **functions,
     )
+
+
+def arithmetic(model: ModelConfig, passes: int = 3) -> Arithmetic:
+    """How the work of a training step on packed rows is counted.
+
+    Args:
+        passes: forward ones, to which the products with weights come: a backward pass
+            is two, or one where the weights are frozen. That of attention is two.
+    """
+    init = partial(models.initialise, model)
+    weights = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+    cost = flops.row_cost(model, weights)
+
+    def count(rows: Rows) -> Work:
+        parts = rows.text_segment, rows.segment, rows.stage
+        attention = 3 * cost.pair * flops.row_pairs(rows, model.dit.causal)
+        places = passes * cost.products(*(part.shape[1] for part in parts))
+        products = passes * cost.products(*flops.row_counts(rows))
+        return Work(products + attention, places + attention)
+
+    stated = model.dit.dtype == "bfloat16"  # the peaks of chips are of this type
+    kind = jax.devices()[0].device_kind
+    return Arithmetic(count, flops.peak(kind) if stated else None)
 
 
 def latent_encoder(described: Experiment, seed: int) -> LoadLatent | None:

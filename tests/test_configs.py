@@ -30,6 +30,7 @@ CONFIGS = sorted(
     for path in (Path(base.__file__).parent).glob("*.py")
     if path.stem not in EXTRA
 )
+SIZES = ("image", "384p", "768p")  # the paper's stages
 PYRAMID = model_config(ablations.get_config("pyramid").model.to_dict())
 RELEASED_PARAMETERS = {"mmdit": 2_028_334_144, "miniflux": 1_972_059_200}
 
@@ -46,7 +47,8 @@ def build(name: str, mode: str):
 
 
 def test_all_configs_are_found():
-    assert {"tiny", "mmdit_384p", "mmdit_768p", "flux_image"} <= set(CONFIGS)
+    stages = {f"{name}_{size}" for name in ("flux", "mmdit") for size in SIZES}
+    assert {"tiny", *stages} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -76,7 +78,7 @@ def test_every_segment_fits_a_row_of_the_full_config(name: str):
 
 
 # Their smoke versions are about those of other configs.
-ALIKE = {"flux_768p", "flux_image", "mmdit_768p"}
+ALIKE = {"flux_768p", "flux_image", "mmdit_768p", "mmdit_image"}
 STEPPED = [
     pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
     for name in CONFIGS

@@ -146,3 +146,45 @@ def test_one_two_four_and_one_process_train_what_one_trains(tmp_path: Path):
     for count, steps in ((1, 3), (2, 6), (4, 9)):
         hosts.run(TRAIN, count, tmp_path, steps, "", 0)
     assert_close(weights(tmp_path), weights(tmp_path.parent / "alone"))
+
+
+# -------------------------------------------------------------------------------- rates
+
+RATES = """
+import time
+from types import SimpleNamespace
+import jax.numpy as jnp
+import numpy as np
+from pyramid_jax import sharding
+from pyramid_jax.shapes import Rows
+from pyramid_jax.training import metrics
+from pyramid_jax.training.step import Report
+
+now = [0.0]
+metrics.time = SimpleNamespace(monotonic=lambda: now[0])
+mesh = sharding.device_mesh()
+values, order = np.zeros((4, 3, 1), np.float32), np.zeros((4, 3), np.int32)
+segment = np.full((4, 3), rank - 1, np.int32)  # the first process has padding only
+batch = Rows(values, values, values, segment, *[order] * 5, values)
+work = metrics.Work(np.full(4, 1e12), np.full(4, 1.0 + 2 * rank))
+counted = metrics.Arithmetic(lambda rows: work, peak=1e12)
+window = metrics.MetricsWindow(mesh, arithmetic=counted)
+one = jnp.float32(1)
+for _ in range(3):
+    window.add(Report(one, one, one, jnp.int32(0), metrics.Means({}, one)), batch)
+    now[0] += 1
+names = ("tokens_per_second", "token_utilisation", "utilisation", "imbalance")
+found = window.close()
+print(*(found[name] for name in names))
+"""
+
+
+@pytest.mark.slow
+def test_rates_are_those_of_all_processes():
+    """Two steps in three seconds, less the one that was compiled, of four rows each."""
+    said = hosts.run(RATES, 2, devices=2)
+    for text in said:
+        *_, tokens, used, share, uneven = map(float, text.split()[-4:])
+        assert (tokens, used) == (2 * 12 / 3, 0.5)
+        # Eight rows, a TFLOP each, by four devices; two compute 2, the other two 6.
+        np.testing.assert_allclose((share, uneven), (2 * 8 / 3 / 4, 6 / 4 - 1))

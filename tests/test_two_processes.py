@@ -77,6 +77,7 @@ def test_what_two_processes_began_one_continues(tmp_path: Path):
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
+    assert lines[1]["imbalance"] == 0 and lines[1]["token_utilisation"] <= 1
     last = video.load(run / "model")
     moved = jax.tree.map(
         lambda a, b: not np.array_equal(a, b), first.params, last.params

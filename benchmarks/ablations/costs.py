@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch.compile import flops
-from pyramid_jax import mask, sharding
+from pyramid_jax import flops, sharding
 from pyramid_jax import model as models
 from pyramid_jax.data.loader import batches
 from pyramid_jax.data.tokenizer import load_tokenizer
@@ -38,19 +37,10 @@ def rows_cost(model: ModelConfig, weights: Any, rows: Rows) -> Cost:
     Args:
         weights: shapes of the model's.
     """
-    text, video, segments = (
-        int((part >= 0).sum()) for part in (rows.text_segment, rows.segment, rows.stage)
-    )
-    row = flops.Row(text, video, segments)
-    products = flops.products(weights["dit"], row).items()
-    dense = sum(product.flops * count for product, count in products)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights["text"]):
-        if jax.tree_util.keystr(path).endswith("['kernel']"):
-            dense += 2 * text * leaf.size
-    order = rows.text_segment, rows.segment, rows.frame
-    pairs = int(mask.dense_mask(mask.joint(*order, causal=model.dit.causal)).sum())
-    blocks = model.dit.double_blocks + model.dit.single_blocks
-    forward = dense + 4 * blocks * pairs * model.dit.width
+    cost = flops.row_cost(model, weights)
+    text, video, segments = map(int, flops.row_counts(rows).sum(axis=1))
+    pairs = int(flops.row_pairs(rows, model.dit.causal).sum())
+    forward = cost.products(text, video, segments) + cost.pair * pairs
     return Cost(3.0 * forward, video, text, segments)
 
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from launch.compile import flops
-from pyramid_jax import layout, sharding
+from pyramid_jax import flops, layout, sharding
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import MMDIT, ModelConfig, initialise

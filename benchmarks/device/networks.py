@@ -20,7 +20,7 @@ from benchmarks.stages import Run, Stage, by_stage, utilisation
 from benchmarks.video import CLIP_G, CLIP_L, Case
 from benchmarks.video import case as released
 from benchmarks.workload import Workload
-from launch.compile import flops
+from pyramid_jax import flops
 from pyramid_jax.data.pixels import to_uint8
 from pyramid_jax.mask import TokenMask
 from pyramid_jax.models.clip import CLIPConfig

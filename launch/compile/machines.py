@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from launch.compile.chips import A100, CHIPS, GPU, H200
-from launch.compile.flops import PEAKS
+from pyramid_jax.flops import PEAKS
 
 GIB = 2**30
 

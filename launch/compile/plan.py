@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from launch.compile import flops
 from launch.compile.dump import bytes_of
 from launch.compile.machines import GIB, USABLE, Machine, hops, spanned
 from launch.compile.program import (
@@ -28,8 +27,8 @@ from launch.compile.program import (
     collectives,
     dimensions,
 )
+from pyramid_jax import flops, sharding
 from pyramid_jax import model as models
-from pyramid_jax import sharding
 from pyramid_jax.config import build
 from pyramid_jax.data.examples import DataConfig, segment_clips
 from pyramid_jax.kernels.tiles import TILED, tiles_for
@@ -273,12 +272,9 @@ def report(plan: Plan) -> str:
 def needed(made: Compiled) -> float:
     """FLOP of a step on full rows: forward, and twice as much backward."""
     model, data = made.model, made.data
-    row = flops.Row(data.text_tokens, data.tokens, data.segments)
-    dense = flops.products(made.like.params["dit"], row)
-    products = sum(product.flops * count for product, count in dense.items())
-    depth = model.dit.double_blocks + model.dit.single_blocks
-    attention = 4 * depth * model.dit.width * row_pairs(model, data)
-    return 3 * data.batch * (products + attention)
+    cost = flops.row_cost(model, {"dit": made.like.params["dit"]})
+    products = cost.products(data.text_tokens, data.tokens, data.segments)
+    return 3 * data.batch * (products + cost.pair * row_pairs(model, data))
 
 
 def row_pairs(model: ModelConfig, data: DataConfig) -> float:

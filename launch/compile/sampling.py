@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from launch.compile import flops
 from launch.compile.chips import GPU, TPU
 from launch.compile.kernels import Line
 from launch.compile.machines import Machine, machine
 from launch.compile.plan import cost, sending
 from launch.compile.program import Program, collective
 from launch.compile.step import CELLS, CHANNELS, WORDS
-from pyramid_jax import layout, programs, sharding
+from pyramid_jax import flops, layout, programs, sharding
 from pyramid_jax.kernels.tiles import tiles_for
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,8 @@ class DataConfig(SourceConfig):
             ever new orders; 0: every batch is new. For small data and fast devices.
         encode: files are encoded by the VAE of a model in a latent space while it is
             trained, by threads; otherwise their latents are stored.
+        images: a second manifest, of images beside the videos; "": none.
+        image_share: how many of the examples are its images, where there is one.
         latent, layout: of the model; by default its latents are pixels as they are.
 
     Raises:
@@ -75,6 +78,8 @@ class DataConfig(SourceConfig):
     paired: bool = False
     kept: int = 0
     encode: bool = False
+    images: str | Path = ""
+    image_share: float = 0.125
     latent: LatentConfig = _PIXELS
     layout: Layout = field(default_factory=Layout)
 
@@ -83,7 +88,7 @@ class DataConfig(SourceConfig):
         budget = ("tokens", "text_tokens", "segments", "open_rows")
         check_entries(self, lambda x: x > 0, "over 0", *budget)
         check_entries(self, lambda x: x >= 0, "0 or more", "kept")
-        check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout")
+        check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout", "image_share")
         if np.array(self.sizes).min(initial=1) < 1:
             raise ValueError(f"sizes {self.sizes}: expected lengths of 1 or more")
         if min(self.stage_shares, default=-1) < 0 or not any(self.stage_shares):

@@ -31,6 +31,7 @@ from pyramid_jax.data.examples import (
 )
 from pyramid_jax.data.kept import KeptBatches
 from pyramid_jax.data.manifest import Split, split_records
+from pyramid_jax.data.mixture import Mixture
 from pyramid_jax.data.packing import packed_rows
 from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.source import ArrayCache, Together, in_advance, read_examples
@@ -64,13 +65,18 @@ def batches(
     """
     _check_budget(cfg)
     records = split_records(read_records(cfg.manifest), cfg.held_out, split)
+    kinds = [records]
+    if cfg.images and split == "training":
+        kinds.append(read_records(cfg.images))
     if tokenize is None:
-        check_features(records)
+        for each in kinds:
+            check_features(each)
+    mixed = Mixture(*kinds, cfg.image_share) if len(kinds) > 1 else records
     cache = ArrayCache(cfg.cache_mib * 2**20)
     levels = partial(load_levels, cfg, load or latent_loader(cfg), cache)
     make = partial(make_example, cfg, tokenize, levels)
     rows = range(cfg.batch) if rows is None else rows
-    streams = read_examples(make, records, cfg, folder, rows, cfg.batch)
+    streams = read_examples(make, mixed, cfg, folder, rows, cfg.batch)
     packed = {str(n): packed_rows(stream, cfg, n) for n, stream in streams.items()}
     made = in_advance(Together(packed).map(_rows))
     return KeptBatches(made, cfg.kept, cfg.seed) if cfg.kept else made

@@ -59,6 +59,13 @@ def visible_pairs(segment: Int[np.ndarray, "l"], frame: Int[np.ndarray, "l"]) ->
     return int((tokens * np.cumsum(tokens, axis=1)).sum())
 
 
+def packed_pairs(row: PackedRow) -> int:
+    """The `visible_pairs` of a packed row."""
+    words = row["text_segment_ids"]
+    segment = np.concatenate([words, row["frame_segment_ids"]]) - 1
+    return visible_pairs(segment, np.concatenate([0 * words, row["frame"]]))
+
+
 class _ByAttention(grain.experimental.FlatMapTransform):
     """The rows of a round, those with the least attention first, or last."""
 
@@ -67,10 +74,4 @@ class _ByAttention(grain.experimental.FlatMapTransform):
 
     def flat_map(self, element: list[PackedRow]) -> list[PackedRow]:
         """The rows in their order."""
-        return sorted(element, key=_attention, reverse=self._falling)
-
-
-def _attention(row: PackedRow) -> int:
-    words = row["text_segment_ids"]
-    segment = np.concatenate([words, row["frame_segment_ids"]]) - 1
-    return visible_pairs(segment, np.concatenate([0 * words, row["frame"]]))
+        return sorted(element, key=packed_pairs, reverse=self._falling)

@@ -24,6 +24,7 @@ from jaxtyping import Int, UInt8
 
 from pyramid_jax.config import check_entries
 from pyramid_jax.data.manifest import Record
+from pyramid_jax.data.mixture import Mixture
 from pyramid_jax.data.pictures import picture_size, read_picture
 from pyramid_jax.data.pixels import HeightWidth
 from pyramid_jax.data.video_io import read_video, video_size
@@ -89,7 +90,7 @@ class SourceConfig:
 
 def read_examples(
     make: MakeExample,
-    records: Sequence[Record],
+    records: Sequence[Record] | Mixture,
     cfg: SourceConfig,
     folder: str | Path,
     rows: Sequence[int],
@@ -115,9 +116,11 @@ def read_examples(
     message = functools.partial(_message, make, records, cfg.seed)
     workers = Workers(message, cfg.workers, cfg.threads)
     ahead = -(-_ORDERED * cfg.workers // len(rows))
-    listed = isinstance(records, tuple)
-    files = len({x.path for x in records}) if listed else len(records)
-    bad_files = BadFiles(Path(folder) / "skipped.jsonl", cfg.max_bad, files)
+    mixed = isinstance(records, Mixture)
+    kinds = (records.videos, records.images) if mixed else (records,)
+    bad_files = BadFiles(
+        Path(folder) / "skipped.jsonl", cfg.max_bad, sum(map(_files, kinds))
+    )
     streams = {row: _Messages(workers, row, batch, ahead) for row in rows}
     flat = grain.experimental.FlatMapIterDataset
     return {row: flat(stream, bad_files) for row, stream in streams.items()}
@@ -249,16 +252,27 @@ class ArrayCache:
         return arrays
 
 
+def _files(records: Sequence[Record]) -> int:
+    """How many files there are; those of shards are not read for it."""
+    listed = isinstance(records, tuple)
+    return len({x.path for x in records}) if listed else len(records)
+
+
 def _message(
-    make: MakeExample, records: Sequence[Record], seed: int, numbers: range
+    make: MakeExample,
+    records: Sequence[Record] | Mixture,
+    seed: int,
+    numbers: range,
 ) -> Message:
     """The examples of the run with these numbers, or why they can't be made."""
     message = []
     for number in numbers:
-        epoch, place = divmod(number, len(records))
-        index = epoch_order(seed, epoch, len(records))[place]
+        mixed = isinstance(records, Mixture)
+        kind, count = records.of(number, seed) if mixed else (records, number)
+        epoch, place = divmod(count, len(kind))
+        index = epoch_order(seed, epoch, len(kind))[place]
         try:
-            record = records[index]
+            record = kind[index]
         except ValueError as error:
             message.append(Failure(f"record {index}", str(error)))
             continue
@@ -266,7 +280,7 @@ def _message(
     return message
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "_"]:
     """The places of records in an epoch, by the place of an example in it."""
     # perf: grain's own shuffle takes milliseconds per record of a small data set.

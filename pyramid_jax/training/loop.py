@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import check_entries
-from pyramid_jax.training.metrics import Metrics, MetricsWindow
+from pyramid_jax.training.metrics import Arithmetic, Metrics, MetricsWindow
 from pyramid_jax.training.state import TrainState
 from pyramid_jax.training.step import Step
 
@@ -78,6 +78,7 @@ def train_loop(
     metrics: Metrics,
     sample: Sample | None = None,
     validate: Sample | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> TrainState:
     """Trains until a limit of `cfg` or a signal, saves, and returns the last state.
 
@@ -92,6 +93,7 @@ def train_loop(
             once per step.
         key: the same one at a restart.
         validate: is called before each save; the checkpoint keeps what it measures.
+        arithmetic: of a step, for the metrics.
 
     Raises:
         FloatingPointError: `bad_steps` in a row were skipped; the state is saved.
@@ -99,7 +101,8 @@ def train_loop(
     """
     mesh: Mesh = state.step.sharding.mesh
     done = begun = int(state.step)
-    window, vote = MetricsWindow(int(state.skipped)), _Vote(mesh)
+    window = MetricsWindow(mesh, int(state.skipped), arithmetic)
+    vote = _Vote(mesh)
     deadline = time.monotonic() + (cfg.max_seconds or float("inf"))
     silent = jax.process_index() > 0
     bar = tqdm(
@@ -221,6 +224,8 @@ def _short(values: dict[str, float]) -> str:
     text = f"loss {' '.join(losses)}, lr {values['learning_rate']:.1e}"
     if "tokens_per_second" in values:
         text += f", {values['tokens_per_second']:,.0f} tokens/s"
+    if "utilisation" in values:
+        text += f", {values['utilisation']:.0%} of the peak"
     return text + (f", {values['skipped']} skipped" if values["skipped"] else "")
 
 

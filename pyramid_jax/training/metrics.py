@@ -6,16 +6,18 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jaxtyping import Float, Real
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
+from pyramid_jax import sharding
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.step import Report
 
@@ -28,6 +30,27 @@ class Means(NamedTuple):
 
     sums: dict[str, Any]
     weight: Any
+
+
+class Work(NamedTuple):
+    """The arithmetic of every row of a batch, in FLOP.
+
+    `needed` is what the model takes for what is in the row, `computed` what a device
+    does, which is also done for places that are empty.
+    """
+
+    needed: Real[np.ndarray, "b"]
+    computed: Real[np.ndarray, "b"]
+
+
+class Arithmetic(NamedTuple):
+    """How the work of a batch is counted, and how much of it a device could do.
+
+    `peak` is in FLOP per second; None: nobody knows.
+    """
+
+    count: Callable[[Any], Work]
+    peak: float | None = None
 
 
 class Metrics:
@@ -87,10 +110,15 @@ class MetricsWindow:
     `skipped_in_a_row` counts the last steps that were skipped, some steps late.
 
     Args:
+        mesh: over which the rows of batches are divided.
         skipped: steps before the first one.
+        arithmetic: of batches, where it can be counted.
     """
 
-    def __init__(self, skipped: int = 0):
+    def __init__(
+        self, mesh: Mesh, skipped: int = 0, arithmetic: Arithmetic | None = None
+    ):
+        self._mesh, self._arithmetic = mesh, arithmetic
         self._reports: list[Report] = []
         self._unread = deque[Any]()  # counters of skipped steps
         self._counter = skipped
@@ -101,7 +129,8 @@ class MetricsWindow:
     def restart(self) -> None:
         """Restarts the clock after something that is not training."""
         self._start, self._waited = time.monotonic(), 0.0
-        self._steps = self._tokens = self._capacity = 0
+        self._steps = 0
+        self._rows: list[dict[str, np.ndarray]] = []  # of every step
 
     def next(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time until it is there is measured."""
@@ -120,10 +149,9 @@ class MetricsWindow:
             return self.restart()
         if len(self._unread) > AHEAD:
             self._read(self._unread.popleft())
-        used, capacity = token_counts(batch)
         self._steps += 1
-        self._tokens += used
-        self._capacity += capacity
+        if isinstance(batch, Rows):
+            self._rows.append(self._counts(batch))
 
     def close(self) -> dict[str, float]:
         """The numbers of the steps since the last line; waits for the device."""
@@ -134,11 +162,39 @@ class MetricsWindow:
             seconds = time.monotonic() - self._start
             values["steps_per_second"] = self._steps / seconds
             values["data_wait"] = self._waited / seconds
-            if self._capacity:
-                values["tokens_per_second"] = self._tokens / seconds
-                values["token_utilisation"] = self._tokens / self._capacity
+            if self._rows:
+                values |= self._rates(seconds)
         self.restart()
         return values | _memory()
+
+    def _counts(self, rows: Rows) -> dict[str, np.ndarray]:
+        """What is counted of this process's rows of a step."""
+        there = np.asarray(rows.segment) >= 0
+        places = np.full(len(there), there.shape[1])
+        counts = {"tokens": there.sum(axis=1), "places": places}
+        if self._arithmetic is not None:
+            counts |= self._arithmetic.count(rows)._asdict()
+        return {name: np.float32(x) for name, x in counts.items()}
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        """What all processes did, by second, by place, and device beside device."""
+        own = jax.tree.map(lambda *steps: np.stack(steps, axis=1), *self._rows)
+        every = sharding.to_host(sharding.global_batch(own, self._mesh))
+        sums = {name: x.sum(dtype=np.float64) for name, x in every.items()}
+        values = {
+            "tokens_per_second": sums["tokens"] / seconds,
+            "token_utilisation": sums["tokens"] / sums["places"],
+        }
+        if self._arithmetic is not None:
+            rate, devices = (
+                sums["needed"] / seconds,
+                sharding.parts("batch", self._mesh),
+            )
+            values["model_tflops_per_second"] = rate / 1e12
+            values["imbalance"] = imbalance(every["computed"], devices)
+            if (peak := self._arithmetic.peak) is not None:
+                values["utilisation"] = rate / peak / self._mesh.size
+        return {name: float(x) for name, x in values.items()}
 
     def _read(self, counter: Any) -> None:
         """Counts how many of the last steps were skipped; waits for one of them."""
@@ -185,12 +241,14 @@ def summary(reports: Sequence[Report]) -> dict[str, float]:
     return values
 
 
-def token_counts(batch: Any) -> tuple[int, int]:
-    """The number of video tokens in a batch of rows, and the number that would fit."""
-    if not isinstance(batch, Rows):
-        return 0, 0
-    segment = np.asarray(batch.segment)
-    return int((segment >= 0).sum()), segment.size
+def imbalance(computed: Float[np.ndarray, "b steps"], devices: int) -> float:
+    """How much more than the mean the device with the most work computes, in a step.
+
+    Args:
+        computed: of all rows, of which every device has as many, one after the other.
+    """
+    work = computed.reshape(devices, -1, computed.shape[1]).sum(axis=1)
+    return float((work.max(axis=0) / work.mean(axis=0) - 1).mean())
 
 
 def read_metrics(jsonl: str | Path) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
 from pyramid_jax.config import build
 from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
-from pyramid_jax.training.metrics import JSONL, Metrics, plot_loss
+from pyramid_jax.training.metrics import JSONL, Arithmetic, Metrics, plot_loss
 from pyramid_jax.training.origin import write_start
 from pyramid_jax.training.state import (
     Init,
@@ -53,6 +53,7 @@ def run_training(
     validate: Sample | None = None,
     pretrained: Callable[[], Mapping[str, Any]] = dict,
     frozen: Callable[[Mesh], Any] = lambda mesh: None,
+    arithmetic: Arithmetic | None = None,
 ) -> TrainState:
     """Trains as the sections step, mesh, loop and seed of a config say; the last state.
 
@@ -70,6 +71,7 @@ def run_training(
         pretrained: loads weights that a new run starts from (see `with_weights`); a
             continued run does not call it.
         frozen: loads weights that stay as they are, which no checkpoint holds.
+        arithmetic: of a step, for the metrics; None: it is not counted.
 
     Raises:
         ValueError: a section is wrong, or the folder is of another config.
@@ -113,6 +115,7 @@ def run_training(
             metrics=metrics,
             sample=sample,
             validate=validate,
+            arithmetic=arithmetic,
         )
         sampled = loop.sample_every and int(last.step) % loop.sample_every == 0
         if not sampled and (values := sample(int(last.step), last.averages())):

@@ -13,8 +13,7 @@ from benchmarks import sample, stages, video
 from benchmarks.device.networks import TINY
 from benchmarks.reference_video import OriginalVideo
 from benchmarks.workload import Workload
-from launch.compile import flops
-from pyramid_jax import layout, mask, pyramid
+from pyramid_jax import flops, layout, mask, pyramid
 from pyramid_jax.pipeline.denoise import Progress
 from pyramid_jax.pipeline.prompts import LIMIT
 

@@ -16,11 +16,15 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from pyramid_jax import layout
+from pyramid_jax.data.packing import visible_pairs
 from pyramid_jax.layout import Clip
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.models.dit import STACKED
+from pyramid_jax.shapes import Rows
 
 # Dense bfloat16 FLOP/s that the makers state; the first name that a device's begins
 # with counts. The boards with PCIe have lower clocks.
@@ -89,6 +93,49 @@ def products(weights: Any, row: Row) -> Counter[Product]:
     return products
 
 
+class RowCost(NamedTuple):
+    """FLOP of a forward pass: of each text token, video token and segment, and `pair`
+    of each query-key pair that the mask lets through."""
+
+    text: int
+    video: int
+    segment: int
+    pair: int
+
+    def products(self, text: Any, video: Any, segments: Any) -> Any:
+        """Products of so many tokens and segments with weights."""
+        return text * self.text + video * self.video + segments * self.segment
+
+
+def row_cost(model: ModelConfig, weights: Any) -> RowCost:
+    """What a packed row of training takes, in which all video tokens are answered.
+
+    Args:
+        weights: of the model, or their shapes; those of a text encoder count, too.
+    """
+    each = Row(1, 0, 0), Row(0, 1, 0), Row(0, 0, 1)
+    text, video, segment = (_dense(weights["dit"], row) for row in each)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights.get("text", {})):
+        if path[-1].key == "kernel":
+            text += 2 * leaf.size
+    return RowCost(text, video, segment, 4 * _depth(model) * model.dit.width)
+
+
+def row_counts(rows: Rows) -> Int[np.ndarray, "3 b"]:
+    """Text tokens, video tokens and segments of every packed row."""
+    parts = rows.text_segment, rows.segment, rows.stage
+    return np.stack([(np.asarray(part) >= 0).sum(axis=1) for part in parts])
+
+
+def row_pairs(rows: Rows, causal: bool = True) -> Int[np.ndarray, "b"]:
+    """Query-key pairs that the mask lets through in every packed row."""
+    words, video = np.asarray(rows.text_segment), np.asarray(rows.segment)
+    segment = np.concatenate([words, video], axis=1)
+    frame = np.concatenate([np.zeros_like(words), rows.frame], axis=1)
+    frame = frame if causal else np.zeros_like(frame)
+    return np.array([visible_pairs(*row) for row in zip(segment, frame, strict=True)])
+
+
 def pairs(text: int, frames: Sequence[int]) -> int:
     """Query-key pairs that the causal mask of one segment lets through.
 
@@ -153,11 +200,10 @@ def step(
     """
     count = model.layout.frames_per_unit if len(of_frames) > 1 else 1
     row = Row(text, sum(of_frames) + empty, 0, sum(of_frames[-count:]))
-    dense = sum(p.flops * n for p, n in products(weights, row).items())
-    blocks = model.dit.double_blocks + model.dit.single_blocks
     every = pairs(text, of_frames) + known * sum(of_frames)
     last = current_pairs(text, of_frames, count) + known * sum(of_frames[-count:])
-    return dense + 4 * ((blocks - 1) * every + last) * model.dit.width
+    attention = 4 * ((_depth(model) - 1) * every + last) * model.dit.width
+    return _dense(weights, row) + attention
 
 
 def peak(device_kind: str) -> float | None:
@@ -166,6 +212,14 @@ def peak(device_kind: str) -> float | None:
         return None
     rates = (rate for name, rate in PEAKS.items() if device_kind.startswith(name))
     return next(rates, None)
+
+
+def _dense(weights: Any, row: Row) -> int:
+    return sum(p.flops * n for p, n in products(weights, row).items())
+
+
+def _depth(model: ModelConfig) -> int:
+    return model.dit.double_blocks + model.dit.single_blocks
 
 
 def _seen(names: list[str], row: Row) -> int:
