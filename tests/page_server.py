@@ -22,7 +22,8 @@ from pyramid_jax.data.pictures import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE = 180  # seconds for the server, and for a video
+PATIENCE = 400  # seconds for the server, and for a video
+POLLING = 200  # milliseconds; a look at every frame would keep a core busy with frames
 # What the page says of a video, or which one it shows.
 SHOWN = """
 () => (document.querySelector('#status')?.textContent ?? '')
@@ -54,12 +55,12 @@ def running_browser() -> Iterator[Any]:
 def press(button: Any) -> None:
     """Clicks until the page answers: it drops clicks until the last one is done."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    page, again = button.page, 5000  # milliseconds
+    page, polled = button.page, {"polling": POLLING, "timeout": 5000}
     before, changed = page.evaluate(SHOWN), f"before => ({SHOWN})() != before"
     while True:
         button.click()
         with suppress(sync_api.TimeoutError):
-            page.wait_for_function(changed, arg=before, timeout=again)
+            page.wait_for_function(changed, arg=before, **polled)
             return
 
 

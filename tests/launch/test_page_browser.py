@@ -11,6 +11,7 @@ import pytest
 from tests.page_server import (
     BROWSER,
     PATIENCE,
+    POLLING,
     Server,
     held,
     outcome,
@@ -120,7 +121,7 @@ def test_columns_stand_below_each_other_on_a_phone(browser: Any, server: Server)
         assert (status["y"] > button["y"]) == stacked
         assert (status["x"] > button["x"] + 9) != stacked
     show(page)
-    page.wait_for_function("document.querySelector('#made video')?.videoWidth")
+    wait(page, "() => document.querySelector('#made video')?.videoWidth")
     for width in 390, 1280:
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate(OUTSIDE) == []
@@ -195,7 +196,7 @@ def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Serv
         hold.write_text("unit 9/9")
         page.get_by_text("unit 9/9").wait_for()
         changed = "first => document.querySelector('#preview img').src != first"
-        page.wait_for_function(changed, arg=first)
+        wait(page, changed, first)
         assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [64, 64]
     expect_settings(page, "a green star moves up")
     assert not image.is_visible()
@@ -228,20 +229,22 @@ def from_text(page: Any, server: Server) -> None:
     press(button)
     page.get_by_text("the prompt is empty").wait_for()
     page.get_by_role("button", name="a red circle moves sideways").click()
-    page.wait_for_function(  # Gradio asks its server what the example fills in
+    wait(  # Gradio asks its server what the example fills in
+        page,
         "() => [...document.querySelectorAll('textarea')]"
-        ".some(box => box.value.startsWith('a red circle'))"
+        ".some(box => box.value.startsWith('a red circle'))",
     )
     page.get_by_label("Seed").first.fill("3")
     page.get_by_text("Steps, guidance, negative prompt").first.click()
     page.get_by_label("number input for Steps, later").first.fill("4")
     with held(server, "unit 9/9, stage 3/3"):
         press(button)
-        page.get_by_text("unit 9/9, stage 3/3, step 1/4").wait_for()
+        page.get_by_text("unit 9/9, stage 3/3").wait_for()
     expect_settings(page, "a red circle moves sideways", "seed: 3\n", "12 for later")
-    page.wait_for_function(
+    wait(
+        page,
         "() => { const video = document.querySelector('#made video');"
-        "return video && !video.paused && video.currentTime > 0; }"
+        "return video && !video.paused && video.currentTime > 0; }",
     )
 
 
@@ -262,8 +265,13 @@ def from_image(page: Any, path: Path) -> None:
 
 def expect_settings(page: Any, *parts: str) -> None:
     """Waits for the text that says what a video was made with, with these parts."""
-    page.wait_for_function(
+    wait(
+        page,
         "parts => [...document.querySelectorAll('textarea')].some("
         "area => parts.every(part => area.value.includes(part)))",
-        arg=["prompt: ", "made: ", *parts],
+        ["prompt: ", "made: ", *parts],
     )
+
+
+def wait(page: Any, condition: str, argument: Any = None) -> None:
+    page.wait_for_function(condition, arg=argument, polling=POLLING)
