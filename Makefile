@@ -130,7 +130,7 @@ demo: setup ## make videos with the model that ships with the project
 web: setup ## show a web page that makes videos with that model
 	$(RUN) -m launch.web
 
-train-demo: setup ## train that model from nothing, for 10 minutes
+train-demo: setup ## train the embedded pixel model from scratch, for 10 minutes
 	$(RUN) -m launch.prepare --embedded --to=data/shapes
 	$(RUN) -m launch.train --config=configs/tiny.py --workdir=runs/train-demo \
 		--config.optimizer.steps=$(STEPS) --config.loop.steps=$(STEPS) \

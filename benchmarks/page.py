@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.timing import environment
 from launch.web.page import PROMPTS
-from tests.page_server import PATIENCE, running_browser, served
+from tests.page_server import PATIENCE, POLLING, running_browser, served
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "gradio")
 BUTTON = "Make a video"
@@ -74,7 +74,7 @@ def waited(videos: int) -> dict[str, Any]:
         for _ in range(1 + videos):
             page.get_by_label("Prompt", exact=True).first.fill(PROMPTS[0])
             button.click()
-            page.wait_for_function("window.times?.video")
+            page.wait_for_function("window.times?.video", polling=POLLING)
             times.append(page.evaluate("times"))
             page.wait_for_timeout(500)  # until the page takes a click again
     seconds = {

@@ -269,7 +269,7 @@ def _make_examples(page: Any, server: Server) -> None:
     page.goto(server.url)
     for prompt in EXAMPLES[::-1]:
         page.get_by_label("Prompt", exact=True).first.fill(prompt)
-        press(page)
+        press(page.get_by_role("button", name="Make a video").first)
         page.wait_for_function(
             "prompt => [...document.querySelectorAll('textarea')].some("
             "area => area.value.startsWith(`prompt: ${prompt}`))",

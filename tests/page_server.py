@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,13 @@ from pyramid_jax.data.pictures import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE = 180  # seconds for the server, and for a video
+PATIENCE = 400  # seconds for the server, and for a video
+POLLING = 200  # milliseconds; a look at every frame would keep a core busy with frames
+# What the page says of a video, or which one it shows.
+SHOWN = """
+() => (document.querySelector('#status')?.textContent ?? '')
+  + (document.querySelector('#made video')?.src ?? '')
+"""
 
 
 class Server(NamedTuple):
@@ -46,13 +52,27 @@ def running_browser() -> Iterator[Any]:
         browser.close()
 
 
-def press(page: Any) -> None:
-    """Asks for a video; a click is dropped until the last one is all there."""
-    button = page.get_by_role("button", name="Make a video").first
-    button.click()
-    while not page.locator("#status").is_visible():
-        page.wait_for_timeout(500)
+def press(button: Any) -> None:
+    """Clicks until the page answers: it drops clicks until the last one is done."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page, polled = button.page, {"polling": POLLING, "timeout": 5000}
+    before, changed = page.evaluate(SHOWN), f"before => ({SHOWN})() != before"
+    while True:
         button.click()
+        with suppress(sync_api.TimeoutError):
+            page.wait_for_function(changed, arg=before, **polled)
+            return
+
+
+@contextmanager
+def held(server: Server, step: str) -> Iterator[Path]:
+    """The file that says at which step the videos of a `tests.held_page` wait."""
+    hold = server.folder / "hold"
+    hold.write_text(step)
+    try:
+        yield hold
+    finally:
+        hold.unlink()
 
 
 @contextmanager

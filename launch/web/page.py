@@ -107,7 +107,7 @@ def _about(service: VideoService, examples: bool) -> str:
     about = f"Videos of **{name}**, on {device}: {sizes}."
     if examples:
         about += (
-            " It draws two objects that move, and nothing else. Say of both the colour "
+            " It draws two objects that move, and nothing else. Name each one's colour "
             f"({_choice(COLOURS)}), what it is ({', '.join(SHAPES)} or a digit), and "
             f"how it moves ({_choice(MOTIONS)})."
         )

@@ -11,7 +11,9 @@ import pytest
 from tests.page_server import (
     BROWSER,
     PATIENCE,
+    POLLING,
     Server,
+    held,
     outcome,
     picture,
     press,
@@ -29,7 +31,6 @@ pytestmark = [
     ),
 ]
 PROMPT = "a red circle moves left"
-MANY = 40  # steps of a stage: seconds where nothing else runs, a minute elsewhere
 SCRIPT = "<img src=x onerror='window.fooled = true'>"
 # The boxes of elements that stick out of the window to the right.
 OUTSIDE = """
@@ -43,9 +44,9 @@ OUTSIDE = """
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A page that has made a video: its process compiles nothing any more."""
-    with served(tmp_path_factory.mktemp("page") / "results") as running:
-        with running.client() as client:
-            assert not told(outcome(client, wish(client, prompt=PROMPT)))
+    folder = tmp_path_factory.mktemp("page") / "results"
+    with served(folder, "tests.held_page") as running:
+        make(running, PROMPT)
         yield running
 
 
@@ -63,18 +64,31 @@ def closed(browser: Any) -> Iterator[None]:
         context.close()
 
 
-def visit(browser: Any, server: Server, width: int = 1280) -> Any:
-    """The page as a new visitor sees it."""
-    page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
+def make(server: Server, prompt: str) -> None:
+    """Makes a video without a browser."""
+    with server.client() as client:
+        assert not told(outcome(client, wish(client, prompt=prompt)))
+
+
+def visit(browser: Any, server: Server) -> Any:
+    """The page as a new visitor sees it, with the results so far."""
+    page = browser.new_context(viewport={"width": 1280, "height": 844}).new_page()
     page.set_default_timeout(1e3 * PATIENCE)
     page.goto(server.url)
     page.get_by_role("button", name="Make a video").first.wait_for()
+    page.locator("#results button img").first.wait_for()
     return page
 
 
 def ask(page: Any, prompt: str) -> None:
     page.get_by_label("Prompt", exact=True).first.fill(prompt)
-    press(page)
+    press(page.get_by_role("button", name="Make a video").first)
+
+
+def show(page: Any, prompt: str = PROMPT) -> None:
+    """Shows an earlier result of this prompt, as if it had just been made."""
+    page.locator("#results button", has_text=prompt).first.click()
+    expect_settings(page, prompt)
 
 
 def test_a_visitor_makes_videos_and_finds_them_again(
@@ -89,7 +103,7 @@ def test_a_visitor_makes_videos_and_finds_them_again(
         "response", lambda answer: answer.ok or refused.append(f"{answer.url} refused")
     )
     page.goto(server.url)
-    from_text(page)
+    from_text(page, server)
     from_image(page, picture(tmp_path / "first.png"))
     page.locator("#results button img").nth(1).click()
     expect_settings(page, "a red circle moves sideways", "seed: 3\n")
@@ -99,16 +113,18 @@ def test_a_visitor_makes_videos_and_finds_them_again(
 
 
 def test_columns_stand_below_each_other_on_a_phone(browser: Any, server: Server):
+    page = visit(browser, server)
     for width, stacked in ((1280, False), (390, True)):
-        page = visit(browser, server, width)
+        page.set_viewport_size({"width": width, "height": 844})
         button = page.get_by_role("button", name="Make a video").first.bounding_box()
         status = page.locator("#status").bounding_box()
         assert (status["y"] > button["y"]) == stacked
         assert (status["x"] > button["x"] + 9) != stacked
-        ask(page, PROMPT)
-        expect_settings(page, PROMPT)
+    show(page)
+    wait(page, "() => document.querySelector('#made video')?.videoWidth")
+    for width in 390, 1280:
+        page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate(OUTSIDE) == []
-        page.wait_for_function("document.querySelector('#made video')?.videoWidth")
         video = page.locator("#made video").bounding_box()
         assert 250 < video["height"] <= 384
         style = "e => getComputedStyle(e).imageRendering"
@@ -120,7 +136,7 @@ def test_only_what_says_something_is_seen(browser: Any, server: Server):
     page.get_by_text("It draws two objects that move, and nothing else.").wait_for()
     assert not page.locator("#made").is_visible()
     assert not page.get_by_text("Made with").is_visible()
-    ask(page, PROMPT)
+    show(page)
     page.locator("#made video").wait_for()
     assert not page.locator("#status").is_visible()
 
@@ -133,59 +149,55 @@ def test_an_error_takes_the_last_video_away(
     browser: Any, server: Server, prompt: str, seed: str, message: str
 ):
     page = visit(browser, server)
-    ask(page, PROMPT)
-    expect_settings(page, PROMPT)
+    show(page)
     page.get_by_label("Seed").first.fill(seed)
-    ask(page, prompt)
-    page.get_by_text(message).wait_for()
+    page.get_by_label("Prompt", exact=True).first.fill(prompt)
+    page.get_by_role("button", name="Make a video").first.click()
+    page.get_by_text(message).first.wait_for()  # Gradio takes its own away in seconds
     page.locator("#made").wait_for(state="hidden")
     assert not page.get_by_text("Made with").is_visible()
 
 
-def take_long(page: Any) -> None:
-    """Asks for many steps."""
-    page.get_by_text("Steps, guidance, negative prompt").first.click()
-    for label in ("Steps, frame 1", "Steps, later"):
-        page.get_by_label(f"number input for {label}").first.fill(f"{MANY}")
-
-
 def test_a_video_survives_a_reload(browser: Any, server: Server):
-    page, other = visit(browser, server), visit(browser, server)
-    take_long(page)
-    ask(page, "a green star moves up")
-    page.locator("#status progress").wait_for()
-    page.reload()
-    expect_settings(page, "a green star moves up")  # it was still being made
+    page = visit(browser, server)
+    with held(server, "unit 2/9"):
+        ask(page, "a green star moves up")
+        page.get_by_text("unit 2/9").wait_for()
+        page.reload()
+        page.get_by_text("unit 2/9").wait_for()
+    expect_settings(page, "a green star moves up")
     page.reload()
     expect_settings(page, "a green star moves up")
-    take_long(page)
-    ask(page, "a green star moves down")
-    page.locator("#status progress").wait_for()
-    page.reload()
-    page.locator("#status progress").wait_for()
-    ask(page, "")
-    page.get_by_text("the prompt is empty").wait_for()
-    page.wait_for_timeout(1000)
-    assert page.get_by_text("the prompt is empty").is_visible()
-    other.reload()
-    other.locator("#results button img").first.wait_for()
+    other = visit(browser, server)
     assert not other.locator("#made").is_visible()
+
+
+def test_what_is_asked_for_last_is_shown(browser: Any, server: Server):
+    page = visit(browser, server)
+    with held(server, "unit 2/9"):
+        ask(page, "a green star moves down")
+        page.get_by_text("unit 2/9").wait_for()
+        page.reload()
+        page.get_by_text("unit 2/9").wait_for()
+        ask(page, "")
+        page.get_by_text("the prompt is empty").wait_for()
+    make(server, PROMPT)  # after the one that is not followed any more
+    assert page.get_by_text("the prompt is empty").is_visible()
 
 
 def test_frames_are_seen_while_later_ones_are_sampled(browser: Any, server: Server):
     page = visit(browser, server)
-    take_long(page)
-    ask(page, "a green star moves up")
     image = page.locator("#preview img")
-    image.wait_for()
-    assert page.locator("#status progress").is_visible()
-    last = f"unit 9/9, stage 3/3, step {MANY}"
-    assert last not in page.locator("#status").inner_text()
-    first = image.get_attribute("src")
-    page.wait_for_function(
-        "first => document.querySelector('#preview img')?.src != first", arg=first
-    )
-    assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [64, 64]
+    with held(server, "unit 3/9") as hold:
+        ask(page, "a green star moves up")
+        image.wait_for()
+        assert page.locator("#status progress").is_visible()
+        first = image.get_attribute("src")
+        hold.write_text("unit 9/9")
+        page.get_by_text("unit 9/9").wait_for()
+        changed = "first => document.querySelector('#preview img').src != first"
+        wait(page, changed, first)
+        assert image.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [64, 64]
     expect_settings(page, "a green star moves up")
     assert not image.is_visible()
 
@@ -194,50 +206,45 @@ def test_a_video_goes_on_with_another_prompt(browser: Any, server: Server):
     page = visit(browser, server)
     button = page.get_by_role("button", name="Continue")
     assert not button.is_visible()
-    ask(page, PROMPT)
-    expect_settings(page, PROMPT, "33 frames")
+    show(page)
     page.get_by_label("How it goes on").fill("a red circle moves up")
-    page.wait_for_timeout(500)
-    button.click()
+    press(button)
     button.wait_for(state="hidden")
     expect_settings(page, "a red circle moves up", "65 frames", "continues: ")
     button.wait_for()
 
 
 def test_prompts_are_shown_as_text(browser: Any, server: Server):
+    make(server, SCRIPT)
     page = visit(browser, server)
-    ask(page, SCRIPT)
+    page.locator("#results button img").first.click()
     expect_settings(page, SCRIPT)
-    other = visit(browser, server)
-    other.locator("#results button").first.wait_for()
-    for each in (page, other):
-        each.wait_for_timeout(500)
-        assert each.evaluate("window.fooled") is None
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.fooled") is None
 
 
-def from_text(page: Any) -> None:
+def from_text(page: Any, server: Server) -> None:
     """Makes a video of a prompt, watching its progress, and sees it play."""
-    page.evaluate(
-        "() => { window.told = ''; new MutationObserver("
-        "() => { window.told += document.body.innerText.match(/unit .*/) ?? ''; }"
-        ").observe(document, {subtree: true, childList: true, characterData: true}); }"
-    )
     button = page.get_by_role("button", name="Make a video").first
-    button.click()
+    press(button)
     page.get_by_text("the prompt is empty").wait_for()
     page.get_by_role("button", name="a red circle moves sideways").click()
-    page.wait_for_function(  # Gradio asks its server what the example fills in
+    wait(  # Gradio asks its server what the example fills in
+        page,
         "() => [...document.querySelectorAll('textarea')]"
-        ".some(box => box.value.startsWith('a red circle'))"
+        ".some(box => box.value.startsWith('a red circle'))",
     )
     page.get_by_label("Seed").first.fill("3")
-    take_long(page)  # a busy browser shows nothing of a video of two seconds
-    button.click()
-    expect_settings(page, "a red circle moves sideways", "seed: 3\n")
-    assert "stage 3/3, step" in page.evaluate("told")
-    page.wait_for_function(
+    page.get_by_text("Steps, guidance, negative prompt").first.click()
+    page.get_by_label("number input for Steps, later").first.fill("4")
+    with held(server, "unit 9/9, stage 3/3"):
+        press(button)
+        page.get_by_text("unit 9/9, stage 3/3").wait_for()
+    expect_settings(page, "a red circle moves sideways", "seed: 3\n", "12 for later")
+    wait(
+        page,
         "() => { const video = document.querySelector('#made video');"
-        "return video && !video.paused && video.currentTime > 0; }"
+        "return video && !video.paused && video.currentTime > 0; }",
     )
 
 
@@ -247,19 +254,24 @@ def from_image(page: Any, path: Path) -> None:
     page.get_by_role("tab", name="Image to video").click()
     page.get_by_label("Prompt", exact=True).last.fill("a yellow star moves left")
     button = page.get_by_role("button", name="Make a video").last
-    button.click()
+    press(button)
     page.get_by_text("there is no first frame; upload an image").wait_for()
     page.locator("input[type=file]").first.set_input_files(path)
     page.get_by_role("button", name="Remove Image").wait_for()
-    button.click()
+    press(button)
     expect_settings(page, "a yellow star moves left", "first frame: first.png")
     page.locator("#results button img").nth(before).wait_for()
 
 
 def expect_settings(page: Any, *parts: str) -> None:
     """Waits for the text that says what a video was made with, with these parts."""
-    page.wait_for_function(
+    wait(
+        page,
         "parts => [...document.querySelectorAll('textarea')].some("
         "area => parts.every(part => area.value.includes(part)))",
-        arg=["prompt: ", "made: ", *parts],
+        ["prompt: ", "made: ", *parts],
     )
+
+
+def wait(page: Any, condition: str, argument: Any = None) -> None:
+    page.wait_for_function(condition, arg=argument, polling=POLLING)
