@@ -25,6 +25,8 @@ FREE = {
     *("after-all", "partition-id", "replica-id", "opt-barrier", "while"),
     *("conditional", "call", "add-dependency"),
 }
+# What gives the same numbers another shape: slices of it are slices of them.
+RESHAPED = ("bitcast", "copy", "reshape", "transpose")
 CALLS = ("while", "fusion", "call")
 BRANCHES = ("branch_computations", "true_computation", "false_computation")
 # Their results are what goes in, then what comes out.
@@ -226,9 +228,8 @@ class Program:
         if one.kind == "dynamic-update-slice":
             return 2 * size(inside[one.operands[1]].result)
         if one.kind != "fusion":
-            return size(one.result) + sum(
-                size(inside[x].result) for x in one.operands if x in inside
-            )
+            read = {x for x in one.operands if x in inside}  # some are given twice
+            return size(one.result) + sum(size(inside[x].result) for x in read)
         body = self.computations[one.called("calls")[0]]
         total, written = 0.0, size(one.result)
         for other in body.values():
@@ -361,16 +362,21 @@ def _meetings(cells: int, kernel: int, out: int, window: dict[str, str]) -> int:
     return int(inner.sum())
 
 
-def _read(parameter: Operation, body: dict[str, Operation]) -> float:
+def _read(argument: Operation, body: dict[str, Operation]) -> float:
     """Bytes of a fusion's argument that it reads: all, unless it takes slices only."""
-    users = [one for one in body.values() if parameter.name in one.operands]
+    if argument.root:
+        return size(argument.result)
     total = 0.0
-    for one in users:
+    for one in body.values():
+        if argument.name not in one.operands:
+            continue
         if one.kind in ("dynamic-slice", "slice", "gather"):
             total += size(one.result)
-        elif one.kind != "dynamic-update-slice" or one.operands[0] != parameter.name:
-            return size(parameter.result)
-    return min(total, size(parameter.result))
+        elif one.kind in RESHAPED:
+            total += _read(one, body)
+        elif one.kind != "dynamic-update-slice" or one.operands[0] != argument.name:
+            return size(argument.result)
+    return min(total, size(argument.result))
 
 
 def _group(rest: str) -> tuple[int, ...]:

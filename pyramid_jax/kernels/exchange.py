@@ -32,6 +32,12 @@ def groups(tokens: int, heads: int) -> int:
     return GROUPS if shares("tokens") > 1 and even and tokens >= LONG else 1
 
 
+def divides_evenly(tokens: int, heads: int) -> bool:
+    """Whether several devices share such rows so that each gets equal parts of both."""
+    parts = shares("tokens")
+    return parts > 1 and tokens % parts == 0 and heads % shares("attended") == 0
+
+
 def in_groups(
     x: Float[Array, "*rest heads dim"], count: int
 ) -> list[Float[Array, "*rest _ dim"]]:

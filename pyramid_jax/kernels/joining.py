@@ -8,7 +8,8 @@ before the first of its features is scaled. A program of this kernel keeps the f
 of one head of some tokens in registers meanwhile: it reads once and writes once.
 
 The backward pass is that of the plain form, which the caller gives. The bias is added
-here, too: XLA would write it into every row, for the product to be added to.
+here, too: XLA would write it into every row, for the product to be added to. Where
+devices share the tokens, a program writes its head where it is sent from.
 Compiled for sm_80 and sm_90 (docs/kernels.md), run only by the interpreter.
 """
 
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec as P
@@ -49,9 +51,31 @@ class Projection(NamedTuple):
     k_weight: Float[Array, "dim"]
 
 
+class Order(NamedTuple):
+    """Which heads are written, and in which order: those of each of `parts` devices.
+
+    Every device gets heads of all groups; those of one group are written.
+    """
+
+    parts: int = 1
+    groups: int = 1
+    group: int = 0
+
+    def each(self, heads: int) -> int:
+        """How many heads of the group a part has."""
+        return heads // (self.parts * self.groups)
+
+    def head(self, heads: int, at: Any) -> Any:
+        """The head that is written at a place."""
+        each = self.each(heads)
+        return (at // each * self.groups + self.group) * each + at % each
+
+
 Joined = tuple[Float[Array, "b l heads dim"], ...]  # queries, keys, values
+Sent = Float[Array, "parts b n 3 _ dim"]
+Group = tuple[Float[Array, "b l _ dim"], ...]  # the same of some heads
 Turned = tuple[Float[Array, "b l r"], Float[Array, "b l r"]]  # cosines and sines
-Form = Callable[..., Joined]  # of streams, turns, eps
+Form = Callable[..., Any]  # of streams, turns, eps
 
 
 def joined(
@@ -66,14 +90,13 @@ def joined(
     The kernel follows the mesh that is set, and has to pass a trial on its device.
     """
     streams = [x for x in streams if x.qkv.shape[1]]
-    shape, dtype = streams[0].qkv.shape, streams[0].qkv.dtype.name
+    shape = streams[0].qkv.shape
     streams = [
         x._replace(bias=fill(jnp.asarray(x.bias), {1: shape[3]})) for x in streams
     ]
-    on_gpu = backend in ON_GPU and shape[4] & (shape[4] - 1) == 0
-    if not on_gpu or not _works(plain, eps, shape[4], dtype):
+    if not _by_kernel(plain, eps, streams[0].qkv, backend):
         return plain(streams, turns, eps)
-    form = functools.partial(_on_gpu, plain, eps)
+    form = functools.partial(_on_gpu, plain, eps, None)
     if shares("batch") * shares("attended") == 1:
         return form(streams, turns)
     axes = "batch", None, None, "attended", None
@@ -88,12 +111,58 @@ def joined(
     )(streams, tuple(turns))
 
 
+def sent_by_heads(
+    plain: Form,
+    eps: float,
+    stream: Projection,
+    turns: Turned,
+    backend: str,
+    groups: int,
+) -> list[Group]:
+    """The same of one stream whose tokens devices share, in groups of heads.
+
+    Every device gets all tokens of some heads. What it sends is written where it is
+    sent from, by the kernel, so that nothing is copied for the exchange.
+    """
+    mesh, shape = jax.sharding.get_abstract_mesh(), stream.qkv.shape
+    axes = "batch", "tokens", None, "heads", None
+    rows, tokens, _, heads, _ = place(shape, axes, mesh).spec
+    parts, kernel = shares("tokens"), _by_kernel(plain, eps, stream.qkv, backend)
+
+    def of_device(stream: Projection, turns: Turned) -> list[Array]:
+        def exchanged(group: int) -> Array:
+            order = Order(parts, groups, group)
+            form = _on_gpu if kernel else _in_order
+            sent = form(plain, eps, order, [stream], turns)
+            found = jax.lax.all_to_all(sent, tokens, 0, 0, tiled=True)
+            return rearrange(found, "s b n three k dim -> b (s n) three k dim")
+
+        return [exchanged(group) for group in range(groups)]
+
+    of_stream = Projection(P(rows, tokens, None, heads), P(None, heads), P(), P())
+    attended = place(shape, ("batch", None, None, "attended", None), mesh).spec
+    found = jax.shard_map(
+        of_device,
+        in_specs=(of_stream, P(rows, tokens)),
+        out_specs=attended,
+        check_vma=False,
+    )(stream._replace(bias=jnp.asarray(stream.bias)), tuple(turns))
+    return [tuple(jnp.moveaxis(x, 2, 0)) for x in found]
+
+
+def _by_kernel(plain: Form, eps: float, qkv: Array, backend: str) -> bool:
+    dim = qkv.shape[4]
+    on_gpu = backend in ON_GPU and dim & (dim - 1) == 0
+    return on_gpu and _works(plain, eps, dim, qkv.dtype.name)
+
+
 @functools.cache
 def _works(plain: Form, eps: float, dim: int, dtype: str) -> bool:
     """Whether the kernel computes the plain form on this device; logs why not."""
     if jax.default_backend() != "gpu":
         return True
-    shapes, kernel = trial_shapes(dim, dtype), functools.partial(_on_gpu, plain, eps)
+    shapes = trial_shapes(dim, dtype)
+    kernel = functools.partial(_on_gpu, plain, eps, None)
     why = difference(kernel, functools.partial(plain, eps=eps), shapes)
     if why is not None:
         programs.keep(None)  # the next process may pass, and none should remember
@@ -118,40 +187,71 @@ def trial_shapes(dim: int, dtype: str) -> dict[str, Any]:
 
 
 def _on_gpu(
-    plain: Form, eps: float, streams: Sequence[Projection], turns: Turned
-) -> Joined:
+    plain: Form,
+    eps: float,
+    order: Order | None,
+    streams: Sequence[Projection],
+    turns: Turned,
+) -> Any:
     """The kernel; interpreted where it is compiled for a CPU, which is decided then."""
     slow, fast = (
-        functools.partial(joined_triton, plain, eps, here) for here in (True, False)
+        functools.partial(joined_triton, plain, eps, order, here)
+        for here in (True, False)
     )
     return jax.lax.platform_dependent(streams, turns, cpu=slow, default=fast)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _in_order(
+    plain: Form,
+    eps: float,
+    order: Order | None,
+    streams: Sequence[Projection],
+    turns: Turned,
+) -> Any:
+    """What the kernel computes, by the plain form."""
+    made = plain(streams, turns, eps)
+    if order is None:
+        return made
+    how, (parts, groups, group) = "b n (s g k) dim -> g s b n k dim", order
+    each = (rearrange(x, how, s=parts, g=groups)[group] for x in made)
+    return jnp.stack([*each], axis=3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def joined_triton(
     plain: Form,
     eps: float,
+    order: Order | None,
     interpret: bool,
     streams: Sequence[Projection],
     turns: Turned,
-) -> Joined:
-    """What `plain` computes, in one pass on a GPU; `interpret` runs it anywhere."""
+) -> Any:
+    """What `plain` computes, in one pass on a GPU; `interpret` runs it anywhere.
+
+    Args:
+        order: of the heads in one array, `Sent`; None: all, in three arrays.
+    """
     rows, _, _, heads, dim = streams[0].qkv.shape
     lengths = [stream.qkv.shape[1] for stream in streams]
-    out = jax.ShapeDtypeStruct((rows, sum(lengths), heads, dim), streams[0].qkv.dtype)
+    head = (lambda i: i) if order is None else functools.partial(order.head, heads)
+    shape, each = (rows, sum(lengths), heads, dim), heads
+    if order is not None:
+        each = order.each(heads)
+        shape = (order.parts, rows, sum(lengths), 3, each, dim)
+    out = jax.ShapeDtypeStruct(shape, streams[0].qkv.dtype)
 
     def of_head(x: Any, *which: int) -> pl.BlockSpec:
         """All tokens of a head, of its queries, keys or values where they are joint."""
         block = (None, x.shape[1], *[None] * len(which), None, dim)
-        return pl.BlockSpec(block, lambda head, i, b: (b, 0, *which, head, 0))
+        return pl.BlockSpec(block, lambda i, n, b: (b, 0, *which, head(i), 0))
 
     def of_row(x: Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, *x.shape[1:]), lambda head, i, b: (b, 0, 0))
+        return pl.BlockSpec((None, *x.shape[1:]), lambda i, n, b: (b, 0, 0))
 
     def bias(which: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, dim), lambda head, i, b: (which, head, 0))
+        return pl.BlockSpec((None, None, dim), lambda i, n, b: (which, head(i), 0))
 
-    weight = pl.BlockSpec((dim,), lambda head, i, b: (0,))
+    weight = pl.BlockSpec((dim,), lambda i, n, b: (0,))
     places = [
         Places(
             [of_head(x.qkv, i) for i in range(3)], [*map(bias, range(3))], [weight] * 2
@@ -159,18 +259,25 @@ def joined_triton(
         for x in streams
     ]
     inputs = [Places([x.qkv] * 3, [x.bias] * 3, [*x[2:]]) for x in streams]
-    return tuple(
-        pl.pallas_call(
-            functools.partial(joining_kernel, eps),
-            out_shape=[out] * 3,
-            grid=(heads, sum(pl.cdiv(n, TOKENS) for n in lengths), rows),
-            in_specs=[places, [*map(of_row, turns)]],
-            out_specs=[of_head(out)] * 3,
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS),
-            interpret=interpret,
-            name=joining_kernel.__name__,
-        )(inputs, [*turns])
+    joint = pl.BlockSpec(
+        (None, None, sum(lengths), 3, None, dim),
+        lambda i, n, b: (i // each, b, 0, 0, i % each, 0),
     )
+    made = pl.pallas_call(
+        functools.partial(joining_kernel, eps),
+        out_shape=[out] * (3 if order is None else 1),
+        grid=(
+            each * (1 if order is None else order.parts),
+            sum(pl.cdiv(n, TOKENS) for n in lengths),
+            rows,
+        ),
+        in_specs=[places, [*map(of_row, turns)]],
+        out_specs=[of_head(out)] * 3 if order is None else [joint],
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        interpret=interpret,
+        name=joining_kernel.__name__,
+    )(inputs, [*turns])
+    return tuple(made) if order is None else made[0]
 
 
 class Places(NamedTuple):
@@ -215,7 +322,7 @@ def _join(
         return plgpu.load(x, mask=valid(x.shape[1]), other=0.0).astype(jnp.float32)
 
     cos, sin = (read(x.at[there, :]) for x in turns)
-    for i, result in enumerate(results):
+    for i in range(3):
         values = read(stream.tokens[i].at[here, :])
         values += stream.biases[i][...].astype(jnp.float32)[None]
         if i < len(stream.weights):
@@ -223,8 +330,10 @@ def _join(
             weight = stream.weights[i][...].astype(jnp.float32)[None]
             values *= jax.lax.rsqrt(mean + eps) * weight
             values = _turned(values, cos, sin)
-        values = values.astype(result.dtype)
-        plgpu.store(result.at[there, :], values, mask=valid(dim))
+        joint = len(results) == 1
+        where = (there, jnp.int32(i), slice(None)) if joint else (there, slice(None))
+        result = results[0 if joint else i]
+        plgpu.store(result.at[where], values.astype(result.dtype), mask=valid(dim))
 
 
 def _turned(x: Array, cos: Array, sin: Array) -> Array:
@@ -235,12 +344,27 @@ def _turned(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate(turned, axis=2).reshape(x.shape[0], 2 * x.shape[1])
 
 
-def _forward(plain: Form, eps: float, interpret: bool, streams: Any, turns: Any) -> Any:
-    return joined_triton(plain, eps, interpret, streams, turns), (streams, turns)
+def _forward(
+    plain: Form,
+    eps: float,
+    order: Order | None,
+    interpret: bool,
+    streams: Any,
+    turns: Any,
+) -> Any:
+    out = joined_triton(plain, eps, order, interpret, streams, turns)
+    return out, (streams, turns)
 
 
-def _backward(plain: Form, eps: float, interpret: bool, saved: Any, back: Any) -> Any:
-    return jax.vjp(functools.partial(plain, eps=eps), *saved)[1](back)
+def _backward(
+    plain: Form,
+    eps: float,
+    order: Order | None,
+    interpret: bool,
+    saved: Any,
+    back: Any,
+) -> Any:
+    return jax.vjp(functools.partial(_in_order, plain, eps, order), *saved)[1](back)
 
 
 joined_triton.defvjp(_forward, _backward)

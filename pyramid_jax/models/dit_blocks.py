@@ -20,11 +20,12 @@ from pyramid_jax.kernels.attention import AttentionPlan, attend
 from pyramid_jax.kernels.exchange import (
     by_heads,
     by_tokens,
+    divides_evenly,
     groups,
     in_groups,
     of_groups,
 )
-from pyramid_jax.kernels.joining import Projection, joined
+from pyramid_jax.kernels.joining import Group, Projection, joined, sent_by_heads
 from pyramid_jax.kernels.quantised import rounded_product
 from pyramid_jax.models import layers
 from pyramid_jax.models.layers import Affine, RMSNorm, Vectors, layer_norm, rms_norm
@@ -133,17 +134,11 @@ class KeyValues(NamedTuple):
         return KeyValues(*(jnp.concatenate(x, 1) for x in zip(past, self, strict=True)))
 
 
-def project(weights: Any, x: Float[jax.Array, "b n d"], count: int) -> list[Projection]:
-    """Queries, keys and values of tokens, in so many groups of heads.
-
-    Args:
-        weights: a stream's, or a block's.
-    """
-    qkv, dim = in_groups(weights.qkv(x), count), weights.cfg.head_dim
+def project(weights: Any, x: Float[jax.Array, "b n d"]) -> Projection:
+    """Queries, keys and values of tokens; `weights` are a stream's, or a block's."""
+    dim, bias = weights.cfg.head_dim, jnp.asarray(weights.qkv.bias)
     norms = weights.q_norm.weight(dim), weights.k_norm.weight(dim)
-    biases = in_groups(jnp.asarray(weights.qkv.bias), count)
-    pairs = zip(qkv, biases, strict=True)
-    return [Projection(by_heads(each), bias, *norms) for each, bias in pairs]
+    return Projection(weights.qkv(x), bias, *norms)
 
 
 def attend_to_all(
@@ -161,11 +156,10 @@ def attend_to_all(
         cut: the results of so many first queries are an array of their own.
     """
     count = groups(sum(x.shape[1] for _, x in inputs), c.heads)
-    projections = zip(*(project(*each, count) for each in inputs), strict=True)
+    made = of_all(c, inputs, turns, plan.backend, count)
     before = [in_groups(x, count) for x in past] if past else [[None] * count] * 2
     results, news = [], []
-    for streams, *old in zip(projections, *before, strict=True):
-        q, k, v = joined(query_key_value, c.qk_eps, streams, turns, plan.backend)
+    for (q, k, v), *old in zip(made, *before, strict=True):
         q, new = q[:, -plan.asking :], KeyValues(k, v)
         k, v = new.after(None if past is None else KeyValues(*old))
         found = attend(q, k, v, plan, cut)
@@ -173,6 +167,30 @@ def attend_to_all(
         news.append(new)
     first, rest = (of_groups(each) for each in zip(*results, strict=True))
     return (first, rest), KeyValues(*map(of_groups, zip(*news, strict=True)))
+
+
+def of_all(
+    c: DiTConfig,
+    inputs: Sequence[tuple[Any, Float[jax.Array, "b _ d"]]],
+    turns: Turns,
+    backend: str,
+    count: int,
+) -> list[Group]:
+    """Queries, keys and values of all tokens, in so many groups of heads."""
+    how = query_key_value, c.qk_eps
+    streams = [project(*each) for each in inputs if each[1].shape[1]]
+    if len(streams) == 1 and divides_evenly(streams[0].qkv.shape[1], c.heads):
+        return sent_by_heads(*how, streams[0], turns, backend, count)
+    groups = [
+        [
+            stream._replace(qkv=by_heads(qkv), bias=bias)
+            for qkv, bias in zip(
+                *(in_groups(x, count) for x in stream[:2]), strict=True
+            )
+        ]
+        for stream in streams
+    ]
+    return [joined(*how, each, turns, backend) for each in zip(*groups, strict=True)]
 
 
 def query_key_value(

@@ -12,7 +12,13 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.kernels import joining as module
-from pyramid_jax.kernels.joining import Projection, joined, joined_triton, trial_shapes
+from pyramid_jax.kernels.joining import (
+    Projection,
+    joined,
+    joined_triton,
+    sent_by_heads,
+    trial_shapes,
+)
 from pyramid_jax.kernels.trial import difference
 from pyramid_jax.models.dit_blocks import query_key_value
 
@@ -77,6 +83,36 @@ def test_a_mesh_divides_rows_and_heads():
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("backend", ["xla", KERNEL])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_devices_that_share_tokens_send_each_other_heads(backend, groups):
+    """Group g has the heads g, g + groups, ... of those that a device gets."""
+    (stream,), turns = inputs((36,), rows=2, heads=16)
+
+    def loss(sent: bool, stream: Projection) -> Any:
+        if sent:
+            how = query_key_value, EPS, stream, turns, backend, groups
+            parts = sent_by_heads(*how)
+        else:
+            whole = joined(query_key_value, EPS, [stream], turns, "xla")
+            split = [x.reshape(2, 36, 4, groups, 4 // groups, 16) for x in whole]
+            parts = [
+                [x[:, :, :, g].reshape(2, 36, -1, 16) for x in split]
+                for g in range(groups)
+            ]
+        powers = [(i + 1) * jnp.sum(x**3) for i, x in enumerate(jax.tree.leaves(parts))]
+        return jnp.stack(powers).sum(), parts
+
+    both_ways = partial(jax.value_and_grad, has_aux=True)
+    expected = both_ways(partial(loss, False))(stream)
+    with jax.set_mesh(sharding.device_mesh(data=2, tensor=2, context=2)):
+        found = jax.jit(both_ways(partial(loss, True)))(stream)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for ours, theirs in pairs:
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
+
+
 @pytest.mark.parametrize(("backend", "dim"), [("blocks", 16), (KERNEL, 24)])
 def test_other_backends_and_widths_take_the_plain_form(backend, dim, monkeypatch):
     monkeypatch.setattr(module, "joined_triton", None)
@@ -86,7 +122,7 @@ def test_other_backends_and_widths_take_the_plain_form(backend, dim, monkeypatch
 
 def test_a_kernel_that_fails_its_trial_is_left_out(monkeypatch, caplog):
     def wrong(*arguments):
-        made: Any = joined_triton(*arguments)
+        made = joined_triton(*arguments)
         return made[0], -made[1], made[2]
 
     monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
