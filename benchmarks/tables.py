@@ -248,6 +248,18 @@ def _pairs() -> str:
     return "\n\n".join(f"{_task(each)}:\n\n{_shown(each)}" for each in found)
 
 
+def _clean_history() -> str:
+    """What the model of bouncing pairs shows when its history is read once per stage."""
+    names = {
+        "as it ships": "pairs_t2v.json",
+        "with the switch alone": "clean_history_untuned.json",
+        "tuned to it": "clean_history.json",
+    }
+    found = {title: _result(name) for title, name in names.items()}
+    rows = {title: each["rows"]["model"] for title, each in found.items()}
+    return adherence_table(rows, found["tuned to it"]["captions"])
+
+
 def _task(found: dict[str, Any]) -> str:
     """E.g. "Text to video, 17 frames"."""
     frames = found["frames"]
@@ -278,6 +290,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plans": _plans,
     "pairs": _pairs,
     "students": lambda: points_table(_result("fewstep.json")),
+    "clean_history": _clean_history,
     "pairs_video": lambda: _shown(_result("pairs_t2v.json")),
     "tiny_model": lambda: _shown(_result("tiny_model.json")),
     **ablations.TABLES,
