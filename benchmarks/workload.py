@@ -161,5 +161,5 @@ class Workload:
 
     def products(self) -> Counter[flops.Product]:
         """How often each matrix product with weights occurs in a forward pass."""
-        row = flops.Row(*self.tokens, segments=len(COLUMNS))
+        row = flops.RowLengths(*self.tokens, segments=len(COLUMNS))
         return flops.products(self.weights, row)

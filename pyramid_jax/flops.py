@@ -57,7 +57,7 @@ class Product(NamedTuple):
         return 2 * self.tokens * self.inputs * self.outputs
 
 
-class Row(NamedTuple):
+class RowLengths(NamedTuple):
     """How many text tokens, video tokens and segments a row has.
 
     Of the video tokens `current` are answered, the last ones; None: all. An Euler step
@@ -74,7 +74,7 @@ class Row(NamedTuple):
         return self.video if self.current is None else self.current
 
 
-def products(weights: Any, row: Row) -> Counter[Product]:
+def products(weights: Any, row: RowLengths) -> Counter[Product]:
     """How often each matrix product with weights occurs in a forward pass of one row.
 
     Args:
@@ -113,7 +113,7 @@ def row_cost(model: ModelConfig, weights: Any) -> RowCost:
     Args:
         weights: of the model, or their shapes; those of a text encoder count, too.
     """
-    each = Row(1, 0, 0), Row(0, 1, 0), Row(0, 0, 1)
+    each = RowLengths(1, 0, 0), RowLengths(0, 1, 0), RowLengths(0, 0, 1)
     text, video, segment = (_dense(weights["dit"], row) for row in each)
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights.get("text", {})):
         if path[-1].key == "kernel":
@@ -136,7 +136,7 @@ def row_pairs(rows: Rows, causal: bool = True) -> Int[np.ndarray, "b"]:
     return np.array([visible_pairs(*row) for row in zip(segment, frame, strict=True)])
 
 
-def pairs(text: int, frames: Sequence[int]) -> int:
+def segment_pairs(text: int, frames: Sequence[int]) -> int:
     """Query-key pairs that the causal mask of one segment lets through.
 
     Args:
@@ -149,7 +149,7 @@ def pairs(text: int, frames: Sequence[int]) -> int:
 
 
 def current_pairs(text: int, frames: Sequence[int], count: int) -> int:
-    """Those of `pairs` whose queries are the tokens of the last `count` frames."""
+    """Those of `segment_pairs` whose queries are tokens of the last `count` frames."""
     seen = accumulate([text + frames[0], *frames[1:]])
     each = [size * before for size, before in zip(frames, seen, strict=True)]
     return sum(each[-count:])
@@ -199,8 +199,8 @@ def step(
             with weights, while attention passes over them.
     """
     count = model.layout.frames_per_unit if len(of_frames) > 1 else 1
-    row = Row(text, sum(of_frames) + empty, 0, sum(of_frames[-count:]))
-    every = pairs(text, of_frames) + known * sum(of_frames)
+    row = RowLengths(text, sum(of_frames) + empty, 0, sum(of_frames[-count:]))
+    every = segment_pairs(text, of_frames) + known * sum(of_frames)
     last = current_pairs(text, of_frames, count) + known * sum(of_frames[-count:])
     attention = 4 * ((_depth(model) - 1) * every + last) * model.dit.width
     return _dense(weights, row) + attention
@@ -214,7 +214,7 @@ def peak(device_kind: str) -> float | None:
     return next(rates, None)
 
 
-def _dense(weights: Any, row: Row) -> int:
+def _dense(weights: Any, row: RowLengths) -> int:
     return sum(p.flops * n for p, n in products(weights, row).items())
 
 
@@ -222,7 +222,7 @@ def _depth(model: ModelConfig) -> int:
     return model.dit.double_blocks + model.dit.single_blocks
 
 
-def _seen(names: list[str], row: Row) -> int:
+def _seen(names: list[str], row: RowLengths) -> int:
     """How many tokens of a row pass a layer; conditioning is per segment."""
     if PER_SEGMENT & set(names):
         return row.segments

@@ -30,7 +30,7 @@ from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.video import VideoPipeline
 from pyramid_jax.shapes import Rows
 from pyramid_jax.training.loop import Sample
-from pyramid_jax.training.metrics import Arithmetic, Work
+from pyramid_jax.training.metrics import Arithmetic, RowWork
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from pyramid_jax.training.run import best_average, run_training
 from pyramid_jax.training.state import TrainState
@@ -169,12 +169,12 @@ def arithmetic(model: ModelConfig, passes: int = 3) -> Arithmetic:
     weights = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
     cost = flops.row_cost(model, weights)
 
-    def count(rows: Rows) -> Work:
+    def count(rows: Rows) -> RowWork:
         parts = rows.text_segment, rows.segment, rows.stage
         attention = 3 * cost.pair * flops.row_pairs(rows, model.dit.causal)
         places = passes * cost.products(*(part.shape[1] for part in parts))
         products = passes * cost.products(*flops.row_counts(rows))
-        return Work(products + attention, places + attention)
+        return RowWork(products + attention, places + attention)
 
     stated = model.dit.dtype == "bfloat16"  # the peaks of chips are of this type
     kind = jax.devices()[0].device_kind

@@ -166,7 +166,7 @@ mesh = sharding.device_mesh()
 values, order = np.zeros((4, 3, 1), np.float32), np.zeros((4, 3), np.int32)
 segment = np.full((4, 3), rank - 1, np.int32)  # the first process has padding only
 batch = Rows(values, values, values, segment, *[order] * 5, values)
-work = metrics.Work(np.full(4, 1e12), np.full(4, 1.0 + 2 * rank))
+work = metrics.RowWork(np.full(4, 1e12), np.full(4, 1.0 + 2 * rank))
 counted = metrics.Arithmetic(lambda rows: work, peak=1e12)
 window = metrics.MetricsWindow(mesh, arithmetic=counted)
 one = jnp.float32(1)

@@ -53,7 +53,7 @@ def history_cost(video: str, history: str) -> HistoryCost:
 
 def _sequence_step(tokens: int) -> int:
     """FLOP of a step that answers all tokens, which see each other and the text."""
-    row = flops.Row(TEXT, tokens, 0, tokens)
+    row = flops.RowLengths(TEXT, tokens, 0, tokens)
     products = flops.products(_weights(), row).items()
     blocks = MMDIT.double_blocks + MMDIT.single_blocks
     pairs = (TEXT + tokens) ** 2

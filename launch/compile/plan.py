@@ -292,7 +292,7 @@ def row_pairs(model: ModelConfig, data: DataConfig) -> float:
             clips = segment_clips(data.latent_frames, stage, unit, data.layout)
             frames = flops.of_clips(model, grid, clips)
             tokens += text + sum(frames)
-            visible = flops.pairs(text, frames)
+            visible = flops.segment_pairs(text, frames)
             seen += visible if model.dit.causal else (text + sum(frames)) ** 2
     return seen / tokens * (data.tokens + data.text_tokens)
 

@@ -154,7 +154,7 @@ def _seen(model: ModelConfig, stage: int) -> float:
     clips = layout.recent_clips(stage, SHAPE[0] - 1)
     frames = flops.of_clips(model, CELLS, clips)
     known = WORDS + _plan(model).room(SHAPE, stage)
-    return known + flops.pairs(0, frames) / sum(frames)
+    return known + flops.segment_pairs(0, frames) / sum(frames)
 
 
 def _arguments(which: Any) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ class Means(NamedTuple):
     weight: Any
 
 
-class Work(NamedTuple):
+class RowWork(NamedTuple):
     """The arithmetic of every row of a batch, in FLOP.
 
     `needed` is what the model takes for what is in the row, `computed` what a device
@@ -49,7 +49,7 @@ class Arithmetic(NamedTuple):
     `peak` is in FLOP per second; None: nobody knows.
     """
 
-    count: Callable[[Any], Work]
+    count: Callable[[Any], RowWork]
     peak: float | None = None
 
 

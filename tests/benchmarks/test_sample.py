@@ -31,7 +31,7 @@ def test_the_arithmetic_of_a_step_is_that_of_its_blocks(variant):
     per_token = 2 * tokens * 12 + tokens * 3 + now * 9
     assert dit.double_blocks == double
     ends = (tokens - m + now) * dit.patch_values * d + m * dit.text_width * d
-    pairs = 2 * flops.pairs(m, [*past, now]) + now * tokens
+    pairs = 2 * flops.segment_pairs(m, [*past, now]) + now * tokens
     expected = 2 * (per_token * d * d + ends) + 4 * d * pairs
     assert flops.step(work.weights, work.model, m, [*past, now]) == expected
 
@@ -43,7 +43,7 @@ def test_the_arithmetic_of_a_training_step_has_conditions_and_all_answers():
     per_token, conditions = 3 * (m + n) * 12 - 9 * m, 3 * 12 + 2 - 4
     ends = n * 2 * dit.patch_values * d + m * dit.text_width * d
     vectors = (256 + dit.pooled_width) * d + 2 * d * d
-    found = flops.products(work.weights, flops.Row(m, n))
+    found = flops.products(work.weights, flops.RowLengths(m, n))
     dense = sum(product.flops * count for product, count in found.items())
     assert dense == 2 * ((per_token + conditions) * d * d + ends + vectors)
 
@@ -69,7 +69,7 @@ def test_tokens_that_are_known_are_seen_and_not_multiplied():
     work = replace(TOY.work, depth=2)
     whole = flops.step(work.weights, work.model, 5, [3, 4])
     rest = flops.step(work.weights, work.model, 0, [3, 4], known=5)
-    row, few = flops.Row(5, 7, 0, 4), flops.Row(0, 7, 0, 4)
+    row, few = flops.RowLengths(5, 7, 0, 4), flops.RowLengths(0, 7, 0, 4)
     dense = [
         sum(p.flops * n for p, n in flops.products(work.weights, each).items())
         for each in (row, few)
@@ -99,7 +99,7 @@ def test_frames_and_pairs_are_those_of_the_rows_that_sampling_makes(stage):
     np.testing.assert_array_equal(counts, np.bincount(row.frame))
     zeros = np.zeros((1, 6), np.int32), np.zeros_like(row.frame)[None]
     seen = mask.dense_mask(mask.joint(*zeros, row.frame[None]))
-    assert flops.pairs(6, counts) == seen.sum()
+    assert flops.segment_pairs(6, counts) == seen.sum()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pyramid_jax.training.step import Report
 
 # A batch of four rows, two for each of two devices, of seven tokens in twelve places.
 SEGMENT = np.array([[0, 0, -1], [0, 1, 1], [-1] * 3, [0, 0, -1]], np.int32)
-WORK = metrics.Work(*np.array([[1, 2, 3, 4], [10, 10, 10, 30]], np.float32) * 1e12)
+WORK = metrics.RowWork(*np.array([[1, 2, 3, 4], [10, 10, 10, 30]], np.float32) * 1e12)
 
 
 def rates(monkeypatch, arithmetic: metrics.Arithmetic | None) -> dict[str, float]:
