@@ -240,7 +240,9 @@ def from_text(page: Any, server: Server) -> None:
     with held(server, "unit 9/9, stage 3/3"):
         press(button)
         page.get_by_text("unit 9/9, stage 3/3").wait_for()
-    expect_settings(page, "a red circle moves sideways", "seed: 3\n", "12 for later")
+    expect_settings(
+        page, "a red circle moves sideways", "seed: 3\n", "4 + 4 + 4 for later"
+    )
     wait(
         page,
         "() => { const video = document.querySelector('#made video');"
