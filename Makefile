@@ -82,6 +82,8 @@ fuzz: setup ## damage many more files, other ones each time
 
 test-compile: $(COMPILERS)/.installed ## compile attention for A100, H200, v5e, v5p, v6e
 	$(COMPILERS)/bin/python -W error -m launch.compile $(COMPILE)
+	$(COMPILERS)/bin/python -m launch.compile --chips=a100,h200 --parts=decoder \
+		--only='384p decode 1*'
 	$(COMPILERS)/bin/python -m launch.compile --config=mmdit_384p:smoke \
 		--topology=v5e:2x4 --config.mesh.data=1 --config.mesh.fsdp=8
 

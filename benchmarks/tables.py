@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablations import report as ablations
+from benchmarks.decoder import decoder_table
 from benchmarks.device.records import Record, chosen, read_records
 from benchmarks.device.report import heading, highlights, report, table
 from benchmarks.fewstep import points_table
@@ -287,6 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "newcomer": _newcomer,
     "presets": speed_table,
     "deviation": deviation_table,
+    "decoder": decoder_table,
     "plans": _plans,
     "pairs": _pairs,
     "students": lambda: points_table(_result("fewstep.json")),

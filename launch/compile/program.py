@@ -15,17 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8}
-COLLECTIVES = (
-    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
-    "collective-permute",
-)
+_ARRAYS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+COLLECTIVES = (*_ARRAYS, "collective-permute")
 # What neither computes nor moves anything.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota"),
     *("after-all", "partition-id", "replica-id", "opt-barrier", "while"),
     *("conditional", "call", "add-dependency"),
 }
-# What gives the same numbers another shape: slices of it are slices of them.
+SLICES = ("dynamic-slice", "slice", "gather")
+# Slices of their results are slices of what they read.
 RESHAPED = ("bitcast", "copy", "reshape", "transpose")
 CALLS = ("while", "fusion", "call")
 BRANCHES = ("branch_computations", "true_computation", "false_computation")
@@ -52,8 +51,7 @@ class Operation(NamedTuple):
     def called(self, *keys: str) -> list[str]:
         """The computations that it names by these attributes."""
         named = rf"(?:{'|'.join(keys)})=\{{?((?:%[\w.\-]+(?:, )?)+)"
-        found = re.findall(named, self.rest)
-        return [name for names in found for name in _NAME.findall(names)]
+        return [x for y in re.findall(named, self.rest) for x in _NAME.findall(y)]
 
     @property
     def cycles(self) -> int | None:
@@ -222,13 +220,11 @@ class Program:
 
     def moved(self, name: str, one: Operation) -> float:
         """Bytes that an operation reads and writes; of slices only those that count."""
-        inside = self.computations[name]
-        if one.kind in ("dynamic-slice", "slice", "gather"):
-            return 2 * size(one.result)
-        if one.kind == "dynamic-update-slice":
-            return 2 * size(inside[one.operands[1]].result)
+        inside, cut = self.computations[name], one.kind in SLICES
+        if cut or one.kind == "dynamic-update-slice":
+            return 2 * size(one.result if cut else inside[one.operands[1]].result)
         if one.kind != "fusion":
-            read = {x for x in one.operands if x in inside}  # some are given twice
+            read = set(one.operands) & set(inside)  # some are given twice
             return size(one.result) + sum(size(inside[x].result) for x in read)
         body = self.computations[one.called("calls")[0]]
         total, written = 0.0, size(one.result)
@@ -367,10 +363,8 @@ def _read(argument: Operation, body: dict[str, Operation]) -> float:
     if argument.root:
         return size(argument.result)
     total = 0.0
-    for one in body.values():
-        if argument.name not in one.operands:
-            continue
-        if one.kind in ("dynamic-slice", "slice", "gather"):
+    for one in (x for x in body.values() if argument.name in x.operands):
+        if one.kind in SLICES:
             total += size(one.result)
         elif one.kind in RESHAPED:
             total += _read(one, body)

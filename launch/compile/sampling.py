@@ -30,6 +30,7 @@ from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Layout
 from pyramid_jax.model import VARIANTS, ModelConfig, empty_memory, initialise
 from pyramid_jax.models.cache import AXES
+from pyramid_jax.models.dit import STACKED
 from pyramid_jax.noise import KeyedNoise
 from pyramid_jax.pipeline import denoise
 from pyramid_jax.shapes import Text
@@ -40,12 +41,16 @@ MIB = 2**20
 
 
 class SharedStep(NamedTuple):
-    """A step of a stage, and how devices divide it; `least` is its efficiency."""
+    """A step of a stage, and how devices divide it; `least` is its efficiency.
+
+    Unrolled, every block has weights of its own, which nothing copies out of a stack.
+    """
 
     name: str
     stage: int
     mesh: Mapping[str, int]
     least: float
+    unrolled: bool = False
 
 
 class Cost(NamedTuple):
@@ -74,8 +79,9 @@ def compiled(chip: GPU | TPU, size: SharedStep) -> Iterator[Line]:
         return
     kind, count = chip.name.lower(), math.prod(size.mesh.values())
     try:
-        alone = step(machine(f"{kind}x1"), size.stage, {})
-        shared = step(machine(f"{kind}x{count}"), size.stage, size.mesh)
+        alone = step(machine(f"{kind}x1"), size.stage, {}, size.unrolled)
+        there = machine(f"{kind}x{count}")
+        shared = step(there, size.stage, size.mesh, size.unrolled)
     except Exception as error:  # each compiler has its own kinds
         yield Line(chip.name, size.name, refusal=str(error).split("\n")[0][:300])
         return
@@ -89,13 +95,15 @@ def compiled(chip: GPU | TPU, size: SharedStep) -> Iterator[Line]:
     yield Line(chip.name, size.name, "sampling", used, slow)
 
 
-def step(there: Machine, stage: int, sizes: Mapping[str, int]) -> Cost:
+def step(
+    there: Machine, stage: int, sizes: Mapping[str, int], unrolled: bool = False
+) -> Cost:
     """What a step of a stage takes on a mesh of the machine's devices."""
     mesh = sharding.device_mesh(**sizes, devices=list(there.devices))
     model = _model(there)
     which = denoise._Program(model, mesh, stage, None)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        traced = denoise._euler_step.jitted.trace(which, *_arguments(which))
+        traced = denoise._euler_step.jitted.trace(which, *_arguments(which, unrolled))
     lowered = traced.lower(lowering_platforms=(there.platform,))
     text = lowered.compile(compiler_options=dict(programs.OPTIONS["gpu"])).as_text()
     return taken(Program.read(text), there, mesh, _seen(model, stage))
@@ -157,7 +165,7 @@ def _seen(model: ModelConfig, stage: int) -> float:
     return known + flops.segment_pairs(0, frames) / sum(frames)
 
 
-def _arguments(which: Any) -> tuple[Any, ...]:
+def _arguments(which: Any, unrolled: bool) -> tuple[Any, ...]:
     """Shapes of what a step is called with, and where they are."""
     model, mesh, stage, _ = which
     shape, cfg, (height, width) = jax.ShapeDtypeStruct, model.dit, CELLS
@@ -179,6 +187,7 @@ def _arguments(which: Any) -> tuple[Any, ...]:
     boxed = jax.eval_shape(lambda: initialise(model, jax.random.key(0)))
     half = partial(jax.tree.map, lambda x: shape(x.shape, jnp.bfloat16))
     params = _placed(half(sharding.unbox(boxed)), sharding.shardings(boxed, mesh))
+    params = _unrolled(params) if unrolled else params
     vectors = jax.eval_shape(
         partial(denoise._modulations.jitted, model, stage), params, text.pooled, number
     )
@@ -199,6 +208,21 @@ def _arguments(which: Any) -> tuple[Any, ...]:
         for tree in (number, vectors, shape((2,), jnp.float32))
     )
     return (params, text, number, vectors), x, past, sigmas, memory
+
+
+def _unrolled(params: Any) -> Any:
+    """`model.unrolled`, of shapes that know their places."""
+
+    def one(x: Any) -> Any:
+        place = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place)
+
+    def each(stack: Any) -> tuple[Any, ...]:
+        return (jax.tree.map(one, stack),) * jax.tree.leaves(stack)[0].shape[0]
+
+    dit = params["dit"]
+    trees = {name: each(dit[name]) for name in STACKED if name in dit}
+    return params | {"dit": dit | trees}
 
 
 def _zeros(tree: Any) -> Any:
