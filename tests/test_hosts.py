@@ -4,6 +4,7 @@
 import pickle
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.store import Store
+from pyramid_jax.training.state import TrainState
 from tests import hosts, spread
 
 EVERY_MESH = """
@@ -50,11 +52,24 @@ def test_processes_compute_what_one_computes_whatever_spans_them(
     for file in files:
         their_state, their_losses = pickle.loads(file.read_bytes())
         np.testing.assert_allclose(their_losses, losses, rtol=1e-5, err_msg=file.name)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
-            their_state,
-            state,
-        )
+        assert_same_but_for_sums(their_state, state)
+
+
+def assert_same_but_for_sums(found: TrainState, expected: TrainState) -> None:
+    """Gradients are the same to 1e-4 of the largest of their array.
+
+    Adam divides by a gradient's own size, and so gives one near zero any direction:
+    weights are the same to a hundredth of a step.
+    """
+
+    def close(a: Any, b: Any) -> None:
+        most = 1e-12 + 1e-4 * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=most)
+
+    jax.tree.map(close, found.optimizer, expected.optimizer)
+    step = spread.RATE.learning_rate
+    near = partial(np.testing.assert_allclose, rtol=0, atol=step / 100)
+    jax.tree.map(near, found[:4], expected[:4])  # numbers, weights, average
 
 
 # ------------------------------------------------------------------------------- faults
