@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web page in a real browser, wide and as narrow as a phone."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launch.sample.outputs import beside
 from tests.page_server import (
     BROWSER,
     PATIENCE,
@@ -215,10 +218,14 @@ def test_a_video_goes_on_with_another_prompt(browser: Any, server: Server):
 
 
 def test_prompts_are_shown_as_text(browser: Any, server: Server):
-    make(server, SCRIPT)
+    video = min(server.folder.glob("*.mp4"))
+    record = json.loads(beside(video).read_text(encoding="utf-8"))
+    record["recipe"]["prompt"] = SCRIPT
+    copy = server.folder / "script.mp4"
+    beside(copy).write_text(json.dumps(record), encoding="utf-8")
+    shutil.copyfile(video, copy)
     page = visit(browser, server)
-    page.locator("#results button img").first.click()
-    expect_settings(page, SCRIPT)
+    show(page, SCRIPT)
     page.wait_for_timeout(500)
     assert page.evaluate("window.fooled") is None
 
