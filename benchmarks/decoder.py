@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, found in ways.items():
         print(name, json.dumps(found))
     if options.to:
+        if options.to.is_file():  # what the code of then made stays
+            known = json.loads(options.to.read_text(encoding="utf-8"))["ways"]
+            ways = {k: x for k, x in known.items() if k not in WAYS} | ways
         result = {"environment": environment(PACKAGES), "ways": ways}
         text = json.dumps(result, indent=2) + "\n"
         options.to.write_text(text, encoding="utf-8")
@@ -81,3 +84,7 @@ def decoder_table() -> str:
         ["GiB reserved", *(f"{way['reserved'] / 2**30:.1f}" for way in ways.values())],
     ]
     return table(("GB moved, kernels", *ways), rows + others)
+
+
+if __name__ == "__main__":
+    main()

@@ -159,7 +159,9 @@ def arguments(size: DecoderStep, mesh: Mesh) -> tuple[Any, Any, Any]:
     side = CFG.spatial_factor
     cells = (size.height // side, size.width // side, CFG.latent)
     latents = jax.ShapeDtypeStruct((1, size.frames, *cells), jnp.float32)
-    params = sharding.unbox(fresh)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, CFG.dtype), sharding.unbox(fresh)
+    )
     _, past = jax.eval_shape(partial(vae.decode, CFG), params, latents)
     axes = ("batch", "frames", "height")
     _, frames, height = sharding.place(latents.shape[:3], axes, mesh).spec
