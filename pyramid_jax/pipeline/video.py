@@ -101,7 +101,7 @@ class VideoPipeline:
                 devices; None draws a seed.
             num_videos_per_prompt: with seeds that count up.
             preset: "faithful": the original's numbers, 8.19 PFLOP for 768p and 5 s;
-                "fast": no steps that are 0.001 wide, 7.39 PFLOP, PSNR 67 dB; or None.
+                "fast": no steps that are 0.001 wide, 7.39 PFLOP, PSNR 65 dB; or None.
             options: all choices about steps and guidance at once; others change them.
 
         All but the first two are keywords of `request.resolve`, and of every method
