@@ -70,6 +70,7 @@ class Cost(NamedTuple):
 SIZES = (
     SharedStep("768p stage 2 data 2 context 2", 2, {"data": 2, "context": 2}, 0.93),
     SharedStep("768p stage 1 data 2 context 2", 1, {"data": 2, "context": 2}, 0.81),
+    SharedStep("768p stage 1 unrolled", 1, {"data": 2, "context": 2}, 0.87, True),
 )
 
 
