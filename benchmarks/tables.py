@@ -250,7 +250,7 @@ def _pairs() -> str:
 
 
 def _clean_history() -> str:
-    """What the model of bouncing pairs shows when its history is read once per stage."""
+    """What the model of bouncing pairs shows that reads its history once per stage."""
     names = {
         "as it ships": "pairs_t2v.json",
         "with the switch alone": "clean_history_untuned.json",
