@@ -121,7 +121,7 @@ def program(
     lowered = traced.lower(lowering_platforms=(chip.platform,))
     made = lowered.compile(compiler_options=dict(options))
     known = {"weights": _bytes(params), "past": _bytes(past)}
-    return Compiled(Program.read(made.as_text()), made.memory_analysis(), known)
+    return Compiled(Program.read(made.as_text() or ""), made.memory_analysis(), known)
 
 
 def traffic(program: Program) -> dict[str, Traffic]:

@@ -65,13 +65,13 @@ def batches(
     """
     _check_budget(cfg)
     records = split_records(read_records(cfg.manifest), cfg.held_out, split)
-    kinds = [records]
-    if cfg.images and split == "training":
-        kinds.append(read_records(cfg.images))
+    beside = cfg.images and split == "training"
+    images = read_records(cfg.images) if beside else None
     if tokenize is None:
-        for each in kinds:
-            check_features(each)
-    mixed = Mixture(*kinds, cfg.image_share) if len(kinds) > 1 else records
+        for kind in (records, images):
+            if kind is not None:
+                check_features(kind)
+    mixed = records if images is None else Mixture(records, images, cfg.image_share)
     cache = ArrayCache(cfg.cache_mib * 2**20)
     levels = partial(load_levels, cfg, load or latent_loader(cfg), cache)
     make = partial(make_example, cfg, tokenize, levels)

@@ -174,7 +174,7 @@ class MetricsWindow:
         counts = {"tokens": there.sum(axis=1), "places": places}
         if self._arithmetic is not None:
             counts |= self._arithmetic.count(rows)._asdict()
-        return {name: np.float32(x) for name, x in counts.items()}
+        return {name: np.asarray(x, np.float32) for name, x in counts.items()}
 
     def _rates(self, seconds: float) -> dict[str, float]:
         """What all processes did, by second, by place, and device beside device."""
@@ -186,10 +186,8 @@ class MetricsWindow:
             "token_utilisation": sums["tokens"] / sums["places"],
         }
         if self._arithmetic is not None:
-            rate, devices = (
-                sums["needed"] / seconds,
-                sharding.parts("batch", self._mesh),
-            )
+            rate = sums["needed"] / seconds
+            devices = sharding.parts("batch", self._mesh)
             values["model_tflops_per_second"] = rate / 1e12
             values["imbalance"] = imbalance(every["computed"], devices)
             if (peak := self._arithmetic.peak) is not None:
