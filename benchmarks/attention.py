@@ -34,7 +34,7 @@ from benchmarks.attention_rivals import NAMES, Problem, Rival, Values, rival
 from benchmarks.timing import Spread, environment, interleaved, plain, spread
 from launch.compile.cases import GRIDS, STAGES, case
 from pyramid_jax.flops import peak
-from pyramid_jax.mask import TokenMask
+from pyramid_jax.mask import TokenMask, visible_pairs
 
 PACKAGES = ("jax", "jaxlib", "torch", "tokamax")
 CASES = (
@@ -115,14 +115,9 @@ def problem(work: Workload, name: str, heads: int) -> Problem:
     return Problem(*rounded, mask, work.dtype)
 
 
-def visible_pairs(mask: TokenMask) -> int:
-    """Counts the pairs of a query and a visible key without comparing all of them."""
-    total = 0
-    for segments, frames in zip(*mask, strict=True):
-        for segment in np.unique(segments[segments >= 0]):
-            inside = np.sort(frames[segments == segment])
-            total += int(np.searchsorted(inside, inside, side="right").sum())
-    return total
+def all_pairs(mask: TokenMask) -> int:
+    """Pairs of a query and a key that it sees, in all rows."""
+    return sum(map(visible_pairs, *mask))
 
 
 def by_the_formula(
@@ -167,7 +162,7 @@ def errors(problem: Problem, one: Rival) -> dict[str, float]:
 def measure(work: Workload, name: str, heads: int) -> Row:
     """Measures all implementations on one case, in turns."""
     inputs = problem(work, name, heads)
-    pairs = visible_pairs(inputs.mask)
+    pairs = all_pairs(inputs.mask)
     measured = compare(work, inputs, pairs)
     return Row(name, heads, inputs.q.shape[1], pairs, measured)
 

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Int
 
 from pyramid_jax import layout
-from pyramid_jax.data.packing import visible_pairs
 from pyramid_jax.layout import Clip
+from pyramid_jax.mask import visible_pairs
 from pyramid_jax.model import ModelConfig
 from pyramid_jax.models.dit import STACKED
 from pyramid_jax.shapes import Rows

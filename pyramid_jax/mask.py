@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Int
 
 from pyramid_jax.shapes import Array
@@ -87,3 +88,17 @@ def visible(query: Sequence[Array], key: Sequence[Array]) -> Bool[Array, "*sides
     (segment, frame), (key_segment, key_frame) = query, key
     same = (segment == key_segment) & (segment >= 0)
     return same & (key_frame <= frame)
+
+
+def visible_pairs(segment: Int[np.ndarray, "l"], frame: Int[np.ndarray, "l"]) -> int:
+    """How many pairs of a row's tokens the mask lets through, see `joint`.
+
+    Args:
+        segment: of words and video tokens; below 0: padding.
+        frame: words have 0.
+    """
+    valid, span = segment >= 0, int(frame.max(initial=0)) + 1
+    places = segment[valid].astype(np.int64) * span + frame[valid]
+    segments = int(segment.max(initial=-1)) + 1
+    tokens = np.bincount(places, minlength=segments * span).reshape(segments, span)
+    return int((tokens * np.cumsum(tokens, axis=1)).sum())

@@ -18,10 +18,10 @@ from benchmarks import tune_attention as tune
 from benchmarks.attention import (
     REDUCED,
     Workload,
+    all_pairs,
     compare,
     errors,
     problem,
-    visible_pairs,
 )
 from benchmarks.attention_rivals import NAMES, NEEDS, backend
 from benchmarks.device.records import Log
@@ -94,7 +94,7 @@ def against_others(kind: str, log: Log, tiny: bool) -> None:
     work, heads = (REDUCED, 2) if tiny else (Workload(repeats=5), HEADS)
     title = REDUCED.cases[0] if tiny else ROWS[kind]
     given = problem(work, title, heads)
-    pairs = visible_pairs(given.mask)
+    pairs = all_pairs(given.mask)
     log("row", case=title, tokens=given.q.shape[1], heads=heads, pairs=pairs)
     for name in contestants(jax.default_backend()):
         begin = time.monotonic()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours
-from benchmarks.attention import visible_pairs
+from benchmarks.attention import all_pairs
 from benchmarks.device.chip import milliseconds, peak_memory
 from benchmarks.device.records import Log
 from benchmarks.sample import PROMPTS
@@ -122,7 +122,7 @@ def training(log: Log, tiny: bool) -> None:
     dtype = "float32" if tiny else "bfloat16"
     dit = replace(work.model.dit, dtype=dtype, remat="nothing")
     model = replace(work.model, dit=dit)
-    pairs = visible_pairs(TokenMask(*map(np.asarray, work.mask)))
+    pairs = all_pairs(TokenMask(*map(np.asarray, work.mask)))
     forward = sum(product.flops * count for product, count in work.products().items())
     blocks = dit.double_blocks + dit.single_blocks
     forward += 4 * pairs * dit.width * blocks

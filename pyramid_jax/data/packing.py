@@ -13,10 +13,10 @@ the most, meet on a device.
 
 import grain
 import numpy as np
-from jaxtyping import Int
 
 from pyramid_jax.data.examples import DataConfig
 from pyramid_jax.layout import Segment
+from pyramid_jax.mask import visible_pairs
 
 PackedRow = dict[str, np.ndarray]
 
@@ -43,20 +43,6 @@ def packed_rows(
     rounds = rows.batch(cfg.open_rows, batch_fn=list)
     by_attention = _ByAttention(cfg.open_rows, cfg.paired and row % 2 == 1)
     return grain.experimental.FlatMapIterDataset(rounds, by_attention)
-
-
-def visible_pairs(segment: Int[np.ndarray, "l"], frame: Int[np.ndarray, "l"]) -> int:
-    """How many pairs of a row's tokens the mask lets through, see `mask.joint`.
-
-    Args:
-        segment: of words and video tokens; below 0: padding.
-        frame: words have 0.
-    """
-    valid, span = segment >= 0, int(frame.max(initial=0)) + 1
-    places = segment[valid].astype(np.int64) * span + frame[valid]
-    segments = int(segment.max(initial=-1)) + 1
-    tokens = np.bincount(places, minlength=segments * span).reshape(segments, span)
-    return int((tokens * np.cumsum(tokens, axis=1)).sum())
 
 
 def packed_pairs(row: PackedRow) -> int:

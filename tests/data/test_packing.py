@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pyramid_jax.data.examples import DataConfig
-from pyramid_jax.data.packing import packed_rows, visible_pairs
+from pyramid_jax.data.packing import packed_rows
 from pyramid_jax.layout import Segment
-from pyramid_jax.mask import dense_mask, joint
+from pyramid_jax.mask import dense_mask, joint, visible_pairs
 
 CFG = DataConfig("", 8, 8, 1, 8.0, 2, 100, 100, 8, open_rows=4)
 

@@ -39,13 +39,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"shapes", "sharding", "programs", "mask"},
     "models": {"shapes", "sharding", "lora", "mask", "latents", "kernels"},
     # Services: none knows a network.
-    "data": {"shapes", "config", "pyramid", "latents", "layout"},
+    "data": {"shapes", "config", "mask", "pyramid", "latents", "layout"},
     "checkpoint": {"sharding"},
     "training": {"shapes", "sharding", "config", "programs", "checkpoint"},
     # What a model is; then the wings: the VAE, videos, a run, the original's folders.
     "model": {"shapes", "config", "pyramid", "latents", "layout", "objective",
               "guidance", "units", "models"},
-    "flops": {"shapes", "layout", "data", "models", "model"},
+    "flops": {"shapes", "mask", "layout", "models", "model"},
     "vae": {"shapes", "sharding", "config", "programs", "latents", "kernels", "models",
             "data", "checkpoint", "training"},
     "pipeline": {"shapes", "sharding", "config", "programs", "lora", "noise", "units",
