@@ -256,7 +256,7 @@ async def _resume(
     """Shows a visitor who comes back what became of his last video."""
     task = tasks.latest(_name(visitor))
     if task is None or watched:  # he may have asked for another by now
-        yield [gr.skip()] * len(screen.parts)
+        yield screen.unchanged()
     else:
         async for shown in _follow(tasks, screen, task, watched):
             yield shown
@@ -280,6 +280,7 @@ async def _follow(
         last = now
         await asyncio.sleep(GLANCE)
         if watched.get("task") is not task:
+            yield screen.unchanged()  # Gradio shows what was yielded last once more
             return
     error = task.error()
     yield screen.refusal(error) if error else screen.result(task.future.result())

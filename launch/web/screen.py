@@ -84,6 +84,10 @@ class Screen:
             shown[1] = gr.HTML(image, visible=bool(preview))
         return shown
 
+    def unchanged(self) -> list[Any]:
+        """Shows what is there."""
+        return [gr.skip()] * len(self.parts)
+
     def refusal(self, why: str) -> list[Any]:
         """Shows why there is no video."""
         return self._words(f'<p class="refusal" role="alert">{html.escape(why)}</p>')

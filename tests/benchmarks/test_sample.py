@@ -51,7 +51,7 @@ def test_the_arithmetic_of_a_training_step_has_conditions_and_all_answers():
 @pytest.mark.parametrize(
     ("preset", "limit"),
     [
-        ("384p_5s", 1.50),
+        pytest.param("384p_5s", 1.50, marks=pytest.mark.slow),
         pytest.param("768p_5s", 8.33, marks=pytest.mark.slow),
         pytest.param("768p_10s", 18.15, marks=pytest.mark.slow),
     ],

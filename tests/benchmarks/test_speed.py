@@ -22,7 +22,9 @@ def test_the_result_is_what_is_counted():
     }
 
 
-@pytest.mark.parametrize(("video", "most"), [("768p_5s", 8.33), ("768p_10s", 18.15)])
+@pytest.mark.parametrize(
+    ("video", "most"), [("384p_5s", 1.5), ("768p_5s", 8.33), ("768p_10s", 18.15)]
+)
 def test_reuse_keeps_to_what_was_planned_and_a_clean_history_halves_it(video, most):
     videos = {way: numbers[video] for way, numbers in PFLOP["mmdit"].items()}
     assert videos["fast"] < videos["faithful"] <= most

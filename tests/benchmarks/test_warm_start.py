@@ -37,6 +37,7 @@ def test_the_parts_of_a_process_are_its_time():
     assert Split(1.0, 2.0, 4.0, 8.0).total == 15.0
 
 
+@pytest.mark.slow
 def test_a_process_reads_the_weights_that_were_written(tmp_path: Path):
     of = named_case("shallow")
     size = warm_start.write_case(of, tmp_path)
