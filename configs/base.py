@@ -93,6 +93,7 @@ def _model(variant: str) -> dict[str, Any]:
         "text": None,  # models.text_encoder.TextConfig
         "edges": (0.0, 1 / 3, 2 / 3, 1.0),
         "corrupt": 1 / 3,
+        "first_frame_share": 0.0,
         "tokenizer": "byt5",
     }
 

@@ -121,7 +121,7 @@ def distillation_loss(
         rows,
         objective.draw(key, rows),
         stages=model.stages,
-        corrupt=model.corrupt,
+        noise=model.history_noise,
         cfg=task.reflow,
     )
     return losses.loss, losses

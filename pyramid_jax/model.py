@@ -18,7 +18,7 @@ from pyramid_jax import objective, pyramid
 from pyramid_jax.config import build, check_entries, fields
 from pyramid_jax.guidance import Guidance
 from pyramid_jax.latents import LatentConfig
-from pyramid_jax.layout import Layout
+from pyramid_jax.layout import NONE, Layout
 from pyramid_jax.models import layers
 from pyramid_jax.models.cache import Cache, empty_cache
 from pyramid_jax.models.dit import (
@@ -30,6 +30,7 @@ from pyramid_jax.models.dit import (
 )
 from pyramid_jax.models.layers import unstacked
 from pyramid_jax.models.text_encoder import TextConfig, TextEncoder
+from pyramid_jax.objective import HistoryNoise
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.shapes import Array, Rows, Text, Tokens
 from pyramid_jax.units import SamplerPlan
@@ -68,6 +69,8 @@ class ModelConfig:
         text: the encoder that is trained with the DiT; None: the features are given.
         edges, shift, gamma: of the pyramid's stages, see `pyramid.stages`.
         corrupt: largest noise fraction of the history in training.
+        first_frame_share: how many of the segments with a history see the first frame
+            without noise in training, as image to video does.
         tokenizer: a tokenizer.json, or "byt5".
     """
 
@@ -79,6 +82,7 @@ class ModelConfig:
     shift: float = 1.0
     gamma: float = 1 / 3
     corrupt: float = 1 / 3
+    first_frame_share: float = 0.0
     tokenizer: str = "byt5"
 
     def __post_init__(self):
@@ -97,6 +101,17 @@ class ModelConfig:
                 f"{self.dit.text_width} and pooled_width {self.dit.pooled_width}"
             )
         check_entries(self, lambda c: 0 <= c <= 1, "0 (clean) to 1", "corrupt")
+        check_entries(self, lambda c: 0 <= c <= 1, "0 to 1", "first_frame_share")
+        if self.first_frame_share and self.layout.history == NONE:
+            raise ValueError(
+                f"first_frame_share {self.first_frame_share}, but whole sequences "
+                f"(layout.history {NONE!r}) have no history; use 0"
+            )
+
+    @property
+    def history_noise(self) -> HistoryNoise:
+        """Of training."""
+        return HistoryNoise(self.corrupt, self.first_frame_share)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -335,6 +350,6 @@ def training_loss(
         row_text(model, params, rows),
         objective.draw(key, rows),
         model.stages,
-        model.corrupt,
+        model.history_noise,
     )
     return losses.loss, losses

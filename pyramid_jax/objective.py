@@ -66,6 +66,36 @@ def draw(key: jax.Array, rows: Rows) -> Draws:
     return Draws(*jax.vmap(one)(jax.random.split(key, rows.clean.shape[0])))
 
 
+class HistoryNoise(NamedTuple):
+    """How much noise the past has in training.
+
+    Args:
+        most: fraction of noise, of which every segment has up to this.
+        first_frame_share: how many of the segments see the first frame of their video
+            as it is, as if it had been given (image to video).
+    """
+
+    most: float = 1 / 3
+    first_frame_share: float = 0.0
+
+    def of(
+        self, uniform: Float[jax.Array, "b s"], rows: Rows
+    ) -> Float[jax.Array, "b n 1"]:
+        """The fraction of every token, by one draw in [0, 1) for each segment.
+
+        Below the share, the draw says that the frame is given; what is left of it, that
+        is again uniform, decides how much noise the segment has.
+        """
+        share, u = self.first_frame_share, per_token(uniform, rows)
+        given = u < share
+        level = (u - jnp.where(given, 0, share)) / jnp.where(given, share, 1 - share)
+        clean = given & (rows.frame == 0)[..., None]
+        return jnp.where(clean, 0, self.most * level)
+
+
+PAPER_NOISE = HistoryNoise()
+
+
 class StagePath(NamedTuple):
     """The straight paths that a batch's current tokens take, and their history.
 
@@ -100,11 +130,14 @@ class StagePath(NamedTuple):
 
 
 def stage_path(
-    rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
+    rows: Rows,
+    draws: Draws,
+    stages: Sequence[Stage],
+    noise: HistoryNoise = PAPER_NOISE,
 ) -> StagePath:
     """The paths of a batch: noise at their ends, and a little in the history.
 
-        history: x = (1 - c)·clean + c·z,    c uniform in [0, corrupt), per segment
+        history: x = (1 - c)·clean + c·z,    c uniform in [0, noise.most), per segment
 
     with start and end from `pyramid.endpoints`.
 
@@ -117,13 +150,16 @@ def stage_path(
     start, end = pyramid.endpoints(
         rows.clean, rows.coarser, draws.z, per_token(s, rows), per_token(e, rows)
     )
-    c = per_token(corrupt * draws.corruption, rows)
+    c = noise.of(draws.corruption, rows)
     history = (1 - c) * rows.clean + c * draws.z
     return StagePath(start, end, history, late, early)
 
 
 def noisy(
-    rows: Rows, draws: Draws, stages: Sequence[Stage], corrupt: float = 1 / 3
+    rows: Rows,
+    draws: Draws,
+    stages: Sequence[Stage],
+    noise: HistoryNoise = PAPER_NOISE,
 ) -> NoisyRow:
     """A batch at random places of its paths.
 
@@ -134,7 +170,7 @@ def noisy(
     # parity: the position in a stage is one of 1000.
     index = jnp.clip(jnp.floor(draws.level * TIME_SCALE), 0, TIME_SCALE - 1)
     sigma = 1 - index / TIME_SCALE
-    return stage_path(rows, draws, stages, corrupt).at(sigma, rows)
+    return stage_path(rows, draws, stages, noise).at(sigma, rows)
 
 
 def squared_error(
@@ -169,10 +205,10 @@ def loss(
     text: Text,
     draws: Draws,
     stages: Sequence[Stage],
-    corrupt: float = 1 / 3,
+    noise: HistoryNoise = PAPER_NOISE,
 ) -> Losses:
     """How far `velocity` is from the path's direction on a batch of packed rows."""
-    example = noisy(rows, draws, stages, corrupt)
+    example = noisy(rows, draws, stages, noise)
     predicted = velocity(example.tokens, example.time, text)
     return squared_error(predicted, example.target, rows, len(stages))
 

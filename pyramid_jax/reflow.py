@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pyramid_jax import objective, pyramid
 from pyramid_jax.config import check_entries
 from pyramid_jax.guidance import Guidance
-from pyramid_jax.objective import Draws, Losses, StagePath
+from pyramid_jax.objective import Draws, HistoryNoise, Losses, StagePath
 from pyramid_jax.pyramid import Stage
 from pyramid_jax.shapes import Rows, Tokens
 
@@ -64,7 +64,7 @@ def reflow_loss(
     draws: Draws,
     *,
     stages: Sequence[Stage],
-    corrupt: float,
+    noise: HistoryNoise,
     cfg: ReflowConfig,
 ) -> Losses:
     """How far the student is from the teacher's paths on a batch of packed rows.
@@ -73,7 +73,7 @@ def reflow_loss(
         student, teacher: with the captions of the rows.
         away: the teacher with what it is guided away from.
     """
-    path = objective.stage_path(rows, draws, stages, corrupt)
+    path = objective.stage_path(rows, draws, stages, noise)
     end = walk(teacher, away, path, rows, cfg)
     path = path._replace(end=jax.lax.stop_gradient(end))
     # The draw decides both: below the share, the start; above it, a place on the path.

@@ -201,6 +201,12 @@ def test_shares_for_another_number_of_stages_are_refused():
         data_config(cfg, model)
 
 
+def test_whole_sequences_are_given_no_first_frame():
+    section = build("ablations", "sequences").model.to_dict()
+    with pytest.raises(ValueError, match=r"first_frame_share 0.5, but whole sequences"):
+        model_config(section | {"first_frame_share": 0.5})
+
+
 def test_corruption_is_a_share_of_noise():
     section = build("tiny", "full").model.to_dict() | {"corrupt": 1.5}
     with pytest.raises(ValueError, match=r"corrupt 1.5 must be 0 .clean. to 1"):

@@ -8,7 +8,7 @@ import pytest
 
 from pyramid_jax import layout, objective, pyramid
 from pyramid_jax.layout import Layout
-from pyramid_jax.objective import Draws, Losses
+from pyramid_jax.objective import Draws, HistoryNoise, Losses
 from pyramid_jax.shapes import Rows, Text, Tokens
 from pyramid_jax.training.step import gradients
 
@@ -87,7 +87,7 @@ def test_noisy_tokens_are_the_patches_of_noisy_latents():
 
 def test_history_is_a_mixture_with_the_noise_level_of_its_segment():
     drawn = draws()
-    example = objective.noisy(ROWS, drawn, STAGES, corrupt=0.5)
+    example = objective.noisy(ROWS, drawn, STAGES, HistoryNoise(0.5))
     for b, s, *_ in each_segment():
         past = (ROWS.segment[b] == s) & ~ROWS.current[b]
         c = 0.5 * float(drawn.corruption[b, s])
@@ -95,8 +95,40 @@ def test_history_is_a_mixture_with_the_noise_level_of_its_segment():
         np.testing.assert_allclose(example.tokens.values[b, past], mixture, atol=1e-6)
 
 
+def test_a_share_of_segments_sees_the_first_frame_as_it_is():
+    drawn = draws()
+    share = float(np.median(drawn.corruption))
+    example = objective.noisy(ROWS, drawn, STAGES, HistoryNoise(0.5, share))
+    given = []
+    for b, s, _, unit in each_segment():
+        past = (ROWS.segment[b] == s) & ~ROWS.current[b]
+        uniform, first = float(drawn.corruption[b, s]), past & (ROWS.frame[b] == 0)
+        seen, clean = example.tokens.values[b], ROWS.clean[b]
+        given += [uniform < share] * (unit > 0)
+        if uniform < share:
+            np.testing.assert_array_equal(seen[first], clean[first])
+            past, c = past & ~first, 0.5 * uniform / share
+        else:
+            c = 0.5 * (uniform - share) / (1 - share)
+        mixture = (1 - c) * clean[past] + c * np.asarray(drawn.z[b, past])
+        np.testing.assert_allclose(seen[past], mixture, atol=1e-6)
+    assert {*given} == {False, True}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_noise_of_later_frames_does_not_depend_on_the_share(share: float):
+    """At both ends, where one draw has nothing to share."""
+    uniform, noise = draws().corruption, HistoryNoise(0.5, share)
+    later = ROWS._replace(frame=ROWS.frame + 1)
+    fraction = noise.of(uniform, later)
+    np.testing.assert_array_equal(fraction, HistoryNoise(0.5).of(uniform, later))
+    np.testing.assert_array_equal(
+        noise.of(uniform, ROWS)[(ROWS.frame == 0) & (ROWS.segment >= 0)] == 0, share > 0
+    )
+
+
 def test_without_corruption_history_is_clean():
-    example = objective.noisy(ROWS, draws(), STAGES, corrupt=0.0)
+    example = objective.noisy(ROWS, draws(), STAGES, HistoryNoise(0.0))
     past = (ROWS.segment >= 0) & ~ROWS.current
     np.testing.assert_array_equal(example.tokens.values[past], ROWS.clean[past])
 

@@ -39,7 +39,7 @@ def loss(student, teacher, away, level: float):
         ROWS,
         draws(level),
         stages=STAGES,
-        corrupt=1 / 3,
+        noise=objective.PAPER_NOISE,
         cfg=CFG,
     )
 

@@ -15,7 +15,7 @@ from launch.parity.cases import TARGETS, Answer, Scenario, latent_back
 from pyramid_jax import layout, objective, pyramid
 from pyramid_jax.latents import LatentConfig
 from pyramid_jax.layout import Clip, Layout
-from pyramid_jax.objective import Draws
+from pyramid_jax.objective import Draws, HistoryNoise
 from pyramid_jax.shapes import Rows
 
 noisy = jax.jit(objective.noisy, static_argnums=(2, 3))
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     columns: list[Column]
     stages: tuple[pyramid.Stage, ...]
     layout: Layout
-    corrupt: float
+    noise: HistoryNoise
     answers: list[Answer]  # to the latents' pyramid and the units
 
 
@@ -75,8 +75,8 @@ def read(scenario: Scenario, cut: Layout) -> Batch:
         z = _white(scenario, index, clips, noise[stage][mine], cut)
         own = [level[mine] for level in levels]
         columns.append(_column(scenario, index, own, clips, z, cut))
-    corrupt = settings.get("corrupt_ratio", 1 / 3)
-    return Batch(columns, stages, cut, corrupt, answers)
+    noise = HistoryNoise(settings.get("corrupt_ratio", 1 / 3))
+    return Batch(columns, stages, cut, noise, answers)
 
 
 def _latent_config(settings: dict[str, Any]) -> LatentConfig:

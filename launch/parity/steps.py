@@ -59,14 +59,12 @@ def _step(scenario: Scenario, model: Model, batch: Batch) -> Iterator[Answer]:
             outputs["pred"] = network(model.cfg, params, tokens, time, text)
             return outputs["pred"]
 
-        losses = objective.loss(
-            velocity, rows, words, draws, batch.stages, batch.corrupt
-        )
+        losses = objective.loss(velocity, rows, words, draws, batch.stages, batch.noise)
         return losses.loss, (outputs["pred"], outputs["time"])
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
     (value, (pred, time)), gradients = run(model.params)
-    target = batches.noisy(rows, draws, batch.stages, batch.corrupt).target
+    target = batches.noisy(rows, draws, batch.stages, batch.noise).target
     ends = np.cumsum([c.rows.clean.shape[1] for c in columns])[:-1]
     for kind, tokens, limit in (("pred", pred, DIT), ("target", target, TARGETS)):
         parts = np.split(np.asarray(tokens), ends, axis=1)

@@ -29,7 +29,7 @@ def replay(case: Case, scenario: Scenario) -> Iterator[Answer]:
     batch = batches.read(scenario, Layout())
     yield from batch.answers
     for index, column in enumerate(batch.columns):
-        example = batches.noisy(column.rows, column.draws, batch.stages, batch.corrupt)
+        example = batches.noisy(column.rows, column.draws, batch.stages, batch.noise)
         yield from _inputs(f"out.col{index}", column, example, batch)
 
 
