@@ -23,6 +23,7 @@ from benchmarks.fewstep import points_table
 from benchmarks.figures import PAGES, read_results, with_numbers
 from benchmarks.leaderboard import leaderboard
 from benchmarks.speed import deviation_table, speed_table
+from benchmarks.train_step import step_table
 from launch.evaluate.adherence import adherence_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "deviation": deviation_table,
     "decoder": decoder_table,
     "plans": _plans,
+    "train_step": lambda: step_table(_result("train_step.json")),
     "pairs": _pairs,
     "students": lambda: points_table(_result("fewstep.json")),
     "clean_history": _clean_history,

@@ -37,11 +37,11 @@ def free_address() -> str:
 
 
 def started(
-    script: str, count: int, *arguments: Any, devices: int = 1
+    script: str, count: int, *arguments: Any, devices: int = 1, flags: str = FLAGS
 ) -> list[subprocess.Popen[str]]:
     """Starts `count` processes of a script that begins where they have joined."""
     address = free_address()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     return [
         subprocess.Popen(
             [
@@ -74,9 +74,11 @@ def ended(
     return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
 
 
-def run(script: str, count: int, *arguments: Any, devices: int = 1) -> list[str]:
+def run(
+    script: str, count: int, *arguments: Any, devices: int = 1, flags: str = FLAGS
+) -> list[str]:
     """What the processes of a script said, which must not fail."""
-    results = ended(started(script, count, *arguments, devices=devices))
+    results = ended(started(script, count, *arguments, devices=devices, flags=flags))
     failed = [text[-3000:] for code, text in results if code]
     assert not failed, "\n\n".join(failed)
     return [text for _, text in results]
