@@ -218,26 +218,24 @@ class KeptFunction:
         self, folder: ProgramFolder, args: Sequence[Any], call: Sequence[Any]
     ) -> Callable[..., Any]:
         """The program for a call, from the folder, or made and put there."""
-        devices, written = _devices(call[2]), self._written(call)
+        written = self._written(call)
         if written is None or jax.process_count() > 1:
             return partial(self.jitted, *args[: self._static])
         known = self._name(_source(), written)
         name = (folder.read(known) or b"").decode()
-        if name and (found := _found(folder, name, devices)):
+        if name and (found := _found(folder, name)):
             return found
         lowered = self.jitted.lower(*args)
         if _folder is not folder:  # tracing has found that this process is unusual
             return lowered.compile()
         trees = f"{lowered.in_tree}\n{lowered.out_tree}"
         name = self._name(lowered.as_text(), trees, written)
-        program = _found(folder, name, devices)
+        program = _found(folder, name)
         if program is None:
             with _without_other_cache():
                 program = lowered.compile()
             try:
-                folder.write(
-                    name, pickle.dumps(serialize_executable.serialize(program))
-                )
+                folder.write(name, _packed(program))
             except Exception as error:  # not every program of every device can be kept
                 logger.info("the program %s is not kept (%s)", name, error)
                 return program
@@ -255,16 +253,29 @@ class KeptFunction:
         return f"{self._function.__name__}-{digest}"
 
 
-def _found(
-    folder: ProgramFolder, name: str, devices: Sequence[Any]
-) -> Callable[..., Any] | None:
-    """The program in a file; None if there is none that these devices can run."""
+def _packed(program: Any) -> bytes:
+    """A compiled program, and the devices that run it, in its order.
+
+    They may be more than those of its arguments, where it has a mesh of its own.
+    """
+    devices = program.runtime_executable().local_devices()
+    places = [(device.platform, device.id) for device in devices]
+    return pickle.dumps((places, *serialize_executable.serialize(program)))
+
+
+def _found(folder: ProgramFolder, name: str) -> Callable[..., Any] | None:
+    """The program in a file; None if there is none that this process can run."""
     data = folder.read(name)
     if data is None:
         return None
     try:
+        places, *program = pickle.loads(data)
+        platforms = {platform for platform, _ in places}
+        local = [x for name in platforms for x in jax.local_devices(backend=name)]
+        here = {(device.platform, device.id): device for device in local}
+        devices = [here[place] for place in places]
         return serialize_executable.deserialize_and_load(
-            *pickle.loads(data), backend=devices[0].client, execution_devices=devices
+            *program, backend=devices[0].client, execution_devices=devices
         )
     except Exception as error:  # whatever a runtime says
         logger.warning("%s can't be used, and is made again (%s)", name, error)
@@ -295,16 +306,6 @@ def _kind(x: Any) -> Any:
     if isinstance(x, jax.Array):
         return x.shape, x.dtype, x.weak_type, x.committed, x.sharding
     return (x.shape, x.dtype) if isinstance(x, np.ndarray | np.generic) else type(x)
-
-
-def _devices(kinds: Sequence[Any]) -> list[Any]:
-    """The devices that run a program, in the order of its mesh."""
-    found = [_ordered(place) for *_, place in filter(_is_array, kinds)]
-    return max(found, key=len, default=jax.local_devices()[:1])
-
-
-def _is_array(kind: Any) -> bool:
-    return isinstance(kind, tuple) and isinstance(kind[-1], Sharding)
 
 
 def _ordered(place: Sharding) -> list[Any]:

@@ -34,6 +34,12 @@ def scaled(factor: float, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     return {"sum": factor * x + y.sum(), "product": factor * x @ x.T}
 
 
+def divided(mesh: Mesh, x: jax.Array) -> dict[str, jax.Array]:
+    TRACED.append(mesh.size)
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return {"sum": jax.lax.with_sharding_constraint(2 * x, place)}
+
+
 def process(function: Any = scaled, **choices: Any) -> Any:
     """The function as the next process has it: neither we nor JAX know it yet."""
     copy = FunctionType(
@@ -251,3 +257,12 @@ def test_programs_of_many_devices_are_kept_by_their_order():
     again = process()(2.0, jax.device_put(X, jax.devices()[5]), Y)
     assert same(last) and same(again) and len(TRACED) == 3
     assert again["sum"].devices() == {jax.devices()[5]}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_program_may_have_more_devices_than_its_arguments(order: int):
+    mesh = Mesh(jax.devices()[::order], ("data",))
+    x = np.arange(8, dtype=np.float32)
+    first, again = (process(divided)(mesh, x)["sum"] for _ in range(2))
+    assert np.array_equal(again, 2 * x) and first.sharding == again.sharding
+    assert TRACED == [8]
