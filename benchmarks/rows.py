@@ -11,7 +11,6 @@ Ends with 1 if more than 8 % of the places stay empty, or if a step's slowest de
 computes over 10 % more than the mean.
 """
 
-import importlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from launch.config_flag import ConfigParser
 from pyramid_jax import flops
 from pyramid_jax import model as models
 from pyramid_jax.convert.source import abstract_weights
@@ -52,6 +52,8 @@ MIXTURES = (
     Mixture("mmdit_768p", FULL, 0.0),
     Mixture("mmdit_768p", REAL, 0.125),
     Mixture("flux_768p", REAL, 0.125),
+    Mixture("mmdit_384p:short", REAL, 0.125),
+    Mixture("flux_384p:short", REAL, 0.125),
 )
 
 
@@ -105,8 +107,7 @@ def lengths(
 
 def measured(mixture: Mixture) -> dict[str, Any]:
     """What is empty in the rows of all devices, and how uneven their steps are."""
-    name = f"configs.{mixture.config}"
-    cfg = importlib.import_module(name).get_config("full")
+    cfg = ConfigParser("config").parse(mixture.config)
     devices = DEVICES[cfg.machine]
     model = models.model_config(cfg.model.to_dict())
     data = data_config(cfg, model)

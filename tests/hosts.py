@@ -59,7 +59,7 @@ def started(
 
 
 def ended(
-    processes: Sequence[subprocess.Popen[str]], timeout: float = 1800
+    processes: Sequence[subprocess.Popen[str]], timeout: float = 3600
 ) -> list[tuple[int, str]]:
     """The exit codes and what was said, once all have ended; none is left behind."""
     deadline = time.monotonic() + timeout
