@@ -20,29 +20,7 @@ def get_config(variant: str = "mmdit") -> Any:
     """
     cfg: Any = ConfigDict()  # its entries are set here, so no type knows them
     cfg.model = _model(variant)  # model.ModelConfig
-    cfg.data = {  # data.examples.DataConfig
-        "manifest": "",
-        "height": 384,
-        "width": 640,
-        "frames": 121,
-        "fps": 24.0,
-        "batch": 8,
-        "tokens": 4224,
-        "text_tokens": 512,
-        "segments": 8,
-        "open_rows": 32,
-        "paired": False,
-        "kept": 0,
-        "encode": False,
-        "stage_shares": (1, 2, 1),
-        "dropout": 0.1,
-        "sizes": (),
-        "workers": 4,
-        "cache_mib": 512,
-        "seed": 0,
-        "max_bad": 0.01,
-        "held_out": 0,
-    }
+    cfg.data = _data()  # data.examples.DataConfig
     cfg.optimizer = {  # training.optimizer.OptimizerConfig; paper table 4, last column
         "kind": "adamw",
         "learning_rate": 5e-5,
@@ -95,6 +73,34 @@ def _model(variant: str) -> dict[str, Any]:
         "corrupt": 1 / 3,
         "first_frame_share": 0.0,
         "tokenizer": "byt5",
+    }
+
+
+def _data() -> dict[str, Any]:
+    """Videos of five seconds at 384p, a row for each of eight devices."""
+    return {
+        "manifest": "",
+        "height": 384,
+        "width": 640,
+        "frames": 121,
+        "fps": 24.0,
+        "batch": 8,
+        "tokens": 4224,
+        "text_tokens": 512,
+        "segments": 8,
+        "open_rows": 32,
+        "paired": False,
+        "kept": 0,
+        "encode": False,
+        "stage_shares": (1, 2, 1),
+        "dropout": 0.1,
+        "sizes": (),
+        "least_frames": 0,
+        "workers": 4,
+        "cache_mib": 512,
+        "seed": 0,
+        "max_bad": 0.01,
+        "held_out": 0,
     }
 
 
@@ -159,5 +165,5 @@ def choose(cfg: Any, mode: str) -> Any:
     with cfg.unlocked():
         cfg.model.text = {"vocabulary": 384, "width": 32, "heads": 1}
         cfg.data.manifest = cfg.data.manifest or "data/shapes/manifest.jsonl"
-        cfg.data.sizes = ()
+        cfg.data.update(sizes=(), least_frames=0)
     return cfg

@@ -5,7 +5,7 @@ r"""SD3 style, 768x1280, 241 frames (10 s): paper stage 3.
         --manifest=data/videos/manifest.jsonl --to=data/text
     pyramid-jax prepare --latents --model=models/sd3_768p \
         --manifest=data/text/manifest.jsonl --to=data/latents_768p \
-        --sizes=768x1280 --frames=241 --fps=24
+        --sizes=768x1280 --frames=241 --least_frames=121 --fps=24
     pyramid-jax train --config=mmdit_768p --workdir=runs/mmdit_768p \
         --config.data.manifest=data/latents_768p/manifest.jsonl \
         --config.autoencoder=models/sd3_768p --start=runs/mmdit_384p/model
@@ -29,6 +29,7 @@ def get_config(mode: str = "full") -> Any:
     """The config; `smoke` is a minute on a laptop."""
     cfg = base.get_config("mmdit")
     cfg.data.update(height=768, width=1280, frames=241, tokens=24_064, batch=128)
+    cfg.data.least_frames = 121
     base.beside_images(cfg)
     cfg.model.dit.remat = "attention"  # a tenth faster than nothing, for 5 GiB more
     cfg.data.paired = True  # each of the machine's 64 devices gets two rows

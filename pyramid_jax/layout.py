@@ -57,6 +57,12 @@ class Layout:
         """How many units a video of `frames` latent frames has; raises as `units`."""
         return 1 if self.history == NONE else units(frames, self.frames_per_unit)
 
+    def longest(self, frames: int) -> int:
+        """The most frames, of so many, that are whole units."""
+        if self.history == NONE:
+            return frames
+        return 1 + (frames - 1) // self.frames_per_unit * self.frames_per_unit
+
     def unit_size(self, first: bool, frames: int) -> int:
         """How many frames the first unit of a video of `frames` has, or a later one."""
         if first:

@@ -63,6 +63,12 @@ def test_frames_that_fill_no_whole_units_are_refused(frames, advice):
         layout.units(frames, 3)
 
 
+@pytest.mark.parametrize(("frames", "whole"), [(1, 1), (3, 1), (4, 4), (9, 7)])
+def test_a_video_is_cut_to_whole_units(frames, whole):
+    assert layout.Layout(frames_per_unit=3).longest(frames) == whole
+    assert layout.Layout(frames_per_unit=3, history="none").longest(frames) == frames
+
+
 @pytest.mark.parametrize("slack", [0, 1, 5])
 def test_clips_are_the_slices_of_the_original(slack):
     for stage, unit, per_unit in CASES:

@@ -83,6 +83,10 @@ SIZES = flags.DEFINE_list(
 FRAMES = flags.DEFINE_integer(
     "frames", None, "Frames of a video; none: 121, or 17 for pairs."
 )
+LEAST = flags.DEFINE_integer(
+    *("least_frames", None, "Keep shorter videos that have so many; none: leave out."),
+    lower_bound=1,
+)
 FPS = flags.DEFINE_float("fps", 24, "Frames per second that are taken from files.")
 SEED = flags.DEFINE_integer(
     *("seed", 0, "Seed of a drawn data set, or of the noise in latents."),
@@ -185,16 +189,19 @@ def prepare_latents(manifest: str, model: str) -> None:
     devices, frames = len(jax.devices()), FRAMES.value or 121
     mesh = sharding.device_mesh() if devices > 1 else None
     vae = autoencoder.load_autoencoder(model)
-    load = partial(read_pixels, frames=frames, fps=FPS.value)
+    vae.latent.frames(frames)  # raises
+    read = partial(read_pixels, frames=frames, fps=FPS.value, least=LEAST.value)
+    shorter = {} if LEAST.value is None else {"least_frames": LEAST.value}
     job = LatentJob(
         encode=autoencoder.raw_encoder(vae, SEED.value, mesh),
-        load=partial(single_shot, load, MOST_CHANGE.value),
+        load=partial(single_shot, read, vae.latent.longest, MOST_CHANGE.value),
         sizes=tuple(height_width(text) for text in SIZES.value),
         made_with={
             "frames": frames,
             "fps": FPS.value,
             "seed": SEED.value,
             "vae": vae.digest,
+            **shorter,
         },
         batch=BATCH.value or devices,
         max_bad=MAX_BAD.value,
@@ -208,13 +215,19 @@ def prepare_latents(manifest: str, model: str) -> None:
 
 
 def single_shot(
-    load: Callable[[Record, HeightWidth], np.ndarray],
+    read: Callable[[Record, HeightWidth], np.ndarray],
+    longest: Callable[[int], int],
     most_change: float | None,
     record: Record,
     size: HeightWidth,
 ) -> np.ndarray:
-    """The pixels of a record, which has no cut if changes are limited."""
-    pixels = load(record, size)
+    """The pixels of a record, which has no cut if changes are limited.
+
+    Args:
+        longest: how many of so many frames make whole latent frames.
+    """
+    pixels = read(record, size)
+    pixels = pixels[: longest(len(pixels))]
     return pixels if most_change is None else without_cuts(pixels, most_change)
 
 

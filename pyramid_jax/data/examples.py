@@ -51,6 +51,8 @@ class DataConfig(SourceConfig):
         stage_shares: how many of a group of successive examples train each stage.
         dropout: probability of an empty caption.
         sizes: further (height, width); files get the nearest aspect ratio.
+        least_frames: videos with fewer than `frames` are trained as long as they are,
+            if they have so many; 0: none may be shorter.
         open_rows: rows of a stream that are filled at once; more of them leave fewer
             places empty, and are all in memory.
         paired: rows 2k and 2k + 1 of the batch are one device's, as where each gets two
@@ -74,6 +76,7 @@ class DataConfig(SourceConfig):
     stage_shares: tuple[int, ...] = (1, 2, 1)
     dropout: float = 0.1
     sizes: tuple[HeightWidth, ...] = ()
+    least_frames: int = 0
     open_rows: int = 32
     paired: bool = False
     kept: int = 0
@@ -89,6 +92,10 @@ class DataConfig(SourceConfig):
         check_entries(self, lambda x: x > 0, "over 0", *budget)
         check_entries(self, lambda x: x >= 0, "0 or more", "kept")
         check_entries(self, lambda x: 0 <= x <= 1, "0 to 1", "dropout", "image_share")
+        if not 0 <= self.least_frames <= self.frames:
+            raise ValueError(
+                f"least_frames {self.least_frames} must be 0 to {self.frames} (frames)"
+            )
         if np.array(self.sizes).min(initial=1) < 1:
             raise ValueError(f"sizes {self.sizes}: expected lengths of 1 or more")
         if min(self.stage_shares, default=-1) < 0 or not any(self.stage_shares):
@@ -111,6 +118,11 @@ class DataConfig(SourceConfig):
     def latent_frames(self) -> int:
         """Latent frames of a video."""
         return self.latent.frames(self.frames)
+
+    @property
+    def least(self) -> int:
+        """Frames of the shortest video that is used."""
+        return self.least_frames or self.frames
 
     @property
     def pattern(self) -> tuple[int, ...]:
@@ -225,6 +237,7 @@ def load_levels(
 
     def make() -> list[np.ndarray]:
         latent = load(record, cfg.all_sizes)
+        latent = latent[: cfg.layout.longest(len(latent))]
         levels = pyramid.levels(latent, len(cfg.stage_shares))
         return [np.asarray(level) for level in levels]
 
@@ -245,7 +258,8 @@ def latent_loader(cfg: DataConfig) -> LoadLatent:
         )
     if (latent.channels, latent.spatial, latent.temporal) == (3, 1, 1):
         return partial(pixel_latent, cfg)
-    return partial(stored_latent, latent, cfg.latent_frames)
+    least = latent.frames(latent.longest(cfg.least))
+    return partial(stored_latent, latent, cfg.latent_frames, least=least)
 
 
 def pixel_latent(
@@ -253,7 +267,7 @@ def pixel_latent(
 ) -> Float[np.ndarray, "t h w 3"]:
     """The latent of a pixel-space model: the normalised pixels of a record's file."""
     size = nearest_size(sizes, record)
-    pixels = read_pixels(record, size, cfg.frames, cfg.fps)
+    pixels = read_pixels(record, size, cfg.frames, cfg.fps, least=cfg.least)
     return cfg.latent.normalise(to_model(pixels))
 
 
@@ -261,30 +275,38 @@ def encoded_latent(
     cfg: DataConfig, encode: RawEncoder, record: Record, sizes: tuple[HeightWidth, ...]
 ) -> Float[np.ndarray, "t h w c"]:
     """The normalised latent that a VAE makes of a record's file, always the same."""
-    pixels = read_pixels(record, nearest_size(sizes, record), cfg.frames, cfg.fps)
+    size = nearest_size(sizes, record)
+    pixels = read_pixels(record, size, cfg.frames, cfg.fps, least=cfg.least)
+    pixels = pixels[: cfg.latent.longest(len(pixels))]
     number = zlib.crc32(str(record.path).encode())
     (raw,) = encode(pixels[None], np.array([number], np.uint32))
     return cfg.latent.normalise(raw)
 
 
 def stored_latent(
-    cfg: LatentConfig, frames: int, record: Record, sizes: tuple[HeightWidth, ...]
+    cfg: LatentConfig,
+    frames: int,
+    record: Record,
+    sizes: tuple[HeightWidth, ...],
+    least: int | None = None,
 ) -> Float[np.ndarray, "t h w c"]:
     """The normalised latent that launch.prepare stored for a record.
 
     Args:
         frames: latent frames of a video; longer ones are cut.
         sizes: heights and widths of pixels, from one of which it was made.
+        least: latent frames of the shortest video; None: all have `frames`.
 
     Raises:
         ValueError: there is none, or one of another size.
     """
     raw = read_record_latent(record)
-    frames = frames if record.kind == "video" else 1
+    least = frames if least is None else least
+    frames, least = (frames, least) if record.kind == "video" else (1, 1)
     size = nearest(sizes, raw.shape[1:3])  # the file itself may be gone
     cells = (side // cfg.spatial for side in size)
-    expected = (frames, *cells, cfg.channels)
-    if len(raw) < frames or raw.shape[1:] != expected[1:]:
+    expected = (least, *cells, cfg.channels)
+    if len(raw) < least or raw.shape[1:] != expected[1:]:
         raise ValueError(
             f"{record.latent} has shape {raw.shape}, expected {expected}; prepare "
             "latents of the size and frames of this run"

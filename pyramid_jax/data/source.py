@@ -210,7 +210,12 @@ def nearest(sizes: tuple[HeightWidth, ...], shown: HeightWidth) -> HeightWidth:
 
 
 def read_pixels(
-    record: Record, size: HeightWidth, frames: int, fps: float, place: float = 0.0
+    record: Record,
+    size: HeightWidth,
+    frames: int,
+    fps: float,
+    place: float = 0.0,
+    least: int | None = None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """The frames of a record's file, of an image its only one.
 
@@ -218,7 +223,7 @@ def read_pixels(
     """
     if record.kind == "image":
         return read_picture(record.path, size)[None]
-    return read_video(record.path, size, frames, fps, place)
+    return read_video(record.path, size, frames, fps, place, least)
 
 
 class ArrayCache:

@@ -84,29 +84,33 @@ def read_video(
     frames: int,
     fps: float,
     place: float = 0.0,
+    least: int | None = None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """`frames` frames of a video file, by default the first, as `video_frames`.
 
     Args:
         place: where the frames begin: 0 with the first one at `fps`, 1 with the last
             from which there are enough.
+        least: a shorter file with so many frames gives all that it has; None: none may
+            be shorter.
 
     Raises:
         ValueError: a missing, broken or too short file.
     """
     if frames < 1:
         raise ValueError(f"{frames} frames of {path}: ask for one or more")
+    least = frames if least is None else least
     total = _places(_length(path).seconds, _exact(fps)) if place else frames
     for _ in range(2):
         first = round(place * max(0, total - frames))
         pictures = list(islice(video_frames(path, size, fps, first), frames))
-        if len(pictures) == frames:
+        if len(pictures) == frames or (first == 0 and len(pictures) >= least):
             return np.stack(pictures)
         with _opened(path) as (container, stream):  # packets may promise too much
             total = max((n for _, n in _spans(container, stream, fps)), default=0)
     raise ValueError(
         f"{path} has {total} frames at {fps:g} frames per second, expected at least "
-        f"{frames}; ask for fewer frames or a higher rate, or leave this file out"
+        f"{least}; ask for fewer frames or a higher rate, or leave this file out"
     )
 
 

@@ -93,6 +93,15 @@ def test_too_few_frames_are_reported_with_both_numbers(clip):
         video_io.read_video(clip, (16, 16), 13, 8)
 
 
+def test_a_shorter_file_gives_all_that_it_has_if_that_is_enough(clip):
+    for place in (0.0, 0.5, 1.0):
+        read = video_io.read_video(clip, (16, 16), 20, 8, place, least=12)
+        assert counted(read) == list(range(12))
+    assert counted(video_io.read_video(clip, (16, 16), 5, 8, least=3)) == [*range(5)]
+    with pytest.raises(ValueError, match=r"has 12 frames .* at least 13"):
+        video_io.read_video(clip, (16, 16), 20, 8, least=13)
+
+
 @pytest.mark.parametrize("upright", [False, True])
 def test_pictures_cover_the_size_and_are_cropped_at_the_centre(tmp_path, upright):
     picture = stripes(RED, GREEN, BLUE)
