@@ -75,6 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             if name not in table:
                 parser.error(f"no {kind} {name!r}; the {kind}s are {list(table)}")
+    try:
+        for name in chip_names:
+            CHIPS[name].device()
+    except ValueError as error:
+        parser.error(str(error))
     refusals = 0
     for chip, part in itertools.product(chip_names, part_names):
         for size in parts[part].SIZES:

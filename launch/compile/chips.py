@@ -1,11 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chips to compile for, as their compilers need them described."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from jax.experimental import topologies
+
+
+@contextmanager
+def compilers() -> Iterator[None]:
+    """Says what to install where JAX has no compiler for a chip.
+
+    Raises:
+        ValueError: instead of JAX's own errors, which are plain ones; those of a
+            compiler that is there stay.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) not in (RuntimeError, NotImplementedError):
+            raise
+        raise ValueError(
+            f"the chip's compiler is not installed ({error}); "
+            "run pip install 'pyramid_jax[compile]'"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -26,9 +46,10 @@ class TPU:
 
     def device(self) -> Any:
         """A device to compile for; it holds no arrays and runs nothing."""
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=self.topology
-        ).devices[0]
+        with compilers():
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=self.topology
+            ).devices[0]
 
 
 @dataclass(frozen=True)
@@ -68,11 +89,12 @@ class GPU:
 
     def devices(self, count: int) -> Sequence[Any]:
         """Devices of one host."""
-        return topologies.get_topology_desc(
-            platform="cuda",
-            topology=f"1x1x{count}",
-            target_config=self._description(),
-        ).devices
+        with compilers():
+            return topologies.get_topology_desc(
+                platform="cuda",
+                topology=f"1x1x{count}",
+                target_config=self._description(),
+            ).devices
 
     def _description(self) -> str:
         major, minor = self.capability

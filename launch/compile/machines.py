@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from launch.compile.chips import A100, CHIPS, GPU, H200
+from launch.compile.chips import A100, CHIPS, GPU, H200, compilers
 from pyramid_jax.flops import PEAKS
 
 GIB = 2**30
@@ -76,15 +76,16 @@ def machine(name: str) -> Machine:
     """The machine of a name; its devices hold no arrays and run nothing.
 
     Raises:
-        ValueError: the name is none.
+        ValueError: the name is none, or its compiler is not installed.
     """
     if name == "cpu":
         return Machine(name, SHEETS["cpu"], "cpu", tuple(jax.devices("cpu")))
     if found := re.fullmatch(r"(?:(\d+)\*)?(v5e|v5p|v6e):(\d+(?:x\d+)+)", name):
         slices = {"num_slices": int(found[1])} if found[1] else {}
-        shape = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{found[2]}:{found[3]}", **slices
-        )
+        with compilers():
+            shape = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{found[2]}:{found[3]}", **slices
+            )
         return Machine(name, SHEETS[found[2]], "tpu", tuple(shape.devices))
     if found := re.fullmatch(r"(a100|h200)x(\d+)", name):
         gpu = CHIPS[found[1]]

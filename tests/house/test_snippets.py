@@ -3,17 +3,16 @@
 
 Python blocks of README and of docs/sample.md run; of those of other documents the
 imports do. Every command is parsed by the program that it names, flags and configs
-included; the short ones run.
+included. README's run in tests/house/test_readme.py, and of those of docs/sample.md and
+docs/own_models.md the short ones here.
 """
 
 import ast
 import json
-import os
 import re
-import shlex
 import subprocess
 import sys
-import textwrap
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,26 +20,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.house.sources import INSTALLED, ROOT
+from tests.house.documents import (
+    CONVERTED,
+    DOCUMENTS,
+    OWN_MODELS,
+    PYTHON,
+    README,
+    SAMPLE,
+    TRAINED,
+    blocks,
+    commands,
+    program,
+    run,
+    words,
+)
+from tests.house.sources import ROOT
 
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs").glob("*.md"),
-]
-README = DOCUMENTS[0]
-SAMPLE, OWN_MODELS = ROOT / "docs" / "sample.md", ROOT / "docs" / "own_models.md"
 MAKEFILE = ROOT / "Makefile"
-# Folders of models that are not here: converted from released ones, or trained.
-CONVERTED, TRAINED = "models/", "runs/"
-# Commands that take seconds, and those that take a minute or two; all are parsed.
-QUICK = ("pyramid-jax sample --prompt=", "cat ")
-SLOW = (
+# Commands that take a minute or two.
+SHORT = (
     *("pyramid-jax sample --prompts=", "cat ", "pyramid-jax prepare --embedded"),
     "pyramid-jax train --config=tiny:smoke",
 )
-PYTHON = re.compile(r"(?:taskset -c \d+ )?(?:\.venv/bin/)?python -m ")
-CONSOLE = re.compile(r"pyramid-jax (?=\w)")
 OTHERS = ("cat", "pip", ".venv/bin/pre-commit")  # which are not ours
 
 # Reads commands as lists of words; writes, for each, the flags that its program knows,
@@ -94,13 +95,6 @@ WRONG = {
 }
 
 
-class Block(NamedTuple):
-    """Text between fences, or indented; `language` is what stands behind the fence."""
-
-    language: str
-    text: str
-
-
 class Answer(NamedTuple):
     """What a program says of a command."""
 
@@ -111,57 +105,12 @@ class Answer(NamedTuple):
 Answers = Mapping[tuple[str, ...], Answer]
 
 
-def blocks(document: Path) -> list[Block]:
-    """The blocks of a document, top to bottom."""
-    fences = re.split(r"^```", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    every = []
-    for i, text in enumerate(fences):
-        if i % 2:
-            language, _, text = text.partition("\n")
-            every.append(Block(language, text))
-        else:
-            indented = re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
-            every += [Block("", textwrap.dedent(text)) for text in indented]
-    return every
-
-
-def commands(document: Path) -> list[str]:
-    """Command lines, each whole, with what it reads if that is written out (`<<`)."""
-    lines: list[str] = []
-    for block in blocks(document):
-        rest = iter(block.text.replace("\\\n", " ").splitlines())
-        for line in rest if block.language in ("", "sh") else ():
-            if "<<'END'" in line:
-                line = "\n".join([line, *iter(rest.__next__, "END"), "END"])
-            if block.language or is_command(line):
-                lines.append(line)
-    return lines
-
-
 def recipes() -> list[str]:
     """What the targets of the Makefile run in the environment."""
     text = MAKEFILE.read_text(encoding="utf-8").replace("\\\n", " ")
     text = re.sub(r"\$\((?!RUN)\w+\)", "1", text)
     pattern = r"^\t\$\(RUN\) (-m (?:launch|benchmarks)\..*)"
     return [f"python {line}" for line in re.findall(pattern, text, re.MULTILINE)]
-
-
-def is_command(line: str) -> bool:
-    return bool(program(line)) or line.startswith("make ")
-
-
-def program(line: str) -> re.Match[str] | None:
-    """What stands before the name of a program of this project."""
-    return PYTHON.match(line) or CONSOLE.match(line)
-
-
-def words(command: str) -> list[str]:
-    """The module and the flags of a command that runs a module; else nothing."""
-    match = program(command)
-    parts = shlex.split(command[match.end() :], comments=True) if match else []
-    if CONSOLE.match(command):
-        parts[0] = f"launch.{parts[0].replace('-', '_')}"
-    return parts
 
 
 @pytest.fixture(scope="module")
@@ -180,28 +129,6 @@ def answers() -> Answers:
     texts = process.stdout.splitlines()
     assert len(texts) == len(every), process.stderr
     return {c: Answer(**json.loads(x)) for c, x in zip(every, texts, strict=True)}
-
-
-def run(lines: list[str], folder: Path) -> None:
-    """Runs commands one after the other, with this interpreter and this checkout."""
-    console = f"{sys.executable} -m pyramid_jax "
-    script = "\n".join(CONSOLE.sub(console, line, count=1) for line in lines)
-    for name in INSTALLED:
-        (folder / name).symlink_to(ROOT / name)
-    one_device = re.sub(r"\S*device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": one_device,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "tests"),
-    }
-    process = subprocess.run(
-        ["bash", "-e", "-c", script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
 
 
 def short(lines: list[str], beginnings: tuple[str, ...]) -> list[str]:
@@ -276,6 +203,16 @@ def test_flags_in_documents_exist(document: Path, answers: Answers):
     assert set(re.findall(r"(?<![\w-])--([\w-]*\w)", text)) <= flags
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_extras_in_documents_exist(document: Path):
+    """pip only warns of those that do not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = document.read_text(encoding="utf-8")
+    named = ",".join(re.findall(r"(?:\.|pyramid_jax)\[([a-z,]+)\]", text))
+    extras = project["project"]["optional-dependencies"]
+    assert {*named.split(",")} <= {*extras, ""}
+
+
 def test_commands_in_the_makefile_are_understood(answers: Answers):
     assert recipes()
     assert not "".join(answers[tuple(words(command))].error for command in recipes())
@@ -285,15 +222,8 @@ def test_wrong_commands_are_seen(answers: Answers):
     assert all(answers[command].error for command in WRONG)
 
 
-@pytest.mark.slow  # most of them sample
-def test_short_commands_of_readme_run(tmp_path: Path):
-    lines = short(commands(README), QUICK)
-    assert any("sample" in line for line in lines)
-    run(lines, tmp_path)
-
-
 @pytest.mark.slow
 def test_commands_that_take_a_minute_run(tmp_path: Path):
-    lines = short([*commands(SAMPLE), *commands(OWN_MODELS)], SLOW)
+    lines = short([*commands(SAMPLE), *commands(OWN_MODELS)], SHORT)
     assert any("train" in line for line in lines)
     run(lines, tmp_path)

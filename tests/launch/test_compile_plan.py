@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.compile.__main__ import main
+from launch.compile.chips import compilers
 from launch.compile.dump import allocated
 from launch.compile.machines import machine
 from launch.compile.plan import LINKS, MEMORY, Plan, report
@@ -290,3 +292,24 @@ def test_machines_have_names():
             main([f"--config={other}", "--topology=cpu"])
     with pytest.raises(SystemExit, match="unrecognized arguments: --fast"):
         main(["--config=tiny", "--fast"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--config=tiny", "--topology=v5e:2x2"], ["--chips=v5e"], ["--chips=a100"]],
+)
+def test_a_compiler_that_is_not_installed_is_named(monkeypatch, arguments):
+    def missing(platform: str, **_: str):
+        raise (RuntimeError if platform == "tpu" else NotImplementedError)("not here")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(SystemExit, match=r"\(not here\); run pip install '.*compile]'"):
+        main(arguments)
+
+
+def test_what_a_compiler_refuses_is_its_own_error():
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="no such topology"),
+        compilers(),
+    ):
+        raise jax.errors.JaxRuntimeError("no such topology")

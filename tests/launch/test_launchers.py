@@ -18,7 +18,7 @@ import pytest
 
 from launch import cluster
 from launch.moving_shapes import write_dataset
-from tests.house.test_snippets import blocks
+from tests.house.documents import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))

@@ -17,7 +17,7 @@ from launch.sample import __main__ as sample
 from launch.sample import choices
 from pyramid_jax.pipeline.output import VideoOutput
 from pyramid_jax.pipeline.video import VideoPipeline
-from tests.house.test_snippets import CONVERTED, commands, program, words
+from tests.house.documents import CONVERTED, commands, program, words
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = ROOT / "docs" / "evaluation.md"
