@@ -66,8 +66,8 @@ def steps(cfg: Any, folder: Path, count: int) -> dict[str, list[float]]:
 def data(cfg: Any, folder: Path, count: int) -> dict[str, list[float]]:
     """Rates at which `count` batches, or a few more, are made of files.
 
-    Rows are packed in rounds, so whole rounds count, after the first. No file is kept in
-    memory, as if there were more of them than a run takes.
+    Rows are packed in rounds, so whole rounds count, after the first. No file is kept
+    in memory, as if there were more of them than a run takes.
     """
     with cfg.unlocked():
         cfg.data.cache_mib = 0
