@@ -58,10 +58,12 @@ def workload(cfg: Any, machine: Machine) -> Workload:
         ValueError: that is nothing known, or the rows of its batch can't be divided
             over the mesh.
     """
-    mesh = sharding.device_mesh(**cfg.mesh.to_dict(), devices=list(machine.devices))
     trained = kind(cfg)
-    work = _of_vae(cfg, mesh, machine) if trained == "vae" else None
-    work = work or _of_dit(cfg, mesh, machine, trained)
+    mesh = sharding.device_mesh(**cfg.mesh.to_dict(), devices=list(machine.devices))
+    if trained == "vae":
+        work = _of_vae(cfg, mesh, machine)
+    else:
+        work = _of_dit(cfg, mesh, machine, trained)
     parts, microbatches = sharding.parts("batch", mesh), cfg.step.accumulate
     for rows in {x.shape[0] for x in jax.tree.leaves(work.batch)}:
         if rows % (parts * microbatches):
@@ -96,16 +98,17 @@ def _of_dit(cfg: Any, mesh: Mesh, machine: Machine, trained: str) -> Workload:
     model = models.model_config(cfg.model.to_dict())
     data = data_config(cfg, model)
     model = dataclasses.replace(model, dit=_attending(model, data, machine))
-    task, frozen, passes = dit_task(cfg, model), None, (3, 3)
+    frozen, passes = None, (3, 3)
     if trained == "teacher":
         reflow = reflow_config(cfg)
-        what = Distillation(model, reflow, _negative(model, data))
-        task = student_task(cfg, what)
+        task = student_task(cfg, Distillation(model, reflow, _negative(model, data)))
         passes = (3 + 2 * reflow.steps,) * 2
-    if trained == "lora":
+    elif trained == "lora":
         lora = build(LoRAConfig, cfg.lora.to_dict())
         task, passes = adapter_task(cfg, model, lora), (2, 3)
         frozen = base_shapes(model, lora.base, mesh)
+    else:
+        task = dit_task(cfg, model)
     pairs = row_pairs(model, data)
     length = data.tokens + data.text_tokens
     needed = partial(forward, model, data, pairs, passes)

@@ -42,7 +42,7 @@ def clips_only() -> Any:
     cfg = vae.get_config("smoke")
     cfg.vae.update(spatial=(True,), temporal=(True,))
     for part in ("encoder", "decoder"):
-        cfg.vae.update({f"{part}_widths": (4,), f"{part}_layers": (1,)})
+        cfg.vae.update({f"{part}_widths": (4,), f"{part}_layers": (0,)})
     cfg.discriminator.layers = 1
     cfg.data.update(images=0, height=16, width=16, frames=3, batch=ROWS)
     return cfg
