@@ -102,7 +102,8 @@ def _of_dit(cfg: Any, mesh: Mesh, machine: Machine, trained: str) -> Workload:
     if trained == "teacher":
         reflow = reflow_config(cfg)
         task = student_task(cfg, Distillation(model, reflow, _negative(model, data)))
-        passes = (3 + 2 * reflow.steps,) * 2
+        every = 3 + 2 * reflow.steps  # the teacher walks with and without the caption
+        passes = every, every
     elif trained == "lora":
         lora = build(LoRAConfig, cfg.lora.to_dict())
         task, passes = adapter_task(cfg, model, lora), (2, 3)
