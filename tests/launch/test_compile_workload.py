@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `launch.compile --config` compiles for each kind of config."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from configs import clean_history, lora, student, tiny, vae
 from launch.compile.__main__ import main
-from launch.compile.machines import Machine, machine
+from launch.compile.machines import GIB, Machine, machine
 from launch.compile.plan import Compiled, compiled, plan, report
 from launch.compile.workload import footage_shapes, workload, written
 from launch.kinds import COMMANDS, kind
@@ -22,6 +23,7 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 from pyramid_jax.training.task import Task
 from pyramid_jax.vae.clips import vae_batches
 from pyramid_jax.vae.train import build_networks, vae_data
+from tests.conftest import ROOT
 
 KINDS = {"vae": vae, "teacher": student, "lora": lora, "model": tiny}
 ROWS = 8
@@ -114,6 +116,14 @@ def test_a_student_needs_its_teacher_walk_and_adapters_half_a_backward_pass(
     # The base is there, but is not among what is trained.
     trained = of["lora"].task.init(jax.random.key(0))
     assert count(sharding.unbox(trained)) < 0.5 * count(of["lora"].frozen)
+
+
+@pytest.mark.parametrize("name", ["plan_vae", "plan_vae_long"])
+def test_the_head_of_a_config_says_what_was_predicted(name: str):
+    file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    found, head = json.loads(file.read_text(encoding="utf-8")), vae.__doc__ or ""
+    assert f"{found['memory']['total'] / GIB:.0f} GiB and" in " ".join(head.split())
+    assert f"{found['seconds']['step']:.1f} s" in head
 
 
 def test_the_sections_say_what_is_trained():
