@@ -26,7 +26,8 @@ PYPI := https://pypi.org/pypi/pip/24.0/json
 COMPILE ?= --parts=attention,step,sampling
 # Whose training steps `make compile-configs` compiles, each for the machine it names.
 # Those of 768p also for v6e:16x16, whose chips hold a third of a v5p's.
-CONFIGS ?= tiny pairs mmdit_image mmdit_384p mmdit_768p flux_image flux_384p flux_768p
+CONFIGS ?= tiny pairs mmdit_image mmdit_384p mmdit_768p flux_image flux_384p flux_768p \
+	vae vae:long
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLD_PYTHON := $(PYTHON) is Python {}.{}, 3.11 or newer is needed; try make setup PYTHON=python3.12
@@ -90,7 +91,7 @@ test-compile: $(COMPILERS)/.installed ## compile attention for A100, H200, v5e, 
 compile-configs: $(COMPILERS)/.installed ## compile the step of each config for its machine
 	for name in $(CONFIGS); do \
 		$(COMPILERS)/bin/python -m launch.compile --config=$$name \
-			--json=benchmarks/results/plan_$$name.json || exit 1; \
+			--json=benchmarks/results/plan_$$(echo $$name | tr : _).json || exit 1; \
 	done
 	for name in $(filter %_768p,$(CONFIGS)); do \
 		$(COMPILERS)/bin/python -m launch.compile --config=$$name --topology=v6e:16x16 \

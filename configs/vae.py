@@ -12,10 +12,11 @@ r"""The released VAE, trained from scratch: 17 frames of 256x256, then long clip
 on 32 A100 for about three days, on WebVid-10M and 6.9 million pictures of SAM. Its
 discriminator was never switched on; here it joins half-way. `long` has 33 frames whose
 time is divided over the `context` axis of the mesh (each device then holds 16, and the
-first frame), clips only. Nobody has run the full size; launch.parity proves that losses
-and gradients are the original's. LPIPS needs its weights (`lpips.path`), or
-`objective.perceptual` is 0. `smoke` needs the clips of
-`launch.prepare --embedded --to=data/shapes`.
+first frame), clips only. Nobody has run the full size. On eight A100 (79 GiB each) a
+step is predicted to hold 30 GiB and to take 1.2 s, one of `long` 48 GiB and 2.3 s
+(docs/latents.md). launch.parity proves that losses and gradients are the original's.
+LPIPS needs its weights (`lpips.path`), or `objective.perceptual` is 0. `smoke` needs
+the clips of `launch.prepare --embedded --to=data/shapes`.
 """
 
 from dataclasses import asdict

@@ -27,6 +27,7 @@ from ml_collections.config_flags import get_config_filename
 from launch import start
 from launch.cluster import define_cluster, join_cluster
 from launch.config_flag import define_config
+from launch.kinds import COMMANDS, kind
 from pyramid_jax.train import train
 
 CONFIG = define_config()
@@ -64,14 +65,14 @@ def run(
     """Calls `train` with the config, the work directory and the start of the flags.
 
     Raises:
-        ValueError: the config has no such section, or there is no folder.
+        ValueError: the config is for another command, or there is no folder.
     """
     cfg = CONFIG.value
-    if section not in cfg:
+    if (trained := kind(cfg)) != section:
         name = get_config_filename(values["config"])
         raise ValueError(
-            f"--config={name} has no section {section!r}: "
-            "configs of a VAE are for train-vae, the others for train"
+            f"--config={name} is for pyramid-jax {COMMANDS[trained]}, not for "
+            f"{COMMANDS[section]}"
         )
     if SHOW.value:
         print(entries(cfg))

@@ -27,7 +27,8 @@ from pyramid_jax.objective import Losses
 from pyramid_jax.reflow import ReflowConfig, reflow_loss
 from pyramid_jax.shapes import Array, Rows, Text
 from pyramid_jax.train import Experiment, experiment, run_experiment, start_weights
-from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
+from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.task import Task
 
 
 class Caption(NamedTuple):
@@ -56,27 +57,35 @@ def distill(cfg: Any, workdir: str | Path, teacher: str | Path | None = None) ->
         ValueError: as `train`; or a new run has no teacher.
     """
     described = experiment(cfg)
+    model = described.model
+    reflow = reflow_config(cfg)
+    return run_experiment(
+        cfg,
+        workdir,
+        described,
+        student_task(cfg, Distillation(model, reflow, negative_caption(described))),
+        pretrained=partial(teacher_weights, model, teacher),
+    )
+
+
+def reflow_config(cfg: Any) -> ReflowConfig:
+    """The `teacher` section."""
     section = cfg.teacher.to_dict()
     guidance = build(Guidance, section.pop("guidance"))
-    reflow = build(ReflowConfig, section | {"guidance": guidance})
-    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
-    model = described.model
-    task = Distillation(model, reflow, negative_caption(described))
+    return build(ReflowConfig, section | {"guidance": guidance})
+
+
+def student_task(cfg: Any, what: Distillation) -> Task:
+    """What `distill` trains: a DiT, beside a teacher that stays as it is."""
+    rates, model = build(OptimizerConfig, cfg.optimizer.to_dict()), what.model
     init = partial(_initialise, model)
     weights = jax.eval_shape(init, jax.random.key(0))
     labels = {name: "student" if name == "dit" else "frozen" for name in weights}
     trained = {name: weights[name] if name == "dit" else None for name in weights}
     rules: dict[Any, optax.GradientTransformation]
     rules = {"student": optimizer(rates, trained), "frozen": optax.set_to_zero()}
-    return run_experiment(
-        cfg,
-        workdir,
-        described,
-        init=init,
-        loss=partial(distillation_loss, task),
-        optimizer=optax.multi_transform(rules, labels),
-        pretrained=partial(teacher_weights, model, teacher),
-    )
+    rule = optax.multi_transform(rules, labels)
+    return Task(init, partial(distillation_loss, what), rule, learning_rate(rates))
 
 
 def teacher_weights(model: ModelConfig, teacher: str | Path | None) -> dict[str, Any]:

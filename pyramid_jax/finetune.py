@@ -25,7 +25,8 @@ from pyramid_jax.objective import Losses
 from pyramid_jax.pipeline.adapters import save_adapters
 from pyramid_jax.shapes import Rows
 from pyramid_jax.train import arithmetic, check_start, experiment, train_dit
-from pyramid_jax.training.optimizer import OptimizerConfig, optimizer
+from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+from pyramid_jax.training.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,7 @@ def finetune(cfg: Any, workdir: str | Path, base: str | Path | None = None) -> P
         cfg,
         Path(workdir),
         described,
-        init=partial(initialise_adapters, model, lora),
-        loss=partial(adapter_loss, model, lora),
-        optimizer=optimizer(build(OptimizerConfig, cfg.optimizer.to_dict())),
+        adapter_task(cfg, model, lora),
         frozen=partial(base_weights, model, lora.base, base),
         sampled=partial(with_adapters, lora),
         arithmetic=arithmetic(model, passes=2),
@@ -62,6 +61,17 @@ def finetune(cfg: Any, workdir: str | Path, base: str | Path | None = None) -> P
     if jax.process_index() == 0:
         save_adapters(Path(workdir), model.dit, trained, lora.scale)
     return Path(workdir) / "lora.safetensors"
+
+
+def adapter_task(cfg: Any, model: ModelConfig, lora: LoRAConfig) -> Task:
+    """What `finetune` trains: adapters of a model whose weights stay as they are."""
+    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
+    return Task(
+        partial(initialise_adapters, model, lora),
+        partial(adapter_loss, model, lora),
+        optimizer(rates),
+        learning_rate(rates),
+    )
 
 
 def initialise_adapters(model: ModelConfig, lora: LoRAConfig, key: jax.Array) -> Any:
@@ -86,6 +96,16 @@ def base_weights(
     check_start(model, models.model_config(section), folder)
     shapes = jax.eval_shape(partial(models.initialise, model), jax.random.key(0))
     return files.read_weights(folder, shapes, files.placing(shapes, mesh, dtype))
+
+
+def base_shapes(model: ModelConfig, dtype: str, mesh: Mesh) -> Any:
+    """Shapes and places of `base_weights`."""
+    shapes = jax.eval_shape(partial(models.initialise, model), jax.random.key(0))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, dtype, sharding=where),
+        sharding.unbox(shapes),
+        sharding.shardings(shapes, mesh),
+    )
 
 
 def with_adapters(lora: LoRAConfig, weights: Any) -> Any:

@@ -35,6 +35,7 @@ from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optim
 from pyramid_jax.training.run import best_average, run_training
 from pyramid_jax.training.state import TrainState
 from pyramid_jax.training.step import Loss
+from pyramid_jax.training.task import Task
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae.autoencoder import Autoencoder
 
@@ -67,20 +68,25 @@ def train(cfg: Any, workdir: str | Path, start: str | Path | None = None) -> Pat
             another config.
     """
     described = experiment(cfg)
-    model, rates = described.model, build(OptimizerConfig, cfg.optimizer.to_dict())
-    init = partial(models.initialise, model)
+    model = described.model
     return run_experiment(
         cfg,
         workdir,
         described,
-        init=init,
-        loss=partial(models.training_loss, model),
-        optimizer=optimizer(rates, jax.eval_shape(init, jax.random.key(0))),
+        dit_task(cfg, model),
         pretrained=dict
         if start is None
         else partial(start_weights, model, start, True),
         arithmetic=arithmetic(model),
     )
+
+
+def dit_task(cfg: Any, model: ModelConfig) -> Task:
+    """What `train` trains: a DiT, and its text encoder if that is its own."""
+    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
+    init = partial(models.initialise, model)
+    rule = optimizer(rates, jax.eval_shape(init, jax.random.key(0)))
+    return Task(init, partial(models.training_loss, model), rule, learning_rate(rates))
 
 
 def experiment(cfg: Any) -> Experiment:
@@ -105,14 +111,14 @@ def experiment(cfg: Any) -> Experiment:
 
 
 def run_experiment(
-    cfg: Any, workdir: str | Path, described: Experiment, **functions: Any
+    cfg: Any, workdir: str | Path, described: Experiment, task: Task, **functions: Any
 ) -> Path:
     """Trains by the given functions of `run_training`; returns the model's folder.
 
     Weights that are neither the DiT's nor the text encoder's don't go with the model.
     """
     workdir, (model, _, defaults, _, vae) = Path(workdir), described
-    state = train_dit(cfg, workdir, described, **functions)
+    state = train_dit(cfg, workdir, described, task, **functions)
     averages = {"model": state.ema, "best": best_average(workdir, state)}
     for name, average in averages.items():
         if average is None:
@@ -128,11 +134,12 @@ def train_dit(
     cfg: Any,
     workdir: Path,
     described: Experiment,
+    task: Task,
     *,
     sampled: Callable[[Any], Any] = lambda averages: averages,
     **functions: Any,
 ) -> TrainState:
-    """Trains by the given functions of `run_training`; returns the last state.
+    """Trains by a task and other functions of `run_training`; returns the last state.
 
     Args:
         sampled: the weights of the samples, from the averages of a state.
@@ -150,10 +157,10 @@ def train_dit(
     return run_training(
         cfg,
         workdir,
-        rate=learning_rate(build(OptimizerConfig, cfg.optimizer.to_dict())),
+        task,
         batches=own_batches,
         sample=lambda step, averages: sample(step, sampled(averages)),
-        validate=validator(workdir, data, words, functions["loss"], load),
+        validate=validator(workdir, data, words, task.loss, load),
         **functions,
     )
 

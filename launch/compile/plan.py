@@ -6,7 +6,6 @@ the program that the machine's own compiler makes; seconds are a prediction, who
 assumptions are printed beside it.
 """
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.compile.dump import bytes_of
@@ -27,17 +25,11 @@ from launch.compile.program import (
     collectives,
     dimensions,
 )
-from pyramid_jax import flops, sharding
-from pyramid_jax import model as models
+from launch.compile.workload import Workload, workload
 from pyramid_jax.config import build
-from pyramid_jax.data.examples import DataConfig, segment_clips
-from pyramid_jax.kernels.tiles import TILED, tiles_for
-from pyramid_jax.model import ModelConfig
-from pyramid_jax.shapes import Rows
-from pyramid_jax.train import data_config
-from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
-from pyramid_jax.training.state import TrainState, abstract_state, with_moments
-from pyramid_jax.training.step import StepConfig, train_step
+from pyramid_jax.training.state import TrainState, abstract_state
+from pyramid_jax.training.step import StepConfig
+from pyramid_jax.training.task import task_step
 
 MakeText = Callable[[], tuple[str, Mapping[str, int]]]
 # Matrix products of attention that a kernel makes of every visible pair of tokens.
@@ -62,10 +54,7 @@ class Compiled(NamedTuple):
 
     text: str
     memory: Mapping[str, int]
-    mesh: Mesh
-    like: TrainState
-    model: ModelConfig
-    data: DataConfig
+    work: Workload
 
 
 @dataclass(frozen=True)
@@ -116,46 +105,24 @@ class Plan:
 
 
 def compiled(cfg: Any, machine: Machine, elsewhere: MakeText | None = None) -> Compiled:
-    """The step of a config of the DiT, compiled for a machine.
+    """The training step of a config, compiled for a machine.
 
     Args:
         elsewhere: makes its text and bytes in another process; None: this one does.
 
     Raises:
-        ValueError: the config trains something else, or the rows of its batch can't be
-            divided over the mesh.
+        ValueError: as `workload`.
     """
-    if "model" not in cfg or "teacher" in cfg:
-        raise ValueError(
-            "steps of VAEs and students can't be compiled for other machines yet; give "
-            "the config of a DiT"
-        )
-    mesh = sharding.device_mesh(**cfg.mesh.to_dict(), devices=list(machine.devices))
-    model = models.model_config(cfg.model.to_dict())
-    data = data_config(cfg, model)
-    model = dataclasses.replace(model, dit=_attending(model, data, machine))
-    parts = sharding.parts("batch", mesh)
-    if data.batch % (parts * cfg.step.accumulate):
-        raise ValueError(
-            f"a batch of {data.batch} rows can't be divided over {parts} devices in "
-            f"{cfg.step.accumulate} microbatches; set --config.data.batch"
-        )
-    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
-    init = partial(models.initialise, model)
-    rule = optimizer(rates, jax.eval_shape(init, jax.random.key(0)))
+    work = workload(cfg, machine)
+    like = abstract_state(work.task.init, work.task.optimizer, work.mesh)
     how = build(StepConfig, cfg.step.to_dict())
-    like = with_moments(abstract_state(init, rule, mesh), how.moments)
-    loss = partial(models.training_loss, model)
-    step: Any = train_step(loss, rule, learning_rate(rates), how, like)
-    make = elsewhere or partial(
-        _made, step, like, batch_shapes(model, data, mesh), machine.platform
-    )
-    text, used = make()
-    return Compiled(text, used, mesh, like, model, data)
+    step, state = task_step(work.task, how, like, work.frozen)
+    make = elsewhere or partial(_made, step, state, work.batch, machine.platform)
+    return Compiled(*make(), work)
 
 
 def _made(
-    step: Any, like: TrainState, rows: Rows, platform: str
+    step: Any, like: TrainState, batch: Any, platform: str
 ) -> tuple[str, Mapping[str, int]]:
     """The text of a step and its bytes on a device, from the compiler."""
     mesh = like.step.sharding.mesh
@@ -163,37 +130,9 @@ def _made(
     whole = NamedSharding(mesh, PartitionSpec())
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = step.trace(like, rows, key).lower(lowering_platforms=(platform,))
+        lowered = step.trace(like, batch, key).lower(lowering_platforms=(platform,))
     made = lowered.compile()
     return made.as_text(), bytes_of(made.memory_analysis())
-
-
-def batch_shapes(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Rows:
-    """Shapes and shardings of a batch of packed rows."""
-    b, n, m, s = data.batch, data.tokens, data.text_tokens, data.segments
-    p, own = model.dit.patch_values, model.text is not None
-    real, whole = jnp.float32, jnp.int32
-    shapes = Rows(
-        clean=jax.ShapeDtypeStruct((b, n, p), real),
-        coarser=jax.ShapeDtypeStruct((b, n, p), real),
-        position=jax.ShapeDtypeStruct((b, n, 3), real),
-        segment=jax.ShapeDtypeStruct((b, n), whole),
-        frame=jax.ShapeDtypeStruct((b, n), whole),
-        current=jax.ShapeDtypeStruct((b, n), jnp.bool_),
-        stage=jax.ShapeDtypeStruct((b, s), whole),
-        text=jax.ShapeDtypeStruct((b, m), whole)
-        if own
-        else jax.ShapeDtypeStruct((b, m, model.dit.text_width), real),
-        text_segment=jax.ShapeDtypeStruct((b, m), whole),
-        pooled=jax.ShapeDtypeStruct((b, s, 0 if own else model.dit.pooled_width), real),
-    )
-    places = sharding.batch_shardings(shapes, mesh)
-    placed: Any = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes,
-        places,
-    )
-    return placed
 
 
 def plan(name: str, made: Compiled, machine: Machine) -> Plan:
@@ -203,35 +142,34 @@ def plan(name: str, made: Compiled, machine: Machine) -> Plan:
         ValueError: they contradict each other.
     """
     program, chip = Program.read(made.text), machine.chip
-    pairs = row_pairs(made.model, made.data)
-    length = made.data.tokens + made.data.text_tokens
+    work = made.work
     done: dict[str, float] = defaultdict(float)
     seconds: dict[str, float] = defaultdict(float)
     for inside, one, often in program.running():
-        kind, work, time = cost(program, inside, one, machine, pairs / length)
-        done[kind] += often * work
+        kind, count, time = cost(program, inside, one, machine, work.seen)
+        done[kind] += often * count
         seconds[kind] += often * time
-    exchanges = exchanged(program, made.mesh, machine)
+    exchanges = exchanged(program, work.mesh, machine)
     shown = sum(x["seconds"] for x in exchanges if not x["hidden"])
     hidden = sum(x["seconds"] for x in exchanges if x["hidden"])
     busy = sum(seconds.values())
     seconds["exchanges"] = shown + max(0.0, hidden - busy)
     seconds["step"] = busy + seconds["exchanges"]
-    count = made.mesh.size
+    devices = work.mesh.size
     return Plan(
         config=name,
         machine=machine.name,
-        devices=count,
-        mesh=dict(made.mesh.shape),
-        hops=_hops(made.mesh),
-        rows=made.data.batch,
+        devices=devices,
+        mesh=dict(work.mesh.shape),
+        hops=_hops(work.mesh),
+        rows=work.rows,
         memory=made.memory,
         capacity=chip.memory,
         flops={
             "peak": chip.peak,
             "products": program.flops(),
             "attention": done["attention"],
-            "needed": needed(made) / count,
+            "needed": work.needed() / devices,
         },
         exchanges=exchanges,
         seconds=dict(seconds),
@@ -267,45 +205,6 @@ def report(plan: Plan) -> str:
         *(f"- {each}" for each in ASSUMPTIONS),
     ]
     return "\n".join(lines)
-
-
-def needed(made: Compiled) -> float:
-    """FLOP of a step on full rows: forward, and twice as much backward."""
-    model, data = made.model, made.data
-    cost = flops.row_cost(model, {"dit": made.like.params["dit"]})
-    products = cost.products(data.text_tokens, data.tokens, data.segments)
-    return 3 * data.batch * (products + cost.pair * row_pairs(model, data))
-
-
-def row_pairs(model: ModelConfig, data: DataConfig) -> float:
-    """Pairs of tokens that the mask lets through in a full row, on mean.
-
-    The rows hold what packing draws: all units of all stages, equally many of the
-    first size.
-    """
-    grid = data.latent.grid(data.height, data.width, data.layout.patch, 1)
-    text = data.text_tokens // data.segments
-    tokens = seen = 0
-    every_unit = [None] if data.units is None else range(data.units)
-    for stage in data.pattern:
-        for unit in every_unit:
-            clips = segment_clips(data.latent_frames, stage, unit, data.layout)
-            frames = flops.of_clips(model, grid, clips)
-            tokens += text + sum(frames)
-            visible = flops.segment_pairs(text, frames)
-            seen += visible if model.dit.causal else (text + sum(frames)) ** 2
-    return seen / tokens * (data.tokens + data.text_tokens)
-
-
-def _attending(model: ModelConfig, data: DataConfig, machine: Machine) -> Any:
-    """The network with the attention of the machine, and tiles for it, if any."""
-    backend, dit = machine.backend, model.dit
-    if backend not in TILED:
-        return dataclasses.replace(dit, attention=backend)
-    kind, length = machine.devices[0].device_kind, data.tokens + data.text_tokens
-    tiles = tiles_for(backend, dit.head_dim, dit.dtype, length, kind)
-    plain = tuple(tuple(tile) for tile in tiles)
-    return dataclasses.replace(dit, attention=backend, attention_tiles=plain)
 
 
 def cost(

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from launch.compile.convolutions import convolution_flops
+
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8}
 _ARRAYS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 COLLECTIVES = (*_ARRAYS, "collective-permute")
@@ -250,7 +252,8 @@ def product_flops(one: Operation, inside: dict[str, Operation]) -> float:
             * math.prod(left[int(axis)] for axis in axes)
         )
     if one.kind == "convolution" or 'custom_call_target="__cudnn$conv' in one.rest:
-        return _convolution_flops(one, inside)
+        arrays = [*(inside[x].result for x in one.operands[:2]), one.result]
+        return convolution_flops(one.rest, [dimensions(x) for x in arrays])
     return 0
 
 
@@ -327,35 +330,6 @@ def _close(text: str, letter: str) -> int:
             return at
         depth += (each in "({[") - (each in ")}]")
     return len(text)
-
-
-def _convolution_flops(one: Operation, inside: dict[str, Operation]) -> float:
-    said = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
-    if said is None or len(one.operands) < 2:
-        return 0
-    left, right, out = (
-        dict(zip(labels, dimensions(inside[x].result), strict=True))
-        if x
-        else dict(zip(labels, dimensions(one.result), strict=True))
-        for labels, x in zip(said.groups(), (*one.operands[:2], ""), strict=True)
-    )
-    groups = re.search(r"batch_group_count=(\d+)", one.rest)
-    total = 2 * left["b"] * right["o"] * right["i"] / int(groups[1] if groups else 1)
-    told = "".join(re.findall(r"window=\{([^}]*)\}", one.rest))
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", told))
-    for axis in (label for label in out if label.isdigit()):
-        one_axis = {k: v.split("x")[int(axis)] for k, v in window.items()}
-        total *= _meetings(left[axis], right[axis], out[axis], one_axis)
-    return total
-
-
-def _meetings(cells: int, kernel: int, out: int, window: dict[str, str]) -> int:
-    """In how many places along an axis a kernel's cell meets no padding."""
-    stride, apart = int(window.get("stride", 1)), int(window.get("rhs_dilate", 1))
-    spread, low = int(window.get("lhs_dilate", 1)), window.get("pad", "0").split("_")[0]
-    at = np.arange(out)[:, None] * stride + np.arange(kernel) * apart - int(low)
-    inner = (at >= 0) & (at <= (cells - 1) * spread) & (at % spread == 0)
-    return int(inner.sum())
 
 
 def _read(argument: Operation, body: dict[str, Operation]) -> float:

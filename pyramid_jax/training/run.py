@@ -10,7 +10,6 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from pyramid_jax import sharding
@@ -20,13 +19,13 @@ from pyramid_jax.training.loop import LoopConfig, Sample, train_loop
 from pyramid_jax.training.metrics import JSONL, Arithmetic, Metrics, plot_loss
 from pyramid_jax.training.origin import write_start
 from pyramid_jax.training.state import (
-    Init,
     TrainState,
     abstract_state,
     create_state,
     with_moments,
 )
-from pyramid_jax.training.step import Loss, StepConfig, train_step
+from pyramid_jax.training.step import StepConfig
+from pyramid_jax.training.task import Task, task_step
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +42,8 @@ MAY_CHANGE = (
 def run_training(
     cfg: Any,
     workdir: str | Path,
+    task: Task,
     *,
-    init: Init,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    rate: optax.Schedule,
     batches: Callable[[Mesh], grain.DatasetIterator[Any]],
     sample: Sample,
     validate: Sample | None = None,
@@ -62,7 +58,6 @@ def run_training(
     holds is continued.
 
     Args:
-        rate: the learning rate, for the metrics.
         batches: makes the iterator over the rows that this process's devices need, for
             a mesh (`sharding.own_rows`); it is closed at the end.
         sample: is also called at the end.
@@ -80,10 +75,9 @@ def run_training(
         raise ValueError(f"seed {cfg.seed} must be a whole number of 0 to 2147483647")
     workdir, key = Path(workdir), jax.random.key(cfg.seed)
     mesh = sharding.device_mesh(**cfg.mesh.to_dict())
-    like, fixed = abstract_state(init, optimizer, mesh), frozen(mesh)
+    like, fixed = abstract_state(task.init, task.optimizer, mesh), frozen(mesh)
     how = build(StepConfig, cfg.step.to_dict())
-    placed = with_moments(like, how.moments)._replace(frozen=fixed)
-    step = train_step(loss, optimizer, rate, how, placed)
+    step, _ = task_step(task, how, like, fixed)
     loop = build(LoopConfig, cfg.loop.to_dict())
     if loop.steps < cfg.optimizer.warmup_steps:
         logger.warning(
@@ -98,7 +92,7 @@ def run_training(
         closing(Metrics(workdir, loop.wandb)) as metrics,
     ):
         if store.latest() is None:
-            state = create_state(key, init, optimizer, mesh)
+            state = create_state(key, task.init, task.optimizer, mesh)
             state = with_weights(state, pretrained())
         else:
             logger.info("continuing from step %d", store.latest())

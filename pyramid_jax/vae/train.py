@@ -30,6 +30,7 @@ from pyramid_jax.models.vae import VAEConfig
 from pyramid_jax.training.loop import Sample
 from pyramid_jax.training.optimizer import OptimizerConfig, learning_rate
 from pyramid_jax.training.run import run_training
+from pyramid_jax.training.task import Task
 from pyramid_jax.vae import autoencoder
 from pyramid_jax.vae import networks as vae_networks
 from pyramid_jax.vae.autoencoder import Autoencoder
@@ -59,17 +60,11 @@ def train_vae(cfg: Any, workdir: str | Path, start: str | Path | None = None) ->
             or `workdir` or `start` is of another config.
     """
     workdir, networks = Path(workdir), build_networks(cfg)
-    data = build(VAEDataConfig, cfg.data.to_dict())
-    _check(cfg, networks, data)
-    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
-    judge_rates = build(OptimizerConfig, cfg.discriminator_optimizer.to_dict())
+    data = vae_data(cfg, networks)
     state = run_training(
         cfg,
         workdir,
-        init=partial(vae_networks.initialise_networks, networks),
-        loss=partial(vae_networks.vae_loss, networks),
-        optimizer=vae_networks.optimizers(networks, rates, judge_rates),
-        rate=learning_rate(rates),
+        vae_task(cfg, networks),
         batches=partial(own_clips, data, workdir),
         sample=evaluator(workdir, networks.vae, data),
         pretrained=partial(pretrained_weights, networks, cfg.lpips.path, start),
@@ -97,6 +92,18 @@ def build_networks(cfg: Any) -> VAENetworks:
         build(lpips.LPIPSConfig, lpips_section),
         cfg.image_share,
         cfg.freeze_encoder,
+    )
+
+
+def vae_task(cfg: Any, networks: VAENetworks) -> Task:
+    """What `train_vae` trains: the autoencoder, and the discriminator if it has one."""
+    rates = build(OptimizerConfig, cfg.optimizer.to_dict())
+    judge_rates = build(OptimizerConfig, cfg.discriminator_optimizer.to_dict())
+    return Task(
+        partial(vae_networks.initialise_networks, networks),
+        partial(vae_networks.vae_loss, networks),
+        vae_networks.optimizers(networks, rates, judge_rates),
+        learning_rate(rates),
     )
 
 
@@ -239,12 +246,14 @@ def statistics(
     )
 
 
-def _check(cfg: Any, networks: VAENetworks, data: VAEDataConfig) -> None:
-    """What the sections must agree on.
+def vae_data(cfg: Any, networks: VAENetworks) -> VAEDataConfig:
+    """The `data` section, which fits the networks.
 
     Raises:
-        ValueError: the clips don't fit the VAE, or the discriminator never starts.
+        ValueError: an entry is wrong, the clips don't fit the VAE, or the discriminator
+            never starts.
     """
+    data = build(VAEDataConfig, cfg.data.to_dict())
     networks.vae.latents.frames(data.frames)
     networks.vae.latents.grid(data.height, data.width)
     start, steps = networks.objective.discriminator_start, cfg.optimizer.steps
@@ -254,3 +263,4 @@ def _check(cfg: Any, networks: VAENetworks, data: VAEDataConfig) -> None:
             f"step {steps}, so it would never train; lower discriminator_start, or "
             "use no discriminator"
         )
+    return data

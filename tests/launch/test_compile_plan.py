@@ -216,6 +216,23 @@ def test_products_are_counted_without_padding(name, expected):
     assert product_flops(inside[name], inside) == expected
 
 
+GRADIENTS = """ENTRY %main (x: bf16[2,9,8,32]) -> bf16[2,4,4,64] {
+  %x = bf16[2,9,8,32]{3,2,1,0} parameter(0)
+  %w = bf16[64,3,3,32]{3,2,1,0} parameter(1)
+  %dy = bf16[2,5,4,64]{3,2,1,0} parameter(2)
+  %dx = (bf16[2,9,8,32]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %w), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
+  %dw = (bf16[64,3,3,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  ROOT %y = (bf16[2,5,4,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+}"""  # noqa: E501
+
+
+@pytest.mark.parametrize("name", ["y", "dx", "dw"])
+def test_gradients_of_a_convolution_take_what_it_takes(name):
+    """Of 9 rows 5 are reached, in 13 of 15 places; of 8 columns 4, in 11 of 12."""
+    inside = Program.read(GRADIENTS).computations["main"]
+    assert product_flops(inside[name], inside) == 2 * 2 * 64 * 32 * 13 * 11
+
+
 def plan(**changes) -> Plan:
     numbers = {
         "config": "mine",
@@ -287,9 +304,6 @@ def test_machines_have_names():
         machine("h900x2")
     with pytest.raises(SystemExit, match="no machine 'h900x2'"):
         main(["--config=tiny", "--topology=h900x2"])
-    for other in ("vae", "student"):
-        with pytest.raises(SystemExit, match="VAEs and students can't be compiled"):
-            main([f"--config={other}", "--topology=cpu"])
     with pytest.raises(SystemExit, match="unrecognized arguments: --fast"):
         main(["--config=tiny", "--fast"])
 

@@ -66,7 +66,7 @@ MISTAKES = {
     ("--config=tinny", "--workdir=runs/a"): "there is no config 'tinny'",
     ("--config=tiny:fast", "--workdir=runs/a"): "unknown mode 'fast'",
     ("--config=tiny:smoke",): "--workdir is missing",
-    ("--config=pairs_vae", "--workdir=runs/a"): "of a VAE are for train-vae",
+    ("--config=pairs_vae", "--workdir=runs/a"): "is for pyramid-jax train-vae",
     ("--config=tiny", "--wrkdir=runs/a"): "Unknown command line flag 'wrkdir'",
     ("--config=tiny", "runs/a"): "unknown arguments ['runs/a']",
 }
