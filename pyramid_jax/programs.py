@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 LIMIT = 2**30  # bytes of a folder
 DIGEST = 16  # bytes of a checksum
+FORMAT = "2"  # of the files that hold programs; those of another one are left alone
 # What compilers are told of all kept programs, by kind of device. Without Triton's
 # products, cuBLASLt adds the bias and computes GELU before it writes a product; and
 # between blocks that are not in a loop, too, tokens are bfloat16.
@@ -249,7 +250,7 @@ class KeptFunction:
         return None if any(word in text for word in NAMELESS) else text
 
     def _name(self, *texts: str) -> str:
-        digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        digest = hashlib.sha256("\n".join([FORMAT, *texts]).encode()).hexdigest()
         return f"{self._function.__name__}-{digest}"
 
 
