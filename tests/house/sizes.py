@@ -15,7 +15,7 @@ from tests.house.sources import (
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 60, 6
 # Code lines of the package: no docstrings, comments or blank lines (9,501 before the
 # house was put in order). What needs more raises it in its commit.
-BUDGET = 12_508
+BUDGET = 12_529
 
 
 @each_file
