@@ -210,7 +210,7 @@ def _attending(model: ModelConfig, data: DataConfig, machine: Machine) -> Any:
     backend, dit = machine.backend, model.dit
     if backend not in TILED:
         return dataclasses.replace(dit, attention=backend)
-    kind, length = machine.devices[0].device_kind, data.tokens + data.text_tokens
-    tiles = tiles_for(backend, dit.head_dim, dit.dtype, length, kind)
+    device, length = machine.devices[0].device_kind, data.tokens + data.text_tokens
+    tiles = tiles_for(backend, dit.head_dim, dit.dtype, length, device)
     plain = tuple(tuple(tile) for tile in tiles)
     return dataclasses.replace(dit, attention=backend, attention_tiles=plain)
