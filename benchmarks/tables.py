@@ -256,7 +256,8 @@ def _clean_history() -> str:
         "as it ships": "pairs_t2v.json",
         "with the switch alone": "clean_history_untuned.json",
         "tuned to it": "clean_history.json",
-        "and for 3,000 steps more": "clean_history_long.json",
+        "3,000 steps more, on the same clips": "clean_history_long.json",
+        "or 700 steps more, on 4,800 new ones": "clean_history_new.json",
     }
     found = {title: _result(name) for title, name in names.items()}
     rows = {title: each["rows"]["model"] for title, each in found.items()}

@@ -86,7 +86,7 @@ class HistoryNoise(NamedTuple):
         Below the share, the draw says that the frame is given; what is left of it, that
         is again uniform, decides how much noise the segment has.
         """
-        share, u = self.first_frame_share, per_token(uniform, rows)
+        share, u = jnp.float32(self.first_frame_share), per_token(uniform, rows)
         given = u < share
         level = (u - jnp.where(given, 0, share)) / jnp.where(given, share, 1 - share)
         clean = given & (rows.frame == 0)[..., None]

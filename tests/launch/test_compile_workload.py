@@ -55,6 +55,7 @@ def step_of_vae(clips_only: Any, cpu: Machine) -> Compiled:
     return compiled(clips_only, cpu)
 
 
+@pytest.mark.slow  # compiles both networks and their gradients
 def test_the_step_of_a_vae_holds_both_networks(step_of_vae: Compiled):
     """Weights, their average, and two moments of each."""
     weights = step_of_vae.work.task.init(jax.random.key(0))
