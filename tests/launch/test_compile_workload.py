@@ -2,6 +2,7 @@
 """What `launch.compile --config` compiles for each kind of config."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from launch.compile.__main__ import main
 from launch.compile.machines import GIB, Machine, machine
 from launch.compile.plan import Compiled, compiled, plan, report
 from launch.compile.workload import footage_shapes, workload, written
+from launch.config_flag import ConfigParser, names
 from launch.kinds import COMMANDS, kind
 from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
@@ -125,6 +127,18 @@ def test_the_head_of_a_config_says_what_was_predicted(name: str):
     found, head = json.loads(file.read_text(encoding="utf-8")), vae.__doc__ or ""
     assert f"{found['memory']['total'] / GIB:.0f} GiB and" in " ".join(head.split())
     assert f"{found['seconds']['step']:.1f} s" in head
+
+
+def test_every_config_is_compiled_for_its_machine():
+    """By `make compile-configs`, whose results are what docs/sharding.md shows."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (listed,) = re.findall(r"^CONFIGS \?= (.*)$", makefile, re.MULTILINE)
+    assert {*names()} <= {*listed.split()}
+    for name in listed.split():
+        file = f"plan_{name.replace(':', '_')}.json"
+        found = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
+        assert found["config"] == name
+        assert found["machine"] == ConfigParser("config").parse(name).machine
 
 
 def test_the_sections_say_what_is_trained():
