@@ -26,7 +26,7 @@ PYPI := https://pypi.org/pypi/pip/24.0/json
 COMPILE ?= --parts=attention,step,sampling
 # Whose training steps `make compile-configs` compiles, each for the machine it names.
 # Those of 768p also for v6e:16x16, whose chips hold a third of a v5p's.
-CONFIGS ?= tiny pairs pairs_vae ablations clean_history lora student mmdit_image mmdit_384p \
+CONFIGS ?= tiny pairs pairs_vae ablations clean_history lora lora:mmdit_384p student mmdit_image mmdit_384p \
 	mmdit_768p flux_image flux_384p flux_768p vae vae:long
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed

@@ -191,20 +191,16 @@ def _warm() -> str:
 
 def _lora() -> str:
     """What the training of adapters takes on a device."""
-    found = _result("lora_memory.json")
-    state, rank = found["state_bytes"], found["adapters"]["rank"]
-    trained = sum(state[part] for part in ("params", "ema", "optimizer"))
-    tokens = f"{found['tokens_of_a_row']:,} tokens"
-    rows = [
-        [f"frozen weights, {state['frozen'] / 2e9:.2f} B in bfloat16", state["frozen"]],
-        [f"adapters of rank {rank}, their average and moments, in float32", trained],
-        [
-            f"everything temporary, with `remat`, {found['config']} ({tokens})",
-            found["step_bytes"]["temporary"],
-        ],
-        ["**in all: predicted**", 1e9 * found["predicted_gb"]],
-    ]
-    return table(("", "GB"), ([title, f"{size / 1e9:.2f}"] for title, size in rows))
+    found = _result("plan_lora_mmdit_384p.json")["memory"]
+    rows = {
+        "frozen weights, adapters, their average and moments, and a row": "arguments",
+        "everything temporary, with `remat`": "temporary",
+        "**in all: predicted**": "total",
+    }
+    return table(
+        ("", "GB"),
+        ([title, f"{found[part] / 1e9:.2f}"] for title, part in rows.items()),
+    )
 
 
 def _newcomer() -> str:
@@ -258,6 +254,7 @@ def _clean_history() -> str:
         "tuned to it": "clean_history.json",
         "3,000 steps more, on the same clips": "clean_history_long.json",
         "or 700 steps more, on 4,800 new ones": "clean_history_new.json",
+        "the last one, later frames guided by 3": "clean_history_guided.json",
     }
     found = {title: _result(name) for title, name in names.items()}
     rows = {title: each["rows"]["model"] for title, each in found.items()}

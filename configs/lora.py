@@ -13,21 +13,14 @@ released models are predicted to fit a GPU of 24 GB (docs/lora.md). Nobody has
 fine-tuned a released model with it.
 """
 
-import importlib
 from typing import Any
+
+from configs import base
 
 
 def get_config(model: str = "tiny") -> Any:
     """The config of a model's adapters; `smoke` is a minute on a laptop."""
-    mode = "smoke" if model == "smoke" else "full"
-    name = "tiny" if model == "smoke" else model
-    try:
-        cfg = importlib.import_module(f"configs.{name}").get_config(mode)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"there is no config {model!r} of a model; use the name of one in "
-            "configs/, or 'smoke'"
-        ) from error
+    cfg, mode = base.named(model)
     small = cfg.model.dit.width < 512
     with cfg.unlocked():
         # pyramid_jax.lora.LoRAConfig
@@ -52,4 +45,5 @@ def get_config(model: str = "tiny") -> Any:
         cfg.step.ema_decay = 0.98
     if not small:
         cfg.data.batch = 1
+        cfg.machine = "a100x1"
     return cfg

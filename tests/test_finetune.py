@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lora_memory import abstract, abstract_rows, state_bytes
 from configs import lora
+from launch.compile.machines import machine
+from launch.compile.workload import Workload, workload
 from launch.moving_shapes import write_dataset
 from pyramid_jax import sharding
 from pyramid_jax.checkpoint.adapters import read_adapters
 from pyramid_jax.convert.convert import merge_model, save_changes
-from pyramid_jax.finetune import adapter_loss, base_weights, finetune
+from pyramid_jax.finetune import base_weights, finetune
+from pyramid_jax.model import model_config
 from pyramid_jax.pipeline import folder, video
 from pyramid_jax.pipeline.folder import TINY
-from pyramid_jax.training.state import TrainState
+from pyramid_jax.training.state import TrainState, abstract_state
 from tests.test_configs import CONFIGS
 
 
@@ -49,36 +50,44 @@ def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+def abstract(cfg: Any) -> tuple[Workload, TrainState]:
+    """What trains adapters on a device, and the shapes of a run's state."""
+    one = dataclasses.replace(machine("cpu"), devices=(jax.devices()[0],))
+    work = workload(cfg, one)
+    like = abstract_state(work.task.init, work.task.optimizer, work.mesh)
+    return work, like._replace(frozen=work.frozen)
+
+
+def state_bytes(state: TrainState) -> dict[str, int]:
+    return {
+        name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))
+        for name, part in state._asdict().items()
+    }
+
+
 def test_only_adapters_have_an_average_and_moments():
-    mesh = sharding.device_mesh(devices=jax.devices()[:1])
-    model, _, state, _ = abstract(lora.get_config("smoke"), mesh)
+    _, state = abstract(lora.get_config("smoke"))
     size, count = state_bytes(state), 4 * 2  # the optimizer's counters
     assert 0 < 5 * size["params"] < size["frozen"]
     assert size["ema"] == size["params"]
     assert size["optimizer"] == 2 * size["params"] + count
     assert set(state.averages()) == {"dit", "text", "lora"}
-    assert model.text is not None
 
 
 @pytest.mark.slow
 def test_the_released_models_leave_room_on_a_gpu_of_24_gb():
-    mesh = sharding.device_mesh(devices=jax.devices()[:1])
     for name in ("mmdit_384p", "flux_384p"):
-        size = state_bytes(abstract(lora.get_config(name), mesh)[2])
+        size = state_bytes(abstract(lora.get_config(name))[1])
         assert size["frozen"] < 4.1e9 and sum(size.values()) < 4.5e9
 
 
 @pytest.mark.slow
 def test_the_gradient_is_that_of_adapters_alone(manifest: Path):
-    cfg = config(manifest)
-    mesh = sharding.device_mesh(devices=jax.devices()[:1])
-    model, setting, state, _ = abstract(cfg, mesh)
-    loss = partial(adapter_loss, model, setting)
-    rows = abstract_rows(cfg, model, 1, mesh)
-    ids = jax.ShapeDtypeStruct(rows.text_segment.shape, jnp.int32)
+    work, state = abstract(config(manifest))
+    loss = work.task.loss
     shape = jax.eval_shape(
         jax.grad(lambda p, *x: loss(state.frozen | p, *x)[0]),
-        *(state.params, rows._replace(text=ids), jax.random.key(0)),
+        *(state.params, work.batch, jax.random.key(0), state.step),
     )
     assert jax.tree.structure(shape) == jax.tree.structure(state.params)
 
@@ -145,9 +154,7 @@ def test_a_continued_run_reads_its_base_again(run: Path, manifest: Path):
 
 @pytest.mark.slow
 def test_a_base_of_another_config_is_refused(manifest: Path):
-    _, _, state, _ = abstract(lora.get_config("smoke"), sharding.device_mesh())
-    assert isinstance(state, TrainState)
-    model = abstract(lora.get_config("smoke"), sharding.device_mesh())[0]
+    model = model_config(lora.get_config("smoke").model.to_dict())
     with pytest.raises(ValueError, match="is of another config than this run's"):
         base_weights(model, "float32", TINY, sharding.device_mesh())
 
