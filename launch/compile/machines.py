@@ -76,12 +76,14 @@ def machine(name: str) -> Machine:
     """The machine of a name; its devices hold no arrays and run nothing.
 
     Raises:
-        ValueError: the name is none, or its compiler is not installed.
+        ValueError: the name is none, there is no such slice, or its compiler is not
+            installed.
     """
     if name == "cpu":
         return Machine(name, SHEETS["cpu"], "cpu", tuple(jax.devices("cpu")))
     if found := re.fullmatch(r"(?:(\d+)\*)?(v5e|v5p|v6e):(\d+(?:x\d+)+)", name):
         slices = {"num_slices": int(found[1])} if found[1] else {}
+        _check_sides(found[2], found[3])
         with compilers():
             shape = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{found[2]}:{found[3]}", **slices
@@ -96,6 +98,21 @@ def machine(name: str) -> Machine:
         f"no machine {name!r}; name a TPU slice (v5e:2x4, v5p:4x4x4, v6e:16x16, "
         "2*v5p:4x4x4), GPUs of a host (a100x8, h200x8), or cpu"
     )
+
+
+def _check_sides(chip: str, topology: str) -> None:
+    """perf: the compiler takes more than a minute to refuse a slice that there isn't.
+
+    Raises:
+        ValueError: no slice of these chips has such sides.
+    """
+    sides, axes = [int(side) for side in topology.split("x")], SHEETS[chip].axes
+    known = (side in {1, 2} or (side > 0 and side % 4 == 0) for side in sides)
+    if len(sides) != axes or not all(known):
+        raise ValueError(
+            f"no slice of {chip} is {topology}; give {axes} sides, each of 1, 2, or a "
+            f"multiple of 4, such as {'x'.join(['4'] * axes)}"
+        )
 
 
 def hops(grid: np.ndarray) -> list[float]:

@@ -308,6 +308,15 @@ def test_machines_have_names():
         main(["--config=tiny", "--fast"])
 
 
+@pytest.mark.parametrize("topology", ["v5p:3x7x5", "v5p:16x16", "v6e:4x4x4", "v5e:0x4"])
+def test_a_slice_that_there_is_not_is_refused_before_its_compiler_is_asked(
+    monkeypatch, topology: str
+):
+    monkeypatch.setattr(topologies, "get_topology_desc", None)
+    with pytest.raises(ValueError, match=r"no slice of v.. is .*; give [23] sides"):
+        machine(topology)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--config=tiny", "--topology=v5e:2x2"], ["--chips=v5e"], ["--chips=a100"]],
