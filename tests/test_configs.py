@@ -78,7 +78,7 @@ def test_every_segment_fits_a_row_of_the_full_config(name: str):
 
 
 # Their smoke versions are about those of other configs.
-ALIKE = {"flux_768p", "flux_image", "mmdit_768p", "mmdit_image"}
+ALIKE = {"ablations", "flux_768p", "flux_image", "mmdit_768p", "mmdit_image"}
 STEPPED = [
     pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
     for name in CONFIGS

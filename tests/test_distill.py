@@ -47,7 +47,8 @@ def teacher(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model with random weights, head and modulations included."""
     cfg, path = config(manifest), tmp_path_factory.mktemp("teacher")
     model = model_config(cfg.model.to_dict())
-    weights = sharding.unbox(initialise(model, jax.random.key(0)))
+    init = jax.jit(partial(initialise, model))
+    weights = sharding.unbox(init(jax.random.key(0)))
     random = np.random.default_rng(0)
     weights = jax.tree.map(
         lambda x: np.float32(x + 0.05 * random.normal(size=x.shape)), weights

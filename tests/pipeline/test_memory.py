@@ -2,7 +2,7 @@
 """The memory plan: what it counts and estimates, and what it says of too much work."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -47,17 +47,6 @@ OPTIONS = sample_config(SECTIONS.sample.to_dict())
 VAE = VAEConfig(latent=CFG.latent.channels, groups=8)
 TWO = Pieces(frames=2 * CFG.latent.temporal)
 WORK = Work((16, 16, 16, CFG.latent.channels), 1, OPTIONS, TWO)
-
-
-def shapes(fresh: Any) -> Any:
-    """The weights that a function of a key would make, without making them."""
-    return jax.eval_shape(fresh, jax.random.key(0))
-
-
-BOXED = shapes(partial(initialise, CFG))
-CODER = sharding.unbox(shapes(partial(vae.initialise_vae, VAE)))
-AUTOENCODER = Autoencoder(VAE, CFG.latent, CODER)
-NETWORKS = ModelParts(CFG, sharding.unbox(BOXED), AUTOENCODER)
 RELEASED = VAEConfig(dtype="bfloat16")
 SMALL_VAE = VAEConfig(
     latent=4,
@@ -83,6 +72,27 @@ SMALL = DiTConfig(
 )
 
 
+def shapes(fresh: Any) -> Any:
+    """The weights that a function of a key would make, without making them."""
+    return jax.eval_shape(fresh, jax.random.key(0))
+
+
+@cache
+def boxed() -> Any:
+    return shapes(partial(initialise, CFG))
+
+
+@cache
+def coder() -> Any:
+    return sharding.unbox(shapes(partial(vae.initialise_vae, VAE)))
+
+
+@cache
+def networks() -> ModelParts:
+    autoencoder = Autoencoder(VAE, CFG.latent, coder())
+    return ModelParts(CFG, sharding.unbox(boxed()), autoencoder)
+
+
 def size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -97,45 +107,47 @@ def placed(tree: Any, kind: str) -> Any:
 
 def phase(name: str, **changes: Any) -> memory.Phase:
     """A phase of WORK with other attributes."""
-    plan = memory.memory_plan(NETWORKS, WORK._replace(**changes))
+    plan = memory.memory_plan(networks(), WORK._replace(**changes))
     (found,) = (p for p in plan.phases if p.name == name)
     return found
 
 
 def test_weights_of_a_phase_and_those_that_wait_are_all_there_are():
-    everything = size((NETWORKS.params, CODER))
-    for found in memory.memory_plan(NETWORKS, WORK).phases:
+    everything = size((networks().params, coder()))
+    for found in memory.memory_plan(networks(), WORK).phases:
         assert found.weights + found.waiting == everything
-    assert phase(SAMPLING).weights == size(NETWORKS.params["dit"])
-    assert phase(DECODING).weights == size(CODER["decoder"])
-    assert phase(TEXT).weights == size(NETWORKS.params["text"])
+    assert phase(SAMPLING).weights == size(networks().params["dit"])
+    assert phase(DECODING).weights == size(coder()["decoder"])
+    assert phase(TEXT).weights == size(networks().params["text"])
 
 
 def test_text_encoders_read_instead_of_the_models_own():
     cfg = T5Config(vocabulary=100, width=64, heads=2, head_dim=8, mlp_width=32)
     reader = Network(cfg, sharding.unbox(abstract_encoder(cfg)))
-    plan = memory.memory_plan(NETWORKS._replace(encoders=(reader,)), WORK)
+    plan = memory.memory_plan(networks()._replace(encoders=(reader,)), WORK)
     assert plan.phases[0].name == TEXT
     assert plan.phases[0].weights == size(reader.params)
 
 
 def test_parked_weights_take_nothing_but_in_their_phase():
-    kinds = {kind: placed(NETWORKS.params, kind) for kind in ("device", sharding.HOST)}
+    kinds = {
+        kind: placed(networks().params, kind) for kind in ("device", sharding.HOST)
+    }
     here, there = (
-        memory.memory_plan(NETWORKS._replace(params=params), WORK)
+        memory.memory_plan(networks()._replace(params=params), WORK)
         for params in kinds.values()
     )
     for before, after in zip(here.phases, there.phases, strict=True):
         assert after.weights == before.weights
-    assert there.phases[-1].waiting == size(CODER["encoder"])
+    assert there.phases[-1].waiting == size(coder()["encoder"])
 
 
 def test_devices_that_divide_weights_hold_their_parts():
     mesh = sharding.device_mesh(data=1, fsdp=4, devices=jax.devices()[:4])
-    where = sharding.shardings(BOXED, mesh)
+    where = sharding.shardings(boxed(), mesh)
     params = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-        NETWORKS.params,
+        networks().params,
         where,
     )
     parts = [
@@ -144,15 +156,15 @@ def test_devices_that_divide_weights_hold_their_parts():
             jax.tree.leaves(params["dit"]), jax.tree.leaves(where["dit"]), strict=True
         )
     ]
-    plan = memory.memory_plan(NETWORKS._replace(params=params), WORK, mesh)
+    plan = memory.memory_plan(networks()._replace(params=params), WORK, mesh)
     sampling = next(p for p in plan.phases if p.name == SAMPLING)
     assert sampling.weights == sum(parts) < size(params["dit"]) / 2
 
 
 def test_devices_divide_the_videos_of_a_batch():
     mesh = sharding.device_mesh(data=4, devices=jax.devices()[:4])
-    one = memory.memory_plan(NETWORKS, WORK)
-    four = memory.memory_plan(NETWORKS, WORK._replace(videos=4), mesh)
+    one = memory.memory_plan(networks(), WORK)
+    four = memory.memory_plan(networks(), WORK._replace(videos=4), mesh)
     for alone, shared in zip(one.phases[1:], four.phases[1:], strict=True):
         assert shared.state == alone.state and shared.working == alone.working
 
@@ -197,25 +209,25 @@ def test_a_stream_has_the_transformer_and_the_decoder_at_once():
 
 def test_a_given_image_adds_the_encoder():
     found = phase(memory.IMAGE, image=True)
-    assert found.weights == size(CODER["encoder"])
+    assert found.weights == size(coder()["encoder"])
     side = 16 * CFG.latent.spatial
     assert found.working == memory.encoder_working(VAE, 1, side, side)
 
 
 def test_latents_alone_need_no_decoder():
-    plan = memory.memory_plan(NETWORKS, WORK._replace(pieces=None))
+    plan = memory.memory_plan(networks(), WORK._replace(pieces=None))
     assert [p.name for p in plan.phases] == [TEXT, SAMPLING]
 
 
 def test_work_that_fits_or_whose_devices_are_unknown_is_not_refused():
-    plan = memory.memory_plan(NETWORKS, WORK)
+    plan = memory.memory_plan(networks(), WORK)
     plan.check(None)
     plan.check(plan.largest.total)
     assert memory.device_memory() is None  # CPUs don't say
 
 
 def test_work_that_does_not_fit_says_what_to_change():
-    plan = memory.memory_plan(NETWORKS, WORK._replace(videos=3))
+    plan = memory.memory_plan(networks(), WORK._replace(videos=3))
     with pytest.raises(ValueError) as refused:
         plan.check(0.5 * GIB)
     said = str(refused.value)
@@ -240,11 +252,13 @@ def test_pieces_are_the_largest_that_fit():
     work = WORK._replace(shape=(16, 64, 64, CFG.latent.channels))
 
     def chosen(most: float | None) -> Pieces:
-        return memory.decoding_pieces(NETWORKS, work, None, most)
+        return memory.decoding_pieces(networks(), work, None, most)
 
     def needed(pieces: Pieces) -> int:
         return (
-            memory.memory_plan(NETWORKS, work._replace(pieces=pieces)).phases[-1].total
+            memory.memory_plan(networks(), work._replace(pieces=pieces))
+            .phases[-1]
+            .total
         )
 
     two, one = Pieces(2 * temporal), Pieces(temporal)
@@ -257,7 +271,7 @@ def test_pieces_are_the_largest_that_fit():
 
 
 def test_a_plan_is_a_table():
-    text = str(memory.memory_plan(NETWORKS, WORK))
+    text = str(memory.memory_plan(networks(), WORK))
     head, *rows = text.splitlines()
     assert head.split() == [
         *("GiB", "of", "a", "device"),

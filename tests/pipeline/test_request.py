@@ -23,19 +23,23 @@ SIZE: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 1}
 
 
 @pytest.fixture(scope="module")
-def model() -> VideoPipeline:
+def embedded() -> VideoPipeline:
+    return load(TINY)
+
+
+@pytest.fixture(scope="module")
+def model(embedded: VideoPipeline) -> VideoPipeline:
     """The embedded model with as few steps as there can be."""
-    pipeline = load(TINY)
-    two = (2,) * len(pipeline.cfg.stages)
-    options = replace(pipeline.defaults, first_steps=two, video_steps=two)
-    return replace(pipeline, defaults=options)
+    two = (2,) * len(embedded.cfg.stages)
+    options = replace(embedded.defaults, first_steps=two, video_steps=two)
+    return replace(embedded, defaults=options)
 
 
-def test_what_is_not_given_is_what_the_model_was_made_for():
-    request = load(TINY).request("a ring")
+def test_what_is_not_given_is_what_the_model_was_made_for(embedded: VideoPipeline):
+    request = embedded.request("a ring")
     assert request.size == Size(32, 32, 8)
-    assert request.options == load(TINY).defaults
-    assert load(TINY).request("a ring", seconds=0.5).size.frames == 4
+    assert request.options == embedded.defaults
+    assert embedded.request("a ring", seconds=0.5).size.frames == 4
 
 
 def test_steps_and_guidance_change_the_options_and_nothing_else(model: VideoPipeline):
@@ -111,9 +115,9 @@ def test_frames_come_as_bytes_floats_or_pictures(model: VideoPipeline):
         model(PROMPTS[0], **size, output="latent")
 
 
-def test_a_model_is_described_in_a_line(model: VideoPipeline):
-    assert len(repr(model)) < 200
-    assert "tiny: 2.0 M float32 weights, 32x32 up to 8 frames" in repr(load(TINY))
+def test_a_model_is_described_in_a_line(embedded: VideoPipeline):
+    assert len(repr(embedded)) < 200
+    assert "tiny: 2.0 M float32 weights, 32x32 up to 8 frames" in repr(embedded)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +129,11 @@ def test_a_model_is_described_in_a_line(model: VideoPipeline):
         ({"num_inference_steps": (1, 2)}, "one entry for each of the 3 stages"),
     ],
 )
-def test_choices_that_make_no_sense_are_refused(choices: dict, message: str):
+def test_choices_that_make_no_sense_are_refused(
+    embedded: VideoPipeline, choices: dict, message: str
+):
     with pytest.raises(ValueError, match=message):
-        load(TINY).request("a ring", **choices)
+        embedded.request("a ring", **choices)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31, 2**63, 1.5, True, "1", None])

@@ -15,7 +15,7 @@ from pyramid_jax.pipeline.memory import SAMPLING
 from pyramid_jax.pipeline.prompts import LIMIT
 from pyramid_jax.shapes import Text
 from pyramid_jax.units import Unit
-from tests.pipeline.test_memory import CFG, NETWORKS, OPTIONS, WORK, phase, size
+from tests.pipeline.test_memory import CFG, OPTIONS, WORK, networks, phase, size
 
 
 def test_what_stages_remember_is_counted_as_it_is_made():
@@ -45,7 +45,7 @@ def test_devices_divide_what_stages_remember_by_heads():
 
 def test_stages_whose_keys_and_values_do_not_fit_are_left_out(monkeypatch):
     """First the finest; a short video has nothing to reuse at some stages."""
-    chosen = partial(memory.reusing_stages, NETWORKS, WORK, None)
+    chosen = partial(memory.reusing_stages, networks(), WORK, None)
     every = tuple(range(len(CFG.stages)))
     assert chosen(math.inf) == every
     total = phase(SAMPLING, reuse=every[:-1]).total
@@ -54,7 +54,7 @@ def test_stages_whose_keys_and_values_do_not_fit_are_left_out(monkeypatch):
     monkeypatch.setattr(memory, "host_memory", lambda: 2 * total)
     assert chosen(None) == every[:-1]  # on a CPU
     without = WORK._replace(options=replace(OPTIONS, reuse=False))
-    assert memory.reusing_stages(NETWORKS, without, None, math.inf) == ()
+    assert memory.reusing_stages(networks(), without, None, math.inf) == ()
     short = WORK._replace(shape=(3, *WORK.shape[1:]))
     assert [memory.remembered(CFG, short, k) > 0 for k in (0, 1)] == [True, False]
 
@@ -62,8 +62,8 @@ def test_stages_whose_keys_and_values_do_not_fit_are_left_out(monkeypatch):
 def test_a_sequence_has_no_later_steps():
     """All its frames are the first unit, whose steps are few here."""
     layout = replace(CFG.layout, history="none")
-    alone = NETWORKS._replace(cfg=replace(CFG, layout=layout))
-    plans = (memory.memory_plan(parts, WORK) for parts in (NETWORKS, alone))
+    alone = networks()._replace(cfg=replace(CFG, layout=layout))
+    plans = (memory.memory_plan(parts, WORK) for parts in (networks(), alone))
     of_steps = [p.state for plan in plans for p in plan.phases if p.name == SAMPLING]
     later = sum(OPTIONS.video_steps) * WORK.rows * memory.modulation(CFG.dit)
     assert of_steps[0] - of_steps[1] == later

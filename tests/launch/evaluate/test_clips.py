@@ -10,11 +10,17 @@ import pytest
 
 from launch.evaluate import __main__, clips, metrics
 from launch.pairs.dataset import pair
+from launch.pairs.scene import Settings
 from pyramid_jax.data.video_io import write_video
 
 pytest.importorskip("cv2")
-FILMS = [pair(i, 6, "held out", kind="video").pixels[:6, :, :64] for i in range(12)]
-PIXELS, OTHERS = FILMS[:6], FILMS[6:]
+
+
+@pytest.fixture(scope="module")
+def films() -> list[np.ndarray]:
+    settings = Settings(frames=6)
+    drawn = (pair(i, 6, "held out", settings, "video") for i in range(12))
+    return [each.pixels[:, :, :64] for each in drawn]
 
 
 def blurred(clip: np.ndarray) -> np.ndarray:
@@ -30,19 +36,19 @@ def written(folder: Path, pixels: list[np.ndarray]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("clips") / "real", PIXELS)
+def real(films: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("clips") / "real", films[:6])
 
 
 @pytest.fixture(scope="module")
-def soft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def soft(films: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips") / "soft"
-    return written(folder, [blurred(clip) for clip in PIXELS])
+    return written(folder, [blurred(clip) for clip in films[:6]])
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("clips") / "others", OTHERS)
+def others(films: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("clips") / "others", films[6:])
 
 
 def test_a_folder_becomes_a_table_and_json(given, real: Path, tmp_path: Path, capsys):
@@ -124,19 +130,21 @@ def test_folders_without_clips_are_refused(tmp_path: Path):
         clips.clip_files(tmp_path / "missing")
 
 
-def test_broken_and_short_clips_are_named(tmp_path: Path):
+def test_broken_and_short_clips_are_named(films: list[np.ndarray], tmp_path: Path):
     path = tmp_path / "broken.mp4"
     path.write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"broken\.mp4 cannot be decoded"):
         clips.measured(tmp_path)
     path.unlink()
-    written(tmp_path, [PIXELS[0][:2]])
+    written(tmp_path, [films[0][:2]])
     with pytest.raises(ValueError, match=r"0\.mp4: 2 frames .*; leave it out"):
         clips.measured(tmp_path)
 
 
-def test_pairs_must_exist_and_have_one_size(given, real: Path, tmp_path: Path):
-    other = written(tmp_path / "other", [PIXELS[0][:4]])
+def test_pairs_must_exist_and_have_one_size(
+    given, films: list[np.ndarray], real: Path, tmp_path: Path
+):
+    other = written(tmp_path / "other", [films[0][:4]])
     with pytest.raises(ValueError, match=r"has frames, height and width .*4, 64, 64"):
         clips.paired_quality(other, real)
     (other / "0.mp4").rename(other / "x.mp4")

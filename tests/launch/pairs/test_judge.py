@@ -5,25 +5,33 @@ import numpy as np
 import pytest
 
 from launch.evaluate.distances import frechet
-from launch.pairs.dataset import pair
+from launch.pairs.dataset import Pair, pair
 from launch.pairs.judge import Verdict, clip_features, judge_pair
 from launch.pairs.scene import Actor, Settings
 from launch.pairs.train_judge import examples
 
 RED, BLUE = Actor("red", "circle", "sideways"), Actor("blue", "seven", "up and down")
-CLIPS = [pair(i, 5, "held out", kind="video") for i in range(40)]
-PIXELS = [clip.pixels for clip in CLIPS]
 
 
-def test_almost_every_held_out_clip_is_understood():
-    rows = [judge_pair(clip.pixels).right(clip.actors) for clip in CLIPS]
+@pytest.fixture(scope="module")
+def clips() -> list[Pair]:
+    return [pair(i, 5, "held out", kind="video") for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def features(clips: list[Pair]) -> np.ndarray:
+    return clip_features([clip.pixels for clip in clips])
+
+
+def test_almost_every_held_out_clip_is_understood(clips: list[Pair]):
+    rows = [judge_pair(clip.pixels).right(clip.actors) for clip in clips]
     assert np.mean([row["colours"] for row in rows]) >= 0.95
     assert np.mean([row["kinds"] for row in rows]) >= 0.9
     assert np.mean([row["motions"] for row in rows]) >= 0.95
 
 
-def test_images_have_no_motion_and_long_clips_keep_theirs():
-    image = judge_pair(PIXELS[0][:1])
+def test_images_have_no_motion_and_long_clips_keep_theirs(clips: list[Pair]):
+    image = judge_pair(clips[0].pixels[:1])
     assert all(actor.motion == "" for actor in image.actors)
     long = pair(0, 5, "held out", Settings(frames=49), "video")
     assert judge_pair(long.pixels).right(long.actors)["motions"]
@@ -47,9 +55,11 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("noisy", "shuffl
 
 
 @pytest.mark.parametrize("damage", ["still", *SLOW])
-def test_damage_is_farther_from_real_clips_than_other_real_clips(damage: str):
+def test_damage_is_farther_from_real_clips_than_other_real_clips(
+    clips: list[Pair], features: np.ndarray, damage: str
+):
     rng = np.random.default_rng(0)
-    first, second = PIXELS[:20], PIXELS[20:]
+    second = [clip.pixels for clip in clips[20:]]
     worse = {
         "still": [np.repeat(clip[:1], len(clip), axis=0) for clip in second],
         "noisy": [
@@ -58,8 +68,8 @@ def test_damage_is_farther_from_real_clips_than_other_real_clips(damage: str):
         ],
         "shuffled": [rng.permutation(clip) for clip in second],
     }[damage]
-    real, floor, bad = map(clip_features, (first, second, worse))
-    assert frechet(real, bad) > 1.1 * frechet(real, floor)
+    real, floor = features[:20], features[20:]
+    assert frechet(real, clip_features(worse)) > 1.1 * frechet(real, floor)
 
 
 def test_examples_name_the_places_of_their_objects():
