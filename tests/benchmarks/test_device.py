@@ -100,6 +100,8 @@ def test_every_step_runs_and_is_told(tmp_path: Path):
         "pallas_tpu",
         "pallas_triton",
     }
+    errors = chosen(records, "error")
+    assert len(errors) == 2 and all(record["right"] for record in errors)
     for preset in ("768p_5s", "384p_5s"):
         units = [r["units"] for r in chosen(records, "units", preset=preset)]
         assert units == ["later", "first"]
